@@ -1,0 +1,28 @@
+"""Non-local attention modules for image super-resolution behind one interface."""
+
+from importlib import import_module as _import_module
+from pkgutil import iter_modules as _iter_modules
+
+from .base import Attention, AttentionError, Cost
+from .registry import (
+    check_options,
+    create_attention,
+    find_attention,
+    list_attentions,
+    register_attention,
+)
+
+# Every file of this package registers its module on import: adding one is adding a file.
+for _info in _iter_modules(__path__):
+    _import_module(f"{__name__}.{_info.name}")
+
+__all__ = [
+    "Attention",
+    "AttentionError",
+    "Cost",
+    "check_options",
+    "create_attention",
+    "find_attention",
+    "list_attentions",
+    "register_attention",
+]

@@ -1,0 +1,202 @@
+"""The common interface of every attention module."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+
+class AttentionError(ValueError):
+    """A bad attention name, option or input; the message is one line that names the fix."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Closed-form multiply-accumulates (MACs) of one forward pass over one image.
+
+    Attributes:
+        projections: convolutions that make query, key and value.
+        core: the attention operation in the convention of the ENLCA paper's Table 4
+            (softmax, exp, sorting and residual not counted). It may be half-integer:
+            ENLA's normaliser is N·m additions, half a MAC each.
+        executed: matrix-product MACs the attention operation really executes in this
+            implementation (padding, hash buckets and normaliser as they are); equal to
+            what ``torch.utils.flop_counter.FlopCounterMode`` counts on the meta device.
+    """
+
+    projections: int
+    core: float
+    executed: int
+
+    @property
+    def module(self) -> int:
+        """Executed MACs of the whole module as inserted: projections + attention."""
+        return self.projections + self.executed
+
+
+class Attention(nn.Module):
+    """Base of all modules: ``y = x + res_scale · attend(project(x))``.
+
+    A subclass sets the class attributes, builds its projections in ``__init__`` (first
+    parameter ``channels``, every further one keyword-only with a default: these are its
+    options, on the command line too) and implements :meth:`project`, :meth:`attend`,
+    :meth:`cost` and, if it has weights over positions, :meth:`correlation`.
+
+    Shapes: queries and keys ``[B, c, H, W]``, values and output ``[B, c_out, H, W]``,
+    in any memory format, with ``N = H·W`` positions in row-major order.
+    """
+
+    #: Name in the registry, on the command line and in records.
+    name: ClassVar[str] = ""
+    #: Row label in tables, formatted with the module's options, e.g. ``"ENLCA-m{m}"``.
+    label_format: ClassVar[str] = ""
+    #: The paper and equation that the module implements.
+    source: ClassVar[str] = ""
+    #: Growth with N as the method's authors state it, e.g. ``"O(N)"``.
+    complexity: ClassVar[str] = ""
+
+    def __init__(self, channels: int, *, res_scale: float = 0.1) -> None:
+        super().__init__()
+        require_at_least("channels", channels, 1)
+        self.channels = channels
+        self.res_scale = res_scale
+        #: Whether a training forward leaves an auxiliary loss (the trainer switches it).
+        self.auxiliary_enabled = True
+        self._auxiliary: Tensor | None = None
+
+    # -- what a subclass implements -----------------------------------------------------
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Learned transformations, Eq. 2: ``[B, C, H, W]`` to (q, k, v)."""
+        raise NotImplementedError
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """The attention operation itself ("core"): (q, k, v) to ``[B, c_out, H, W]``."""
+        raise NotImplementedError
+
+    def cost(self, height: int, width: int) -> Cost:
+        """Closed-form MACs of one forward pass over one ``height x width`` feature map."""
+        raise NotImplementedError
+
+    def attention_weights(self, q: Tensor, k: Tensor, row: int, col: int) -> Tensor:
+        """Weights ``[B, H, W]`` with which position (row, col) sums the values."""
+        raise AttentionError(f"{self.name} has no weights over positions")
+
+    def contrast(self, q: Tensor, k: Tensor) -> Tensor | None:
+        """Auxiliary loss (scalar) of a training forward, or None."""
+        return None
+
+    def redraw(self) -> None:
+        """Draw random projections anew from torch's global generator (no-op if none)."""
+
+    # -- what every module shares -------------------------------------------------------
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[B, C, H, W]`` to ``[B, C, H, W]``, any H, W >= 1.
+
+        Raises:
+            AttentionError: x is not 4-dimensional or has not ``channels`` channels.
+        """
+        self._check_input(x)
+        self._auxiliary = None
+        q, k, v = self.project(x)
+        y = self.attend(q, k, v)
+        if self.training and self.auxiliary_enabled:
+            self._auxiliary = self.contrast(q, k)
+        return self.residual(x, y)
+
+    def residual(self, x: Tensor, y: Tensor) -> Tensor:
+        """``x + res_scale · y``."""
+        return torch.add(x, y, alpha=self.res_scale)
+
+    def auxiliary_loss(self) -> Tensor:
+        """The loss that the last forward left in training mode; a zero scalar otherwise."""
+        if self._auxiliary is not None:
+            return self._auxiliary
+        return torch.zeros((), device=next(self.parameters(), torch.empty(0)).device)
+
+    @torch.no_grad()
+    def correlation(self, x: Tensor, position: tuple[int, int]) -> Tensor:
+        """Weights ``[H, W]`` of the query at ``position = (row, col)`` over all positions.
+
+        Args:
+            x: one feature map ``[1, C, H, W]``.
+            position: row and column of the query.
+
+        Raises:
+            AttentionError: more than one image, or a position outside the map.
+        """
+        self._check_input(x)
+        row, col = position
+        if x.shape[0] != 1:
+            raise AttentionError(f"correlation takes one image, got a batch of {x.shape[0]}")
+        if not (0 <= row < x.shape[2] and 0 <= col < x.shape[3]):
+            raise AttentionError(
+                f"position ({row}, {col}) lies outside the {x.shape[2]}x{x.shape[3]} feature map"
+            )
+        q, k, _ = self.project(x)
+        return self.attention_weights(q, k, row, col)[0]
+
+    @classmethod
+    def options(cls) -> dict[str, inspect.Parameter]:
+        """The module's options: keyword-only parameters of ``__init__``, in order."""
+        parameters = inspect.signature(cls.__init__).parameters.values()
+        return {p.name: p for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
+
+    @classmethod
+    def label(cls, **options: Any) -> str:
+        """Row label of a variant; options left out take their defaults."""
+        values = {name: p.default for name, p in cls.options().items()} | options
+        return (cls.label_format or cls.name or cls.__name__).format(**values)
+
+    def _check_input(self, x: Tensor) -> None:
+        if x.dim() != 4 or x.shape[1] != self.channels or min(x.shape[2:]) < 1:
+            raise AttentionError(
+                f"{self.name or type(self).__name__} takes [B, {self.channels}, H, W] "
+                f"with H, W >= 1, got {list(x.shape)}"
+            )
+
+
+def require_at_least(option: str, value: float, least: float) -> None:
+    """Raise AttentionError unless ``value >= least`` (an int is wanted where least is one)."""
+    if isinstance(least, int) and (isinstance(value, bool) or not isinstance(value, int)):
+        raise AttentionError(f"{option} must be an integer >= {least}, got {value!r}")
+    if not value >= least:
+        raise AttentionError(f"{option} must be at least {least}, got {value!r}")
+
+
+def embedding_channels(channels: int, reduction: int) -> int:
+    """``channels / reduction``, at least 1; AttentionError unless it divides."""
+    require_at_least("reduction", reduction, 1)
+    if channels % reduction:
+        raise AttentionError(f"reduction {reduction} does not divide the {channels} channels")
+    return channels // reduction
+
+
+def check_qkv(q: Tensor, k: Tensor, v: Tensor) -> None:
+    """Raise AttentionError unless q, k are ``[B, c, H, W]`` and v is ``[B, c_out, H, W]``."""
+    shapes = [list(t.shape) for t in (q, k, v)]
+    if (
+        q.dim() != 4
+        or k.shape != q.shape
+        or v.dim() != 4
+        or v.shape[0] != q.shape[0]
+        or v.shape[2:] != q.shape[2:]
+    ):
+        raise AttentionError(
+            f"q, k, v must be [B, c, H, W], [B, c, H, W], [B, c_out, H, W], got {shapes}"
+        )
+
+
+def to_rows(x: Tensor) -> Tensor:
+    """``[B, C, H, W]`` to ``[B, N, C]``: a view, contiguous if x is channels-last."""
+    return x.flatten(2).transpose(1, 2)
+
+
+def to_map(rows: Tensor, like: Tensor) -> Tensor:
+    """``[B, N, C]`` back to ``[B, C, H, W]``, H and W as in ``like``: a view."""
+    return rows.transpose(1, 2).unflatten(2, like.shape[2:])

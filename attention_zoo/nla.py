@@ -1,0 +1,115 @@
+"""Non-Local Attention: every position attends to every position, O(N²) time in O(N) memory."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from .base import (
+    Attention,
+    Cost,
+    check_qkv,
+    embedding_channels,
+    to_map,
+    to_rows,
+)
+from .registry import register_attention
+from .softmax import softmax_attention, softmax_macs
+
+
+def non_local_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Eq. 1 of the ENLCA paper: ``y_i = sum_j exp(q_i·k_j) v_j / sum_j exp(q_i·k_j)``.
+
+    Args:
+        q: queries ``[B, c, H, W]``.
+        k: keys ``[B, c, H, W]``.
+        v: values ``[B, c_out, H, W]``.
+
+    Returns:
+        ``[B, c_out, H, W]``. Scores are not scaled by 1/sqrt(c).
+
+    Raises:
+        AttentionError: the shapes do not fit together.
+    """
+    check_qkv(q, k, v)
+    return to_map(softmax_attention(to_rows(q), to_rows(k), to_rows(v)), like=v)
+
+
+@register_attention("nla")
+class NonLocalAttention(Attention):
+    """Non-Local Attention with 1x1 embeddings, Eq. 1–2 of the ENLCA paper.
+
+    Args:
+        channels: channels C of input and output.
+        reduction: query and key have C / reduction channels.
+        res_scale: weight of the attention in ``y = x + res_scale · attention``.
+        released: the form in the released NLSN code: PReLU after each projection, and the scale
+            on the input, ``y = attention + res_scale · x``.
+    """
+
+    label_format: ClassVar[str] = "NLA"
+    source: ClassVar[str] = "Non-local Neural Networks, Wang et al., CVPR 2018; ENLCA, Eq. 1–2"
+    complexity: ClassVar[str] = "O(N²)"
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        reduction: int = 4,
+        res_scale: float = 0.1,
+        released: bool = False,
+    ) -> None:
+        super().__init__(channels, res_scale=res_scale)
+        self.embedding = embedding_channels(channels, reduction)
+        self.released = released
+        self.query = _projection(channels, self.embedding, released)
+        self.key = _projection(channels, self.embedding, released)
+        self.value = _projection(channels, channels, released)
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """``[B, C, H, W]`` to q, k ``[B, C/reduction, H, W]`` and v ``[B, C, H, W]``."""
+        return self.query(x), self.key(x), self.value(x)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """:func:`non_local_attention`."""
+        return non_local_attention(q, k, v)
+
+    def residual(self, x: Tensor, y: Tensor) -> Tensor:
+        """``x + res_scale · y``, or the released ``y + res_scale · x``."""
+        first, second = (y, x) if self.released else (x, y)
+        return torch.add(first, second, alpha=self.res_scale)
+
+    def attention_weights(self, q: Tensor, k: Tensor, row: int, col: int) -> Tensor:
+        """Softmax weights ``[B, H, W]`` of the query at (row, col)."""
+        return softmax_weights(q, k, row, col)
+
+    def cost(self, height: int, width: int) -> Cost:
+        """Core N² (c + c_out) MACs; projections N C (2c + C)."""
+        n, c = height * width, self.embedding
+        return Cost(
+            projections=n * self.channels * (2 * c + self.channels),
+            core=n**2 * (c + self.channels),
+            executed=softmax_macs(n, n, c, self.channels),
+        )
+
+
+def softmax_weights(q: Tensor, k: Tensor, row: int, col: int) -> Tensor:
+    """Exact softmax weights of one query over all positions.
+
+    Args:
+        q: queries ``[B, c, H, W]``.
+        k: keys ``[B, c, H, W]``.
+        row, col: position of the query.
+
+    Returns:
+        ``[B, H, W]``; each map sums to 1.
+    """
+    scores = torch.einsum("bc,bchw->bhw", q[:, :, row, col], k)
+    return scores.flatten(1).softmax(1).view_as(scores)
+
+
+def _projection(channels: int, out_channels: int, activation: bool) -> nn.Module:
+    conv = nn.Conv2d(channels, out_channels, 1)
+    return nn.Sequential(conv, nn.PReLU()) if activation else conv

@@ -1,0 +1,109 @@
+"""Find and build attention modules by name."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Callable
+from importlib.metadata import entry_points
+from typing import Any, TypeVar
+
+from .base import Attention, AttentionError
+
+_registry: dict[str, type[Attention]] = {}
+ENTRY_POINT_GROUP = "attention_zoo"
+
+T = TypeVar("T", bound=type[Attention])
+
+
+def register_attention(name: str) -> Callable[[T], T]:
+    """Class decorator that makes a module known under ``name``.
+
+    Raises:
+        AttentionError: the name is taken by another class.
+    """
+
+    def register(cls: T) -> T:
+        known = _registry.get(name)
+        if known is not None and known.__qualname__ != cls.__qualname__:
+            raise AttentionError(
+                f"attention {name!r} is registered already, by {known.__qualname__}"
+            )
+        cls.name = name
+        _registry[name] = cls
+        return cls
+
+    return register
+
+
+def list_attentions() -> list[str]:
+    """Names of all modules: this package's, and those of installed entry points."""
+    return sorted({*_registry, *(e.name for e in entry_points(group=ENTRY_POINT_GROUP))})
+
+
+def find_attention(name: str) -> type[Attention]:
+    """Class of a registered name, an entry point, or ``package.module:Class``.
+
+    Raises:
+        AttentionError: nothing of that name, or not an Attention.
+    """
+    if name in _registry:
+        return _registry[name]
+    if ":" in name:
+        return _import(name)
+    for entry in entry_points(group=ENTRY_POINT_GROUP, name=name):
+        return _check_class(name, entry.load())
+    near = difflib.get_close_matches(name, list_attentions(), n=1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    raise AttentionError(
+        f"unknown attention {name!r}: choose from {', '.join(list_attentions())}, "
+        f"or name your own as package.module:Class{hint}"
+    )
+
+
+def create_attention(name: str, channels: int, **options: Any) -> Attention:
+    """Build a module.
+
+    Args:
+        name: a name of :func:`list_attentions`, or ``package.module:Class``.
+        channels: channels C of input and output.
+        **options: the module's own, see :meth:`Attention.options`.
+
+    Raises:
+        AttentionError: unknown name, an option the module does not have, or a bad value.
+    """
+    cls = find_attention(name)
+    check_options(name, options)
+    return cls(channels, **options)
+
+
+def check_options(name: str, options: dict[str, Any]) -> None:
+    """Raise AttentionError if an option is not one of the module's."""
+    valid = find_attention(name).options()
+    for option in options:
+        if option not in valid:
+            takes = ", ".join(valid) if valid else "no options"
+            raise AttentionError(f"{name} has no option {option!r}: it takes {takes}")
+
+
+def _import(path: str) -> type[Attention]:
+    module_name, _, class_name = path.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except (ImportError, ValueError, TypeError) as error:  # the latter two: no module's name
+        raise AttentionError(
+            f"cannot import {module_name!r} for attention {path!r}: {error}"
+        ) from error
+    try:
+        cls = getattr(module, class_name)
+    except AttributeError:
+        raise AttentionError(f"module {module_name!r} has no class {class_name!r}") from None
+    return _check_class(path, cls)
+
+
+def _check_class(name: str, cls: Any) -> type[Attention]:
+    if not (isinstance(cls, type) and issubclass(cls, Attention)):
+        raise AttentionError(f"{name} is not a subclass of attention_zoo.Attention")
+    if not cls.name:
+        cls.name = name
+    return cls

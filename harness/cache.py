@@ -1,0 +1,262 @@
+"""Training images, decoded once into a compact cache, and patches cut from them.
+
+A cache is two files: ``<key>.bin`` holds the HR and LR pixels of all images one after the
+other, ``<key>.json`` their names, sizes and SHA-256 digests. The key depends on the files'
+names, sizes and modification times, so a changed file leads to a new cache.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar
+
+import numpy as np
+import pooch
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+from .bicubic import crop_to_multiple, downscale
+from .errors import UserError
+from .files import write_atomic, write_json
+from .images import ImageSet, read_image
+
+#: Change it when the content of a cache changes for the same files.
+CACHE_VERSION = 1
+
+Pixels = NDArray[np.uint8]
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class TrainingCache:
+    """Training images in memory-mapped uint8, in a fixed order.
+
+    Attributes:
+        scale: HR size over LR size.
+        names: ``<set>/<file name>`` of every image.
+        hr: HR images ``[H, W, 3]``, cropped to multiples of the scale (read-only views).
+        lr: LR images ``[H/scale, W/scale, 3]`` (read-only views).
+        sha256: fingerprint of names and pixels, the same wherever the files lie.
+    """
+
+    scale: int
+    names: list[str]
+    hr: list[Pixels]
+    lr: list[Pixels]
+    sha256: str
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+def cache_folder() -> Path:
+    """``SR_CACHE``, or the platform's folder for caches."""
+    return Path(os.environ.get("SR_CACHE") or pooch.os_cache("attention-zoo"))
+
+
+def training_cache(sets: Sequence[ImageSet], scale: int) -> TrainingCache:
+    """Open the cache of these sets, building it first where need be.
+
+    Raises:
+        UserError: there is no image, one cannot be used, or the cache cannot be written.
+    """
+    files = [(f"{s.name}/{path.name}", path) for s in sets for path in s.paths]
+    if not files:
+        raise UserError("there are no training images: choose training sets that hold some")
+    key = _key(files, scale)
+    index_path, payload_path = (cache_folder() / f"{key}.{ext}" for ext in ("json", "bin"))
+    if index_path.exists():
+        cache = _open(index_path, payload_path, scale)
+        if cache is not None:
+            return cache
+        print(
+            f"warning: the image cache {index_path.name} is damaged; building it again",
+            file=sys.stderr,
+        )
+    entries: list[dict[str, Any]] = []
+    write_atomic(payload_path, lambda file: entries.extend(_write_payload(file, files, scale)))
+    write_json(index_path, {"version": CACHE_VERSION, "scale": scale, "images": entries})
+    cache = _open(index_path, payload_path, scale)
+    if cache is None:
+        raise UserError(
+            f"the image cache {payload_path} does not read back as written: "
+            "check the disk, or choose another folder with SR_CACHE"
+        )
+    return cache
+
+
+def check_patch(cache: TrainingCache, patch: int) -> None:
+    """Check that every image holds a patch of ``patch`` x ``patch`` LR pixels.
+
+    Raises:
+        UserError: an image is smaller.
+    """
+    for name, hr, lr in zip(cache.names, cache.hr, cache.lr, strict=True):
+        if min(lr.shape[:2]) < patch:
+            side = patch * cache.scale
+            raise UserError(
+                f"training image {name} is {hr.shape[1]}x{hr.shape[0]}, smaller than a patch of "
+                f"{side}x{side} (LR {patch}x{patch}): take it out or choose a smaller patch"
+            )
+
+
+def sample_batch(
+    cache: TrainingCache, *, seed: int, step: int, batch: int, patch: int, scale: int
+) -> tuple[Pixels, Pixels]:
+    """Cut the training patches of one step: a pure function of its arguments.
+
+    Images, positions and the eight orientations (flips and quarter turns) are uniform.
+
+    Args:
+        seed, step: integers >= 0; they key the random generator.
+        patch: side of an LR patch; see :func:`check_patch`.
+        scale: that of the cache.
+
+    Returns:
+        LR ``[batch, patch, patch, 3]`` and HR ``[batch, patch·scale, patch·scale, 3]``, uint8.
+    """
+    if scale != cache.scale:
+        raise ValueError(f"the cache holds images of scale {cache.scale}, not {scale}")
+    key = np.array([seed, step], dtype=np.uint64)
+    rng = np.random.Generator(np.random.Philox(key=key))
+    images = rng.integers(len(cache), size=batch)
+    room = np.array([cache.lr[i].shape[:2] for i in images]) - patch + 1
+    corners = rng.integers(room)
+    orientations = rng.integers(8, size=batch)
+    lr = np.empty((batch, patch, patch, 3), dtype=np.uint8)
+    hr = np.empty((batch, patch * scale, patch * scale, 3), dtype=np.uint8)
+    for n, (i, (top, left), o) in enumerate(zip(images, corners, orientations, strict=True)):
+        _copy_oriented(cache.lr[i], top, left, o, lr[n])
+        _copy_oriented(cache.hr[i], top * scale, left * scale, o, hr[n])
+    return lr, hr
+
+
+class _RateColumn(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text("" if speed is None else f"{speed:.1f}/s")
+
+
+def progress_bar() -> Progress:
+    """A bar with count, rate, time spent and time left, on the error stream."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        _RateColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+    )
+
+
+def map_threads(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+    """Like ``map``, in order, on one thread per core, few items ahead of the consumer."""
+    workers = usable_cores()
+    with ThreadPoolExecutor(workers) as pool:
+        pending: deque[Future[R]] = deque()
+        try:
+            for item in items:
+                pending.append(pool.submit(function, item))
+                if len(pending) > 2 * workers:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            for future in pending:
+                future.cancel()
+
+
+def usable_cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _copy_oriented(image: Pixels, top: int, left: int, orientation: int, out: Pixels) -> None:
+    """Copy a square in one of its eight orientations: bits for two flips, a transposition."""
+    side = len(out)
+    patch = image[top : top + side, left : left + side]
+    if orientation & 1:
+        patch = patch[:, ::-1]
+    if orientation & 2:
+        patch = patch[::-1]
+    if orientation & 4:
+        patch = patch.swapaxes(0, 1)
+    for channel in range(3):  # five times as fast as copying pixels of three channels
+        out[..., channel] = patch[..., channel]
+
+
+def _key(files: Sequence[tuple[str, Path]], scale: int) -> str:
+    try:
+        stats = [(name, path.stat()) for name, path in files]
+    except OSError as error:
+        raise UserError(f"cannot read {error.filename}: {error.strerror}") from error
+    content = [CACHE_VERSION, scale, [(name, s.st_size, s.st_mtime_ns) for name, s in stats]]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32]
+
+
+def _write_payload(
+    file: BinaryIO, files: Sequence[tuple[str, Path]], scale: int
+) -> list[dict[str, Any]]:
+    def prepare(item: tuple[str, Path]) -> tuple[str, bytes, tuple[int, ...], str]:
+        name, path = item
+        hr = crop_to_multiple(read_image(path), scale)
+        if 0 in hr.shape:
+            raise UserError(f"training image {name} is smaller than {scale}x{scale}: take it out")
+        pixels = hr.tobytes() + downscale(hr, scale).tobytes()
+        return name, pixels, hr.shape[:2], hashlib.sha256(pixels).hexdigest()
+
+    entries = []
+    with progress_bar() as progress:
+        task = progress.add_task("Decoding training images", total=len(files))
+        for name, pixels, (height, width), sha256 in map_threads(prepare, files):
+            file.write(pixels)
+            entries.append({"name": name, "height": height, "width": width, "sha256": sha256})
+            progress.advance(task)
+    return entries
+
+
+def _open(index_path: Path, payload_path: Path, scale: int) -> TrainingCache | None:
+    """Map a cache and check every digest; None if anything is amiss."""
+    try:
+        entries = json.loads(index_path.read_text(encoding="utf-8"))["images"]
+        shapes = [(int(e["height"]), int(e["width"])) for e in entries]
+        names = [str(e["name"]) for e in entries]
+        digests = [str(e["sha256"]) for e in entries]
+        sizes = [3 * (h * w + (h // scale) * (w // scale)) for h, w in shapes]
+        if payload_path.stat().st_size != sum(sizes):
+            return None
+        buffer = np.asarray(np.memmap(payload_path, dtype=np.uint8, mode="r"))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    parts = np.split(buffer, np.cumsum(sizes)[:-1])
+    if list(map_threads(lambda part: hashlib.sha256(part.data).hexdigest(), parts)) != digests:
+        return None
+    hr, lr = [], []
+    for part, (height, width) in zip(parts, shapes, strict=True):
+        hr.append(part[: 3 * height * width].reshape(height, width, 3))
+        lr.append(part[3 * height * width :].reshape(height // scale, width // scale, 3))
+    content = json.dumps([scale, list(zip(names, shapes, digests, strict=True))])
+    return TrainingCache(scale, names, hr, lr, hashlib.sha256(content.encode()).hexdigest())

@@ -1,0 +1,189 @@
+"""What the tables share: cells for readers, columns for programs, notes on where both come from.
+
+A value that was not measured is None here: an empty cell.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from .records import canonical_json
+from .settings import PAPER_SET, Setting, describe_code, describe_machine, origin_note, plural
+from .statistics import Summary
+
+PAPER_PSNR = f"{PAPER_SET} ×4 (paper)"
+PAPER_NOTE = (
+    "Columns marked paper are published figures, not measured here: PSNR on Urban100 ×4, EDSR "
+    "with 32 blocks × 256 channels trained on DIV2K for 1000 epochs."
+)
+
+
+def setting_text(setting: Setting) -> str:
+    """Preset, scale, protocol, steps, data, device and seeds of a setting with runs."""
+    config = setting.config
+    data = config["data"]
+    seeds = sorted({len(runs) for runs in setting.runs_of.values()})
+    count = plural(seeds[0], "seed") if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]} seeds"
+    return (
+        f"preset {config['preset']} ({config['blocks']} blocks × {config['channels']} channels), "
+        f"×{config['scale']}, protocol {config['protocol']}, {config['steps']} steps, trained on "
+        f"{' + '.join(data['train'])} ({plural(data['train_images'], 'image')} of {data['name']}), "
+        f"device {config['device']}, {config.get('precision', 'float32')}, {count}"
+    )
+
+
+def _setting_columns(setting: Setting) -> dict[str, Any]:
+    if not setting.runs:
+        return {}
+    config = setting.config
+    return {
+        "setting": setting.label,
+        "preset": config["preset"],
+        "protocol": config["protocol"],
+        "scale": config["scale"],
+        "steps": config["steps"],
+        "blocks": config["blocks"],
+        "network_channels": config["channels"],
+        "data": config["data"]["name"],
+        "train_sets": "+".join(config["data"]["train"]),
+        "device": config["device"],
+        "precision": config.get("precision"),
+        "machine": "; ".join(sorted({describe_machine(r) for r in setting.runs})),
+        "code": ", ".join(sorted({describe_code(r) for r in setting.runs})),
+    }
+
+
+def setting_notes(setting: Setting, summaries: Sequence[Summary | None]) -> list[str]:
+    """Notes of a table that shows qualities and their differences to the baseline."""
+    if not setting.runs:
+        return [PAPER_NOTE, "No variant was trained: measured PSNR and SSIM are empty."]
+    notes = [PAPER_NOTE, f"Measured: {setting_text(setting)}."]
+    notes.append(origin_note(setting.runs, "Runs"))
+    shown = [s for s in summaries if s and s.low is not None]
+    if not setting.baseline:
+        notes.append("No baseline (none) was trained in this setting: differences are empty.")
+    elif shown:
+        notes.append(_interval_note(shown))
+    if any(s and s.seeds > 1 for s in summaries):
+        notes.append("± is the standard deviation over seeds.")
+    repeats = len(setting.runs) - sum(len(runs) for runs in setting.runs_of.values())
+    if repeats:
+        notes.append(f"Left out: {plural(repeats, 'older repeat')} of a run with the same seed.")
+    return notes
+
+
+def _interval_note(summaries: Sequence[Summary]) -> str:
+    images = f"images ({'/'.join(str(n) for n in sorted({s.images for s in summaries}))})"
+    several = {s.paired_seeds > 1 for s in summaries}
+    if several == {True}:
+        over = f"{images} and seeds"
+    elif several == {False}:
+        over = f"{images}; with one seed they leave out the noise of training"
+    else:
+        over = f"{images} and seeds; in rows with one seed over images only, which leaves out "
+        over += "the noise of training"
+    return (
+        "Differences are to the baseline over the same images and seeds; 95 % intervals: "
+        f"paired bootstrap over {over}."
+    )
+
+
+def fixed(value: float | None, digits: int, sign: str = "") -> str:
+    """A number with so many decimals; "" for None."""
+    return "" if value is None else f"{value:{sign}.{digits}f}"
+
+
+def psnr_cell(summary: Summary | None) -> str:
+    """Mean in dB, and its spread over seeds where there are several."""
+    if summary is None:
+        return ""
+    spread = summary.std_over_seeds
+    return fixed(summary.mean, 2) + ("" if spread is None else f" ± {spread:.2f}")
+
+
+def difference_cell(summary: Summary | None) -> str:
+    """Difference to the baseline in dB with its interval."""
+    if summary is None or summary.difference is None:
+        return ""
+    text = fixed(summary.difference, 3, "+")
+    if summary.low is None:
+        return text
+    return f"{text} [{fixed(summary.low, 3, '+')}, {fixed(summary.high, 3, '+')}]"
+
+
+def milliseconds(value: float | None) -> str:
+    """Three significant digits, without an exponent."""
+    if not value:
+        return "" if value is None else "0"
+    return f"{value:.{max(0, 2 - math.floor(math.log10(abs(value))))}f}"
+
+
+def number(printed: str) -> float | None:
+    """A figure of the paper as a number; None for its dash."""
+    return float(printed) if printed else None
+
+
+def _quality_columns(summary: Summary | None, unit: str, name: str) -> dict[str, Any]:
+    """CSV columns of a summary, e.g. psnr_db_measured … with name psnr and unit _db."""
+    kind = "difference" if name == "psnr" else f"difference_{name}"
+    return {
+        f"{name}{unit}_measured": summary and summary.mean,
+        f"{name}{unit}_std_over_seeds": summary and summary.std_over_seeds,
+        f"{kind}{unit}": summary and summary.difference,
+        f"{kind}_low{unit}": summary and summary.low,
+        f"{kind}_high{unit}": summary and summary.high,
+    }
+
+
+def measured_columns(
+    setting: Setting,
+    psnr: Summary | None,
+    ssim: Summary | None,
+    *,
+    test_set: str | None = None,
+    seeds: bool = True,
+) -> dict[str, Any]:
+    """CSV columns of a measured quality and of the setting; without seeds for bicubic."""
+    return {
+        "test_set": test_set or setting.test_set,
+        **_quality_columns(psnr, "_db", "psnr"),
+        **_quality_columns(ssim, "", "ssim"),
+        "seeds": psnr.seeds if psnr and seeds else None,
+        "paired_seeds": psnr.paired_seeds or None if psnr and seeds else None,
+        "paired_images": psnr.images or None if psnr else None,
+        **_setting_columns(setting),
+    }
+
+
+def variant_columns(label: str, key: str | None) -> dict[str, Any]:
+    """CSV columns that say which variant a row is about."""
+    name, options = json.loads(key) if key else (None, None)
+    return {
+        "method": label,
+        "variant": name,
+        "options": None if key is None else canonical_json(options),
+    }
+
+
+def quality_headers(setting: Setting) -> list[tuple[str, str]]:
+    """Headers of :func:`quality_cells`: they name the test set that was measured."""
+    name = f"{setting.test_set} ×{setting.config['scale']}" if setting.runs else "measured"
+    return [
+        ("PSNR (dB)", name),
+        ("SSIM", name),
+        ("PSNR (dB)", "difference to baseline"),
+        ("", "seeds"),
+    ]
+
+
+def quality_cells(psnr: Summary | None, ssim: Summary | None, *, seeds: bool = True) -> list[str]:
+    """PSNR, SSIM, difference in PSNR with its interval, number of seeds."""
+    return [
+        psnr_cell(psnr),
+        fixed(ssim.mean if ssim else None, 4),
+        difference_cell(psnr),
+        str(psnr.seeds) if psnr and seeds else "",
+    ]

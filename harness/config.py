@@ -1,0 +1,256 @@
+"""What a run is: variants of attention, rows of the paper's tables, presets, configuration."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import attention_zoo
+from attention_zoo import Attention
+
+from .errors import UserError
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One attention module with its options; options left out take the module's defaults.
+
+    Raises:
+        AttentionError: unknown module or option.
+    """
+
+    name: str
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        attention_zoo.check_options(self.name, self.options)
+
+    @property
+    def label(self) -> str:
+        """Row label, e.g. ``ENLCA-m16``."""
+        return attention_zoo.find_attention(self.name).label(**self.options)
+
+    @property
+    def resolved(self) -> dict[str, Any]:
+        """All options with their values."""
+        defaults = attention_zoo.find_attention(self.name).options()
+        return {name: p.default for name, p in defaults.items()} | self.options
+
+    def create(self, channels: int, **overrides: Any) -> Attention:
+        """Build the module for maps of ``channels`` channels."""
+        return attention_zoo.create_attention(self.name, channels, **(self.options | overrides))
+
+    def to_dict(self) -> dict[str, Any]:
+        """``{"name", "label", "options"}`` as records hold it."""
+        return {"name": self.name, "label": self.label, "options": self.resolved}
+
+
+TableName = Literal["table4", "table5", "table6"]
+
+
+def table_rows(table: str) -> list[Variant]:
+    """Variants that are the rows of one of the paper's tables, in its order.
+
+    Table 5 goes on with the methods that the paper counts or trains but does not time.
+
+    Raises:
+        UserError: no such table.
+    """
+    enlca = [Variant("enlca", {"m": m}) for m in (256, 128, 64, 32, 16, 8, 4, 2)]
+    none, nla, nlsa = Variant("none"), Variant("nla"), Variant("nlsa")
+    rows = {
+        "table4": [none, nla, Variant("conv"), nlsa, *enlca],
+        "table5": [nla, nlsa, enlca[1], enlca[4], Variant("criss-cross"), Variant("conv")],
+        "table6": [none, nla, Variant("criss-cross"), nlsa, enlca[1]],
+    }
+    if table not in rows:
+        raise UserError(f"unknown table {table!r}: choose from {', '.join(rows)}")
+    return rows[table]
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Size of network and training; each value can be overridden on the command line."""
+
+    blocks: int
+    channels: int
+    block_res_scale: float
+    patch: dict[int, int]
+    batch: int
+    steps: int
+    steps_per_epoch: int
+    learning_rate: float
+    schedule: str
+    purpose: str
+
+
+PRESETS = {
+    "quick": Preset(
+        blocks=8,
+        channels=32,
+        block_res_scale=1.0,
+        patch={2: 28, 3: 28, 4: 28},
+        batch=16,
+        steps=300,
+        steps_per_epoch=100,
+        learning_rate=1e-3,
+        schedule="one-cycle",
+        purpose="a newcomer: embedded images, under 5 minutes on 2 cores",
+    ),
+    "small": Preset(
+        blocks=8,
+        channels=32,
+        block_res_scale=1.0,
+        patch={2: 28, 3: 28, 4: 28},
+        batch=16,
+        steps=1000,
+        steps_per_epoch=100,
+        learning_rate=1e-3,
+        schedule="one-cycle",
+        purpose="a real image folder on a laptop or in CI",
+    ),
+    "base": Preset(
+        blocks=16,
+        channels=64,
+        block_res_scale=1.0,
+        patch={2: 48, 3: 48, 4: 48},
+        batch=16,
+        steps=50_000,
+        steps_per_epoch=1000,
+        learning_rate=4e-4,
+        schedule="halving",
+        purpose="DIV2K or a real folder, one GPU, minutes to an hour a variant",
+    ),
+    "paper": Preset(
+        blocks=32,
+        channels=256,
+        block_res_scale=0.1,
+        patch={2: 46, 3: 28, 4: 28},
+        batch=16,
+        steps=1_000_000,
+        steps_per_epoch=1000,
+        learning_rate=1e-4,
+        schedule="halving",
+        purpose="the ENLCA paper: DIV2K, 1000 epochs of 1000 steps",
+    ),
+}
+
+
+def find_preset(name: str) -> Preset:
+    """The preset of that name.
+
+    Raises:
+        UserError: no such preset.
+    """
+    if name not in PRESETS:
+        raise UserError(f"unknown preset {name!r}: choose from {', '.join(PRESETS)}")
+    return PRESETS[name]
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """The images of a run, without a path: two machines with the same images agree."""
+
+    name: str
+    train: list[str]
+    train_images: int
+    train_sha256: str
+    test: list[str]
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that decides a run's result. Equal configurations have equal ids."""
+
+    variant: Variant
+    preset: str
+    protocol: str
+    scale: int
+    seed: int
+    blocks: int
+    channels: int
+    block_res_scale: float
+    patch: int
+    batch: int
+    steps: int
+    steps_per_epoch: int
+    learning_rate: float
+    schedule: str
+    betas: tuple[float, float]
+    auxiliary_weight: float
+    auxiliary_warmup: float
+    precision: str
+    device: str
+    tile: int | None
+    data: DataConfig
+
+    def __post_init__(self) -> None:
+        for name in ("blocks", "channels", "patch", "batch", "steps", "steps_per_epoch"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.blocks < 4:
+            raise UserError(
+                f"blocks must be at least 4 (attention follows each quarter), got {self.blocks}"
+            )
+        if self.scale not in (2, 3, 4):
+            raise UserError(f"scale must be 2, 3 or 4, got {self.scale}")
+        if not 0 < self.learning_rate < float("inf"):
+            raise UserError(
+                f"learning rate must be a finite number above 0, got {self.learning_rate}"
+            )
+        if not 0 <= self.auxiliary_warmup <= 1:
+            raise UserError(
+                f"auxiliary warm-up must be a share, 0 to 1, got {self.auxiliary_warmup}"
+            )
+        if self.schedule not in SCHEDULES:
+            raise UserError(
+                f"unknown schedule {self.schedule!r}: choose from {', '.join(SCHEDULES)}"
+            )
+        if self.precision not in PRECISIONS:
+            raise UserError(
+                f"unknown precision {self.precision!r}: choose from {', '.join(PRECISIONS)}"
+            )
+        if self.tile is not None and self.tile < 16:
+            raise UserError(f"tile must be at least 16 LR pixels, got {self.tile}")
+
+    @property
+    def setting(self) -> dict[str, Any]:
+        """The configuration without its variant: what records hold as ``config``."""
+        values = dataclasses.asdict(self)
+        del values["variant"]
+        values["betas"] = list(self.betas)
+        return values
+
+    @property
+    def run_id(self) -> str:
+        """Readable name with a hash of the full configuration."""
+        content = json.dumps(
+            {"variant": self.variant.to_dict(), "config": self.setting},
+            sort_keys=True,
+            separators=(",", ":"),
+        )
+        digest = hashlib.sha256(content.encode()).hexdigest()[:12]
+        label = self.variant.label.lower().replace(":", ".")
+        return f"{label}-{self.preset}-x{self.scale}-s{self.seed}-{digest}"
+
+
+PRECISIONS = ("float32", "tf32", "bfloat16")
+SCHEDULES = ("halving", "one-cycle")
+
+
+def learning_rate(config: RunConfig, step: int) -> float:
+    """Learning rate of a step (from 0).
+
+    ``halving``: the paper's, halved after each fifth of the steps. ``one-cycle``: linear warm-up
+    over a tenth, then a cosine down to 1 % (Smith and Topin 2019).
+    """
+    share = step / config.steps
+    if config.schedule == "halving":
+        return config.learning_rate * 0.5 ** int(5 * share)
+    if share < 0.1:
+        return config.learning_rate * (0.04 + 0.96 * share / 0.1)
+    return config.learning_rate * (0.01 + 0.99 * (1 + math.cos(math.pi * (share - 0.1) / 0.9)) / 2)

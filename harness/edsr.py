@@ -1,0 +1,122 @@
+"""The EDSR backbone (Lim et al., CVPRW 2017) with five places for attention."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from attention_zoo import Attention
+
+from .config import Variant
+
+#: Mean RGB of DIV2K in 0…1, subtracted from the input and added to the output.
+RGB_MEAN = (0.4488, 0.4371, 0.4040)
+
+
+class ResidualBlock(nn.Module):
+    """``u + res_scale · conv(relu(conv(u)))``, without batch normalisation."""
+
+    def __init__(self, channels: int, res_scale: float) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.res_scale = res_scale
+
+    def forward(self, u: Tensor) -> Tensor:
+        """``[B, C, H, W]`` to the same shape."""
+        y = self.conv2(torch.relu_(self.conv1(u)))
+        return torch.add(u, y, alpha=self.res_scale)
+
+
+class EDSR(nn.Module):
+    """EDSR with an attention module before the first block and after each quarter of the blocks.
+
+    Args:
+        blocks: residual blocks, at least 4.
+        channels: feature channels.
+        scale: 2, 3 or 4.
+        block_res_scale: residual scale of the blocks (0.1 in the paper's 32 x 256 network).
+    """
+
+    mean: Tensor
+
+    def __init__(
+        self, blocks: int, channels: int, scale: int, block_res_scale: float = 1.0
+    ) -> None:
+        super().__init__()
+        self.scale = scale
+        self.register_buffer("mean", torch.tensor(RGB_MEAN).view(1, 3, 1, 1), persistent=False)
+        self.head = nn.Conv2d(3, channels, 3, padding=1)
+        self.blocks = nn.ModuleList(ResidualBlock(channels, block_res_scale) for _ in range(blocks))
+        self.body_end = nn.Conv2d(channels, channels, 3, padding=1)
+        steps = {2: (2,), 3: (3,), 4: (2, 2)}[scale]
+        self.upsampler = nn.Sequential()
+        for factor in steps:
+            self.upsampler.append(nn.Conv2d(channels, factor**2 * channels, 3, padding=1))
+            self.upsampler.append(nn.PixelShuffle(factor))
+        self.tail = nn.Conv2d(channels, 3, 3, padding=1)
+        #: Attention modules by the number of blocks before them; empty for plain EDSR.
+        self.attention = nn.ModuleDict()
+
+    def insert(self, modules: list[Attention]) -> None:
+        """Insert five attention modules."""
+        for i, module in enumerate(modules):
+            self.attention[str(round(i * len(self.blocks) / 4))] = module
+
+    @property
+    def attention_modules(self) -> list[Attention]:
+        """The inserted modules, first to last."""
+        return [module for module in self.attention.values() if isinstance(module, Attention)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """LR ``[B, 3, H, W]`` in 0…1 to SR ``[B, 3, scale·H, scale·W]``, not clamped."""
+        head = self.head(x - self.mean)
+        u = self._attend(0, head)
+        for i, block in enumerate(self.blocks, start=1):
+            u = self._attend(i, block(u))
+        return self.tail(self.upsampler(self.body_end(u) + head)) + self.mean
+
+    def _attend(self, position: int, u: Tensor) -> Tensor:
+        key = str(position)
+        return self.attention[key](u) if key in self.attention else u
+
+    def auxiliary_loss(self) -> Tensor:
+        """Mean of the modules' auxiliary losses, a scalar; zero without modules."""
+        losses = [module.auxiliary_loss() for module in self.attention_modules]
+        return torch.stack(losses).mean() if losses else self.mean.new_zeros(())
+
+    def enable_auxiliary(self, enabled: bool) -> None:
+        """Whether training forwards leave auxiliary losses."""
+        for module in self.attention_modules:
+            module.auxiliary_enabled = enabled
+
+    def redraw(self) -> None:
+        """Draw the modules' random projections anew."""
+        for module in self.attention_modules:
+            module.redraw()
+
+
+def build_network(
+    variant: Variant,
+    *,
+    blocks: int,
+    channels: int,
+    scale: int,
+    block_res_scale: float = 1.0,
+    seed: int = 0,
+) -> EDSR:
+    """EDSR with the variant's modules, initialised from ``seed``.
+
+    The backbone's weights depend on the seed alone: they are drawn first, the modules' after them
+    from a seed of their own. The global random state is left as it was.
+
+    Raises:
+        AttentionError: an option that the module refuses, such as m = 0.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = EDSR(blocks, channels, scale, block_res_scale)
+        if variant.name != "none":
+            torch.manual_seed(seed + 2**32)
+            network.insert([variant.create(channels) for _ in range(5)])
+    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -1,0 +1,53 @@
+"""Errors that a user can mend, and how the command line shows them."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import sys
+from collections.abc import Callable, Iterator
+
+from attention_zoo import AttentionError
+
+
+class UserError(Exception):
+    """Something the user can mend; the message is one line that names the thing and the fix."""
+
+
+def command_line(main: Callable[[], None]) -> Callable[[], None]:
+    """Decorate a ``main``: a user's mistake prints one line and exits with status 2."""
+
+    @functools.wraps(main)
+    def wrapped() -> None:
+        try:
+            main()
+        except (UserError, AttentionError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            raise SystemExit(2) from None
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            raise SystemExit(130) from None
+        except BrokenPipeError:  # the reader of our output went away, e.g. `| head`
+            sys.stderr.close()
+            raise SystemExit(141) from None
+
+    return wrapped
+
+
+@contextlib.contextmanager
+def usage_errors() -> Iterator[None]:
+    """Turn tyro's boxed message about a bad argument into a UserError of one line."""
+    captured = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(captured):
+            yield
+    except SystemExit as error:
+        if not error.code:
+            raise
+        lines = [line.strip("│ ") for line in captured.getvalue().splitlines()]
+        body = [line for line in lines if line and line[0] not in "╭╰"]
+        # The message ends where a rule, an empty line or the list of attempts begins.
+        end = next((i for i, x in enumerate(body) if x[0] == "─" or x == "Got errors:"), None)
+        message = " ".join(body[:end]) or "bad arguments"
+        raise UserError(f"{message.removeprefix('Error ')}; see --help") from None

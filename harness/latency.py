@@ -1,0 +1,446 @@
+"""Latency and peak memory of attention modules, timed in turn.
+
+Command line: ``python -m harness.latency --rows table5`` writes a latency record and prints it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import gc
+import itertools
+import math
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from torch import Tensor, nn
+
+from attention_zoo import Attention
+
+from . import machine
+from .config import TableName, Variant, find_preset
+from .edsr import build_network
+from .errors import UserError, command_line
+from .flops import CORE_CHANNELS, MODULE_CHANNELS, Core, create_core
+from .memory import peak_memory
+from .options import describe_command, parse
+from .records import record_id, save_record
+from .timing import MAX_RUNS, OnRun, Timing, time_in_turn
+
+#: Feature maps (height, width) of the ENLCA paper's Table 5.
+SIZES = ((100, 100), (150, 150))
+PARTS = ("core", "module", "network")
+PASSES = ("forward", "forward+backward")
+DTYPES = {
+    "float32": torch.float32,
+    "tf32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+_NETWORK_CHANNELS = 3
+_CPU = torch.device("cpu")
+
+
+def measure(
+    variants: Sequence[Variant],
+    *,
+    device: torch.device,
+    dtype: str = "float32",
+    sizes: Sequence[tuple[int, int]] = SIZES,
+    parts: Sequence[str] | None = None,
+    passes: Sequence[str] = PASSES,
+    batch: int = 1,
+    warmup: int | None = None,
+    min_runs: int = 5,
+    max_runs: int = MAX_RUNS,
+    max_seconds: float | None = None,
+    network: Callable[[Variant], nn.Module] | None = None,
+    seed: int = 0,
+    command: str = "",
+    on_run: OnRun | None = None,
+) -> dict[str, Any]:
+    """Time all variants in turn, for each part, size and pass; return a latency record.
+
+    Parts: "core" is ``attend(q, k, v)`` at c = c_out = 64; "module" the whole module as inserted
+    at 256 channels; "network" what ``network`` builds, over images of three channels. A forward
+    runs in evaluation mode without gradients; forward+backward runs in training mode, without
+    the auxiliary loss, and computes the gradients of inputs and parameters.
+
+    Inputs are standard normal (images uniform in 0 … 1), channels-last as in the network, and the
+    same for every variant. Memory is the peak of one call above its start, in MB (1e6 bytes). A
+    variant that runs out of memory gets a row with a note instead of numbers.
+
+    Args:
+        variants: what to time.
+        device: where.
+        dtype: a key of DTYPES. "tf32" is float32 with TF32 in matrix products and convolutions;
+            with "float32" TF32 is off in both.
+        sizes: feature maps (network: images) as (height, width).
+        parts: of PARTS; None is core and module, and network if there is one.
+        passes: of PASSES.
+        batch: images in a call.
+        warmup: untimed runs, after two that check and that measure memory; None is 10 on CUDA and
+            1 elsewhere.
+        min_runs: runs at least.
+        max_runs: runs at most.
+        max_seconds: per part, size and pass; None is no limit on CUDA and 20 elsewhere.
+        network: builds the network of a variant; a ``functools.partial`` of
+            :func:`harness.edsr.build_network` is recorded with its sizes.
+        seed: of weights, inputs and orders.
+        command: recorded as what asked for this.
+        on_run: told about progress.
+
+    Raises:
+        UserError: a dtype that the device does not offer, or nothing to time.
+        AttentionError: a bad variant.
+    """
+    cuda = device.type == "cuda"
+    limits: dict[str, Any] = {
+        "warmup": (10 if cuda else 1) if warmup is None else warmup,
+        "min_runs": min_runs,
+        "max_runs": max_runs,
+        "max_seconds": 20.0 if max_seconds is None and not cuda else max_seconds,
+        "seed": seed,
+    }
+    if parts is None:
+        parts = PARTS if network else PARTS[:2]
+    cases = [
+        Case(part, one, *size, batch, dtype, device, seed, network)
+        for part, size, one in itertools.product(parts, sizes, passes)
+    ]
+    if not variants or not cases:
+        raise UserError("nothing to time: name at least one attention, part, size and pass")
+    rows = []
+    with _precision(dtype, device), torch.random.fork_rng(devices=[device] if cuda else []):
+        described = machine.describe(device)
+        for index, case in enumerate(cases):
+
+            def report(share: float, name: str, index: int = index, case: Case = case) -> None:
+                if on_run:
+                    label = variants[int(name)].label
+                    on_run((index + share) / len(cases), f"{case}: {label}")
+
+            rows += _time_case(case, variants, limits, report)
+    settings = limits | {
+        "order": "in turn, newly drawn each round",
+        "clock": "CUDA events" if cuda else "host clock, device synchronised",
+        "l2_flush": False,
+        "memory_format": "channels_last",
+        "network": dict(network.keywords) if isinstance(network, partial) else None,
+    }
+    content = {"command": command, "machine": described, "settings": settings, "rows": rows}
+    return {"kind": "latency", "id": record_id(f"{device.type}-{dtype}", content), **content}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One part, pass and size: what the variants are compared in, see :func:`measure`."""
+
+    part: str
+    passes: str
+    height: int
+    width: int
+    batch: int = 1
+    dtype: str = "float32"
+    device: torch.device = _CPU
+    seed: int = 0
+    network: Callable[[Variant], nn.Module] | None = None
+
+    def __str__(self) -> str:
+        return f"{self.part}, {self.passes}, {self.height}x{self.width}"
+
+    def row(self, variant: Variant) -> dict[str, Any]:
+        """The keys of the variant's row that are not measured."""
+        channels = {
+            "core": CORE_CHANNELS,
+            "module": MODULE_CHANNELS,
+            "network": _NETWORK_CHANNELS,
+        }
+        return {
+            "variant": variant.to_dict(),
+            "part": self.part,
+            "passes": self.passes,
+            "height": self.height,
+            "width": self.width,
+            "batch": self.batch,
+            "channels": channels[self.part],
+            "dtype": self.dtype,
+            "device": self.device.type,
+        }
+
+    def function(self, variant: Variant) -> Callable[[], Any]:
+        """What is timed: a call without arguments.
+
+        Weights and inputs depend on the seed, with which torch's generators are seeded.
+        """
+        torch.manual_seed(self.seed)
+        model, inputs = self._model(variant)
+        model.to(self.device, DTYPES[self.dtype])
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        for module in model.modules():
+            if isinstance(module, Attention):
+                module.auxiliary_enabled = False
+        if self.passes == "forward":
+            return _forward(model.eval(), inputs)
+        return _forward_backward(model.train(), inputs)
+
+    def _model(self, variant: Variant) -> tuple[nn.Module, list[Tensor]]:
+        if self.part == "core":
+            attention = create_core(variant)
+            with torch.no_grad():
+                qkv = attention.project(torch.zeros(1, CORE_CHANNELS, 1, 1))
+            normals = (self._normal(t.shape[1], index) for index, t in enumerate(qkv))
+            return Core(attention), [self._place(t) for t in normals]
+        if self.part == "module":
+            return variant.create(MODULE_CHANNELS), [self._place(self._normal(MODULE_CHANNELS))]
+        if self.network is None:
+            raise ValueError("to time the part 'network', pass what builds it")
+        uniform = torch.special.ndtr(self._normal(_NETWORK_CHANNELS))
+        return self.network(variant), [self._place(uniform)]
+
+    def _normal(self, channels: int, index: int = 0) -> Tensor:
+        """Standard normal ``[batch, channels, height, width]``, float32 on the CPU."""
+        generator = torch.Generator().manual_seed(self.seed + index)
+        return torch.randn(self.batch, channels, self.height, self.width, generator=generator)
+
+    def _place(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self.device, DTYPES[self.dtype], memory_format=torch.channels_last)
+
+
+def _forward(model: nn.Module, inputs: list[Tensor]) -> Callable[[], Any]:
+    def run() -> Tensor:
+        with torch.inference_mode():
+            return model(*inputs)
+
+    return run
+
+
+def _forward_backward(model: nn.Module, inputs: list[Tensor]) -> Callable[[], Any]:
+    with torch.no_grad():
+        grad = torch.randn_like(model(*inputs))
+    wanted = [*(t.requires_grad_() for t in inputs), *model.parameters()]
+
+    def run() -> Any:
+        output = model(*inputs)
+        if not output.requires_grad:  # the core of the baseline depends on nothing
+            return output
+        return torch.autograd.grad(output, wanted, grad, allow_unused=True)
+
+    return run
+
+
+def _time_case(
+    case: Case, variants: Sequence[Variant], limits: dict[str, Any], on_run: OnRun
+) -> list[dict[str, Any]]:
+    rows, functions = [], {}
+    for index, variant in enumerate(variants):
+        on_run(0.0, str(index))
+        row = case.row(variant)
+        rows.append(row)
+        try:
+            function = case.function(variant)
+            function()  # what happens once, such as workspaces and tuning, is no part of the peak
+            peak = peak_memory(function, case.device)
+        except (RuntimeError, MemoryError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            row |= {field.name: None for field in dataclasses.fields(Timing)}
+            row |= {"peak_memory_mb": None, "note": "out of memory"}
+        else:
+            row["peak_memory_mb"] = None if peak is None else peak / 1e6
+            functions[str(index)] = function
+            continue
+        gc.collect()
+        if case.device.type == "cuda":
+            torch.cuda.empty_cache()
+    for name, timing in time_in_turn(functions, case.device, **limits, on_run=on_run).items():
+        rows[int(name)] |= dataclasses.asdict(timing)
+    return rows
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    text = str(error).lower()
+    return (
+        isinstance(error, (MemoryError, torch.OutOfMemoryError))
+        or "out of memory" in text
+        or "allocate memory" in text
+    )
+
+
+@contextlib.contextmanager
+def _precision(dtype: str, device: torch.device) -> Iterator[None]:
+    """Switch TF32 on or off in matrix products and convolutions, and back afterwards."""
+    if dtype not in DTYPES:
+        raise UserError(f"unknown dtype {dtype!r}: choose from {', '.join(DTYPES)}")
+    tf32 = dtype == "tf32"
+    if tf32 and (device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0)):
+        raise UserError("dtype tf32 needs a CUDA device with TF32 (Ampere or later); use float32")
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
+    torch.backends.cudnn.allow_tf32 = tf32
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
+
+
+@dataclass(kw_only=True)
+class Options:
+    """Time attention modules in turn and write a latency record."""
+
+    attn: tuple[str, ...] = ()
+    """Modules, `all`, or your own as package.module:Class; their options follow, e.g. --m 16."""
+    rows: TableName | None = None
+    """The rows of one of the paper's tables instead of --attn; table5 if neither is given."""
+    sizes: tuple[str, ...] = tuple(f"{height}x{width}" for height, width in SIZES)
+    """Feature maps, height x width."""
+    parts: tuple[Literal["core", "module", "network"], ...] = ("core", "module")
+    """core: the attention alone; module: with its projections; network: EDSR with five modules."""
+    passes: tuple[Literal["forward", "forward+backward"], ...] = ("forward", "forward+backward")
+    """Inference, and a training step's forward and backward."""
+    preset: str = "quick"
+    """Preset of the network (x4), where it is timed."""
+    batch: int = 1
+    """Feature maps in a call."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:<n> or mps."""
+    dtype: Literal["float32", "tf32", "bfloat16", "float16"] = "float32"
+    """tf32 needs CUDA."""
+    max_runs: int = MAX_RUNS
+    """Most runs of each method."""
+    max_seconds: float | None = None
+    """Time for each part, size and pass; no limit on CUDA and 20 elsewhere by default."""
+    threads: int | None = None
+    """CPU threads; all cores by default."""
+    results: Path = Path("results")
+    """Folder for the record."""
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """(height, width) of ``HEIGHTxWIDTH``.
+
+    Raises:
+        UserError: it is none, or a side is 0.
+    """
+    match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)
+    if not match:
+        raise UserError(f"size {text!r} is not height x width, e.g. 100x100")
+    return int(match[1]), int(match[2])
+
+
+def tables(record: dict[str, Any]) -> Iterator[Table]:
+    """A table for each part, pass and size of a latency record, with the speed relative to NLA."""
+    rows = record["rows"]
+    keys = ("part", "passes", "height", "width")
+    for (part, passes, height, width), group in itertools.groupby(
+        rows, key=lambda row: tuple(row[key] for key in keys)
+    ):
+        table = Table(title=f"{part}, {passes}, {height}x{width}", title_justify="left")
+        table.add_column("Method")
+        for heading in ("Median ms", "Mean", "IQR", "Min", "Runs", "Peak MB", "NLA / it"):
+            table.add_column(heading, justify="right")
+        members = list(group)
+        nla = next((row["median_ms"] for row in members if row["variant"]["name"] == "nla"), None)
+        for row in members:
+            times = [row[key] for key in ("median_ms", "mean_ms", "iqr_ms", "min_ms")]
+            ratio = nla / row["median_ms"] if nla and row["median_ms"] else None
+            memory = row["peak_memory_mb"]
+            table.add_row(
+                row["variant"]["label"],
+                *("" if value is None else f"{value:.3f}" for value in times),
+                str(row["runs"]) if row["runs"] else row.get("note", ""),
+                "" if memory is None else f"{memory:.1f}",
+                "" if ratio is None else f"{ratio:.2f}",
+            )
+        yield table
+
+
+@contextlib.contextmanager
+def progress() -> Iterator[OnRun]:
+    """A progress bar on stderr, with rate and ETA; drawn between runs only, never during one."""
+    console = Console(stderr=True)
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TextColumn("{task.fields[rate]:.1f} runs/s, ETA"),
+        TimeRemainingColumn(),
+        console=console,
+        auto_refresh=False,
+        transient=True,
+        disable=not console.is_terminal,
+    ) as bar:
+        task = bar.add_task("", total=1.0, rate=0.0)
+        begin, drawn, runs = time.monotonic(), -math.inf, 0
+
+        def on_run(share: float, name: str) -> None:
+            nonlocal drawn, runs
+            now = time.monotonic()
+            runs += 1
+            if now - drawn > 0.2:
+                rate = runs / max(now - begin, 1e-9)
+                bar.update(task, completed=share, description=name, rate=rate, refresh=True)
+                drawn = now
+
+        yield on_run
+
+
+@command_line
+def main() -> None:
+    """Entry point of ``python -m harness.latency``."""
+    argv = sys.argv[1:]
+    if not any(word.startswith(("--attn", "--rows")) for word in argv):
+        argv = ["--rows", "table5", *argv]
+    options, variants = parse(Options, argv, Options.__doc__ or "")
+    device = machine.pick_device(options.device)
+    sizes = [parse_size(text) for text in options.sizes]
+    preset = find_preset(options.preset)
+    for name in ("batch", "max_runs", "threads"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise UserError(f"{name.replace('_', '-')} must be at least 1, got {value}")
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+
+    network = partial(
+        build_network,
+        blocks=preset.blocks,
+        channels=preset.channels,
+        scale=4,
+        block_res_scale=preset.block_res_scale,
+    )
+    with progress() as on_run:
+        record = measure(
+            variants,
+            device=device,
+            dtype=options.dtype,
+            sizes=sizes,
+            parts=options.parts,
+            passes=options.passes,
+            batch=options.batch,
+            max_runs=options.max_runs,
+            max_seconds=options.max_seconds,
+            network=network,
+            command=describe_command("harness.latency", argv),
+            on_run=on_run,
+        )
+    path = save_record(options.results, record)
+    console = Console()
+    for table in tables(record):
+        console.print(table)
+    console.print(f"Record: {path}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,136 @@
+"""Command-line options of the attention modules, taken literally from their signatures."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import inspect
+import re
+import shlex
+import types
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import tyro
+
+from attention_zoo import find_attention, list_attentions
+
+from .config import Variant, table_rows
+from .errors import UserError, usage_errors
+
+T = TypeVar("T")
+
+
+def parse(cls: type[T], argv: Sequence[str], description: str) -> tuple[T, list[Variant]]:
+    """Parse a command line whose ``--attn`` modules bring options of their own.
+
+    Args:
+        cls: dataclass of the command's own options, with fields ``attn`` and ``rows``.
+        argv: arguments, without the program's name.
+        description: shown by ``--help``.
+
+    Returns:
+        An instance of ``cls`` and the chosen variants, without repetition.
+
+    Raises:
+        UserError: an unknown option, one of another module, or ``--attn`` with ``--rows``.
+        AttentionError: an unknown module.
+    """
+    names = _chosen(argv)
+    own = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    options = {name: p for n in names for name, p in find_attention(n).options().items()}
+    _refuse_unknown(argv, own | {"help", *options}, names)
+    fields = [
+        (option, _annotation(option, names), dataclasses.field(default=None))
+        for option in options
+        if option not in own
+    ]
+    combined = dataclasses.make_dataclass("Options", fields, bases=(cls,), kw_only=True)
+    combined.__doc__ = cls.__doc__
+    with usage_errors():
+        values: Any = tyro.cli(combined, args=list(argv), description=description)
+    if values.rows:
+        return values, table_rows(values.rows)
+    variants = []
+    for name in names:
+        takes = find_attention(name).options()
+        given = {option: getattr(values, option) for option in options if option in takes}
+        variants.append(Variant(name, {o: v for o, v in given.items() if v is not None}))
+    return values, variants
+
+
+def describe_command(module: str, argv: Sequence[str]) -> str:
+    """The command as typed, absolute paths cut to their last part: records name no machine."""
+    words = [Path(word).name if Path(word).is_absolute() else word for word in argv]
+    return shlex.join(["python", "-m", module, *words])
+
+
+def _chosen(argv: Sequence[str]) -> list[str]:
+    """Modules named after ``--attn``; the command's default if none are; none with ``--rows``."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--attn", nargs="*")
+    parser.add_argument("--rows")
+    try:
+        known, _ = parser.parse_known_args(list(argv))
+    except (argparse.ArgumentError, SystemExit) as error:
+        raise UserError(f"{error}; see --help") from None
+    if known.rows is not None:
+        if known.attn is not None:
+            raise UserError("give either --attn or --rows, not both")
+        return []
+    if known.attn == []:
+        raise UserError(f"--attn needs a name: choose from {', '.join(list_attentions())}, or all")
+    names = list(dict.fromkeys(known.attn or ["enlca"]))
+    if "all" in names:
+        names = list_attentions()
+    for name in names:
+        find_attention(name)
+    return names
+
+
+def _refuse_unknown(argv: Sequence[str], valid: set[str], names: Sequence[str]) -> None:
+    for token in argv:
+        if not token.startswith("--") or token == "--":
+            continue
+        option = token[2:].split("=")[0].replace("-", "_")
+        if option in valid or option.removeprefix("no_") in valid or "tyro" in option:
+            continue
+        flag = "--" + option.replace("_", "-")
+        owners = [n for n in list_attentions() if option in find_attention(n).options()]
+        if owners and names:
+            takes = "; ".join(f"{name} takes {_flags(name)}" for name in names)
+            raise UserError(
+                f"{' and '.join(names)} {'has' if len(names) == 1 else 'have'} no option {flag} "
+                f"(an option of {', '.join(owners)}): {takes}"
+            )
+        if owners:
+            raise UserError(f"{flag} cannot be set with --rows, which fixes the modules' options")
+        raise UserError(f"unknown option {flag}; see --help")
+
+
+def _flags(name: str) -> str:
+    options = find_attention(name).options()
+    return ", ".join("--" + option.replace("_", "-") for option in options) or "no options"
+
+
+def _annotation(option: str, names: Sequence[str]) -> Any:
+    """Type of an option with its help: the docstring's words and each module's default."""
+    owners = [name for name in names if option in find_attention(name).options()]
+    cls = find_attention(owners[0])
+    hints = typing.get_type_hints(cls.__init__)
+    defaults = ", ".join(f"{n}: {find_attention(n).options()[option].default}" for n in owners)
+    words = _argument_help(inspect.getdoc(cls) or "").get(option, "")
+    help_text = f"{words} ({defaults})".strip()
+    annotation = hints.get(option, str)
+    if type(None) not in typing.get_args(annotation):
+        annotation = annotation | types.NoneType
+    return Annotated[annotation, tyro.conf.arg(help=help_text, help_behavior_hint="")]
+
+
+def _argument_help(docstring: str) -> dict[str, str]:
+    """Descriptions in the ``Args:`` section of a docstring, by argument."""
+    section = docstring.partition("Args:\n")[2]
+    entries = re.findall(r"^ {4}(\w+): ((?:.+\n?)(?: {8}.*\n?)*)", section, re.MULTILINE)
+    return {name: " ".join(text.split()) for name, text in entries}

@@ -1,0 +1,328 @@
+"""The main job: train, evaluate, count and time attention modules in EDSR.
+
+Command line: ``python -m harness.run --attn enlca --m 16``.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import tyro
+from rich.console import Console
+from safetensors.torch import save
+
+from . import flops, latency, machine
+from .config import DataConfig, RunConfig, TableName, Variant, find_preset
+from .data import DataSource, TrainingCache, check_patch, find_data
+from .edsr import EDSR, build_network
+from .errors import UserError, command_line
+from .evaluate import evaluate
+from .files import read_json, write_atomic, write_json
+from .options import describe_command, parse
+from .records import load_records, record_id, record_path, save_record
+from .tables import summary
+from .train import Trainer, precision
+
+#: Seconds of timing for each part in the main job; ``harness.latency`` measures at length.
+LATENCY_SECONDS = 5.0
+
+
+@dataclass(kw_only=True)
+class Options:
+    """Train, evaluate, count and time attention modules in the EDSR backbone."""
+
+    attn: tuple[str, ...] = ("enlca",)
+    """Modules, `all`, or your own as package.module:Class; their options follow, e.g. --m 16."""
+    rows: TableName | None = None
+    """Run the rows of one of the paper's tables instead of --attn."""
+    preset: str = "quick"
+    """quick, small, base or paper: sizes and schedule; the values below override it."""
+    data: Path | None = None
+    """Folder of images (see README); else SR_DATA, else images that ship with scikit-image."""
+    train_sets: tuple[str, ...] = ()
+    """Training sets of the folder to use; all by default."""
+    test_sets: tuple[str, ...] = ()
+    """Test sets to evaluate on; all by default."""
+    holdout: int = 0
+    """Keep every k-th training image out, as test set Holdout; 0 for none."""
+    scale: int = 4
+    """Scale factor: 2, 3 or 4."""
+    seeds: tuple[int, ...] = (0,)
+    """Seeds; one run each."""
+    steps: int | None = None
+    """Training steps."""
+    steps_per_epoch: int | None = None
+    """Steps between redraws of random projections."""
+    batch: int | None = None
+    """Patches in a batch."""
+    patch: int | None = None
+    """Side of an LR patch in pixels."""
+    blocks: int | None = None
+    """Residual blocks."""
+    channels: int | None = None
+    """Feature channels."""
+    block_res_scale: float | None = None
+    """Residual scale of EDSR's blocks (--res-scale is the attention module's)."""
+    learning_rate: float | None = None
+    """Largest learning rate."""
+    schedule: str | None = None
+    """halving (the paper's) or one-cycle."""
+    auxiliary_weight: float = 1e-3
+    """Weight of the contrastive loss."""
+    auxiliary_warmup: float = 0.15
+    """Share of the steps before the contrastive loss sets in."""
+    precision: str = "float32"
+    """float32, tf32 (CUDA) or bfloat16 (autocast) in training; evaluation is float32."""
+    tile: int | None = None
+    """Evaluate in tiles of this many LR pixels; whole images by default."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:<n> or mps."""
+    threads: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
+    """CPU threads; all cores by default."""
+    results: Path = Path("results")
+    """Folder for records and working files."""
+    skip_training: bool = False
+    """Only count and time; no images are needed."""
+    skip_latency: bool = False
+    """Do not time."""
+
+
+def configure(
+    options: Options,
+    variant: Variant,
+    seed: int,
+    device: torch.device,
+    source: DataSource,
+    cache: TrainingCache | None,
+) -> RunConfig:
+    """The configuration of one run: the preset with the options' overrides.
+
+    Without a cache the values are checked all the same; such a configuration is not run.
+
+    Raises:
+        UserError: a value out of range, an unknown preset, scale or test set.
+    """
+    preset = find_preset(options.preset)
+
+    def value(name: str) -> Any:
+        given = getattr(options, name)
+        return getattr(preset, name) if given is None else given
+
+    if options.scale not in preset.patch:
+        raise UserError(f"scale must be 2, 3 or 4, got {options.scale}")
+    test = list(options.test_sets) or source.test_sets
+    for name in test:
+        source.test_set(name, options.scale)
+    return RunConfig(
+        variant=variant,
+        preset=options.preset,
+        protocol="scratch",
+        scale=options.scale,
+        seed=seed,
+        blocks=value("blocks"),
+        channels=value("channels"),
+        block_res_scale=value("block_res_scale"),
+        patch=preset.patch[options.scale] if options.patch is None else options.patch,
+        batch=value("batch"),
+        steps=value("steps"),
+        steps_per_epoch=value("steps_per_epoch"),
+        learning_rate=value("learning_rate"),
+        schedule=value("schedule"),
+        betas=(0.9, 0.99),
+        auxiliary_weight=options.auxiliary_weight,
+        auxiliary_warmup=options.auxiliary_warmup,
+        precision=options.precision,
+        device=device.type,
+        tile=options.tile,
+        data=DataConfig(
+            name=source.name,
+            train=source.train_sets,
+            train_images=len(cache) if cache else 0,
+            train_sha256=cache.sha256 if cache else "",
+            test=test,
+        ),
+    )
+
+
+def run(
+    config: RunConfig,
+    source: DataSource,
+    cache: TrainingCache,
+    results: Path,
+    device: torch.device,
+    command: str,
+) -> dict[str, Any]:
+    """Train and evaluate one variant with one seed; a finished run is only read.
+
+    Returns:
+        The run's record, which lies under ``results/records/runs`` then.
+
+    Raises:
+        UserError: the folder holds another configuration, training diverged, an image or the
+            disk is at fault.
+    """
+    path = record_path(results, "run", config.run_id)
+    if path.exists():
+        return next(r for r in load_records(results, "run") if r["id"] == config.run_id)
+    folder = results / "runs" / config.run_id
+    _claim(folder, config)
+    network = build(config.variant, config).to(device)
+    trainer = Trainer(config, network, cache, folder)
+    trainer.train(f"{config.variant.label} seed {config.seed}")
+    weights = {k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}
+    data = save(weights, metadata={"run": config.run_id})
+    write_atomic(folder / "weights.safetensors", lambda file: file.write(data))
+    quality = {}
+    with precision("float32", device):
+        for name in config.data.test:
+            images = source.test_set(name, config.scale)
+            label = f"{config.variant.label} on {name}"
+            quality[name] = evaluate(network, images, len(images), config.scale, label, config.tile)
+    record = {
+        "kind": "run",
+        "id": config.run_id,
+        "command": command,
+        "machine": machine.describe(device),
+        "variant": config.variant.to_dict(),
+        "config": config.setting,
+        "training": {
+            "parameters": sum(p.numel() for p in network.parameters()),
+            "seconds": round(trainer.seconds, 1),
+            "steps_per_second": round(config.steps / max(trainer.seconds, 1e-9), 3),
+            "log": trainer.log,
+        },
+        "quality": quality,
+    }
+    save_record(results, record)
+    (folder / "state.safetensors").unlink(missing_ok=True)
+    return next(r for r in load_records(results, "run") if r["id"] == config.run_id)
+
+
+def build(variant: Variant, config: RunConfig) -> EDSR:
+    """The network of a configuration with any variant's modules."""
+    return build_network(
+        variant,
+        blocks=config.blocks,
+        channels=config.channels,
+        scale=config.scale,
+        block_res_scale=config.block_res_scale,
+        seed=config.seed,
+    )
+
+
+def _claim(folder: Path, config: RunConfig) -> None:
+    """Make the run's folder, or check that it is this run's."""
+    content = {"variant": config.variant.to_dict(), "config": config.setting}
+    path = folder / "config.json"
+    if path.exists():
+        if read_json(path) != content:
+            raise UserError(
+                f"{folder} holds a run of another configuration; delete it or use --results"
+            )
+        return
+    write_json(path, content)
+
+
+def measure_cost(variant: Variant, results: Path, command: str) -> dict[str, Any]:
+    """Operation counts of a variant, as a record under ``results/records/costs``."""
+    counts = flops.count(variant)
+    description = machine.describe(torch.device("cpu"))
+    identifier = record_id(
+        variant.label.lower().replace(":", "."), {**counts, "packages": description["packages"]}
+    )
+    if not record_path(results, "cost", identifier).exists():
+        record = {
+            "kind": "cost",
+            "id": identifier,
+            "command": command,
+            "machine": description,
+            **counts,
+        }
+        save_record(results, record)
+    return next(r for r in load_records(results, "cost") if r["id"] == identifier)
+
+
+def measure_latency(
+    variants: Sequence[Variant],
+    options: Options,
+    device: torch.device,
+    command: str,
+) -> dict[str, Any]:
+    """Latencies of the variants beside NLA's, in turn, as a record under ``records/latency``."""
+    preset = find_preset(options.preset)
+    nla = Variant("nla")
+    # The baseline has no core and no module to time, and NLA is the yardstick of the table.
+    chosen = [v for v in variants if v.name != "none"]
+    if nla not in chosen:
+        chosen.append(nla)
+
+    network = partial(
+        build_network,
+        blocks=options.blocks or preset.blocks,
+        channels=options.channels or preset.channels,
+        scale=options.scale,
+        block_res_scale=options.block_res_scale or preset.block_res_scale,
+    )
+    with latency.progress() as on_run:
+        record = latency.measure(
+            chosen,
+            device=device,
+            sizes=((100, 100),),
+            passes=("forward",),
+            max_seconds=LATENCY_SECONDS,
+            network=network,
+            command=command,
+            on_run=on_run,
+        )
+    save_record(options.results, record)
+    return record
+
+
+@command_line
+def main() -> None:
+    """Entry point of ``python -m harness.run``."""
+    options, variants = parse(Options, sys.argv[1:], Options.__doc__ or "")
+    command = describe_command("harness.run", sys.argv[1:])
+    console = Console()
+    preset = find_preset(options.preset)
+    device = machine.pick_device(options.device)
+    if options.threads is not None:
+        if options.threads < 1:
+            raise UserError(f"threads must be at least 1, got {options.threads}")
+        torch.set_num_threads(options.threads)
+    if not options.seeds:
+        raise UserError("--seeds needs at least one number")
+    channels = preset.channels if options.channels is None else options.channels
+    for variant in variants:  # a bad option shows before any work is done
+        variant.create(channels)
+    runs = []
+    if not options.skip_training:
+        source = find_data(
+            options.data, train_sets=options.train_sets or None, holdout=options.holdout
+        )
+        configure(options, variants[0], 0, device, source, None)  # before images are decoded
+        cache = source.training_images(options.scale)
+        configs = [
+            configure(options, variant, seed, device, source, cache)
+            for seed in options.seeds
+            for variant in variants
+        ]
+        check_patch(cache, configs[0].patch)
+        for config in configs:
+            runs.append(run(config, source, cache, options.results, device, command))
+    costs = [measure_cost(variant, options.results, command) for variant in variants]
+    timed = None
+    if not options.skip_latency:
+        timed = measure_latency(variants, options, device, command)
+    console.print(summary(runs, costs, timed))
+    console.print(f"Records: {options.results / 'records'}; tables: python -m harness.tables")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,267 @@
+"""What the records hold, in order: variants, settings of comparable runs, their description.
+
+Tables and figures start from here.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any
+
+from attention_zoo import AttentionError, find_attention
+
+from .records import canonical_json, setting_label, setting_of
+from .statistics import Summary, summarise
+
+Record = dict[str, Any]
+
+#: Test set of every PSNR in the paper's Tables 4 to 6.
+PAPER_SET = "Urban100"
+#: Presets, nearest to the paper's setting first.
+PRESETS = ("paper", "base", "small", "quick")
+#: Channels at which the paper counts and times each part.
+PART_CHANNELS = {"core": 64, "module": 256}
+
+# -- variants and the paper's rows ----------------------------------------------------------
+
+
+@cache
+def paper_table(number: int) -> list[dict[str, str]]:
+    """The paper's table as printed, one mapping a row; "" where it prints a dash."""
+    path = Path(__file__).parent / "paper" / f"table{number}.csv"
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def variant_key(variant: Mapping[str, Any]) -> str:
+    """What tells variants apart: the name and all options, those left out at their defaults."""
+    options = _defaults(variant["name"]) | variant["options"]
+    return canonical_json([variant["name"], options])
+
+
+def variant_labels(variants: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """Row label of each variant by its key.
+
+    It is the recorded label, followed by the options that it does not tell: those that differ
+    from the module's defaults or, for a module that is not installed, among equal labels. So a
+    variant with an unusual option is never taken for the paper's row.
+    """
+    by_key = {variant_key(variant): variant for variant in variants}
+    namesakes: dict[str, list[Mapping[str, Any]]] = {}
+    for variant in by_key.values():
+        namesakes.setdefault(variant["label"], []).append(variant)
+    labels = {}
+    for key, variant in by_key.items():
+        told = _untold_options(variant, namesakes[variant["label"]])
+        text = ", ".join(f"{option}={value}" for option, value in sorted(told.items()))
+        labels[key] = f"{variant['label']} ({text})" if text else variant["label"]
+    return labels
+
+
+def _untold_options(
+    variant: Mapping[str, Any], namesakes: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    options, defaults = variant["options"], _defaults(variant["name"])
+    if not defaults:
+        return {
+            option: value
+            for option, value in options.items()
+            if any(other["options"].get(option) != value for other in namesakes)
+        }
+    label = find_attention(variant["name"]).label
+    known = {option: value for option, value in options.items() if option in defaults}
+    return {
+        option: value
+        for option, value in options.items()
+        if option not in defaults
+        or (
+            value != defaults[option]
+            and label(**known) == label(**known | {option: defaults[option]})
+        )
+    }
+
+
+@cache
+def _defaults(name: str) -> dict[str, Any]:
+    """Default options of a registered module; empty for a user's own, which is not imported."""
+    if ":" in name:
+        return {}
+    try:
+        options = find_attention(name).options()
+    except (AttentionError, ImportError):
+        return {}
+    return {o: json.loads(json.dumps(p.default, default=str)) for o, p in options.items()}
+
+
+def row_order(
+    labels: Mapping[str, str], paper_labels: Sequence[str]
+) -> list[tuple[str, str | None]]:
+    """(label, key) of each row: the paper's in its order, key None if not measured, then others."""
+    keys = {label: key for key, label in labels.items()}
+    further = sorted(keys.keys() - set(paper_labels), key=_natural)
+    return [(label, keys.get(label)) for label in (*paper_labels, *further)]
+
+
+def _natural(label: str) -> list[tuple[int, str]]:
+    """Sort key under which m8 comes before m16."""
+    return [(int(digits or 0), text) for text, digits in re.findall(r"(\D*)(\d*)", label)]
+
+
+# -- what was measured ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Setting:
+    """The runs of one setting, all comparable, and the operation counts of every variant."""
+
+    runs: Sequence[Record]
+    costs: Sequence[Record]
+
+    @property
+    def label(self) -> str:
+        return setting_label(self.runs[0]) if self.runs else "costs-only"
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return setting_of(self.runs[0]) if self.runs else {}
+
+    @property
+    def test_sets(self) -> list[str]:
+        return list(self.config["data"]["test"]) if self.runs else []
+
+    @property
+    def test_set(self) -> str | None:
+        """The paper's test set where the setting has it, otherwise its first."""
+        sets = self.test_sets
+        return PAPER_SET if PAPER_SET in sets else next(iter(sets), None)
+
+    @cached_property
+    def runs_of(self) -> dict[str, list[Record]]:
+        """Runs by variant key, one a seed, in the order of seeds; of repeats the newest."""
+        newest = {(variant_key(r["variant"]), r["config"]["seed"]): r for r in by_age(self.runs)}
+        groups: dict[str, list[Record]] = {}
+        for (key, _), run in sorted(newest.items()):
+            groups.setdefault(key, []).append(run)
+        return groups
+
+    @cached_property
+    def cost_of(self) -> dict[str, Record]:
+        """Operation counts at the paper's sizes by variant key; the newest."""
+        return {
+            variant_key(cost["variant"]): cost
+            for cost in by_age(self.costs)
+            if (cost["height"], cost["width"]) == (100, 100)
+            and all(cost["parts"][part]["channels"] == c for part, c in PART_CHANNELS.items())
+        }
+
+    @cached_property
+    def labels(self) -> dict[str, str]:
+        return variant_labels(r["variant"] for r in (*self.runs, *self.costs))
+
+    @cached_property
+    def baseline(self) -> list[Record]:
+        found = (runs for runs in self.runs_of.values() if runs[0]["variant"]["name"] == "none")
+        return next(found, [])
+
+    def summary(
+        self, key: str | None, test_set: str | None, metric: str = "psnr"
+    ) -> Summary | None:
+        """Quality on a test set, the baseline's without a difference; None if not trained."""
+        runs = self.runs_of.get(key or "", [])
+        if not runs or test_set is None:
+            return None
+        return summarise(runs, [] if runs is self.baseline else self.baseline, test_set, metric)
+
+    @cached_property
+    def psnr_by_key(self) -> dict[str, Summary]:
+        """PSNR of every trained variant on :attr:`test_set`."""
+        found = {key: self.summary(key, self.test_set) for key in self.runs_of}
+        return {key: summary for key, summary in found.items() if summary}
+
+    def bicubic(self, test_set: str, metric: str = "psnr") -> Summary:
+        """Quality of bicubic up-sampling, as the run records have it."""
+        like = self.baseline or next(iter(self.runs_of.values()))
+        runs = [_bicubic_run(run, test_set) for run in like]
+        return replace(
+            summarise(runs, self.baseline, test_set, metric), std_over_seeds=None
+        )  # the same image whatever the seed
+
+
+def _bicubic_run(run: Record, test_set: str) -> Record:
+    images = [
+        {"name": i["name"], "psnr": i["bicubic_psnr"], "ssim": i["bicubic_ssim"]}
+        for i in run["quality"][test_set]["images"]
+    ]
+    return {"config": run["config"], "quality": {test_set: {"images": images}}}
+
+
+def by_age(records: Iterable[Record]) -> list[Record]:
+    """Oldest first; records of one second in the order of their ids."""
+    return sorted(records, key=lambda r: (datetime.fromisoformat(r["created"]), r["id"]))
+
+
+def find_settings(runs: Sequence[Record], costs: Sequence[Record]) -> list[Setting]:
+    """One Setting for each configuration among the runs, nearest to the paper's first.
+
+    Nearest is the larger preset, then more runs, then the label. Without runs it is one Setting
+    of the costs alone; without any record, none.
+    """
+    groups: dict[str, list[Record]] = {}
+    for run in runs:
+        groups.setdefault(setting_label(run), []).append(run)
+    settings = [Setting(group, costs) for group in groups.values()]
+    settings.sort(key=lambda s: (_preset_rank(s.config["preset"]), -len(s.runs), s.label))
+    return settings or ([Setting([], costs)] if costs else [])
+
+
+def _preset_rank(preset: str) -> int:
+    return PRESETS.index(preset) if preset in PRESETS else len(PRESETS)
+
+
+# -- how it is described ----------------------------------------------------------------------
+
+
+def describe_machine(record: Record) -> str:
+    """GPU or CPU model, threads and torch version of a record, in a few words."""
+    machine = record["machine"]
+    cpu = _at(machine, "cpu", "model") or "unknown CPU"
+    threads = _at(machine, "torch", "threads")
+    text = f"{cpu}, {plural(threads, 'thread')}" if threads else str(cpu)
+    gpu = _at(machine, "gpu", "name")
+    torch = _at(machine, "packages", "torch")
+    return (f"{gpu} ({text})" if gpu else text) + (f", torch {torch}" if torch else "")
+
+
+def describe_code(record: Record) -> str:
+    """Version, and commit where known, of the code that wrote a record."""
+    version, commit = (_at(record["machine"], "code", key) for key in ("version", "commit"))
+    return f"{version or 'unknown'}{f' ({commit})' if commit else ''}"
+
+
+def origin_note(records: Sequence[Record], what: str) -> str:
+    days = sorted({_day(r) for r in records})
+    dates = days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"
+    machines = "; ".join(sorted({describe_machine(r) for r in records}))
+    codes = ", ".join(sorted({describe_code(r) for r in records}))
+    return f"{what}: {dates}, on {machines}; attention-zoo {codes}."
+
+
+def _day(record: Record) -> str:
+    return datetime.fromisoformat(record["created"]).astimezone(UTC).date().isoformat()
+
+
+def _at(mapping: Any, *keys: str) -> Any:
+    for key in keys:
+        mapping = mapping.get(key) if isinstance(mapping, dict) else None
+    return mapping
+
+
+def plural(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"

@@ -1,0 +1,132 @@
+"""Means over seeds, and paired differences to the baseline with bootstrap intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+FloatArray = NDArray[np.float64]
+
+#: Share of the bootstrap distribution that an interval covers.
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One variant's quality on one test set (dB for PSNR, unitless for SSIM).
+
+    Attributes:
+        mean: mean over seeds of each run's mean over images.
+        seeds: number of runs, one a seed.
+        std_over_seeds: sample standard deviation of the runs' means; None with one seed.
+        difference: mean paired difference to the baseline; None without a common seed and image.
+        low, high: ends of the difference's 95 % interval; None where there is nothing to resample.
+        paired_seeds: seeds that the variant and the baseline share.
+        images: images that all paired runs share.
+    """
+
+    mean: float
+    seeds: int
+    std_over_seeds: float | None
+    difference: float | None
+    low: float | None
+    high: float | None
+    paired_seeds: int
+    images: int
+
+
+def summarise(
+    runs: Sequence[Mapping[str, Any]],
+    baseline_runs: Sequence[Mapping[str, Any]],
+    test_set: str,
+    metric: str = "psnr",
+    *,
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> Summary:
+    """Summarise one variant's run records against the baseline's, all of one setting.
+
+    The difference is taken per image and seed, over the images and seeds that both have. All
+    seeds share the same images, so the two levels are crossed: each bootstrap resample draws
+    seeds and, independently, images with replacement, and takes the mean over the drawn table
+    (the "pigeonhole" bootstrap: Owen, Annals of Applied Statistics 1(2), 2007). The interval is
+    the 2.5 and 97.5 percentile. With one paired seed only images are drawn: the interval then
+    says nothing of the noise of training.
+
+    Args:
+        runs: the variant's run records, at most one a seed.
+        baseline_runs: the baseline's; empty if there are none.
+        test_set: name of a test set that every run has.
+        metric: key of the per-image value, "psnr" or "ssim" (or "bicubic_…").
+        resamples: number of bootstrap resamples.
+        seed: of the bootstrap's generator.
+    """
+    ours, theirs = (_by_seed(r, test_set, metric) for r in (runs, baseline_runs))
+    means = [float(np.mean(list(images.values()))) for images in ours.values()]
+    differences = paired_differences(ours, theirs)
+    low, high = bootstrap_interval(differences, resamples=resamples, seed=seed)
+    return Summary(
+        mean=float(np.mean(means)),
+        seeds=len(means),
+        std_over_seeds=float(np.std(means, ddof=1)) if len(means) > 1 else None,
+        difference=float(differences.mean()) if differences.size else None,
+        low=low,
+        high=high,
+        paired_seeds=differences.shape[0],
+        images=differences.shape[1],
+    )
+
+
+def paired_differences(
+    ours: Mapping[int, Mapping[str, float]], theirs: Mapping[int, Mapping[str, float]]
+) -> FloatArray:
+    """Differences ``[seeds, images]`` over what both ``{seed: {image: value}}`` tables share."""
+    seeds = sorted(ours.keys() & theirs.keys())
+    tables = [table[s] for s in seeds for table in (ours, theirs)]
+    images = sorted(set.intersection(*(set(t) for t in tables))) if tables else []
+    if not images:
+        return np.empty((0, 0))
+    return np.array([[ours[s][i] - theirs[s][i] for i in images] for s in seeds])
+
+
+def bootstrap_interval(
+    table: FloatArray, *, resamples: int = 10_000, seed: int = 0
+) -> tuple[float, float] | tuple[None, None]:
+    """95 % percentile interval of the mean of ``table [seeds, images]``; see :func:`summarise`.
+
+    (None, None) for a table with fewer than two entries: there is nothing to resample.
+    """
+    if table.size < 2:
+        return None, None
+    seeds, images = table.shape
+    drawn_seeds, drawn_images = (
+        _weights(seeds, resamples, seed, 0),
+        _weights(images, resamples, seed, 1),
+    )
+    means = ((drawn_seeds @ table) * drawn_images).sum(axis=1)
+    tail = (1 - CONFIDENCE) / 2
+    low, high = np.quantile(means, [tail, 1 - tail])
+    return float(low), float(high)
+
+
+@lru_cache(maxsize=16)
+def _weights(count: int, resamples: int, seed: int, level: int) -> FloatArray:
+    """Share of each of ``count`` items in each resample: ``[resamples, count]``, rows sum to 1."""
+    generator = np.random.default_rng([seed, level, count])
+    return generator.multinomial(count, np.full(count, 1 / count), size=resamples) / count
+
+
+def _by_seed(
+    runs: Sequence[Mapping[str, Any]], test_set: str, metric: str
+) -> dict[int, dict[str, float]]:
+    return {
+        run["config"]["seed"]: {
+            image["name"]: image[metric] for image in run["quality"][test_set]["images"]
+        }
+        for run in runs
+    }

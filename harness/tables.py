@@ -1,0 +1,357 @@
+"""Tables 4, 5 and 6 of the ENLCA paper, and an overview of quality, from the records alone.
+
+``python -m harness.tables`` writes each as CSV, Markdown and LaTeX, with the paper's figures
+beside the measured ones. A cell that was not measured is empty. No model, image or GPU is used,
+and the same records give the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+from rich.box import SIMPLE_HEAD
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from .cells import (
+    PAPER_NOTE,
+    PAPER_PSNR,
+    fixed,
+    measured_columns,
+    milliseconds,
+    number,
+    quality_cells,
+    quality_headers,
+    setting_notes,
+    setting_text,
+    variant_columns,
+)
+from .errors import UserError, command_line, usage_errors
+from .latency_tables import find_benches, latency_details, table5
+from .records import load_records
+from .render import Table, write_table
+from .settings import (
+    PAPER_SET,
+    Record,
+    Setting,
+    find_settings,
+    origin_note,
+    paper_table,
+    row_order,
+    variant_key,
+    variant_labels,
+)
+from .statistics import Summary
+
+# Rows of Table 6 as the paper names them, and their labels here.
+_TABLE6 = {
+    "baseline": "Baseline",
+    "Non-Local": "NLA",
+    "Criss-Cross": "Criss-Cross",
+    "NLSA": "NLSA-r4",
+    "ENLCA": "ENLCA-m128",
+}
+_COUNTERS = ("fvcore", "ptflops", "torch")
+
+
+def table4(setting: Setting) -> Table:
+    """Operation counts and quality: the paper's rows, then further variants, then bicubic."""
+    paper = {row["method"]: row for row in paper_table(4)}
+    rows, data, summaries = [], [], []
+    for label, key in row_order(setting.labels, list(paper)):
+        printed = paper.get(label, {"gflops": "", "psnr_db": ""})
+        parts = setting.cost_of[key]["parts"] if key in setting.cost_of else {}
+        core, module = parts.get("core", {}), parts.get("module", {})
+        psnr = setting.summary(key, setting.test_set)
+        ssim = setting.summary(key, setting.test_set, "ssim")
+        summaries.append(psnr)
+        rows.append(
+            [
+                label,
+                printed["gflops"],
+                fixed(core.get("paper_gflops"), 2),
+                fixed(core.get("executed_gflops"), 3),
+                *(fixed(core.get(f"{counter}_gflops"), 3) for counter in _COUNTERS),
+                fixed(module.get("executed_gflops"), 2),
+                printed["psnr_db"],
+                *quality_cells(psnr, ssim),
+            ]
+        )
+        data.append(
+            variant_columns(label, key)
+            | {
+                "gflops_paper": number(printed["gflops"]),
+                "gflops": core.get("paper_gflops"),
+                "gflops_executed": core.get("executed_gflops"),
+                **{f"gflops_{counter}": core.get(f"{counter}_gflops") for counter in _COUNTERS},
+                "gflops_inserted": module.get("executed_gflops"),
+                **{
+                    f"gflops_inserted_{counter}": module.get(f"{counter}_gflops")
+                    for counter in _COUNTERS
+                },
+                "psnr_db_paper": number(printed["psnr_db"]),
+            }
+            | measured_columns(setting, psnr, ssim)
+        )
+    notes = [
+        "GFLOPs = 2 × multiply-accumulates / 1e9 of one forward pass over 100×100 positions. "
+        "Core: the attention operation alone, 64 channels (paper: as printed; ours: closed form in "
+        "the paper's convention; executed: matrix products really run; then three public "
+        "counters, whose blind spots the cost records name). Inserted: the whole module with its "
+        "projections, 256 channels.",
+        "The paper's text calls ENLCA-m16 100 times more efficient than NLSA; its table has "
+        "5.08 / 0.08 = 64 times.",
+        *setting_notes(setting, summaries),
+    ]
+    if setting.cost_of:
+        notes.append(origin_note(list(setting.cost_of.values()), "Operation counts"))
+    if setting.test_set:
+        psnr, ssim = (setting.bicubic(setting.test_set, metric) for metric in ("psnr", "ssim"))
+        rows.append(["Bicubic", *[""] * 8, *quality_cells(psnr, ssim, seeds=False)])
+        empty = dict.fromkeys(data[0]) | {"method": "Bicubic"}
+        data.append(empty | measured_columns(setting, psnr, ssim, seeds=False))
+    return Table(
+        name="table4",
+        label=f"{setting.label}-table4",
+        caption=_caption("Table 4: operation counts and quality", setting),
+        notes=notes,
+        headers=[
+            ("", "Method"),
+            *(("Core GFLOPs", h) for h in ("paper", "ours", "executed", *_COUNTERS)),
+            ("Inserted", "GFLOPs"),
+            ("PSNR (dB)", PAPER_PSNR),
+            *quality_headers(setting),
+        ],
+        rows=rows,
+        data=data,
+        rule_after=len(paper),
+    )
+
+
+def table6(setting: Setting) -> Table:
+    """PSNR with Criss-Cross attention: the paper's five rows, then other Criss-Cross variants."""
+    paper = {_TABLE6[row["method"]]: row for row in paper_table(6)}
+    others = {
+        key: label
+        for key, label in setting.labels.items()
+        if json.loads(key)[0] == "criss-cross" or label in paper
+    }
+    rows, data, summaries = [], [], []
+    for label, key in row_order(others, list(paper)):
+        printed = paper.get(label, {"method": "", "psnr_db": ""})
+        psnr = setting.summary(key, setting.test_set)
+        ssim = setting.summary(key, setting.test_set, "ssim")
+        summaries.append(psnr)
+        rows.append([label, printed["psnr_db"], *quality_cells(psnr, ssim)])
+        data.append(
+            variant_columns(label, key)
+            | {
+                "method_paper": printed["method"] or None,
+                "psnr_db_paper": number(printed["psnr_db"]),
+            }
+            | measured_columns(setting, psnr, ssim)
+        )
+    return Table(
+        name="table6",
+        label=f"{setting.label}-table6",
+        caption=_caption("Table 6: comparison with Criss-Cross attention", setting),
+        notes=[
+            "The paper's baseline, Non-Local, NLSA and ENLCA are the rows Baseline, NLA, NLSA-r4 "
+            "and ENLCA-m128. It does not say how often Criss-Cross is repeated; once here.",
+            *setting_notes(setting, summaries),
+        ],
+        headers=[("", "Method"), ("PSNR (dB)", PAPER_PSNR), *quality_headers(setting)],
+        rows=rows,
+        data=data,
+        rule_after=len(paper),
+    )
+
+
+def quality_table(setting: Setting) -> Table:
+    """PSNR and SSIM of every trained variant on every test set; the CSV has one row for each."""
+    paper = [row["method"] for row in paper_table(4)]
+    labels = {key: label for key, label in setting.labels.items() if key in setting.runs_of}
+    order = [(label, key) for label, key in row_order(labels, paper) if key]
+    rows, data, summaries = [], [], []
+    for label, key in [("Bicubic", None), *order]:
+        cells = [label]
+        for name in setting.test_sets:
+            psnr, ssim = (
+                setting.summary(key, name, metric) if key else setting.bicubic(name, metric)
+                for metric in ("psnr", "ssim")
+            )
+            summaries.append(psnr if key else None)
+            cells += quality_cells(psnr, ssim)[:3]
+            data.append(
+                {**variant_columns(label, key), "test_set": name}
+                | measured_columns(setting, psnr, ssim, seeds=key is not None, test_set=name)
+            )
+        runs = setting.runs_of.get(key or "", [])
+        rows.append([*cells, str(len(runs)) if runs else ""])
+    return Table(
+        name="quality",
+        label=f"{setting.label}-quality",
+        caption=f"Quality of every trained variant: {setting_text(setting)}",
+        notes=setting_notes(setting, summaries)[1:],  # without the one on the paper's columns
+        headers=[
+            ("", "Method"),
+            *(
+                (f"{name} ×{setting.config['scale']}", header)
+                for name in setting.test_sets
+                for header in ("PSNR (dB)", "SSIM", "difference to baseline")
+            ),
+            ("", "seeds"),
+        ],
+        rows=rows,
+        data=data,
+        rule_after=1,
+    )
+
+
+def _caption(title: str, setting: Setting) -> str:
+    if not setting.runs:
+        return f"{title}: operation counts alone, nothing trained"
+    return f"{title}: {setting_text(setting)}; tested on {setting.test_set}"
+
+
+# -- the short table of a run -----------------------------------------------------------------
+
+
+def summary(runs: Sequence[Record], costs: Sequence[Record], latency: Record | None) -> RichTable:
+    """The short table that a run prints: cost, latency and quality beside the paper's figures.
+
+    Args:
+        runs: run records of one setting; may be empty.
+        costs: cost records.
+        latency: one latency record.
+    """
+    setting = Setting(runs, costs)
+    rows = latency["rows"] if latency else []
+    times = {
+        variant_key(row["variant"]): row["mean_ms"]
+        for row in rows
+        if (row["part"], row["passes"], row["height"], row["width"], row["batch"])
+        == ("core", "forward", 100, 100, 1)
+    }
+    labels = variant_labels(r["variant"] for r in (*runs, *costs, *rows))
+    paper = {row["method"]: row for row in paper_table(4)}
+    table = RichTable(
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+        show_edge=False,
+        collapse_padding=True,
+        caption=PAPER_NOTE,
+        caption_justify="left",
+    )
+    table.add_column("method", no_wrap=True)
+    for header in ("core\nGFLOPs", "paper's\nGFLOPs", "module\nGFLOPs", "core ms\n100×100"):
+        table.add_column(header, justify="right", no_wrap=True)
+    for name in setting.test_sets:
+        title = Text(f"{name}\n×{setting.config['scale']}\nPSNR / SSIM")
+        # A narrow terminal wraps after the slash.
+        table.add_column(title, justify="right", min_width=max(7, len(name)))
+    table.add_column(f"paper's\n{PAPER_SET}\n×4 PSNR", justify="right", no_wrap=True)
+    for label, key in row_order(labels, list(paper)):
+        if key is None:
+            continue
+        parts = setting.cost_of[key]["parts"] if key in setting.cost_of else {}
+        printed = paper.get(label, {})
+        table.add_row(
+            Text(label),
+            fixed(parts.get("core", {}).get("paper_gflops"), 2),
+            printed.get("gflops", ""),
+            fixed(parts.get("module", {}).get("executed_gflops"), 2),
+            milliseconds(times.get(key)),
+            *(
+                _pair(setting.summary(key, name), setting.summary(key, name, "ssim"))
+                for name in setting.test_sets
+            ),
+            printed.get("psnr_db", ""),
+        )
+    if setting.runs:
+        pairs = ((setting.bicubic(n), setting.bicubic(n, "ssim")) for n in setting.test_sets)
+        table.add_section()
+        table.add_row("bicubic", "", "", "", "", *(_pair(*pair) for pair in pairs), "")
+    return table
+
+
+def _pair(psnr: Summary | None, ssim: Summary | None) -> str:
+    return f"{psnr.mean:.2f} / {ssim.mean:.4f}" if psnr and ssim else ""
+
+
+# -- command line -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Options:
+    """Write Tables 4, 5 and 6 as CSV, Markdown and LaTeX from the records alone."""
+
+    results: Path = Path("results")
+    """Folder that holds records/."""
+    preset: str | None = None
+    """Only runs of this preset."""
+    output: Path | None = None
+    """Where the tables go; by default tables/ in the results folder."""
+
+
+def build(
+    runs: Sequence[Record], costs: Sequence[Record], latency: Sequence[Record]
+) -> list[tuple[str, Table]]:
+    """Every table that the records give, each with its folder ("" or the setting's)."""
+    settings = find_settings(runs, costs)
+    tables = []
+    for setting in settings:
+        makers = (table4, table6, quality_table) if setting.runs else (table4,)
+        tables += [(setting.label, make(setting)) for make in makers]
+    nearest = settings[0] if settings else Setting([], [])
+    for bench in find_benches(latency):
+        tables += [("", table5(bench, nearest)), ("", latency_details(bench))]
+    return tables
+
+
+def write_tables(options: Options) -> list[tuple[Table, list[Path]]]:
+    """Build and write all tables; returns each with its files.
+
+    Raises:
+        UserError: no records, none of the preset, a bad record, or a folder that cannot be written.
+    """
+    runs, costs, latency = (load_records(options.results, k) for k in ("run", "cost", "latency"))
+    if not (runs or costs or latency):
+        raise UserError(
+            f"no records under {options.results / 'records'}; run python -m harness.run first"
+        )
+    if options.preset is not None:
+        found = sorted({run["config"]["preset"] for run in runs})
+        runs = [run for run in runs if run["config"]["preset"] == options.preset]
+        if not runs:
+            raise UserError(
+                f"no runs of preset {options.preset!r} under {options.results / 'records'}; "
+                f"there are runs of: {', '.join(found) or 'no preset'}"
+            )
+    output = options.output or options.results / "tables"
+    return [
+        (table, write_table(table, output / folder))
+        for folder, table in build(runs, costs, latency)
+    ]
+
+
+@command_line
+def main() -> None:
+    """``python -m harness.tables``."""
+    with usage_errors():
+        options = tyro.cli(Options, prog="python -m harness.tables")
+    written = write_tables(options)
+    for _, paths in written:
+        for path in paths:
+            print(path)
+    for table, _ in written:
+        if table.name == "table4":
+            print(f"\n{table.caption}\n\n{table.markdown_grid()}", end="")
+
+
+if __name__ == "__main__":
+    main()

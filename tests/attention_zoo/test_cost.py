@@ -1,0 +1,147 @@
+"""Closed-form costs: the paper's Table 4, the design's figures, and a counter's exact count."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch.utils.flop_counter import FlopCounterMode
+
+from attention_zoo import create_attention, list_attentions
+
+TABLE_4 = [
+    ("none", {}, "0.00"),
+    ("nla", {"reduction": 1}, "25.60"),
+    ("conv", {}, "0.74"),
+    ("nlsa", {"reduction": 1, "rounds": 4}, "5.08"),
+    *(
+        ("enlca", {"reduction": 1, "m": m}, gflops)
+        for m, gflops in [
+            (256, "1.31"),
+            (128, "0.66"),
+            (64, "0.33"),
+            (32, "0.16"),
+            (16, "0.08"),
+            (8, "0.04"),
+            (4, "0.02"),
+            (2, "0.01"),
+        ]
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "options", "gflops"), TABLE_4)
+def test_core_prints_table_4(name: str, options: dict[str, Any], gflops: str) -> None:
+    cost = create_attention(name, channels=64, **options).cost(100, 100)
+    assert f"{2 * cost.core / 1e9:.2f}" == gflops
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "core"),
+    [
+        ("nla", {}, 25.6),
+        ("conv", {}, 0.73728),
+        ("nlsa", {}, 5.07904),
+        ("enlca", {"m": 256}, 1.31328),
+        ("enla", {"m": 2}, 0.01026),
+        ("criss-cross", {}, 0.512),
+    ],
+)
+def test_core_is_the_formula_of_the_design(name: str, options: dict[str, Any], core: float) -> None:
+    if name != "conv":
+        options = {**options, "reduction": 1}
+    cost = create_attention(name, channels=64, **options).cost(100, 100)
+    assert 2 * cost.core / 1e9 == pytest.approx(core, rel=1e-12)
+
+
+def test_executed_operations_of_nlsa() -> None:
+    """70 buckets and 70 chunks of 144, 80 of their entries padding."""
+    cost = create_attention("nlsa", channels=64, reduction=1).cost(100, 100)
+    assert f"{2 * cost.executed / 1e9:.3f}" == "4.638"
+
+
+@pytest.mark.parametrize(
+    ("name", "gflops"),
+    [("nla", "65.97"), ("nlsa", "15.59"), ("enlca", "3.61"), ("criss-cross", "2.79")],
+)
+def test_module_as_inserted(name: str, gflops: str) -> None:
+    """256 channels, each module's own embedding width, projections included."""
+    cost = create_attention(name, channels=256).cost(100, 100)
+    assert f"{2 * cost.module / 1e9:.2f}" == gflops
+
+
+def counted_macs(name: str, channels: int, height: int, width: int, **options: Any) -> list[float]:
+    """[attend, whole module in evaluation mode], by FlopCounterMode on the meta device."""
+    module = create_attention(name, channels=channels, **options).to("meta").eval()
+    x = torch.empty(1, channels, height, width, device="meta")
+    counts = []
+    with torch.no_grad():
+        qkv = module.project(x)
+        for run in (lambda: module.attend(*qkv), lambda: module(x)):
+            with FlopCounterMode(display=False) as counter:
+                run()
+            counts.append(counter.get_total_flops() / 2)
+    return counts
+
+
+def assert_counter_agrees(
+    name: str, channels: int, height: int, width: int, **options: Any
+) -> None:
+    cost = create_attention(name, channels=channels, **options).cost(height, width)
+    attend, module = counted_macs(name, channels, height, width, **options)
+    passes = options.get("recurrence", 1)  # attend is one pass of them
+    assert attend * passes == cost.executed
+    assert module == cost.module == cost.projections + cost.executed
+
+
+OPTIONS = {
+    "nla": {"reduction": st.sampled_from([1, 2, 4]), "released": st.booleans()},
+    "nlsa": {
+        "reduction": st.sampled_from([1, 2, 4]),
+        "rounds": st.integers(1, 4),
+        "chunk_size": st.integers(1, 40),
+    },
+    "criss-cross": {"recurrence": st.integers(1, 3)},
+    "enla": {"m": st.integers(1, 40)},
+    "enlca": {"m": st.integers(1, 40), "reduction": st.sampled_from([1, 8])},
+}
+
+
+@pytest.mark.parametrize("name", list_attentions())
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.differing_executors])
+@given(
+    data=st.data(),
+    channels=st.sampled_from([8, 16, 40, 64]),
+    height=st.integers(1, 30),
+    width=st.integers(1, 30),
+)
+def test_executed_operations_equal_the_counters(
+    name: str, data: st.DataObject, channels: int, height: int, width: int
+) -> None:
+    options = data.draw(st.fixed_dictionaries(OPTIONS.get(name, {})))
+    assert_counter_agrees(name, channels, height, width, **options)
+
+
+@pytest.mark.parametrize("name", list_attentions())
+@pytest.mark.parametrize("size", [(1, 1), (1, 200), (48, 47), (100, 100)])
+def test_executed_operations_equal_the_counters_at_real_sizes(
+    name: str, size: tuple[int, int]
+) -> None:
+    """As inserted into the paper's network, and in the 64-channel setting of its Table 4."""
+    assert_counter_agrees(name, 256, *size)
+    if "reduction" in type(create_attention(name, channels=64)).options():
+        assert_counter_agrees(name, 64, *size, reduction=1)
+
+
+@pytest.mark.parametrize("name", list_attentions())
+def test_costs_grow_with_the_area_and_are_whole_numbers(name: str) -> None:
+    module = create_attention(name, channels=16)
+    small, large = module.cost(24, 36), module.cost(48, 72)  # whole chunks of NLSA
+    for part in ("projections", "core", "executed", "module"):
+        assert getattr(large, part) >= 4 * getattr(small, part)
+    assert isinstance(small.projections, int)
+    assert isinstance(small.executed, int)
+    assert module.cost(20, 30) == module.cost(30, 20)

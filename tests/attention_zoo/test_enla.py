@@ -1,0 +1,300 @@
+"""Efficient non-local attention: oracle, estimator, and the life of its random projection."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from attention_zoo import AttentionError, create_attention
+from attention_zoo.enla import normalise, orthogonal_gaussian, phi, random_feature_attention
+from tests.reference import enla as oracle
+from tests.reference import nla
+from tests.reference.cases import (
+    FORMATS,
+    SIZES,
+    TOLERANCES,
+    assert_agrees,
+    assert_close,
+    assert_module_agrees,
+    perturb,
+    random_map,
+    random_qkv,
+)
+
+
+def drawn(m: int, c: int, seed: int = 0) -> Tensor:
+    return orthogonal_gaussian(m, c, torch.Generator().manual_seed(seed)).double()
+
+
+@pytest.mark.parametrize("memory_format", FORMATS)
+@pytest.mark.parametrize("dtype", TOLERANCES)
+@pytest.mark.parametrize("size", SIZES)
+def test_agrees_with_the_oracle(
+    size: tuple[int, int], dtype: torch.dtype, memory_format: torch.memory_format
+) -> None:
+    projection = drawn(6, 4).to(dtype)
+    inputs = random_qkv(0, size, dtype=dtype, memory_format=memory_format)
+    assert_agrees(
+        lambda q, k, v: random_feature_attention(q, k, v, projection),
+        lambda q, k, v: oracle.random_feature_attention(q, k, v, projection),
+        inputs,
+    )
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    seed=st.integers(0, 1000),
+    size=st.tuples(st.integers(1, 5), st.integers(1, 5)),
+    m=st.integers(1, 9),
+    eps=st.sampled_from([0.0, 1e-4, 1e-2]),
+    amplification=st.floats(0.5, 20),
+    batch=st.integers(1, 3),
+)
+def test_agrees_with_the_oracle_for_drawn_shapes(
+    seed: int, size: tuple[int, int], m: int, eps: float, amplification: float, batch: int
+) -> None:
+    projection = drawn(m, 4, seed)
+    assert_agrees(
+        lambda q, k, v: random_feature_attention(
+            normalise(q, amplification), normalise(k, amplification), v, projection, eps
+        ),
+        lambda q, k, v: oracle.random_feature_attention(
+            oracle.normalise(q, amplification),
+            oracle.normalise(k, amplification),
+            v,
+            projection,
+            eps,
+        ),
+        random_qkv(seed, size, batch=batch),
+    )
+
+
+@pytest.mark.parametrize("eps", [0.0, 1e-4])
+@pytest.mark.parametrize("dtype", TOLERANCES)
+def test_a_large_amplification_does_not_underflow(dtype: torch.dtype, eps: float) -> None:
+    """exp(Fu − |u|²/2) near e^-100, products near e^-200: a maximum taken off it must cancel."""
+    projection = drawn(16, 4).to(dtype)
+    q, k, v = random_qkv(0, (5, 6), dtype=dtype)
+    q, k = (oracle.normalise(x.detach(), 300.0).to(dtype).requires_grad_() for x in (q, k))
+    value_tolerance, gradient_tolerance = TOLERANCES[dtype]
+    assert_agrees(
+        lambda q, k, v: random_feature_attention(q, k, v, projection, eps),
+        lambda q, k, v: oracle.random_feature_attention(q, k, v, projection, eps),
+        [q, k, v],
+        tolerance=(10 * value_tolerance, 10 * gradient_tolerance),
+    )
+
+
+@pytest.mark.parametrize("eps", [0.0, 1e-4])
+@pytest.mark.parametrize("m", [1, 6])
+def test_feature_map_agrees_with_the_oracle(m: int, eps: float) -> None:
+    projection = drawn(m, 4)
+    u = random_map(0, 4, (1, 1), batch=1).flatten(2).transpose(1, 2)  # [1, 1, 4]
+    assert_close(phi(u, projection, eps).flatten(), oracle.phi(u.flatten(), projection, eps), 1e-12)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES)
+@pytest.mark.parametrize("size", [(1, 1), (3, 4)])
+def test_normalise_agrees_with_the_oracle(size: tuple[int, int], dtype: torch.dtype) -> None:
+    """Half precision is raised to float32 on the way."""
+    x = random_map(0, 4, size, dtype=dtype)
+    assert normalise(x, 6.0).dtype == torch.promote_types(dtype, torch.float32)
+    assert_agrees(lambda x: normalise(x, 6.0).to(dtype), lambda x: oracle.normalise(x, 6.0), [x])
+
+
+def test_normalise_of_tiny_and_zero_vectors() -> None:
+    """Norms below 5e-5 are divided by 5e-5, in value and gradient."""
+    x = torch.zeros(1, 3, 1, 3, dtype=torch.float64)
+    x[0, 0, 0] = torch.tensor([0.0, 1e-5, 1.0])
+    x.requires_grad_()
+    y = normalise(x, 4.0)
+    torch.testing.assert_close(y[0, 0, 0], torch.tensor([0.0, 0.4, 2.0]).double())
+    (gradient,) = torch.autograd.grad(y.sum(), x)
+    assert torch.isfinite(gradient).all()
+    torch.testing.assert_close(
+        gradient[0, 0, 0], torch.tensor([2 / 5e-5, 2 / 5e-5, 0.0], dtype=torch.float64)
+    )
+
+
+def test_gradcheck() -> None:
+    projection = drawn(5, 4)
+    assert torch.autograd.gradcheck(
+        lambda q, k, v: random_feature_attention(q, k, v, projection),
+        random_qkv(0, (2, 3), batch=1),
+    )
+    assert torch.autograd.gradcheck(lambda x: normalise(x, 6.0), [random_map(0, 4, (2, 3))])
+
+
+@pytest.mark.parametrize(("m", "c"), [(1, 1), (1, 4), (3, 4), (4, 4), (10, 4), (128, 16), (7, 1)])
+def test_rows_are_orthogonal_within_blocks(m: int, c: int) -> None:
+    projection = drawn(m, c)
+    assert projection.shape == (m, c)
+    for block in projection.split(c):
+        gram = block @ block.T
+        off = gram - torch.diag(gram.diagonal())
+        assert off.abs().max() <= 1e-5 * gram.diagonal().max()
+        assert (gram.diagonal() > 0).all()
+
+
+def test_rows_have_independent_chi_norms_and_no_preferred_sign() -> None:
+    c, m = 8, 8 * 1000
+    projection = drawn(m, c)
+    squares = projection.square().sum(dim=1)  # chi-squared with c degrees: mean c, variance 2c
+    assert abs(squares.mean() - c) < 5 * (2 * c / m) ** 0.5
+    assert abs(squares.var() - 2 * c) < 0.1 * 2 * c
+    # every entry is N(0, 1): mean over the rows within five standard errors
+    assert projection.mean(dim=0).abs().max() < 5 / m**0.5
+    # also for every rank of a row within its block (QR without a sign fix has a bias here)
+    ranks = projection.reshape(-1, c, c)
+    assert ranks.mean(dim=0).abs().max() < 5 / 1000**0.5
+    # norms of different rows of one block are uncorrelated
+    norms = ranks.norm(dim=2)
+    correlation = torch.corrcoef(norms.T) - torch.eye(c)
+    assert correlation.abs().max() < 5 / 1000**0.5
+
+
+def test_draw_is_the_generators() -> None:
+    assert torch.equal(drawn(10, 4, seed=1), drawn(10, 4, seed=1))
+    assert not torch.equal(drawn(10, 4, seed=1), drawn(10, 4, seed=2))
+    torch.manual_seed(3)
+    first = orthogonal_gaussian(10, 4)
+    torch.manual_seed(3)
+    assert torch.equal(orthogonal_gaussian(10, 4), first)
+
+
+def test_the_kernel_estimate_is_unbiased() -> None:
+    """Eq. 4 with eps = 0: the mean of phi(q)·phi(k) over draws is exp(q·k)."""
+    generator = torch.Generator().manual_seed(0)
+    q, k = (torch.randn(5, generator=generator, dtype=torch.float64) * 0.5 for _ in range(2))
+    estimates = torch.stack(
+        [
+            phi(q.view(1, 1, 5), projection, 0.0).flatten()
+            @ phi(k.view(1, 1, 5), projection, 0.0).flatten()
+            for projection in (drawn(10, 5, seed) for seed in range(600))
+        ]
+    )
+    error = estimates.mean() - torch.exp(q @ k)
+    assert abs(error) < 4 * estimates.std() / len(estimates) ** 0.5
+
+
+def test_many_features_approach_non_local_attention() -> None:
+    q, k, v = random_qkv(0, (5, 6), batch=1)
+    q, k = normalise(q, 2.0), normalise(k, 2.0)
+    wanted = nla.non_local_attention(q, k, v)
+    errors = [
+        (random_feature_attention(q, k, v, drawn(m, 4), 0.0) - wanted).abs().mean().item()
+        for m in (16, 20_000)
+    ]
+    assert errors[1] < 0.02
+    assert errors[1] < 0.2 * errors[0]
+
+
+def module_with(training: bool = False, **options: float) -> torch.nn.Module:
+    torch.manual_seed(0)
+    module = perturb(create_attention("enla", channels=8, **{"m": 6, **options}).double())
+    return module.train(training)
+
+
+def projection_of(module: torch.nn.Module) -> Tensor:
+    """The random projection ``[m, c]``, a buffer."""
+    return dict(module.named_buffers())["projection"]
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("size", SIZES)
+def test_module_agrees_with_the_oracle(size: tuple[int, int], training: bool) -> None:
+    module = module_with(training, k=3.0, eps=1e-2)
+
+    def forward(x: Tensor) -> Tensor:
+        q, k, v = module.project(x)
+        return x + 0.1 * oracle.random_feature_attention(
+            oracle.normalise(q, 3.0), oracle.normalise(k, 3.0), v, projection_of(module), 1e-2
+        )
+
+    assert_module_agrees(module, forward, random_map(0, 8, size))
+
+
+def test_the_projection_is_in_the_checkpoint() -> None:
+    module = module_with()
+    state = copy.deepcopy(module.state_dict())
+    assert any(torch.equal(x, projection_of(module)) for x in state.values())
+    torch.manual_seed(99)
+    other = create_attention("enla", channels=8, m=6).double().eval()
+    assert not torch.equal(projection_of(other), projection_of(module))
+    other.load_state_dict(state)
+    x = random_map(0, 8, (4, 5))
+    assert torch.equal(other(x), module(x))
+
+
+def test_evaluation_never_redraws() -> None:
+    module = module_with(redraw_every=1)
+    before = projection_of(module).clone()
+    x = random_map(0, 8, (4, 5))
+    first = module(x)
+    assert torch.equal(module(x), first)
+    assert torch.equal(projection_of(module), before)
+
+
+@pytest.mark.parametrize("every", [0, 1, 3])
+def test_training_redraws_every_so_many_forwards(every: int) -> None:
+    module = module_with(training=True, redraw_every=every)
+    x = random_map(0, 8, (3, 4))
+    draws = [projection_of(module).clone()]
+    for _ in range(7):
+        module(x)
+        draws.append(projection_of(module).clone())
+    changes = sum(not torch.equal(a, b) for a, b in itertools.pairwise(draws))
+    assert changes == (6 // every if every else 0)  # never before the first
+
+
+def test_redraw_takes_a_new_projection_in_place_from_the_global_generator() -> None:
+    module = module_with(training=True)
+    before = projection_of(module).clone()
+    torch.manual_seed(5)
+    module.redraw()
+    first = projection_of(module).clone()
+    torch.manual_seed(5)
+    module.redraw()
+    assert torch.equal(projection_of(module), first)
+    assert not torch.equal(first, before)
+    assert first.dtype == before.dtype
+    assert first.shape == before.shape
+
+
+def test_the_projection_has_no_gradient() -> None:
+    module = module_with(training=True)
+    assert not projection_of(module).requires_grad
+    assert not any(p.shape == (6, 2) for p in module.parameters())
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("m", 0),
+        ("m", -1),
+        ("m", 1.5),
+        ("k", 0.0),
+        ("k", -1.0),
+        ("eps", -1e-4),
+        ("redraw_every", -1),
+    ],
+)
+def test_bad_options_are_refused_by_name(option: str, value: float) -> None:
+    with pytest.raises(AttentionError, match=rf"\b{option}\b"):
+        create_attention("enla", channels=8, **{option: value})
+
+
+def test_exact_weights_are_the_softmax_that_the_features_approximate() -> None:
+    torch.manual_seed(0)
+    module = create_attention("enla", channels=8, m=20_000, k=0.5, eps=0.0).eval()
+    q, k, _ = module.project(torch.randn(1, 8, 4, 5))
+    exact = module.exact_weights(q, k, 1, 2)
+    assert exact.shape == (1, 4, 5)
+    assert torch.allclose(exact.sum(), torch.tensor(1.0))
+    assert torch.allclose(exact, module.attention_weights(q, k, 1, 2), atol=0.01)

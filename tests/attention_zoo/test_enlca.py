@@ -1,0 +1,200 @@
+"""ENLCA's contrastive loss against its oracle, and the module that leaves it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from attention_zoo import AttentionError, create_attention
+from attention_zoo.enlca import contrast_groups, contrastive_loss
+from tests.reference import contrastive as oracle
+from tests.reference.cases import (
+    FORMATS,
+    SIZES,
+    TOLERANCES,
+    LargestTensor,
+    assert_agrees,
+    assert_close,
+    perturb,
+    random_map,
+    random_qkv,
+)
+
+
+def assert_loss_agrees(inputs: list[Tensor], **options: Any) -> None:
+    assert_agrees(
+        lambda q, k: contrastive_loss(q, k, **options).to(q.dtype),
+        lambda q, k: oracle.contrastive_loss(q, k, **options),
+        inputs,
+    )
+
+
+@pytest.mark.parametrize("memory_format", FORMATS)
+@pytest.mark.parametrize("dtype", TOLERANCES)
+@pytest.mark.parametrize("size", [*SIZES, (7, 9)])
+def test_agrees_with_the_oracle(
+    size: tuple[int, int], dtype: torch.dtype, memory_format: torch.memory_format
+) -> None:
+    """From N = 1 on; N <= 50 gave NaN in the released code, N = 63 has more than one entry."""
+    q, k, _ = random_qkv(0, size, dtype=dtype, memory_format=memory_format)
+    assert_loss_agrees([q, k])
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    seed=st.integers(0, 1000),
+    size=st.tuples(st.integers(1, 7), st.integers(1, 8)),
+    n1=st.sampled_from([0.01, 0.02, 0.1, 0.3]),
+    n2=st.sampled_from([0.0, 0.05, 0.08, 0.4, 0.9]),
+    margin=st.sampled_from([-1.0, 0.0, 1.0, 3.0]),
+    amplification=st.sampled_from([1.0, 6.0, 20.0]),
+    hinge=st.booleans(),
+)
+def test_agrees_with_the_oracle_for_drawn_options(
+    seed: int, size: tuple[int, int], **options: Any
+) -> None:
+    """Groups that overlap or reach beyond the row included."""
+    q, k, _ = random_qkv(seed, size)
+    assert_loss_agrees([q, k], **options)
+
+
+@pytest.mark.parametrize("tile", [1, 100, 3 * 42, 42 * 42, 2 * 42 * 42])
+def test_any_tiling_agrees_with_the_oracle(monkeypatch: pytest.MonkeyPatch, tile: int) -> None:
+    """Blocks of rows and of images, whole and broken."""
+    monkeypatch.setattr("attention_zoo.enlca._TILE", tile)
+    q, k, _ = random_qkv(3, (6, 7), batch=3)
+    assert_loss_agrees([q, k], n1=0.1, n2=0.4, margin=1.0)
+
+
+def test_gradcheck() -> None:
+    q, k, _ = random_qkv(0, (3, 5), batch=1)
+    assert torch.autograd.gradcheck(
+        lambda q, k: contrastive_loss(q, k, n1=0.1, n2=0.4, hinge=False), [q, k]
+    )
+
+
+def test_a_second_derivative_is_refused() -> None:
+    """The gradient is made in the forward pass: a wrong second one must not pass in silence."""
+    q, k, _ = random_qkv(0, (3, 5), batch=1)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        torch.autograd.gradgradcheck(
+            lambda q, k: contrastive_loss(q, k, n1=0.1, n2=0.4, hinge=False), [q, k]
+        )
+
+
+def test_groups_of_known_rows() -> None:
+    """Cosines 1, 0 and −1 against the first position, N = 10, groups of 2 from entry 4 on."""
+    k = torch.zeros(1, 2, 1, 10, dtype=torch.float64)
+    k[0, 0, 0, :3] = 1.0  # three relevant
+    k[0, 1, 0, 3:6] = 1.0  # three orthogonal
+    k[0, 0, 0, 6:] = -1.0  # four opposite
+    q = torch.zeros_like(k)
+    q[0, 0] = 3.0  # its length does not matter
+    loss = contrastive_loss(q, k, amplification=6.0, n1=0.2, n2=0.4, margin=7.0)
+    # relevant e^6, irrelevant e^0: −log(e^6) + 7
+    assert_close(loss, torch.tensor(1.0).double(), 1e-12)
+    assert contrastive_loss(q, k, amplification=6.0, n1=0.2, n2=0.4, margin=5.0) == 0  # hinge
+    free = contrastive_loss(q, k, amplification=6.0, n1=0.2, n2=0.4, margin=5.0, hinge=False)
+    assert_close(free, torch.tensor(-1.0).double(), 1e-12)
+
+
+def test_counts_from_one_on_are_numbers_of_entries() -> None:
+    """The released code's fixed counts: 15 entries each, the second group from entry 50 on."""
+    q, k, _ = random_qkv(0, (9, 8), batch=1)
+    assert_close(
+        contrastive_loss(q, k, n1=15, n2=50),
+        oracle.contrastive_loss(q, k, n1=15 / 72 + 1e-9, n2=50 / 72 + 1e-9),
+        1e-12,
+    )
+
+
+def test_zero_embeddings_have_a_finite_loss_and_gradient() -> None:
+    zeros = [torch.zeros(1, 3, 4, 5, requires_grad=True) for _ in range(2)]
+    loss = contrastive_loss(zeros[0], zeros[1])
+    assert_close(loss, torch.tensor(1.0), 1e-6)
+    assert all(torch.isfinite(g).all() for g in torch.autograd.grad(loss, zeros))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_a_large_amplification_does_not_overflow(dtype: torch.dtype) -> None:
+    q, k, _ = random_qkv(0, (5, 6), dtype=dtype)
+    assert_close(
+        contrastive_loss(q, k, amplification=300.0, hinge=False),
+        oracle.contrastive_loss(q, k, amplification=300.0, hinge=False),
+        1e-3,
+    )
+
+
+def test_no_tensor_of_all_pairs() -> None:
+    q, k, _ = random_qkv(0, (80, 80), c=2, batch=1, dtype=torch.float32)
+    with LargestTensor() as seen:
+        contrastive_loss(q, k).backward()
+    assert 0 < seen.largest < 6400**2 / 2
+
+
+def trained_module(**options: Any) -> Any:
+    torch.manual_seed(0)
+    return perturb(create_attention("enlca", channels=8, **{"m": 6, **options})).double().train()
+
+
+def test_training_forward_leaves_the_loss_of_its_embeddings() -> None:
+    options = {"n1": 0.1, "n2": 0.4, "margin": 4.0}
+    module = trained_module(k=3.0, **options)
+    x = random_map(0, 8, (5, 7))
+    module(x)
+    q, k, _ = module.project(x)
+    wanted = oracle.contrastive_loss(q, k, amplification=3.0, **options)
+    loss = module.auxiliary_loss()
+    assert_close(loss, wanted, 1e-12)
+    assert loss > 0
+    leaves = [x, *module.parameters()]
+    gradients = torch.autograd.grad(loss, leaves, allow_unused=True)
+    wanted_gradients = torch.autograd.grad(wanted, leaves, allow_unused=True)
+    for a, b in zip(gradients, wanted_gradients, strict=True):
+        assert (a is None) == (b is None)
+        if a is not None and b is not None:
+            assert_close(a, b, 1e-10)
+
+
+def test_hinge_option_reaches_the_loss() -> None:
+    x = random_map(0, 8, (5, 7))
+    losses = []
+    for hinge in (True, False):
+        module = trained_module(margin=-50.0, hinge=hinge)
+        module(x)
+        losses.append(module.auxiliary_loss().item())
+    assert losses[0] == 0
+    assert losses[1] < -40
+
+
+def test_output_is_that_of_enla() -> None:
+    module = trained_module().eval()
+    plain = create_attention("enla", channels=8, m=6).double().eval()
+    plain.load_state_dict(module.state_dict())
+    x = random_map(0, 8, (5, 7))
+    assert torch.equal(module(x), plain(x))
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("n1", 0.0), ("n1", -0.1), ("n2", -0.1), ("m", 0), ("k", 0.0)]
+)
+def test_bad_options_are_refused_by_name(option: str, value: float) -> None:
+    with pytest.raises(AttentionError, match=rf"\b{option}\b"):
+        create_attention("enlca", channels=8, **{option: value})
+
+
+def test_maps_of_different_shape_are_refused() -> None:
+    with pytest.raises(AttentionError, match="q and k"):
+        contrastive_loss(torch.zeros(1, 2, 3, 4), torch.zeros(1, 2, 4, 3))
+
+
+def test_shares_of_n_are_decimal() -> None:
+    """0.29 · 100 is 28.999… in binary, and 29 entries."""
+    assert contrast_groups(100, 0.29, 0.57) == oracle.groups(100, 0.29, 0.57) == (29, 57)
+    assert contrast_groups(784, 15, 50) == (15, 50)
+    assert contrast_groups(10, 15, 50) == (10, 0)

@@ -1,0 +1,27 @@
+"""A small folder of images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+
+def write_image(path: Path, height: int, width: int, seed: int) -> None:
+    """A smooth random picture, so that a network can learn something."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    coarse = np.random.default_rng(seed).integers(0, 256, (5, 6, 3), dtype=np.uint8)
+    Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC).save(path)
+
+
+@pytest.fixture(scope="session")
+def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three training and two test images, in the layout of a data folder."""
+    folder = tmp_path_factory.mktemp("images")
+    for i in range(3):
+        write_image(folder / "train" / "Some" / f"t{i}.png", 64, 72, i)
+    for i in range(2):
+        write_image(folder / "Tiny" / "HR" / f"e{i}.png", 48, 60, 10 + i)
+    return folder

@@ -1,0 +1,182 @@
+"""Made-up records for tests of what reads records. No figure here was measured."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+
+MACHINE = {
+    "device": "cpu",
+    "cpu": {"model": "Made-up CPU", "logical_cores": 2},
+    "gpu": None,
+    "packages": {"torch": "2.9.1"},
+    "torch": {"threads": 2},
+    "code": {"version": "0.1.0", "commit": "abc1234"},
+}
+GPU_MACHINE = MACHINE | {"device": "cuda", "gpu": {"name": "Made-up GPU", "driver": "1.2"}}
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "Baseline": {"name": "none", "label": "Baseline", "options": {}},
+    "NLA": {
+        "name": "nla",
+        "label": "NLA",
+        "options": {"reduction": 4, "res_scale": 0.1, "released": False},
+    },
+    "NLSA-r4": {
+        "name": "nlsa",
+        "label": "NLSA-r4",
+        "options": {"rounds": 4, "chunk_size": 144, "reduction": 4, "res_scale": 0.1},
+    },
+    "Criss-Cross": {
+        "name": "criss-cross",
+        "label": "Criss-Cross",
+        "options": {"reduction": 8, "recurrence": 1},
+    },
+    "User_Attention-8": {
+        "name": "my_package.my_module:User",
+        "label": "User_Attention-8",
+        "options": {"size": 8},
+    },
+}
+
+CONFIG = {
+    "preset": "small",
+    "protocol": "scratch",
+    "scale": 4,
+    "seed": 0,
+    "blocks": 8,
+    "channels": 32,
+    "patch": 28,
+    "batch": 16,
+    "steps": 4000,
+    "precision": "float32",
+    "device": "cpu",
+    "tile": None,
+    "data": {
+        "name": "data",
+        "train": ["train"],
+        "train_images": 40,
+        "train_sha256": "0" * 64,
+        "test": ["Set5", "Urban100"],
+    },
+}
+
+
+def common(kind: str, identifier: str, **changes: Any) -> dict[str, Any]:
+    return {
+        "kind": kind,
+        "id": identifier,
+        "created": "2026-01-02T03:04:05+00:00",
+        "command": "python -m harness.run",
+        "machine": MACHINE,
+    } | changes
+
+
+def quality(values: list[float], bicubic: float = 25.0) -> dict[str, Any]:
+    """One test set whose images have these PSNRs; SSIM is PSNR / 40."""
+    images = [
+        {
+            "name": f"img{index}.png",
+            "psnr": value,
+            "ssim": value / 40,
+            "bicubic_psnr": bicubic,
+            "bicubic_ssim": bicubic / 40,
+            "tile": None,
+        }
+        for index, value in enumerate(values)
+    ]
+    return {
+        "images": images,
+        "psnr": float(np.mean(values)),
+        "ssim": float(np.mean(values)) / 40,
+        "bicubic_psnr": bicubic,
+        "bicubic_ssim": bicubic / 40,
+    }
+
+
+def run(
+    variant: str | dict[str, Any] = "Baseline",
+    seed: int = 0,
+    values: list[float] | None = None,
+    sets: list[str] | None = None,
+    *,
+    created: str = "2026-01-02T03:04:05+00:00",
+    identifier: str | None = None,
+    **config: Any,
+) -> dict[str, Any]:
+    """A run record whose every test set has the same values."""
+    variant = VARIANTS[variant] if isinstance(variant, str) else variant
+    settings = copy.deepcopy(CONFIG) | {"seed": seed} | config
+    sets = sets or settings["data"]["test"]
+    settings["data"] = settings["data"] | {"test": sets}
+    name = identifier or f"{variant['label'].lower()}-{settings['preset']}-s{seed}"
+    return common("run", name, created=created) | {
+        "variant": variant,
+        "config": settings,
+        "training": {"parameters": 1, "seconds": 2.0, "steps_per_second": 3.0, "log": []},
+        "quality": {name: quality(values or [26.0, 27.0, 28.0]) for name in sets},
+    }
+
+
+def cost(variant: str | dict[str, Any], gflops: float, **changes: Any) -> dict[str, Any]:
+    """A cost record: the closed form is gflops, the others are simple multiples of it."""
+    variant = VARIANTS[variant] if isinstance(variant, str) else variant
+
+    def part(scale: float, channels: int) -> dict[str, Any]:
+        return {
+            "channels": channels,
+            "paper_gflops": gflops * scale,
+            "executed_gflops": 2 * gflops * scale,
+            "fvcore_gflops": None,
+            "ptflops_gflops": 3 * gflops * scale,
+            "torch_gflops": 2 * gflops * scale,
+        }
+
+    return common("cost", f"cost-{variant['label'].lower()}") | {
+        "variant": variant,
+        "height": 100,
+        "width": 100,
+        "parts": {"core": part(1, 64), "module": part(5, 256) | {"embedding": 64}},
+        "notes": ["core: fvcore failed: made up"],
+        **changes,
+    }
+
+
+def latency_row(
+    variant: str,
+    mean: float | None,
+    part: str = "core",
+    passes: str = "forward",
+    size: int = 100,
+    **changes: Any,
+) -> dict[str, Any]:
+    """One row: median, IQR and minimum are 0.9, 0.1 and 0.5 of the mean."""
+    measured = mean is not None
+    return {
+        "variant": VARIANTS[variant],
+        "part": part,
+        "passes": passes,
+        "height": size,
+        "width": size,
+        "batch": 1,
+        "channels": 64 if part == "core" else 256,
+        "dtype": "float32",
+        "device": "cpu",
+        "mean_ms": mean,
+        "median_ms": 0.9 * mean if measured else None,
+        "iqr_ms": 0.1 * mean if measured else None,
+        "min_ms": 0.5 * mean if measured else None,
+        "runs": 7 if measured else None,
+        "peak_memory_mb": None,
+    } | changes
+
+
+def latency(
+    rows: list[dict[str, Any]], identifier: str = "cpu-float32-1", **changes: Any
+) -> dict[str, Any]:
+    return common("latency", identifier, **changes) | {
+        "settings": {"warmup": 1, "min_runs": 5, "max_seconds": 60.0, "seed": 0},
+        "rows": rows,
+    }

@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from attention_zoo import AttentionError
+from harness.config import PRESETS, Variant, find_preset, learning_rate, table_rows
+from harness.errors import UserError
+from tests.harness.tiny import make_config
+
+
+def test_rows_of_table_4_are_the_papers_in_its_order() -> None:
+    labels = [v.label for v in table_rows("table4")]
+    assert labels == [
+        "Baseline",
+        "NLA",
+        "Conv",
+        "NLSA-r4",
+        *(f"ENLCA-m{m}" for m in (256, 128, 64, 32, 16, 8, 4, 2)),
+    ]
+
+
+def test_rows_of_tables_5_and_6() -> None:
+    paper, further = ["NLA", "NLSA-r4", "ENLCA-m128"], ["ENLCA-m16", "Criss-Cross", "Conv"]
+    assert [v.label for v in table_rows("table5")] == paper + further
+    expected = ["Baseline", "NLA", "Criss-Cross", "NLSA-r4", "ENLCA-m128"]
+    assert [v.label for v in table_rows("table6")] == expected
+    with pytest.raises(UserError, match="table4, table5, table6"):
+        table_rows("table9")
+
+
+def test_variant_refuses_an_option_of_another_module() -> None:
+    with pytest.raises(AttentionError, match=r"nlsa has no option 'm'.*rounds"):
+        Variant("nlsa", {"m": 16})
+
+
+def test_variant_resolves_its_options() -> None:
+    variant = Variant("enlca", {"m": 16})
+    assert variant.resolved["m"] == 16
+    assert variant.resolved["k"] == 6.0
+    assert variant.to_dict()["label"] == "ENLCA-m16"
+    assert variant.create(8, m=4).m == 4
+
+
+def test_the_paper_preset_is_the_papers() -> None:
+    paper = find_preset("paper")
+    assert (paper.blocks, paper.channels, paper.block_res_scale) == (32, 256, 0.1)
+    assert (paper.steps, paper.steps_per_epoch, paper.learning_rate) == (1_000_000, 1000, 1e-4)
+    assert paper.patch == {2: 46, 3: 28, 4: 28}
+    assert paper.batch == 16
+    with pytest.raises(UserError, match=", ".join(PRESETS)):
+        find_preset("huge")
+
+
+def test_halving_follows_the_paper() -> None:
+    """1e-4, halved after each 200 of 1000 epochs."""
+    config = make_config(steps=1000, learning_rate=1e-4, schedule="halving")
+    rates = [learning_rate(config, step) for step in (0, 199, 200, 400, 999)]
+    assert rates == [1e-4, 1e-4, 0.5e-4, 0.25e-4, 1e-4 / 16]
+
+
+def test_one_cycle_rises_to_its_peak_and_falls() -> None:
+    config = make_config(steps=1000)
+    rates = [learning_rate(config, step) for step in range(1000)]
+    assert max(rates) == rates[100] == pytest.approx(1e-3)
+    assert rates[:101] == sorted(rates[:101])
+    assert rates[100:] == sorted(rates[100:], reverse=True)
+    assert rates[-1] < 2e-5
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"steps": 0}, "steps must be at least 1"),
+        ({"blocks": 3}, "blocks must be at least 4"),
+        ({"scale": 5}, "scale must be 2, 3 or 4"),
+        ({"learning_rate": float("nan")}, "learning rate"),
+        ({"auxiliary_warmup": 1.5}, "warm-up"),
+        ({"schedule": "cosine"}, "halving, one-cycle"),
+        ({"precision": "int8"}, "float32, tf32, bfloat16"),
+        ({"tile": 3}, "tile must be at least 16"),
+    ],
+)
+def test_bad_values_are_named(values: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        make_config(**values)
+
+
+def test_the_id_depends_on_every_value() -> None:
+    config = make_config()
+    assert config.run_id == make_config().run_id
+    others = [
+        make_config(seed=1),
+        make_config("conv"),
+        make_config(steps=7),
+        make_config(data=dataclasses.replace(config.data, train_sha256="1" * 64)),
+        make_config("enla", {"m": 4}),
+        make_config("enla", {"m": 8}),
+    ]
+    assert len({config.run_id, *(other.run_id for other in others)}) == len(others) + 1
+    assert config.run_id.startswith("baseline-quick-x4-s0-")

@@ -1,0 +1,336 @@
+"""Data folders, the embedded default, and ``python -m harness.data``."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from harness import data as data_module
+from harness import embedded
+from harness.bicubic import crop_to_multiple, downscale
+from harness.data import check_patch, find_data, main
+from harness.errors import UserError
+from harness.images import read_image
+
+
+def save(path: Path, height: int = 40, width: int = 44, seed: int = 0) -> np.ndarray:
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+    return pixels
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two training sets of 3 and 4 images, two test sets."""
+    root = tmp_path / "photos"
+    for n in range(3):
+        save(root / "train" / "B" / f"{n}.png", seed=n)
+    for n in range(4):
+        save(root / "train" / "A" / f"{n}.png", seed=10 + n)
+    save(root / "Set5" / "HR" / "img_1.png", 42, 47, seed=20)
+    save(root / "Set5" / "HR" / "img_2.png", 50, 61, seed=21)
+    save(root / "City" / "HR" / "x.bmp", 44, 44, seed=22)
+    (root / "notes").mkdir()
+    return root
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["harness.data", *arguments])
+    main()
+
+
+def test_folder(folder: Path) -> None:
+    source = find_data(folder)
+    assert source.name == "photos"
+    assert source.train_sets == ["A", "B"]
+    assert source.test_sets == ["City", "Set5"]
+    cache = source.training_images(2)
+    assert len(cache) == 7
+    assert cache.names[:5] == ["A/0.png", "A/1.png", "A/2.png", "A/3.png", "B/0.png"]
+    assert find_data(folder, train_sets=["B"]).training_images(2).names[0] == "B/0.png"
+    assert find_data(folder, train_sets=["B", "A", "B"]).train_sets == ["A", "B"]
+
+
+def test_test_set_makes_lr_images(folder: Path) -> None:
+    images = find_data(folder).test_set("Set5", 4)
+    assert (images.name, len(images)) == ("Set5", 2)
+    first, second = images
+    assert (first.name, second.name) == ("img_1", "img_2")
+    hr = crop_to_multiple(read_image(folder / "Set5" / "HR" / "img_1.png"), 4)
+    np.testing.assert_array_equal(first.hr, hr)
+    assert first.hr.shape == (40, 44, 3)
+    np.testing.assert_array_equal(first.lr, downscale(hr, 4))
+
+
+def test_test_set_takes_stored_lr_images(folder: Path) -> None:
+    lr = save(folder / "Set5" / "LR_bicubic" / "X4" / "img_1x4.bmp", 10, 11, seed=30)
+    first, second = find_data(folder).test_set("Set5", 4)
+    np.testing.assert_array_equal(first.lr, lr)
+    np.testing.assert_array_equal(second.lr, downscale(second.hr, 4))
+    (at_2, _) = find_data(folder).test_set("Set5", 2)
+    np.testing.assert_array_equal(at_2.lr, downscale(at_2.hr, 2))
+    save(folder / "Set5" / "LR_bicubic" / "X4" / "img_1x4.bmp", 10, 12)
+    message = r"img_1x4\.bmp is 12x10, which does not fit .*img_1\.png \(44x40 after cropping\)"
+    with pytest.raises(UserError, match=message):
+        next(iter(find_data(folder).test_set("Set5", 4)))
+
+
+def test_greyscale_is_three_equal_channels(folder: Path) -> None:
+    path = folder / "Set5" / "HR" / "img_1.png"
+    Image.fromarray(read_image(path)).convert("L").save(path)
+    first = next(iter(find_data(folder).test_set("Set5", 2)))
+    assert first.hr.shape == (42, 46, 3)
+    assert (first.lr == first.lr[..., :1]).all()
+
+
+def test_div2k_layouts(tmp_path: Path) -> None:
+    save(tmp_path / "one" / "DIV2K" / "DIV2K_train_HR" / "0001.png")
+    save(tmp_path / "two" / "DIV2K_train_HR" / "0001.png")
+    for name in ("one", "two"):
+        source = find_data(tmp_path / name)
+        assert source.train_sets == ["DIV2K"]
+        assert source.training_images(2).names == ["DIV2K/0001.png"]
+
+
+def test_holdout(folder: Path) -> None:
+    source = find_data(folder, holdout=3)
+    assert source.test_sets == ["City", "Set5", "Holdout"]
+    held_out = [image.name for image in source.test_set("Holdout", 2)]
+    assert held_out == ["2", "1"]  # A/2 and B/1: the third and the sixth of seven
+    kept = ["A/0.png", "A/1.png", "A/3.png", "B/0.png", "B/2.png"]
+    assert source.training_images(2).names == kept
+    with pytest.raises(UserError, match="holdout must be 0"):
+        find_data(folder, holdout=1)
+    with pytest.raises(UserError, match="7 training images are too few for a holdout of 8"):
+        find_data(folder, holdout=8)
+
+
+def test_environment(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SR_DATA", str(folder))
+    assert find_data().name == "photos"
+    monkeypatch.setenv("SR_DATA", str(folder / "missing"))
+    with pytest.raises(UserError, match="missing does not exist"):
+        find_data()
+    monkeypatch.setenv("SR_DATA", "")
+    assert find_data().name == "embedded"
+
+
+def cut(root: Path) -> None:
+    path = root / "train" / "A" / "1.png"
+    path.write_bytes(path.read_bytes()[:300])
+
+
+def shrink(root: Path) -> None:
+    save(root / "train" / "B" / "1.png", 19, 90)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (cut, r"cannot read the image .*A/1\.png: .*truncated"),
+        (shrink, r"training image B/1\.png is 90x18, smaller than a patch of 20x20"),
+    ],
+)
+def test_bad_training_images(folder: Path, damage: Callable[[Path], None], message: str) -> None:
+    damage(folder)
+    with pytest.raises(UserError, match=message):
+        check_patch(find_data(folder).training_images(2), 10)
+
+
+def test_bad_folders(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="nowhere does not exist: give --data or SR_DATA"):
+        find_data(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="is not a folder"):
+        find_data(folder / "train" / "A" / "1.png")
+    with pytest.raises(UserError, match=r"found no images in .*: expected test sets as <Set>/HR"):
+        find_data(folder / "notes")
+    source = find_data(folder)
+    with pytest.raises(UserError, match=r"'set5': there are City, Set5; did you mean Set5\?"):
+        source.test_set("set5", 4)
+    with pytest.raises(
+        UserError, match=r"no training set in photos is called 'Z': there are A, B$"
+    ):
+        find_data(folder, train_sets=["Z"])
+    save(folder / "City" / "HR" / "x.bmp", 18, 90)
+    with pytest.raises(UserError, match=r"x\.bmp is 88x16: x4 needs 19x19 or more"):
+        list(source.test_set("City", 4))
+
+    def refuse(self: Path) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    with pytest.raises(UserError, match=r"cannot read the folder .*: Permission denied"):
+        find_data(folder)
+
+
+def test_a_folder_without_training_sets(tmp_path: Path) -> None:
+    save(tmp_path / "Set5" / "HR" / "a.png")
+    source = find_data(tmp_path)
+    assert source.train_sets == []
+    with pytest.raises(UserError, match="has no training sets: put images into train/<Set>/"):
+        source.training_images(4)
+
+
+def test_embedded_default() -> None:
+    source = find_data()
+    assert (source.name, source.train_sets) == ("embedded", ["Embedded-train"])
+    assert source.test_sets == ["Embedded"]
+    cache = source.training_images(4)
+    assert len(cache) == len(embedded.TRAIN) == 9
+    check_patch(cache, 48)
+    names = [image.name for image in source.test_set("Embedded", 4)]
+    assert names == ["brick", "camera", "chelsea", "coffee"]
+
+
+def test_embedded_training_and_test_photographs_differ() -> None:
+    assert not set(embedded.TRAIN) & set(embedded.TEST)
+    source = find_data()
+    paths = [path for s in (*source.train, *source.test) for path in s.paths]
+    hashes = [hashlib.sha256(path.read_bytes()).digest() for path in paths]
+    assert len(set(hashes)) == len(hashes) == 13
+
+
+def test_embedded_image_missing() -> None:
+    with pytest.raises(UserError, match=r"scikit-image [\d.]+ does not ship nothing\.png"):
+        embedded.embedded_set("mine", {"nothing.png": ""})
+
+
+# -- command line ---------------------------------------------------------------------------
+
+
+def test_list(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(monkeypatch, "list", "--data", str(folder))
+    out = capsys.readouterr().out
+    assert "Images of photos" in out
+    assert re.search(r"train\W+A\W+4 ", out)
+    assert re.search(r"test\W+Set5\W+2 ", out)
+    run(monkeypatch, "list")
+    assert "chelsea.png: Chelsea the cat" in capsys.readouterr().out
+
+
+def test_user_errors_exit_with_2(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        run(monkeypatch, "list", "--data", str(tmp_path / "nowhere"))
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.startswith("error: data folder")
+
+
+def write_tables(folder: Path) -> None:
+    """MANIFEST.csv and LR_bicubic_pixels.csv that fit the folder."""
+    with (folder / "MANIFEST.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["path", "width", "height", "bytes", "sha256"])
+        for path in sorted(folder.rglob("*.png")):
+            content = path.read_bytes()
+            height, width = read_image(path).shape[:2]
+            name = path.relative_to(folder).as_posix()
+            writer.writerow(
+                [name, width, height, len(content), hashlib.sha256(content).hexdigest()]
+            )
+    with (folder / "LR_bicubic_pixels.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(
+            ["set", "image", "scale", "width", "height", "channels", "sha256_of_uint8_pixels"]
+        )
+        for path, channels in (("Set5/HR/img_1.png", 3), ("Set5/HR/img_2.png", 1)):
+            image = read_image(folder / path)
+            lr = downscale(crop_to_multiple(image, 2), 2)
+            pixels = lr if channels == 3 else lr[..., 0]
+            digest = hashlib.sha256(pixels.tobytes()).hexdigest()
+            stem = Path(path).stem
+            writer.writerow(["Set5", stem, 2, lr.shape[1], lr.shape[0], channels, digest])
+
+
+def test_verify(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    grey = folder / "Set5" / "HR" / "img_2.png"
+    Image.fromarray(read_image(grey)).convert("L").save(grey)
+    ours = downscale(crop_to_multiple(read_image(folder / "Set5" / "HR" / "img_1.png"), 4), 4)
+    stored = folder / "Set5" / "LR_bicubic" / "X4" / "img_1x4.png"
+    stored.parent.mkdir(parents=True)
+    Image.fromarray(ours).save(stored)
+    write_tables(folder)
+    run(monkeypatch, "verify", "--data", str(folder))
+    out = capsys.readouterr().out
+    assert re.search(r"Set5\W+2/2\W+2/2\W+1/1\W+3/3\W", out)
+    assert re.search(r"A\W+4/4\W+4/4\W", out)
+
+    # Another maker's LR image is counted, and no fault by itself.
+    Image.fromarray(255 - ours).save(stored)
+    (folder / "MANIFEST.csv").unlink()
+    run(monkeypatch, "verify", "--data", str(folder))
+    assert re.search(r"Set5\W+2/2\W+2/2\W+0/1\W", capsys.readouterr().out)
+
+
+def test_verify_finds_faults(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_tables(folder)
+    save(folder / "Set5" / "HR" / "img_1.png", 42, 47, seed=99)  # other pixels
+    cut(folder)
+    (folder / "train" / "B" / "0.png").unlink()
+    lr = folder / "Set5" / "LR_bicubic" / "X4" / "img_1x4.png"
+    lr.parent.mkdir(parents=True)
+    lr.write_bytes(b"no image")
+    with pytest.raises(SystemExit) as stop:
+        run(monkeypatch, "verify", "--data", str(folder))
+    assert stop.value.code == 2
+    captured = capsys.readouterr()
+    problems = captured.out
+    assert "img_1.png: x2 LR pixels differ from LR_bicubic_pixels.csv" in problems
+    assert "1.png: image file is truncated" in problems
+    assert "0.png: No such file or directory" in problems
+    assert re.search(r"A/1\.png: size or SHA-256 differs from MANIFEST\.csv", problems)
+    assert "img_1x4.png: not a PNG" in problems
+    assert captured.err.rstrip().endswith("error: 6 checks failed, listed above")
+
+
+def test_verify_embedded(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(monkeypatch, "verify")
+    assert re.search(r"Embedded\W+4/4", capsys.readouterr().out)
+
+
+def test_download_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = []
+
+    def fake(archive: object, folder: Path) -> bool:
+        asked.append((archive, folder))
+        return len(asked) == 1
+
+    monkeypatch.setattr(data_module, "download_archive", fake)
+    run(monkeypatch, "download", "--data", str(tmp_path))
+    out = capsys.readouterr().out
+    assert "div2k: done" in out
+    assert "benchmark: there already" in out
+    run(monkeypatch, "download", "--data", str(tmp_path), "--sets", "benchmark")
+    assert len(asked) == 3
+    assert asked[0][1] == tmp_path
+
+
+@pytest.mark.data
+def test_shared_data_is_found(sr_data: Path) -> None:
+    source = find_data(sr_data)
+    assert {"B100", "Set5", "Set14", "Urban100"} <= set(source.test_sets)
+    urban = source.test_set("Urban100", 4)
+    first = next(iter(urban))
+    assert (len(urban), first.name) == (100, "img_001")
+    assert first.hr.shape[0] == 4 * first.lr.shape[0]

@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from attention_zoo import list_attentions
+from harness.config import Variant
+from harness.edsr import EDSR, RGB_MEAN, build_network
+
+
+@pytest.mark.parametrize("scale", [2, 3, 4])
+@pytest.mark.parametrize("name", list_attentions())
+def test_output_is_scale_times_the_input(name: str, scale: int) -> None:
+    network = build_network(Variant(name), blocks=4, channels=8, scale=scale).eval()
+    with torch.no_grad():
+        assert network(torch.rand(2, 3, 5, 7)).shape == (2, 3, 5 * scale, 7 * scale)
+
+
+@pytest.mark.parametrize("blocks", [4, 6, 8, 32])
+def test_five_modules_after_each_quarter(blocks: int) -> None:
+    network = build_network(Variant("conv"), blocks=blocks, channels=4, scale=2)
+    places = [int(key) for key in network.attention]
+    assert places == [round(i * blocks / 4) for i in range(5)]
+    if blocks == 32:
+        assert places == [0, 8, 16, 24, 32]
+
+
+def test_backbone_weights_depend_on_the_seed_alone() -> None:
+    plain = build_network(Variant("none"), blocks=4, channels=8, scale=4, seed=3)
+    for name in list_attentions():
+        torch.manual_seed(int(torch.randint(100, ())))  # the global state must not matter
+        other = build_network(Variant(name), blocks=4, channels=8, scale=4, seed=3)
+        state = other.state_dict()
+        for key, value in plain.state_dict().items():
+            assert torch.equal(value, state[key]), (name, key)
+    different = build_network(Variant("none"), blocks=4, channels=8, scale=4, seed=4)
+    assert not torch.equal(different.head.weight, plain.head.weight)
+
+
+def test_module_weights_differ_among_modules_and_agree_among_builds() -> None:
+    first, second = (
+        build_network(Variant("nla"), blocks=4, channels=8, scale=4, seed=3) for _ in range(2)
+    )
+    assert torch.equal(first.attention["0"].query.weight, second.attention["0"].query.weight)
+    assert not torch.equal(first.attention["0"].query.weight, first.attention["1"].query.weight)
+
+
+def test_building_leaves_the_global_random_state() -> None:
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    build_network(Variant("enlca"), blocks=4, channels=8, scale=4, seed=3)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def literal_edsr(network: EDSR, x: torch.Tensor) -> torch.Tensor:
+    """EDSR as its paper describes it, written out, with attention where it belongs."""
+
+    def conv(u: torch.Tensor, layer: torch.nn.Conv2d) -> torch.Tensor:
+        return F.conv2d(u, layer.weight, layer.bias, padding=1)
+
+    mean = torch.tensor(RGB_MEAN).view(1, 3, 1, 1)
+    head = conv(x - mean, network.head)
+    u = network.attention["0"](head)
+    for i, block in enumerate(network.blocks):
+        y = conv(F.relu(conv(u, block.conv1)), block.conv2)
+        u = u + block.res_scale * y
+        if (i + 1) % 2 == 0:
+            u = network.attention[str(i + 1)](u)
+    u = conv(u, network.body_end) + head
+    for layer in network.upsampler:
+        u = conv(u, layer) if isinstance(layer, torch.nn.Conv2d) else F.pixel_shuffle(u, 2)
+    return conv(u, network.tail) + mean
+
+
+def test_forward_is_edsr() -> None:
+    network = build_network(
+        Variant("nla"), blocks=8, channels=8, scale=4, block_res_scale=0.1, seed=1
+    ).eval()
+    x = torch.rand(1, 3, 6, 5)
+    with torch.no_grad():
+        assert torch.allclose(network(x), literal_edsr(network, x), atol=1e-5)
+
+
+def test_auxiliary_loss_is_the_mean_of_the_modules() -> None:
+    network = build_network(Variant("enlca", {"m": 4}), blocks=4, channels=8, scale=2)
+    network(torch.rand(1, 3, 9, 8))
+    losses = [module.auxiliary_loss() for module in network.attention_modules]
+    assert len(losses) == 5
+    assert torch.equal(network.auxiliary_loss(), torch.stack(losses).mean())
+    network.enable_auxiliary(False)
+    network(torch.rand(1, 3, 9, 8))
+    assert network.auxiliary_loss() == 0
+    assert build_network(Variant("none"), blocks=4, channels=8, scale=2).auxiliary_loss() == 0
+
+
+def test_redraw_reaches_every_module() -> None:
+    network = build_network(Variant("enla", {"m": 4}), blocks=4, channels=8, scale=2)
+    before = [module.projection.clone() for module in network.attention_modules]
+    network.redraw()
+    for old, module in zip(before, network.attention_modules, strict=True):
+        assert not torch.equal(old, module.projection)

@@ -1,0 +1,228 @@
+"""Operation counts: closed forms against counters, and what each counter misses."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from attention_zoo import Attention, Cost, list_attentions
+from harness import flops
+from harness.config import Variant, table_rows
+from harness.edsr import build_network
+from harness.flops import count, count_network
+from harness.settings import paper_table
+
+SIZES = [(1, 1), (7, 13), (24, 30)]
+VARIANTS = [
+    *(Variant(name) for name in list_attentions()),
+    Variant("enlca", {"m": 7}),
+    Variant("nlsa", {"rounds": 1, "chunk_size": 16}),
+    Variant("criss-cross", {"recurrence": 2}),
+]
+
+
+@pytest.fixture
+def closed_forms_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flops, "_COUNTERS", {})
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("variant", VARIANTS, ids=lambda v: v.label)
+def test_executed_is_what_torch_counts(
+    monkeypatch: pytest.MonkeyPatch, variant: Variant, size: tuple[int, int]
+) -> None:
+    monkeypatch.setattr(flops, "_COUNTERS", {"torch": flops._count_torch})
+    counts = count(variant, *size)
+    for part in counts["parts"].values():
+        assert part["torch_gflops"] == part["executed_gflops"]
+    assert counts["notes"] == []
+
+
+@pytest.mark.usefixtures("closed_forms_only")
+def test_core_prints_table_4() -> None:
+    paper = {row["method"]: float(row["gflops"]) for row in paper_table(4)}
+    measured = {}
+    for variant in table_rows("table4"):
+        part = count(variant)["parts"]["core"]
+        assert part["channels"] == 64
+        measured[variant.label] = float(f"{part['paper_gflops']:.2f}")
+    assert measured == paper
+
+
+@pytest.mark.parametrize(
+    ("variant", "gflops", "embedding"),
+    [
+        (Variant("nla"), "65.97", 64),
+        (Variant("nlsa"), "15.59", 64),
+        (Variant("enlca", {"m": 128}), "3.61", 64),
+        (Variant("criss-cross"), "2.79", 32),
+    ],
+    ids=lambda value: getattr(value, "label", None),
+)
+@pytest.mark.usefixtures("closed_forms_only")
+def test_module_as_inserted(variant: Variant, gflops: str, embedding: int) -> None:
+    part = count(variant)["parts"]["module"]
+    assert f"{part['executed_gflops']:.2f}" == gflops
+    assert (part["channels"], part["embedding"]) == (256, embedding)
+
+
+@pytest.mark.parametrize("name", list_attentions())
+def test_all_counters_run_and_print_nothing(name: str, capfd: pytest.CaptureFixture[str]) -> None:
+    with warnings.catch_warnings(action="error"):
+        counts = count(Variant(name), 12, 9)
+    assert capfd.readouterr() == ("", "")
+    assert counts["variant"]["name"] == name
+    assert (counts["height"], counts["width"]) == (12, 9)
+    for part in ("core", "module"):
+        figures = {k: v for k, v in counts["parts"][part].items() if k.endswith("_gflops")}
+        assert len(figures) == 5
+        assert None not in figures.values()
+
+
+def test_random_state_is_left_alone() -> None:
+    torch.manual_seed(3)
+    expected = torch.rand(1)
+    torch.manual_seed(3)
+    count(Variant("nlsa"), 4, 4)
+    assert torch.equal(torch.rand(1), expected)
+
+
+class Naive(Attention):
+    """Attention as it is usually written, for the counters to look at."""
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return x, x, x
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        rows = (t.flatten(2).mT for t in (q, k, v))
+        return self.product(*rows).mT.unflatten(2, v.shape[2:])
+
+    def product(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return torch.softmax(q @ k.mT, -1) @ v
+
+    def cost(self, height: int, width: int) -> Cost:
+        macs = 2 * (height * width) ** 2 * self.channels
+        return Cost(projections=0, core=macs, executed=macs)
+
+
+class Fused(Naive):
+    def product(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(q[None], k[None], v[None], scale=1.0)[0]
+
+
+class Accumulating(Naive):
+    def product(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        scores = torch.baddbmm(q.new_zeros(()), q, k.mT)
+        return torch.softmax(scores, -1) @ v
+
+
+class Einsum(Naive):
+    def product(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        weights = torch.einsum("bnc,bmc->bnm", q, k).softmax(-1)
+        return torch.einsum("bnm,bmc->bnc", weights, v)
+
+
+class Written(Naive):
+    def product(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        scores = q.new_empty(q.shape[0], q.shape[1], k.shape[1])
+        torch.bmm(q, k.mT, out=scores)
+        return torch.softmax(scores, -1) @ v
+
+
+class Branching(Naive):
+    """The values decide what happens: nothing to run on the meta device."""
+
+    def product(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return super().product(q, k, v) if q.sum().item() < 1e9 else v
+
+
+def share(part: dict[str, Any], counter: str) -> float:
+    return part[f"{counter}_gflops"] / part["executed_gflops"]
+
+
+@pytest.mark.parametrize(
+    ("cls", "fvcore", "ptflops", "told"),
+    [
+        (Naive, 1.0, 1.0, "ptflops by its default backend counts 0.000 GFLOPs"),
+        (Einsum, 1.0, 1.0, "ptflops by its default backend counts 0.000 GFLOPs"),
+        (Fused, 0.0, None, "aten::scaled_dot_product_attention x1"),
+        (Accumulating, 0.5, 0.5, "aten::baddbmm x1"),
+    ],
+)
+def test_blind_spots(cls: type[Attention], fvcore: float, ptflops: float | None, told: str) -> None:
+    counts = count(Variant(f"{__name__}:{cls.__name__}"), 5, 6)
+    core = counts["parts"]["core"]
+    assert share(core, "torch") == 1.0
+    assert share(core, "fvcore") == fvcore
+    if ptflops is not None:
+        assert share(core, "ptflops") == ptflops
+    assert any(note.startswith("core: ") and told in note for note in counts["notes"])
+    deviates = any(note.startswith("core: fvcore counts 0.00") for note in counts["notes"])
+    assert deviates == (fvcore < 1)
+
+
+def test_a_counter_that_fails_gives_none_and_a_note(capfd: pytest.CaptureFixture[str]) -> None:
+    counts = count(Variant(f"{__name__}:{Written.__name__}"), 5, 6)
+    assert counts["parts"]["core"]["fvcore_gflops"] is None
+    assert share(counts["parts"]["core"], "torch") == 1.0
+    assert any(note.startswith("core: fvcore failed: ") for note in counts["notes"])
+
+    counts = count(Variant(f"{__name__}:{Branching.__name__}"), 5, 6)
+    for part in ("core", "module"):
+        assert counts["parts"][part]["torch_gflops"] is None
+        assert counts["parts"][part]["ptflops_gflops"] is None
+        assert share(counts["parts"][part], "fvcore") == 1.0
+        for counter in ("torch", "ptflops"):
+            notes = [n for n in counts["notes"] if n.startswith(f"{part}: {counter} failed: ")]
+            assert len(notes) == 1
+            assert "\n" not in notes[0]
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_noisy_counter_is_silenced(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def noisy(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[float, list[str]]:
+        print("noise")
+        warnings.warn("noise", stacklevel=1)
+        logging.getLogger("noise").error("noise")
+        raise KeyError("first line\nsecond line")
+
+    monkeypatch.setattr(flops, "_COUNTERS", {"noisy": noisy})
+    counts = count(Variant("none"), 2, 2)
+    assert counts["parts"]["core"]["noisy_gflops"] is None
+    assert counts["notes"][0].startswith("core: noisy failed: KeyError: 'first line")
+    assert capfd.readouterr() == ("", "")
+    assert logging.root.manager.disable == logging.NOTSET
+
+
+def test_network_of_known_cost() -> None:
+    conv = nn.Conv2d(3, 5, 3, padding=1, dtype=torch.float64).train()
+    weight = conv.weight.detach().clone()
+    assert count_network(conv, 11, 7) == 2 * 9 * 3 * 5 * 11 * 7 / 1e9
+    assert conv.training
+    assert conv.weight.device.type == "cpu"
+    assert torch.equal(conv.weight, weight)
+
+
+def test_network_is_backbone_plus_five_modules() -> None:
+    def network(name: str) -> nn.Module:
+        return build_network(Variant(name), blocks=4, channels=16, scale=2)
+
+    baseline = count_network(network("none"), 10, 12)
+    for name in ("nla", "enlca"):
+        module = 2 * Variant(name).create(16).cost(10, 12).module / 1e9
+        assert count_network(network(name), 10, 12) == pytest.approx(baseline + 5 * module)
+
+
+def test_network_after_a_training_step() -> None:
+    network = build_network(Variant("enlca"), blocks=4, channels=16, scale=2)
+    before = count_network(network, 6, 6)
+    network(torch.rand(1, 3, 6, 6))  # leaves an auxiliary loss with its graph
+    assert count_network(network, 6, 6) == before

@@ -1,0 +1,156 @@
+"""Image files: order, colour modes, and files that must be refused with one clear line."""
+
+from __future__ import annotations
+
+import io
+import random
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from harness.errors import UserError
+from harness.images import ImageSet, find_images, natural_key, read_image
+
+RGB = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+
+
+def test_natural_order() -> None:
+    expected = ["9.png", "10.png", "b1.png", "img_1.png", "img_2.png", "img_10.png", "img_10a.png"]
+    shuffled = random.Random(0).sample(expected, len(expected))
+    assert sorted(shuffled, key=natural_key) == expected
+
+
+def test_finds_images_only(tmp_path: Path) -> None:
+    for name in ("a10.png", "a9.JPG", "a.webp", "a.bmp", "a.jpeg", "notes.txt", ".hidden.png"):
+        (tmp_path / name).touch()
+    (tmp_path / "folder.png").mkdir()
+    assert [p.name for p in find_images(tmp_path)] == [
+        "a9.JPG", "a10.png", "a.bmp", "a.jpeg", "a.webp"
+    ]  # fmt: skip
+    assert find_images(tmp_path / "missing") == ()
+
+
+def test_a_folder_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: Path) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    with pytest.raises(UserError, match=r"cannot read the folder .*: Permission denied"):
+        find_images(tmp_path)
+
+
+@pytest.mark.parametrize("suffix", ["png", "bmp", "webp"])
+def test_lossless_formats(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"image.{suffix}"
+    Image.fromarray(RGB).save(path, lossless=True)
+    image = read_image(path)
+    assert image.dtype == np.uint8
+    np.testing.assert_array_equal(image, RGB)
+
+
+def test_jpeg_and_wrong_suffix(tmp_path: Path) -> None:
+    path = tmp_path / "image.png"  # the content decides
+    Image.fromarray(RGB).save(path, format="JPEG", quality=95)
+    assert read_image(path).shape == RGB.shape
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "LA", "RGBA"])
+def test_modes_become_three_channels(tmp_path: Path, mode: str) -> None:
+    path = tmp_path / "image.png"
+    converted = Image.fromarray(RGB).convert(mode)
+    converted.save(path)
+    image = read_image(path)
+    assert image.shape == (20, 30, 3)
+    np.testing.assert_array_equal(image, np.asarray(converted.convert("RGB")))
+    if mode in ("1", "L", "LA"):
+        assert (image == image[..., :1]).all()
+
+
+def png_16_bit_rgb() -> bytes:
+    """A black image; Pillow cannot write this kind."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        body = kind + data
+        return struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
+
+    rows = b"".join(b"\0" + bytes(6 * 16) for _ in range(16))
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", struct.pack(">IIBBBBB", 16, 16, 16, 2, 0, 0, 0))
+        + chunk(b"IDAT", zlib.compress(rows))
+        + chunk(b"IEND", b"")
+    )
+
+
+def test_refuses_other_kinds(tmp_path: Path) -> None:
+    path = tmp_path / "image.png"
+    path.write_bytes(png_16_bit_rgb())
+    with pytest.raises(UserError, match=r"image\.png has 16 bits or more a channel"):
+        read_image(path)
+    Image.fromarray(np.zeros((4, 4), np.uint16)).save(path)
+    with pytest.raises(UserError, match="16 bits or more"):
+        read_image(path)
+    Image.fromarray(RGB).convert("CMYK").save(path, format="JPEG")
+    with pytest.raises(UserError, match="colour space CMYK"):
+        read_image(path)
+    see_through = Image.fromarray(RGB).convert("RGBA")
+    see_through.putpixel((3, 3), (0, 0, 0, 128))
+    see_through.save(path)
+    with pytest.raises(UserError, match="transparent parts"):
+        read_image(path)
+    frames = [Image.fromarray(RGB), Image.fromarray(255 - RGB)]
+    frames[0].save(path, format="WEBP", save_all=True, append_images=frames[1:])
+    with pytest.raises(UserError, match=r"animated \(2 frames\)"):
+        read_image(path)
+
+
+@pytest.mark.parametrize("image_format", ["PNG", "JPEG", "BMP", "WEBP"])
+@pytest.mark.parametrize("share", [0.02, 0.3, 0.9])
+def test_truncated_images(tmp_path: Path, image_format: str, share: float) -> None:
+    buffer = io.BytesIO()
+    Image.fromarray(np.tile(RGB, (5, 5, 1))).save(buffer, format=image_format)
+    path = tmp_path / "cut.png"
+    path.write_bytes(buffer.getvalue()[: int(len(buffer.getvalue()) * share)])
+    with pytest.raises(UserError, match=r"cannot read the image .*cut\.png: .*; replace it") as e:
+        read_image(path)
+    assert "\n" not in str(e.value)
+
+
+def test_damaged_and_unreadable_files(tmp_path: Path) -> None:
+    path = tmp_path / "image.png"
+    path.write_text("no image")
+    with pytest.raises(UserError, match="not a PNG, WebP, JPEG or BMP image"):
+        read_image(path)
+    Image.fromarray(RGB).save(path)
+    content = bytearray(path.read_bytes())
+    content[60] ^= 0xFF
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="cannot read the image"):
+        read_image(path)
+    with pytest.raises(UserError, match="No such file"):
+        read_image(tmp_path / "missing.png")
+    Image.fromarray(RGB).save(path, format="GIF")
+    with pytest.raises(UserError, match="not a PNG"):
+        read_image(path)
+
+
+@pytest.mark.parametrize("limit", [400, 200], ids=["warning", "error"])
+@pytest.mark.filterwarnings("error::PIL.Image.DecompressionBombWarning")
+def test_decompression_bombs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
+    path = tmp_path / "bomb.png"
+    Image.fromarray(RGB).save(path)  # 600 pixels
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+    with pytest.raises(UserError, match=f"has more than {limit} pixels"):
+        read_image(path)
+
+
+def test_image_set_decodes_in_order(tmp_path: Path) -> None:
+    for n in (1, 2, 10):
+        Image.fromarray(RGB[:n]).save(tmp_path / f"{n}.png")
+    images = ImageSet("mine", find_images(tmp_path))
+    assert len(images) == 3
+    assert [len(image) for image in images] == [1, 2, 10]

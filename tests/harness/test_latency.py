@@ -1,0 +1,341 @@
+"""The latency record: what is timed, its rows, errors, and the command line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from attention_zoo import Attention, Cost
+from harness import latency
+from harness.config import Variant, table_rows
+from harness.edsr import EDSR, build_network
+from harness.errors import UserError
+from harness.latency import measure, parse_size, progress, tables
+from harness.records import load_records, save_record
+
+CPU = torch.device("cpu")
+QUICK: dict[str, Any] = {"device": CPU, "min_runs": 2, "max_runs": 2, "warmup": 0}
+
+
+class Probe(Attention):
+    """Writes down how it is called."""
+
+    calls: ClassVar[list[dict[str, Any]]] = []
+
+    def __init__(self, channels: int, *, fails: str = "") -> None:
+        super().__init__(channels)
+        self.fails = fails
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return x[:, : self.channels // 2], x[:, : self.channels // 2], x
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        if self.fails == "memory":
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        if self.fails:
+            raise RuntimeError(self.fails)
+        self.calls.append(
+            {
+                "q": q,
+                "v": v,
+                "training": self.training,
+                "grad": torch.is_grad_enabled(),
+                "auxiliary": self.auxiliary_enabled,
+                "dtype": v.dtype,
+                "tf32": torch.backends.cudnn.allow_tf32,
+            }
+        )
+        return v * q.mean()
+
+    def cost(self, height: int, width: int) -> Cost:
+        return Cost(projections=0, core=0, executed=0)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def calls() -> Iterator[list[dict[str, Any]]]:
+    Probe.calls.clear()
+    yield Probe.calls
+    Probe.calls.clear()
+
+
+def probe(**options: Any) -> Variant:
+    return Variant(f"{__name__}:Probe", options)
+
+
+def network(variant: Variant) -> EDSR:
+    return build_network(variant, blocks=4, channels=16, scale=2)
+
+
+def test_rows_and_record(tmp_path: Path) -> None:
+    variants = [Variant("enlca", {"m": 4}), Variant("none")]
+    record = measure(variants, **QUICK, sizes=((5, 6), (8, 3)), network=network, command="asked")
+    path = save_record(tmp_path, record)
+    assert load_records(tmp_path, "latency")[0]["rows"] == record["rows"]
+    assert path.name.startswith("cpu-float32-")
+    assert record["command"] == "asked"
+    assert record["machine"]["device"] == "cpu"
+    assert record["settings"]["max_runs"] == 2
+    rows = record["rows"]
+    assert len(rows) == 3 * 2 * 2 * 2
+    cells = {(r["variant"]["label"], r["part"], r["passes"], r["height"], r["width"]) for r in rows}
+    assert len(cells) == len(rows)
+    for row in rows:
+        assert row["channels"] == {"core": 64, "module": 256, "network": 3}[row["part"]]
+        assert (row["batch"], row["dtype"], row["device"]) == (1, "float32", "cpu")
+        assert row["runs"] == 2
+        assert 0 < row["min_ms"] <= row["median_ms"]
+        assert row["peak_memory_mb"] >= 0
+
+
+def test_network_only_if_there_is_one() -> None:
+    one = {**QUICK, "sizes": ((4, 4),), "passes": ("forward",)}
+    assert [r["part"] for r in measure([Variant("conv")], **one)["rows"]] == ["core", "module"]
+    with pytest.raises(ValueError, match="network"):
+        measure([Variant("conv")], **one, parts=("network",))
+
+
+def test_variants_of_one_label_are_kept_apart() -> None:
+    variants = [Variant("enlca", {"k": 4.0}), Variant("enlca", {"k": 6.0})]
+    rows = measure(variants, **QUICK, sizes=((4, 4),), parts=("core",), passes=("forward",))["rows"]
+    assert [row["variant"]["options"]["k"] for row in rows] == [4.0, 6.0]
+
+
+def test_forward_is_inference_and_backward_is_training(calls: list[dict[str, Any]]) -> None:
+    one: dict[str, Any] = {**QUICK, "sizes": ((4, 5),), "parts": ("core",)}
+    measure([probe()], **one, passes=("forward",))
+    assert {(c["training"], c["grad"], c["auxiliary"]) for c in calls} == {(False, False, False)}
+    assert calls[0]["q"].shape == (1, 32, 4, 5)
+    assert calls[0]["v"].shape == (1, 64, 4, 5)
+    assert not calls[0]["v"].requires_grad
+    calls.clear()
+    measure([probe()], **one, passes=("forward+backward",))
+    timed = calls[1:]  # the first call only finds the shape of the output
+    assert {(c["training"], c["grad"], c["auxiliary"]) for c in timed} == {(True, True, False)}
+    assert all(c["q"].requires_grad and c["v"].requires_grad for c in timed)
+    assert len(timed) == 2 + 2
+
+
+def test_inputs_are_random_repeatable_and_the_same_for_all(calls: list[dict[str, Any]]) -> None:
+    one: dict[str, Any] = {**QUICK, "sizes": ((20, 25),), "parts": ("core",), "batch": 2}
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    measure([Variant("nla"), probe(), Variant("conv"), probe()], **one, passes=("forward",))
+    assert torch.equal(torch.rand(1), expected)
+    assert all(torch.equal(c["v"], calls[0]["v"]) for c in calls)
+    v = calls[0]["v"]
+    assert v.shape[0] == 2
+    assert v.is_contiguous(memory_format=torch.channels_last)
+    assert abs(float(v.mean())) < 0.05
+    assert abs(float(v.std()) - 1) < 0.05
+    assert not torch.equal(calls[0]["q"], v[:, :32])
+
+
+def test_images_of_the_network_are_uniform() -> None:
+    seen: list[Tensor] = []
+
+    class Spy(torch.nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            seen.append(x)
+            return x
+
+    one: dict[str, Any] = {"sizes": ((30, 40),), "parts": ("network",), "passes": ("forward",)}
+    measure([Variant("none")], **QUICK, **one, network=lambda variant: Spy())
+    assert 0 <= float(seen[0].min()) < 0.01 < 0.99 < float(seen[0].max()) <= 1
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("float32", torch.float32), ("bfloat16", torch.bfloat16)]
+)
+def test_dtype_reaches_the_module_and_switches_come_back(
+    calls: list[dict[str, Any]], name: str, dtype: torch.dtype
+) -> None:
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    record = measure([probe()], **QUICK, dtype=name, sizes=((3, 3),))
+    assert {(c["dtype"], c["tf32"]) for c in calls} == {(dtype, False)}
+    assert {row["dtype"] for row in record["rows"]} == {name}
+    assert record["machine"]["torch"]["cudnn_tf32"] is False
+    assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == before
+
+
+def test_out_of_memory_is_a_row_without_numbers(tmp_path: Path) -> None:
+    variants = [Variant("conv"), probe(fails="memory"), probe(fails="can't allocate memory: 9 TB")]
+    record = measure(variants, **QUICK, sizes=((3, 3),), parts=("core",))
+    assert save_record(tmp_path, record).exists()
+    for good, *bad in (record["rows"][:3], record["rows"][3:]):
+        assert good["runs"] == 2
+        for row in bad:
+            assert row["note"] == "out of memory"
+            assert row["mean_ms"] is row["runs"] is row["peak_memory_mb"] is None
+    for table in tables(record):
+        Console(file=(tmp_path / "out").open("w")).print(table)
+
+
+def test_other_errors_come_through() -> None:
+    with pytest.raises(RuntimeError, match="a real fault"):
+        measure([probe(fails="a real fault")], **QUICK, sizes=((3, 3),))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dtype": "float8"}, "unknown dtype 'float8': choose from float32"),
+        ({"dtype": "tf32"}, "tf32 needs a CUDA device"),
+        ({"parts": ()}, "nothing to time"),
+    ],
+)
+def test_mistakes(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        measure([Variant("conv")], **QUICK, **options)
+
+
+def test_default_limits_depend_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(latency, "time_in_turn", lambda *_, **__: {})
+    one: dict[str, Any] = {"sizes": ((2, 2),), "parts": ("core",), "passes": ("forward",)}
+    settings = measure([Variant("none")], device=CPU, **one)["settings"]
+    assert (settings["warmup"], settings["max_runs"], settings["max_seconds"]) == (1, 1000, 20.0)
+
+
+def test_progress_over_all_cases() -> None:
+    told: list[tuple[float, str]] = []
+    measure(
+        [Variant("conv"), Variant("none")],
+        **QUICK,
+        sizes=((2, 3),),
+        on_run=lambda share, text: told.append((share, text)),
+    )
+    shares = [share for share, _ in told]
+    assert shares == sorted(shares)
+    assert shares[0] == 0
+    assert 0.75 < shares[-1] <= 1
+    assert {text for _, text in told} >= {
+        "core, forward, 2x3: Conv",
+        "module, forward+backward, 2x3: Baseline",
+    }
+
+
+def test_progress_bar(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    with progress() as on_run:
+        on_run(0.5, "core: NLA")
+    assert capsys.readouterr() == ("", "")  # nothing where nobody watches
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    with progress() as on_run:
+        on_run(0.5, "core: NLA")
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "core: NLA" in err
+    assert "50%" in err
+
+
+def test_ratio_to_nla(tmp_path: Path) -> None:
+    common = {"part": "core", "passes": "forward", "height": 9, "width": 7, "runs": 5}
+    times = {"mean_ms": 1.0, "iqr_ms": 1.0, "min_ms": 1.0, "peak_memory_mb": None}
+    rows = [
+        {**common, **times, "median_ms": ms, "variant": Variant(name).to_dict()}
+        for name, ms in (("nla", 30.0), ("enlca", 4.0))
+    ]
+    (table,) = tables({"rows": rows})
+    assert table.title == "core, forward, 9x7"
+    assert list(table.columns[-1].cells) == ["1.00", "7.50"]
+    (alone,) = tables({"rows": rows[1:]})
+    assert list(alone.columns[-1].cells) == [""]
+
+
+def test_parse_size() -> None:
+    assert parse_size("100x150") == (100, 150)
+    for text in ("100", "0x5", "5x", "axb", "5X5", "-1x2", "1x2x3", ""):
+        with pytest.raises(UserError, match="not height x width"):
+            parse_size(text)
+
+
+def command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
+    monkeypatch.setattr("sys.argv", ["latency", *arguments])
+    latency.main()
+
+
+def test_command_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command(
+        monkeypatch,
+        *("--attn", "enlca", "--m", "4", "--sizes", "6x7", "--parts", "core", "network"),
+        *("--passes", "forward", "--max-seconds", "0", "--max-runs", "2", "--device", "cpu"),
+        *("--threads", str(torch.get_num_threads()), "--results", str(tmp_path)),
+    )
+    (record,) = load_records(tmp_path, "latency")
+    assert [r["part"] for r in record["rows"]] == ["core", "network"]
+    assert {r["variant"]["label"] for r in record["rows"]} == {"ENLCA-m4"}
+    assert record["command"].startswith("python -m harness.latency --attn enlca --m 4")
+    assert str(tmp_path) not in json.dumps(record)
+    assert "ENLCA-m4" in capsys.readouterr().out
+
+
+def test_rows_of_table_5_are_the_default(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    quick = ("--sizes", "3x3", "--parts", "core", "--max-runs", "1", "--passes", "forward")
+    command(monkeypatch, *quick, "--results", str(tmp_path))
+    (record,) = load_records(tmp_path, "latency")
+    labels = [variant.label for variant in table_rows("table5")]
+    assert [r["variant"]["label"] for r in record["rows"]] == labels
+    assert "NLA" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--sizes", "3"),
+        ("--device", "cuda:99"),
+        ("--batch", "0"),
+        ("--max-runs", "0"),
+        ("--threads", "0"),
+        ("--preset", "huge"),
+        ("--attn", "nonsense"),
+        ("--attn", "nlsa", "--m", "3"),
+        ("--attn", "enlca", "--m", "0"),
+        ("--dtype", "tf32", "--device", "cpu"),
+    ],
+)
+def test_command_line_mistakes(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    arguments: tuple[str, ...],
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        command(monkeypatch, *arguments, "--results", str(tmp_path))
+    assert stop.value.code == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("dtype", ["float32", "tf32", "bfloat16"])
+def test_on_cuda(dtype: str, tmp_path: Path) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    variants = [Variant("nla"), Variant("nlsa"), Variant("enlca")]
+    record = measure(
+        variants, device=torch.device("cuda", 0), dtype=dtype, sizes=((20, 21),), max_runs=3
+    )
+    save_record(tmp_path, record)
+    assert record["settings"]["clock"] == "CUDA events"
+    assert all(row["runs"] == 3 and row["peak_memory_mb"] > 0 for row in record["rows"])

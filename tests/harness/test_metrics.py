@@ -1,0 +1,146 @@
+"""PSNR and SSIM: against literal formulas and the checked bicubic baselines."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from harness.bicubic import upscale
+from harness.data import find_data
+from harness.errors import UserError
+from harness.metrics import psnr, quality, rgb_to_y, ssim
+
+
+def random_pair(height: int = 24, width: int = 20) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(1)
+    a = rng.integers(0, 256, (height, width), dtype=np.uint8)
+    noisy = a.astype(int) + rng.integers(-30, 31, a.shape)
+    return a, np.clip(noisy, 0, 255).astype(np.uint8)
+
+
+def literal_ssim(a: np.ndarray, b: np.ndarray) -> float:
+    """Wang et al. 2004, one window at a time."""
+    offsets = np.arange(-5, 6)
+    line = np.exp(-(offsets**2) / (2 * 1.5**2))
+    window = np.outer(line, line) / line.sum() ** 2
+    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    values = []
+    for top in range(a.shape[0] - 10):
+        for left in range(a.shape[1] - 10):
+            x = a[top : top + 11, left : left + 11].astype(float)
+            y = b[top : top + 11, left : left + 11].astype(float)
+            mx, my = (window * x).sum(), (window * y).sum()
+            vx, vy = (window * (x - mx) ** 2).sum(), (window * (y - my) ** 2).sum()
+            cov = (window * (x - mx) * (y - my)).sum()
+            values.append(
+                (2 * mx * my + c1) * (2 * cov + c2) / ((mx**2 + my**2 + c1) * (vx + vy + c2))
+            )
+    return float(np.mean(values))
+
+
+@given(pixel=st.tuples(*[st.integers(0, 255)] * 3))
+def test_luma_of_a_pixel(pixel: tuple[int, int, int]) -> None:
+    r, g, b = pixel
+    y = 16 + (65.481 * r + 128.553 * g + 24.966 * b) / 255
+    result = rgb_to_y(np.array([[pixel]], dtype=np.uint8))
+    assert result.dtype == np.uint8
+    assert result.shape == (1, 1)
+    assert result[0, 0] == math.floor(y + 0.5 + 1e-9)
+
+
+def test_luma_range_and_greyscale() -> None:
+    ends = np.array([[[0, 0, 0], [255, 255, 255]]], dtype=np.uint8)
+    assert rgb_to_y(ends).tolist() == [[16, 235]]
+    grey = np.arange(12, dtype=np.uint8).reshape(3, 4)
+    assert rgb_to_y(grey) is grey
+
+
+@pytest.mark.parametrize("border", [0, 2, 4])
+def test_psnr_is_the_formula(border: int) -> None:
+    a, b = random_pair()
+    inner = [
+        (float(a[i, j]) - float(b[i, j])) ** 2
+        for i in range(border, a.shape[0] - border)
+        for j in range(border, a.shape[1] - border)
+    ]
+    expected = 10 * math.log10(255**2 / (sum(inner) / len(inner)))
+    assert psnr(a, b, border) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("border", [0, 2, 4])
+def test_ssim_is_the_formula(border: int) -> None:
+    a, b = random_pair()
+    inside = slice(border, -border or None)
+    expected = literal_ssim(a[inside, inside], b[inside, inside])
+    assert ssim(a, b, border) == pytest.approx(expected, abs=1e-12)
+
+
+@given(image=arrays(np.uint8, (20, 20, 3)))
+@settings(max_examples=10, deadline=None)
+def test_identical_images(image: np.ndarray) -> None:
+    result = quality(image, image.copy(), 4)
+    assert result.psnr == float("inf")
+    assert result.ssim == pytest.approx(1)
+
+
+def test_differences_in_the_border_do_not_count() -> None:
+    image = np.full((30, 30, 3), 100, dtype=np.uint8)
+    other = image.copy()
+    other[:4] = other[-4:] = other[:, :4] = other[:, -4:] = 0
+    assert quality(other, image, 4).psnr == float("inf")
+    assert quality(other, image, 3).psnr < 30
+
+
+def test_refuses_what_cannot_be_compared() -> None:
+    rgb = np.zeros((20, 20, 3), np.uint8)
+    with pytest.raises(UserError, match="cannot compare images of 20x20x3 and 20x16x3"):
+        quality(rgb, rgb[:, :16], 2)
+    with pytest.raises(UserError, match="cannot compare images of 20x20 and 16x20"):
+        psnr(rgb[..., 0], rgb[:16, :, 0], 2)
+    with pytest.raises(UserError, match="nothing inside a border of 10"):
+        psnr(rgb[..., 0], rgb[..., 0], 10)
+    with pytest.raises(UserError, match="SSIM needs 11x11 pixels inside a border of 5"):
+        quality(rgb, rgb, 5)
+
+
+# PSNR / SSIM of the README of the data; Set14 with the greyscale file as three channels.
+BASELINES = [
+    pytest.param("Set5", 4, 28.4177, 0.8101),
+    pytest.param("Set14", 4, 26.0874, 0.7041),
+    pytest.param("Set5", 2, 33.6404, 0.9292),
+    pytest.param("B100", 4, 25.9565, 0.6672, marks=pytest.mark.slow),
+    pytest.param("Urban100", 4, 23.1381, 0.6573, marks=pytest.mark.slow),
+    pytest.param("B100", 2, 29.5480, 0.8425, marks=pytest.mark.slow),
+    pytest.param("Urban100", 2, 26.8699, 0.8397, marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.data
+@pytest.mark.parametrize(("name", "scale", "expected_psnr", "expected_ssim"), BASELINES)
+def test_bicubic_baselines(
+    sr_data: Path, name: str, scale: int, expected_psnr: float, expected_ssim: float
+) -> None:
+    results = [
+        quality(upscale(image.lr, scale), image.hr, scale)
+        for image in find_data(sr_data).test_set(name, scale)
+    ]
+    assert np.mean([q.psnr for q in results]) == pytest.approx(expected_psnr, abs=5.1e-5)
+    assert np.mean([q.ssim for q in results]) == pytest.approx(expected_ssim, abs=5.1e-5)
+
+
+@pytest.mark.data
+def test_set14_baseline_with_grey_values_for_luma(sr_data: Path) -> None:
+    values = []
+    for image in find_data(sr_data).test_set("Set14", 4):
+        sr, hr = upscale(image.lr, 4), image.hr
+        if image.name == "img_003":  # the one-channel file
+            sr, hr = sr[..., 0], hr[..., 0]
+        q = quality(sr, hr, 4)
+        values.append((q.psnr, q.ssim))
+    assert np.mean(values, axis=0) == pytest.approx([25.9933, 0.7023], abs=5.1e-5)

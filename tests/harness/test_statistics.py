@@ -1,0 +1,124 @@
+"""Means, paired differences and their intervals."""
+
+from __future__ import annotations
+
+import itertools
+import random
+
+import numpy as np
+import pytest
+import synthetic_records as synthetic
+
+from harness.statistics import bootstrap_interval, paired_differences, summarise
+
+GENERATOR = np.random.default_rng(7)
+
+
+def brute_force(table: np.ndarray, resamples: int) -> tuple[float, float]:
+    """The crossed bootstrap in plain loops with another generator."""
+    draw = random.Random(3)
+    seeds, images = table.shape
+    means = []
+    for _ in range(resamples):
+        rows = [draw.randrange(seeds) for _ in range(seeds)]
+        columns = [draw.randrange(images) for _ in range(images)]
+        means.append(sum(table[r][c] for r in rows for c in columns) / (seeds * images))
+    low, high = np.quantile(means, [0.025, 0.975])
+    return low, high
+
+
+@pytest.mark.parametrize("shape", [(1, 14), (3, 9), (4, 1)])
+def test_interval_agrees_with_a_brute_force_bootstrap(shape: tuple[int, int]) -> None:
+    table = GENERATOR.normal(0.1, 1, shape)
+    expected = brute_force(table, 4000)
+    width = expected[1] - expected[0]
+    assert bootstrap_interval(table) == pytest.approx(expected, abs=0.06 * width)
+
+
+def test_interval_agrees_with_all_resamples_of_a_small_table() -> None:
+    table = np.array([[0.0, 1.0, 5.0], [2.0, 4.0, 7.0]])
+    means = [
+        table[np.ix_(rows, columns)].mean()
+        for rows in itertools.product(range(2), repeat=2)
+        for columns in itertools.product(range(3), repeat=3)
+    ]
+    low, high = bootstrap_interval(table, resamples=100_000)
+    assert np.mean(np.array(means) < low) <= 0.025 < np.mean(np.array(means) <= low + 1e-9) + 0.005
+    assert (
+        np.mean(np.array(means) > high) <= 0.025 < np.mean(np.array(means) >= high - 1e-9) + 0.005
+    )
+
+
+def test_interval_is_deterministic_and_follows_its_seed() -> None:
+    table = GENERATOR.normal(size=(2, 20))
+    assert bootstrap_interval(table) == bootstrap_interval(table.copy())
+    assert bootstrap_interval(table) != bootstrap_interval(table, seed=1)
+
+
+def test_a_constant_difference_has_an_interval_of_no_width() -> None:
+    assert bootstrap_interval(np.full((2, 5), 0.25)) == pytest.approx((0.25, 0.25))
+
+
+@pytest.mark.parametrize("table", [np.empty((0, 0)), np.ones((1, 1))])
+def test_nothing_to_resample_gives_no_interval(table: np.ndarray) -> None:
+    assert bootstrap_interval(table) == (None, None)
+
+
+def test_interval_covers_the_truth_as_often_as_it_says() -> None:
+    generator = np.random.default_rng(0)
+    hits = 0
+    for _ in range(200):
+        low, high = bootstrap_interval(generator.normal(0.5, 1, (1, 40)), resamples=1000)
+        assert low is not None
+        hits += low <= 0.5 <= high
+    assert 180 <= hits <= 198
+
+
+def test_more_noise_between_seeds_widens_the_interval() -> None:
+    images = GENERATOR.normal(size=30)
+    calm = np.stack([images, images, images])
+    noisy = calm + np.array([[-1.0], [0.0], [1.0]])
+    widths = [np.subtract(*reversed(bootstrap_interval(t))) for t in (calm, noisy)]
+    assert widths[1] > 1.5 * widths[0]
+
+
+def test_summary_of_two_seeds() -> None:
+    ours = [synthetic.run("NLA", 0, [26.0, 28.0]), synthetic.run("NLA", 1, [27.0, 29.5])]
+    baseline = [
+        synthetic.run(seed=0, values=[25.0, 27.5]),
+        synthetic.run(seed=1, values=[27.0, 29.0]),
+    ]
+    summary = summarise(ours, baseline, "Set5")
+    means = [27.0, 28.25]
+    assert summary.mean == pytest.approx(np.mean(means))
+    assert summary.std_over_seeds == pytest.approx(np.std(means, ddof=1))
+    assert summary.difference == pytest.approx(np.mean([1.0, 0.5, 0.0, 0.5]))
+    assert (summary.seeds, summary.paired_seeds, summary.images) == (2, 2, 2)
+    assert summary.low is not None
+    assert summary.low <= summary.difference <= summary.high
+    ssim = summarise(ours, baseline, "Set5", "ssim")
+    assert ssim.mean == pytest.approx(summary.mean / 40)
+    assert ssim.difference == pytest.approx(summary.difference / 40)
+
+
+def test_only_common_seeds_and_images_are_paired() -> None:
+    ours = [synthetic.run("NLA", s, [20.0 + s, 30.0 + s]) for s in (0, 1, 5)]
+    baseline = [synthetic.run(seed=s, values=[20.0, 29.0, 99.0]) for s in (1, 2, 5)]
+    summary = summarise(ours, baseline, "Set5")
+    assert (summary.seeds, summary.paired_seeds, summary.images) == (3, 2, 2)
+    assert summary.mean == pytest.approx(np.mean([25.0, 26.0, 30.0]))
+    assert summary.difference == pytest.approx(np.mean([1.0, 2.0, 5.0, 6.0]))
+
+
+def test_pairs_are_matched_by_name_not_by_order() -> None:
+    table = paired_differences({0: {"a": 1.0, "b": 5.0}}, {0: {"b": 2.0, "a": 1.0, "c": 0.0}})
+    assert table.tolist() == [[0.0, 3.0]]
+
+
+@pytest.mark.parametrize("baseline", [[], [synthetic.run(seed=9)]])
+def test_no_common_seed_means_no_difference(baseline: list[dict[str, object]]) -> None:
+    summary = summarise([synthetic.run("NLA", 0)], baseline, "Set5")
+    assert summary.mean == 27.0
+    assert summary.std_over_seeds is None
+    assert (summary.difference, summary.low, summary.high) == (None, None, None)
+    assert (summary.paired_seeds, summary.images) == (0, 0)

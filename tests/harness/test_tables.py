@@ -1,0 +1,626 @@
+"""The tables that are built from records; every record here is made up."""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import synthetic_records as synthetic
+from rich.console import Console
+
+from attention_zoo import Attention, find_attention
+from harness.errors import UserError
+from harness.latency_tables import find_benches, latency_details, table5
+from harness.records import load_records, save_record
+from harness.render import Table, latex_escape
+from harness.settings import Setting, find_settings, paper_table, variant_labels
+from harness.statistics import summarise
+from harness.tables import (
+    Options,
+    build,
+    main,
+    quality_table,
+    summary,
+    table4,
+    table6,
+    write_tables,
+)
+
+TABLE4_ROWS = [
+    *("Baseline", "NLA", "Conv", "NLSA-r4", "ENLCA-m256", "ENLCA-m128", "ENLCA-m64", "ENLCA-m32"),
+    *("ENLCA-m16", "ENLCA-m8", "ENLCA-m4", "ENLCA-m2"),
+]
+TABLE6_PSNR = ["26.64", "26.87", "26.85", "26.96", "27.12"]
+BASE = [26.0, 27.0, 28.0]
+NLA = [26.5, 27.2, 28.2]
+
+
+def read(table: Table) -> dict[str, dict[str, str]]:
+    """Rows of a table's CSV by method."""
+    rows = list(csv.DictReader(io.StringIO(table.csv())))
+    assert len({row["method"] for row in rows}) == len(rows)
+    return {row["method"]: row for row in rows}
+
+
+def cells(table: Table) -> dict[str, list[str]]:
+    return {row[0]: list(row[1:]) for row in table.rows}
+
+
+@pytest.fixture
+def setting() -> Setting:
+    runs = [
+        synthetic.run("Baseline", 0, BASE),
+        synthetic.run("NLA", 0, NLA),
+        synthetic.run("User_Attention-8", 0, BASE),
+    ]
+    return Setting(runs, [synthetic.cost("NLA", 25.6), synthetic.cost("Criss-Cross", 0.512)])
+
+
+# -- the paper's data -------------------------------------------------------------------------
+
+
+def test_the_papers_tables_are_whole() -> None:
+    assert [row["method"] for row in paper_table(4)] == TABLE4_ROWS
+    gflops = [row["gflops"] for row in paper_table(4)]
+    assert " ".join(gflops) == "0 25.60 0.74 5.08 1.31 0.66 0.33 0.16 0.08 0.04 0.02 0.01"
+    assert [row["psnr_db"] for row in paper_table(4)][:4] == ["26.64", "26.87", "", "26.96"]
+    assert [row["latency_ms_100x100"] for row in paper_table(5)] == ["42.8", "3.9", "0.9"]
+    assert [row["psnr_db"] for row in paper_table(6)] == TABLE6_PSNR
+    assert [len(paper_table(n)) for n in (1, 2, 3)] == [140, 5, 16]
+
+
+# -- Table 4 ----------------------------------------------------------------------------------
+
+
+def test_table4_has_the_papers_rows_first_then_others_then_bicubic(setting: Setting) -> None:
+    labels = [row[0] for row in table4(setting).rows]
+    assert labels == [*TABLE4_ROWS, "Criss-Cross", "User_Attention-8", "Bicubic"]
+    assert list(read(table4(setting))) == labels
+
+
+def test_table4_cells_for_readers(setting: Setting) -> None:
+    table = table4(setting)
+    assert [" ".join(h).strip() for h in table.headers] == [
+        "Method",
+        *(f"Core GFLOPs {h}" for h in ("paper", "ours", "executed", "fvcore", "ptflops", "torch")),
+        "Inserted GFLOPs",
+        "PSNR (dB) Urban100 ×4 (paper)",
+        "PSNR (dB) Urban100 ×4",
+        "SSIM Urban100 ×4",
+        "PSNR (dB) difference to baseline",
+        "seeds",
+    ]
+    rows = cells(table)
+    counted = ["25.60", "25.60", "51.200", "", "76.800", "51.200", "256.00"]
+    assert rows["NLA"][:-2] == [*counted, "26.87", "27.30", "0.6825"]
+    assert re.fullmatch(r"\+0\.300 \[\+0\.200, \+0\.[345]00\]", rows["NLA"][-2])
+    assert rows["NLA"][-1] == "1"
+    assert rows["Baseline"] == ["0", *[""] * 6, "26.64", "27.00", "0.6750", "", "1"]
+    assert rows["Conv"] == ["0.74", *[""] * 11]
+    assert rows["ENLCA-m2"] == ["0.01", *[""] * 6, "26.88", *[""] * 4]
+    counted = ["", "0.51", "1.024", "", "1.536", "1.024", "5.12"]
+    assert rows["Criss-Cross"] == [*counted, *[""] * 5]
+    assert rows["User_Attention-8"][:-2] == [*[""] * 8, "27.00", "0.6750"]
+    assert rows["Bicubic"][:10] == [*[""] * 8, "25.00", "0.6250"]
+    assert rows["Bicubic"][10].startswith("-2.000 [")
+    assert rows["Bicubic"][11] == ""
+
+
+def test_table4_columns_for_programs(setting: Setting) -> None:
+    rows = read(table4(setting))
+    expected = summarise([setting.runs[1]], [setting.runs[0]], "Urban100")
+    nla = rows["NLA"]
+    figures = {
+        "gflops_paper": 25.6,
+        "gflops": 25.6,
+        "gflops_executed": 51.2,
+        "gflops_ptflops": 76.8,
+        "gflops_torch": 51.2,
+        "gflops_inserted": 256.0,
+        "gflops_inserted_ptflops": 384.0,
+        "psnr_db_paper": 26.87,
+        "psnr_db_measured": expected.mean,
+        "difference_db": expected.difference,
+        "difference_low_db": expected.low,
+        "difference_high_db": expected.high,
+        "ssim_measured": expected.mean / 40,
+        "difference_ssim": 0.3 / 40,
+        "seeds": 1,
+        "paired_seeds": 1,
+        "paired_images": 3,
+        "scale": 4,
+        "steps": 4000,
+    }
+    assert {name: float(nla[name]) for name in figures} == pytest.approx(figures)
+    assert nla["gflops_fvcore"] == nla["psnr_db_std_over_seeds"] == ""
+    assert (nla["variant"], nla["test_set"], nla["preset"]) == ("nla", "Urban100", "small")
+    assert json.loads(nla["options"]) == synthetic.VARIANTS["NLA"]["options"]
+    conv = rows["Conv"]
+    measured = [
+        n for n in conv if n.startswith(("gflops", "psnr", "ssim", "diff", "seeds", "pair"))
+    ]
+    assert {n: conv[n] for n in measured if conv[n]} == {"gflops_paper": "0.74"}
+    assert rows["Bicubic"]["seeds"] == rows["Bicubic"]["gflops_paper"] == ""
+
+
+def test_notes_name_what_a_reader_must_know(setting: Setting) -> None:
+    text = table4(setting).markdown()
+    for part in (
+        *("preset small (8 blocks × 32 channels)", "×4", "protocol scratch", "4000 steps"),
+        *("trained on train (40 images of data)", "device cpu, float32, 1 seed", "Made-up CPU"),
+        *("2 threads", "torch 2.9.1", "2026-01-02", "0.1.0 (abc1234)", "tested on Urban100"),
+        "paired bootstrap over images (3); with one seed they leave out the noise of training",
+        "Columns marked paper are published figures, not measured here",
+    ):
+        assert part in text, part
+
+
+def test_intervals_over_seeds_are_said_to_be_so() -> None:
+    runs = [synthetic.run(v, s, x) for v, x in (("Baseline", BASE), ("NLA", NLA)) for s in (0, 1)]
+    table = table4(Setting(runs, []))
+    assert "paired bootstrap over images (3) and seeds." in table.markdown()
+    assert cells(table)["NLA"][8] == "27.30 ± 0.00"
+    assert cells(table)["Bicubic"][8] == "25.00"
+    mixed = table4(Setting([*runs, synthetic.run("Criss-Cross", 0, NLA)], []))
+    assert "in rows with one seed over images only" in mixed.markdown()
+
+
+def test_without_a_baseline_differences_are_empty() -> None:
+    table = table4(Setting([synthetic.run("NLA", 0, NLA)], []))
+    assert cells(table)["NLA"][8:] == ["27.30", "0.6825", "", "1"]
+    assert "No baseline (none) was trained" in table.markdown()
+
+
+def test_the_measured_set_is_named_when_it_is_not_the_papers() -> None:
+    table = table4(Setting([synthetic.run("NLA", sets=["Set5", "B100"], scale=2)], []))
+    headers = [" ".join(header) for header in table.headers]
+    assert "PSNR (dB) Set5 ×2" in headers
+    assert "PSNR (dB) Urban100 ×4 (paper)" in headers
+    assert read(table)["NLA"]["test_set"] == "Set5"
+
+
+def test_costs_alone_make_table4_without_quality() -> None:
+    (setting,) = find_settings([], [synthetic.cost("NLA", 25.6)])
+    table = table4(setting)
+    assert cells(table)["NLA"][:2] == ["25.60", "25.60"]
+    assert cells(table)["NLA"][8:] == [""] * 4
+    assert "Bicubic" not in cells(table)
+    assert [folder for folder, _ in build([], [synthetic.cost("NLA", 1.0)], [])] == ["costs-only"]
+
+
+def test_costs_at_another_size_are_not_the_papers() -> None:
+    other = synthetic.cost("NLA", 99.0, height=150)
+    assert cells(table4(Setting([], [other])))["NLA"][:7] == ["25.60", *[""] * 6]
+
+
+def test_the_newest_of_repeated_records_counts() -> None:
+    later = "2026-02-01T00:00:00+00:00"
+    runs = [
+        synthetic.run("NLA", 0, [30.0] * 3, created=later, identifier="a"),
+        synthetic.run("NLA", 0, [20.0] * 3, identifier="b"),
+    ]
+    costs = [
+        synthetic.cost("NLA", 2.0, created=later, id="a"),
+        synthetic.cost("NLA", 1.0, id="b"),
+    ]
+    table = table4(Setting(runs, costs))
+    assert cells(table)["NLA"][1] == "2.00"
+    assert cells(table)["NLA"][8] == "30.00"
+    assert "1 older repeat of a run with the same seed" in table.markdown()
+    assert "2026-01-02 to 2026-02-01" in table.markdown()
+
+
+# -- variants ---------------------------------------------------------------------------------
+
+
+def test_an_unusual_option_is_never_taken_for_the_papers_row() -> None:
+    usual = synthetic.VARIANTS["NLSA-r4"]
+    unusual = usual | {"options": usual["options"] | {"chunk_size": 64}}
+    rows = cells(table4(Setting([synthetic.run(unusual)], [])))
+    assert rows["NLSA-r4"][8] == ""
+    assert rows["NLSA-r4 (chunk_size=64)"][8] == "27.00"
+    assert rows["NLSA-r4 (chunk_size=64)"][0] == ""
+
+
+def test_an_option_that_the_label_tells_is_not_told_twice() -> None:
+    usual = synthetic.VARIANTS["NLSA-r4"]
+    other = {
+        "name": "nlsa",
+        "label": find_attention("nlsa").label(rounds=2),
+        "options": usual["options"] | {"rounds": 2},
+    }
+    assert sorted(variant_labels([usual, other]).values()) == ["NLSA-r2", "NLSA-r4"]
+
+
+def test_an_option_left_out_has_its_default() -> None:
+    usual = synthetic.VARIANTS["NLA"]
+    older = usual | {"options": {"reduction": 4}}
+    assert list(variant_labels([usual, older]).values()) == ["NLA"]
+
+
+def test_a_users_variants_of_one_label_are_told_apart() -> None:
+    user = synthetic.VARIANTS["User_Attention-8"]
+    other = user | {"options": {"size": 16}}
+    labels = sorted(variant_labels([user, other]).values())
+    assert labels == ["User_Attention-8 (size=16)", "User_Attention-8 (size=8)"]
+    gone = {"name": "not-installed", "label": "Gone", "options": {"x": 1}}
+    assert list(variant_labels([gone]).values()) == ["Gone"]
+
+
+def test_further_rows_are_in_natural_order() -> None:
+    variants = [
+        {"name": "my.module:A", "label": f"A-m{m}", "options": {"m": m}} for m in (128, 8, 16)
+    ]
+    labels = list(cells(table4(Setting([synthetic.run(v) for v in variants], []))))
+    assert labels[len(TABLE4_ROWS) : -1] == ["A-m8", "A-m16", "A-m128"]
+
+
+def test_every_row_of_the_paper_is_reached_by_the_modules_own_label() -> None:
+    def label(name: str, **options: Any) -> str:
+        module: type[Attention] = find_attention(name)
+        return module.label(**options)
+
+    labels = [label("none"), label("nla"), label("conv"), label("nlsa")]
+    labels += [label("enlca", m=m) for m in (256, 128, 64, 32, 16, 8, 4, 2)]
+    assert labels == TABLE4_ROWS
+    assert label("criss-cross") == "Criss-Cross"
+
+
+# -- settings ---------------------------------------------------------------------------------
+
+
+def test_settings_are_never_mixed() -> None:
+    runs = [
+        synthetic.run("Baseline", 0, BASE),
+        synthetic.run("NLA", 0, NLA),
+        synthetic.run("NLA", 0, BASE, preset="paper", identifier="p"),
+        synthetic.run("NLA", 1, BASE, batch=4, identifier="q"),
+    ]
+    settings = find_settings(runs, [])
+    assert [len(s.runs) for s in settings] == [1, 2, 1]
+    assert [s.config["preset"] for s in settings] == ["paper", "small", "small"]
+    assert cells(table4(settings[1]))["NLA"][8] == "27.30"
+    assert cells(table4(settings[2]))["NLA"][8:] == ["27.00", "0.6750", "", "1"]
+    folders = {folder for folder, _ in build(runs, [], [])}
+    assert folders == {s.label for s in settings}
+    assert find_settings([], []) == []
+
+
+# -- Table 6 and the overview -----------------------------------------------------------------
+
+
+def test_table6(setting: Setting) -> None:
+    repeated = {
+        "name": "criss-cross",
+        "label": "Criss-Cross-R2",
+        "options": {"reduction": 8, "recurrence": 2},
+    }
+    runs = [*setting.runs, synthetic.run(repeated, 0, NLA)]
+    table = table6(Setting(runs, setting.costs))
+    rows = cells(table)
+    names = ["Baseline", "NLA", "Criss-Cross", "NLSA-r4", "ENLCA-m128", "Criss-Cross-R2"]
+    assert list(rows) == names
+    assert [row[0] for row in rows.values()] == [*TABLE6_PSNR, ""]
+    assert rows["NLA"][1:3] == ["27.30", "0.6825"]
+    assert rows["Criss-Cross"][1:] == rows["ENLCA-m128"][1:] == [""] * 4
+    assert rows["Criss-Cross-R2"][1] == "27.30"
+    assert read(table)["NLA"]["method_paper"] == "Non-Local"
+    assert read(table)["Criss-Cross"]["psnr_db_paper"] == "26.85"
+
+
+def test_quality_has_every_set_and_only_what_was_trained(setting: Setting) -> None:
+    runs = list(setting.runs)
+    runs[1]["quality"]["Set5"] = synthetic.quality([30.0, 31.0])
+    runs[0]["quality"]["Set5"] = synthetic.quality([29.0, 31.0])
+    runs[2]["quality"]["Set5"] = synthetic.quality([29.0, 31.0])
+    table = quality_table(Setting(runs, setting.costs))
+    rows = cells(table)
+    assert list(rows) == ["Bicubic", "Baseline", "NLA", "User_Attention-8"]
+    assert rows["NLA"][:2] == ["30.50", "0.7625"]
+    assert rows["NLA"][2].startswith("+0.500 [+0.000, +1.000")
+    assert rows["NLA"][3:5] == ["27.30", "0.6825"]
+    assert rows["Bicubic"][:2] == ["25.00", "0.6250"]
+    assert [row[-1] for row in table.rows] == ["", "1", "1", "1"]
+    data = list(csv.DictReader(io.StringIO(table.csv())))
+    assert [(row["method"], row["test_set"]) for row in data] == list(
+        itertools.product(rows, ["Set5", "Urban100"])
+    )
+    assert [row["psnr_db_measured"] for row in data if row["method"] == "NLA"] == ["30.5", "27.3"]
+    assert "(2/3)" in table.markdown()
+
+
+# -- Table 5 ----------------------------------------------------------------------------------
+
+
+def test_table5(setting: Setting) -> None:
+    rows = [
+        synthetic.latency_row("NLA", 12.34),
+        synthetic.latency_row("NLA", 1234.5, "module", "forward+backward", 150),
+        synthetic.latency_row("NLA", 1.0, "core", "forward", 77),
+        synthetic.latency_row("NLA", 1.0, "core", "forward", 100, batch=2),
+        synthetic.latency_row("Criss-Cross", 0.01234, peak_memory_mb=5.5),
+        synthetic.latency_row("NLSA-r4", None, note="out of memory"),
+        synthetic.latency_row("NLA", 7.0, "network", channels=3),
+    ]
+    (bench,) = find_benches([synthetic.latency(rows)])
+    table = table5(bench, setting)
+    expected = {
+        "NLA": ["42.8", "12.3", "", "", "", "107.2", "", "", "", "1234", "26.87", "27.30"],
+        "NLSA-r4": ["3.9", *[""] * 4, "8.8", *[""] * 4, "26.96", ""],
+        "ENLCA-m128": ["0.9", *[""] * 4, "1.6", *[""] * 4, "27.12", ""],
+        "Criss-Cross": ["", "0.0123", *[""] * 10],
+    }
+    assert cells(table) == expected
+    assert list(cells(table)) == list(expected)
+    nla = read(table)["NLA"]
+    assert nla["core_forward_100x100_median_ms"] == "11.106"
+    assert nla["core_forward_100x100_runs"] == "7"
+    assert nla["module_forward_backward_150x150_mean_ms"] == "1234.5"
+    assert nla["module_forward_100x100_mean_ms"] == ""
+    assert nla["latency_ms_100x100_paper"] == "42.8"
+    assert (nla["psnr_db_measured"], nla["setting"]) == ("27.3", setting.label)
+    assert read(table)["Criss-Cross"]["core_forward_100x100_peak_memory_mb"] == "5.5"
+    assert table.name.startswith("table5-cpu-2-threads-float32-60s-")
+    text = table.markdown()
+    for part in ("RTX 2080 Ti", "Made-up CPU, 2 threads", "min runs 5", setting.label):
+        assert part in text
+    details = latency_details(bench)
+    assert len(details.rows) == len(rows)
+    assert details.rows[0][:4] == ["NLA", "core", "fwd", "1×64×77×77"]
+    oom = next(row for row in details.rows if row[0] == "NLSA-r4")
+    assert list(oom[4:]) == ["", "", "", "", "out of memory", ""]
+    assert details.rows[-1][1] == "network"
+
+
+def test_table5_without_runs_has_no_measured_psnr() -> None:
+    (bench,) = find_benches([synthetic.latency([synthetic.latency_row("NLA", 1.0)])])
+    table = table5(bench, Setting([], []))
+    assert cells(table)["NLA"][-2:] == ["26.87", ""]
+    assert "No variant was trained" in table.markdown()
+
+
+def test_latencies_of_other_machines_devices_and_precisions_stand_apart() -> None:
+    row = synthetic.latency_row("NLA", 1.0)
+    threads = synthetic.MACHINE | {"torch": {"threads": 8}}
+    gpu_row = row | {"device": "cuda"}
+    benches = find_benches(
+        [
+            synthetic.latency([row, row | {"dtype": "bfloat16"}]),
+            synthetic.latency([row], "b", machine=threads),
+            synthetic.latency([gpu_row], "c", machine=synthetic.GPU_MACHINE),
+        ]
+    )
+    names = sorted(bench.label.rsplit("-", 2)[0] for bench in benches)
+    assert names == [
+        "table5-cpu-2-threads-bfloat16",
+        "table5-cpu-2-threads-float32",
+        "table5-cpu-8-threads-float32",
+        "table5-cuda-made-up-gpu-float32",
+    ]
+    assert len({bench.label for bench in benches}) == 4
+
+
+def test_sessions_on_one_machine_are_joined_and_the_newest_counts() -> None:
+    first = synthetic.latency(
+        [synthetic.latency_row("NLA", 1.0), synthetic.latency_row("NLSA-r4", 2.0)], "a"
+    )
+    second = synthetic.latency(
+        [synthetic.latency_row("NLA", 5.0)], "b", created="2026-03-01T00:00:00+00:00"
+    )
+    (bench,) = find_benches([second, first])
+    table = table5(bench, Setting([], []))
+    assert [cells(table)[name][1] for name in ("NLA", "NLSA-r4")] == ["5.00", "2.00"]
+    assert "come from 2 sessions" in table.markdown()
+    assert read(table)["NLA"]["sessions"] == "b"
+
+
+# -- formats ----------------------------------------------------------------------------------
+
+AWKWARD = r"a_b & 50% #1 $x$ {y} \z ~ ^ <t> | × ± Δ [q]*"
+
+
+def awkward_table() -> Table:
+    return Table(
+        name="awkward",
+        caption=AWKWARD,
+        notes=[AWKWARD, "two\nlines"],
+        headers=[("", "Method"), ("G_1", "a%"), ("G_1", "b"), ("", "c")],
+        rows=[["[x] first", "1", AWKWARD, ""], ["*", "2", "", "3"], ["last", "", "", ""]],
+        data=[{"method": 'a,"b"', "x": 1 / 3, "n": 3}, {"method": "é", "x": None, "n": None}],
+        rule_after=2,
+    )
+
+
+def check_latex(text: str) -> None:
+    """Environments and braces balance, and every row has as many cells as the table columns."""
+    bare = re.sub(r"\\[\\{}$&#%_]", "", text.replace(r"\textbackslash{}", ""))
+    assert bare.count("{") == bare.count("}")
+    assert bare.count("$") % 2 == 0
+    stack = []
+    for kind, name in re.findall(r"\\(begin|end)\{(\w+\*?)\}", text):
+        if kind == "begin":
+            stack.append(name)
+        else:
+            assert stack.pop() == name
+    assert not stack
+    body = text.split(r"\toprule")[1].split(r"\bottomrule")[0]
+    columns = len(re.search(r"\\begin\{tabular\}\{(l r*)\}".replace(" ", ""), text)[1])  # type: ignore[index]
+    lines = [line for line in body.splitlines() if line.endswith(r"\\")]
+    assert lines
+    for line in lines:
+        spans = [int(n) - 1 for n in re.findall(r"\\multicolumn\{(\d+)\}", line)]
+        assert len(re.findall(r"(?<!\\)&", line)) + 1 + sum(spans) == columns, line
+    for rule in (r"\toprule", r"\midrule", r"\bottomrule", r"\caption{", r"\label{tab:"):
+        assert rule in text
+    assert r"\hline" not in text
+
+
+def test_latex_escapes_every_special_character() -> None:
+    assert latex_escape(r"a_b & 50% #1 $x$ {y} \z ~ ^") == (
+        r"a\_b \& 50\% \#1 \$x\$ \{y\} \textbackslash{}z \textasciitilde{} \textasciicircum{}"
+    )
+    assert latex_escape("2×3 ± 1") == r"2$\times$3 $\pm$ 1"
+    text = awkward_table().latex()
+    check_latex(text)
+    assert "{}[x] first & 1 &" in text
+    assert r"\multicolumn{2}{c}{G\_1}" in text
+    assert r"\cmidrule(lr){2-3}" in text
+    assert text.index("{}* & 2") < text.rindex(r"\midrule") < text.index("last & ")
+
+
+def all_tables(setting: Setting) -> list[Table]:
+    (bench,) = find_benches([synthetic.latency([synthetic.latency_row("NLA", 1.0)])])
+    tables = [table4(setting), table6(setting), quality_table(setting), awkward_table()]
+    return [*tables, table5(bench, setting), latency_details(bench)]
+
+
+def test_latex_is_well_formed(setting: Setting) -> None:
+    for table in all_tables(setting):
+        check_latex(table.latex())
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
+def test_latex_compiles(setting: Setting, tmp_path: Path) -> None:
+    head = r"\documentclass{article}\usepackage[T1]{fontenc}\usepackage{booktabs,graphicx}"
+    text = "".join(table.latex() + "\\clearpage\n" for table in all_tables(setting))
+    (tmp_path / "t.tex").write_text(f"{head}\\begin{{document}}{text}\\end{{document}}")
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "t.tex"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-2000:]
+
+
+def test_markdown_rows_have_as_many_cells_as_headers(setting: Setting) -> None:
+    for table in all_tables(setting):
+        lines = table.markdown_grid().splitlines()
+        counts = {len(re.findall(r"(?<!\\)\|", line)) for line in lines}
+        assert counts == {len(table.headers) + 1}
+        assert len({len(line) for line in lines}) == 1
+        assert re.fullmatch(r"\| -+ (\| -+: )+\|", lines[1])
+    assert "two lines" in awkward_table().markdown()
+
+
+def test_csv_keeps_digits_and_leaves_gaps_empty() -> None:
+    rows = list(csv.reader(io.StringIO(awkward_table().csv())))
+    assert rows == [["method", "x", "n"], ['a,"b"', "0.3333333333", "3"], ["é", "", ""]]
+
+
+# -- the short table --------------------------------------------------------------------------
+
+
+def render(table: Any) -> str:
+    console = Console(width=80, file=io.StringIO())
+    console.print(table)
+    return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_summary_of_a_run(setting: Setting) -> None:
+    rows = [synthetic.latency_row("NLA", 12.3), synthetic.latency_row("NLA", 9.0, size=150)]
+    table = summary(setting.runs, setting.costs, synthetic.latency(rows))
+    text = render(table)
+    lines = zip(*(map(str, column.cells) for column in table.columns), strict=True)
+    shown = {line[0]: list(line[1:]) for line in lines}
+    both = ["27.30 / 0.6825"] * 2
+    assert shown["NLA"] == ["25.60", "25.60", "256.00", "12.3", *both, "26.87"]
+    assert shown["Baseline"][:4] == ["", "0", "", ""]
+    assert shown["bicubic"] == ["", "", "", "", *["25.00 / 0.6250"] * 2, ""]
+    assert shown["Criss-Cross"] == ["0.51", "", "5.12", "", "", "", ""]
+    assert [str(column.header).split()[0] for column in table.columns][-1] == "paper's"
+    assert max(map(len, text.splitlines())) <= 80
+    assert "…" not in text
+    assert "not measured here" in text
+
+
+def test_summary_without_training_or_latency() -> None:
+    text = render(summary([], [synthetic.cost("NLA", 25.6)], None))
+    assert "25.60" in text
+    assert "bicubic" not in text
+    assert "NLA" in render(summary([], [], synthetic.latency([synthetic.latency_row("NLA", 1.0)])))
+
+
+# -- the command line -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def results(tmp_path: Path, setting: Setting) -> Path:
+    for record in (*setting.runs, *setting.costs):
+        save_record(tmp_path, record)
+    save_record(tmp_path, synthetic.latency([synthetic.latency_row("NLA", 1.0)]))
+    return tmp_path
+
+
+def test_the_same_records_give_the_same_bytes(results: Path, tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    write_tables(Options(results=results, output=first))
+    for path in (results / "records").rglob("*.json"):  # another order of creation on disk
+        text = path.read_text()
+        path.unlink()
+        path.write_text(text)
+    write_tables(Options(results=results, output=second))
+    files = sorted(p.relative_to(first) for p in first.rglob("*.*"))
+    assert files == sorted(p.relative_to(second) for p in second.rglob("*.*"))
+    assert len(files) == 5 * 3
+    for name in files:
+        assert (first / name).read_bytes() == (second / name).read_bytes()
+
+
+def test_main_prints_files_and_table4(
+    results: Path, setting: Setting, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["tables", "--results", str(results)])
+    main()
+    printed = capsys.readouterr().out
+    folder = results / "tables" / setting.label
+    for stem in ("table4", "table6", "quality"):
+        for suffix in ("csv", "md", "tex"):
+            path = folder / f"{stem}.{suffix}"
+            assert path.is_file()
+            assert f"{path}\n" in printed
+    assert len(list((results / "tables").glob("table5-*"))) == 6
+    assert "| ENLCA-m128 " in printed
+
+
+def test_preset_picks_runs(results: Path, tmp_path: Path) -> None:
+    save_record(results, synthetic.run("NLA", 0, NLA, preset="quick"))
+    output = tmp_path / "out"
+    write_tables(Options(results=results, preset="quick", output=output))
+    assert [p.name.split("-")[0] for p in output.iterdir() if p.is_dir()] == ["quick"]
+    with pytest.raises(UserError, match=r"no runs of preset 'base' .* quick, small"):
+        write_tables(Options(results=results, preset="base", output=output))
+
+
+@pytest.mark.parametrize("spoil", ["none", "torn", "blocked"])
+def test_users_mistakes_exit_with_2(
+    results: Path, spoil: str, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    where = results / "nowhere" if spoil == "none" else results
+    if spoil == "torn":
+        (results / "records" / "runs" / "x.json").write_text('{"schema": 1, ')
+    if spoil == "blocked":
+        (results / "tables").write_text("a file in the way")
+    monkeypatch.setattr(sys, "argv", ["tables", "--results", str(where)])
+    with pytest.raises(SystemExit) as error:
+        main()
+    assert error.value.code == 2
+    message = capsys.readouterr().err
+    assert message.startswith("error: ")
+    assert message.count("\n") == 1
+    wanted = {
+        "none": "run python -m harness.run first",
+        "torn": "x.json",
+        "blocked": "cannot write",
+    }
+    assert wanted[spoil] in message
+
+
+def test_records_survive_the_round_trip_to_disk(results: Path, setting: Setting) -> None:
+    (loaded,) = find_settings(load_records(results, "run"), load_records(results, "cost"))
+    assert table4(loaded).csv() == table4(setting).csv()

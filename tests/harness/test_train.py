@@ -1,0 +1,186 @@
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import pytest
+import torch
+
+from harness.config import RunConfig, Variant
+from harness.data import TrainingCache, find_data, sample_batch
+from harness.edsr import EDSR, build_network
+from harness.errors import UserError
+from harness.train import Trainer
+from tests.harness.tiny import make_config
+
+
+@pytest.fixture
+def cache(image_folder: Path) -> TrainingCache:
+    return find_data(image_folder).training_images(4)
+
+
+def network_of(config: RunConfig) -> EDSR:
+    return build_network(
+        config.variant, blocks=4, channels=config.channels, scale=4, seed=config.seed
+    )
+
+
+def trained(config: RunConfig, cache: TrainingCache, folder: Path | None = None) -> Trainer:
+    trainer = Trainer(config, network_of(config), cache, folder)
+    trainer.train("test")
+    return trainer
+
+
+def same_state(first: EDSR, second: EDSR) -> bool:
+    other = second.state_dict()
+    return all(torch.equal(v, other[k]) for k, v in first.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["none", "enlca", "nlsa", "criss-cross"])
+def test_same_seed_same_bits(name: str, cache: TrainingCache) -> None:
+    config = make_config(name)
+    torch.manual_seed(1)
+    first = trained(config, cache)
+    torch.manual_seed(2)
+    second = trained(config, cache)
+    assert same_state(first.network, second.network)
+    assert first.log == second.log
+    other = trained(make_config(name, seed=1), cache)
+    assert not torch.equal(first.network.head.weight, other.network.head.weight)
+
+
+def test_training_lowers_the_loss(cache: TrainingCache) -> None:
+    trainer = trained(make_config(steps=60, learning_rate=3e-3), cache)
+    losses = [row[1] for row in trainer.log]
+    assert sum(losses[-10:]) < 0.5 * sum(losses[:10])
+
+
+@pytest.mark.parametrize("name", ["enlca", "nlsa"])
+def test_resumed_training_ends_with_the_same_bits(
+    name: str, cache: TrainingCache, tmp_path: Path
+) -> None:
+    config = make_config(name)
+    whole = trained(config, cache)
+    first = Trainer(config, network_of(config), cache, tmp_path)
+    first.network.train()
+    for _ in range(3):
+        first.train_step()
+    first.save()
+    torch.manual_seed(99)
+    second = trained(config, cache, tmp_path)
+    assert same_state(whole.network, second.network)
+    assert whole.log == second.log
+
+
+def test_an_interrupt_saves_the_state(
+    cache: TrainingCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_config()
+    trainer = Trainer(config, network_of(config), cache, tmp_path)
+    step = trainer.train_step
+
+    def interrupted() -> float:
+        if trainer.step == 4:
+            raise KeyboardInterrupt
+        return step()
+
+    monkeypatch.setattr(trainer, "train_step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train("test")
+    resumed = Trainer(config, network_of(config), cache, tmp_path)
+    resumed.restore()
+    assert resumed.step == 4
+
+
+def test_state_of_another_configuration_is_refused(cache: TrainingCache, tmp_path: Path) -> None:
+    trained(make_config(), cache, tmp_path)
+    other = make_config(learning_rate=2e-3)
+    with pytest.raises(UserError, match="another configuration"):
+        Trainer(other, network_of(other), cache, tmp_path).restore()
+
+
+def test_torn_state_is_named(cache: TrainingCache, tmp_path: Path) -> None:
+    trained(make_config(), cache, tmp_path)
+    path = tmp_path / "state.safetensors"
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(UserError, match=r"state\.safetensors.*delete it"):
+        trained(make_config(), cache, tmp_path)
+
+
+def test_auxiliary_loss_sets_in_after_the_warm_up(cache: TrainingCache) -> None:
+    config = make_config("enlca", {"m": 4}, steps=4, auxiliary_warmup=0.5, patch=12)
+    trainer = trained(config, cache)
+    auxiliary = [row[2] for row in trainer.log]
+    assert auxiliary[:2] == [0, 0]
+    assert min(auxiliary[2:]) > 0
+
+
+def test_auxiliary_loss_changes_the_weights(cache: TrainingCache) -> None:
+    values = {"steps": 4, "auxiliary_warmup": 0.0, "patch": 12}
+    with_loss = trained(make_config("enlca", {"m": 4}, auxiliary_weight=1.0, **values), cache)
+    without = trained(make_config("enlca", {"m": 4}, auxiliary_weight=0.0, **values), cache)
+    query = "attention.0.query.weight"
+    assert not torch.equal(
+        with_loss.network.state_dict()[query], without.network.state_dict()[query]
+    )
+
+
+def test_projections_are_redrawn_every_epoch(cache: TrainingCache) -> None:
+    config = make_config("enla", {"m": 4}, steps_per_epoch=2)
+    trainer = Trainer(config, network_of(config), cache)
+    trainer.network.train()
+    drawn = []
+    for _ in range(5):
+        trainer.train_step()
+        drawn.append(trainer.network.attention_modules[0].projection.clone())
+    assert [torch.equal(a, b) for a, b in itertools.pairwise(drawn)] == [
+        True,
+        False,
+        True,
+        False,
+    ]
+
+
+def test_non_finite_gradients_stop_training(cache: TrainingCache) -> None:
+    config = make_config("nla")
+    network = network_of(config)
+    with torch.no_grad():
+        network.attention_modules[1].value.weight.fill_(float("nan"))
+    with pytest.raises(UserError, match=r"stopped at step 0: .*not finite.*--learning-rate"):
+        Trainer(config, network, cache).train("test")
+
+
+def test_patches_are_the_same_for_every_variant(
+    cache: TrainingCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, list[bytes]] = {}
+
+    def record(name: str) -> None:
+        def sampled(*args: object, **values: object) -> object:
+            batch = sample_batch(*args, **values)  # type: ignore[arg-type]
+            seen.setdefault(name, []).append(batch[0].tobytes() + batch[1].tobytes())
+            return batch
+
+        monkeypatch.setattr("harness.train.sample_batch", sampled)
+
+    for name in ("none", "nlsa", "enlca"):
+        record(name)
+        trained(make_config(name), cache)
+    assert seen["none"] == seen["nlsa"] == seen["enlca"]
+    assert len(set(seen["none"])) == 6
+
+
+def test_bfloat16_trains(cache: TrainingCache) -> None:
+    trainer = trained(make_config("enlca", {"m": 4}, precision="bfloat16"), cache)
+    assert trainer.log[-1][1] < 1
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("name", ["none", "nla", "nlsa", "criss-cross", "enlca"])
+def test_cuda_trains(name: str, cache: TrainingCache) -> None:
+    config = make_config(name, device="cuda")
+    network = build_network(Variant(name), blocks=4, channels=8, scale=4).cuda()
+    trainer = Trainer(config, network, cache)
+    trainer.train("test")
+    assert trainer.step == config.steps

@@ -1,0 +1,132 @@
+"""Random inputs and comparisons shared by the tests of ``attention_zoo``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+#: Odd heights and widths: one position, one row, one column, H ≠ W both ways.
+SIZES = [(1, 1), (1, 7), (6, 1), (5, 7), (6, 4)]
+FORMATS = [torch.contiguous_format, torch.channels_last]
+#: Largest error, as a share of the largest value: (value, gradient).
+TOLERANCES = {
+    torch.float64: (1e-10, 1e-9),
+    torch.float32: (1e-5, 5e-5),
+    torch.float16: (5e-3, 2e-2),
+    torch.bfloat16: (3e-2, 1e-1),
+}
+
+
+def random_map(
+    seed: int,
+    channels: int,
+    size: tuple[int, int],
+    *,
+    batch: int = 2,
+    dtype: torch.dtype = torch.float64,
+    memory_format: torch.memory_format = torch.contiguous_format,
+    scale: float = 1.0,
+) -> Tensor:
+    """Gaussian ``[B, c, H, W]``, a leaf that wants a gradient."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(batch, channels, *size, generator=generator, dtype=torch.float64) * scale
+    return x.to(dtype).contiguous(memory_format=memory_format).requires_grad_()
+
+
+def random_qkv(
+    seed: int,
+    size: tuple[int, int],
+    *,
+    c: int = 4,
+    c_out: int = 5,
+    batch: int = 2,
+    dtype: torch.dtype = torch.float64,
+    memory_format: torch.memory_format = torch.contiguous_format,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Independent query, key ``[B, c, H, W]`` and value ``[B, c_out, H, W]``."""
+    q, k, v = (
+        random_map(3 * seed + i, width, size, batch=batch, dtype=dtype, memory_format=memory_format)
+        for i, width in enumerate((c, c, c_out))
+    )
+    return q, k, v
+
+
+def assert_close(actual: Tensor, expected: Tensor, tolerance: float, what: str = "value") -> None:
+    """The largest error is at most ``tolerance`` times the largest expected magnitude (or 1)."""
+    assert actual.shape == expected.shape, (what, actual.shape, expected.shape)
+    assert torch.isfinite(actual).all(), f"{what} is not finite"
+    if actual.numel():
+        error = (actual.double() - expected.double()).abs().max().item()
+        largest = max(1.0, expected.double().abs().max().item())
+        assert error <= tolerance * largest, f"{what}: error {error:.3g}, largest {largest:.3g}"
+
+
+def assert_agrees(
+    function: Callable[..., Tensor],
+    oracle: Callable[..., Tensor],
+    inputs: Sequence[Tensor],
+    *,
+    tolerance: tuple[float, float] | None = None,
+) -> None:
+    """Value, and gradient with respect to every input, agree with a float64 oracle."""
+    value_tolerance, gradient_tolerance = tolerance or TOLERANCES[inputs[0].dtype]
+    exact = [x.detach().double().requires_grad_() for x in inputs]
+    actual, expected = function(*inputs), oracle(*exact)
+    assert actual.dtype == inputs[0].dtype
+    assert_close(actual, expected, value_tolerance)
+    weights = random_weights(expected)
+    gradients = torch.autograd.grad((actual * weights.to(actual.dtype)).sum(), inputs)
+    expected_gradients = torch.autograd.grad((expected * weights).sum(), exact)
+    for i, (gradient, wanted) in enumerate(zip(gradients, expected_gradients, strict=True)):
+        assert_close(gradient, wanted, gradient_tolerance, f"gradient of input {i}")
+
+
+def assert_module_agrees(
+    module: torch.nn.Module, forward: Callable[[Tensor], Tensor], x: Tensor
+) -> None:
+    """``module(x)`` and ``forward(x)``, written with an oracle, agree in value and gradients.
+
+    Gradients are those of x and of every parameter; module and x are in float64.
+    """
+    actual, expected = module(x), forward(x)
+    assert_close(actual, expected, 1e-10)
+    weights = random_weights(expected)
+    names, leaves = zip(("x", x), *module.named_parameters(), strict=True)
+    gradients = torch.autograd.grad((actual * weights).sum(), leaves, allow_unused=True)
+    wanted = torch.autograd.grad((expected * weights).sum(), leaves, allow_unused=True)
+    for name, a, b, leaf in zip(names, gradients, wanted, leaves, strict=True):
+        zeros = torch.zeros_like(leaf)
+        assert_close(zeros if a is None else a, zeros if b is None else b, 1e-9, f"d/d{name}")
+
+
+def perturb(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
+    """Move every parameter off its initial value (zero gates would hide gradients)."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            parameter.add_(0.1 * noise.to(parameter.dtype))
+    return module
+
+
+def random_weights(like: Tensor) -> Tensor:
+    """Fixed Gaussian weights in float64 that turn a tensor into a scalar loss."""
+    generator = torch.Generator().manual_seed(12345)
+    return torch.randn(like.shape, generator=generator, dtype=torch.float64)
+
+
+class LargestTensor(TorchDispatchMode):
+    """Remember the number of elements of the largest tensor that any operation made."""
+
+    largest = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, (tuple, list)) else (out,):
+            if isinstance(tensor, Tensor):
+                self.largest = max(self.largest, tensor.numel())
+        return out

@@ -1,0 +1,65 @@
+"""What the README and the published results say must be so."""
+
+from __future__ import annotations
+
+import re
+import stat
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from attention_zoo import create_attention
+from harness.tables import Options, write_tables
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def code_blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+
+
+def test_the_own_module_of_the_readme_works(import_folder: Path) -> None:
+    (code,) = code_blocks("python")
+    path = re.match(r"# (\S+\.py)\n", code)
+    assert path is not None
+    file = import_folder / path[1]
+    file.parent.mkdir(parents=True)
+    file.write_text(code)
+    module = create_attention("my_package.my_module:ChannelGate", channels=16, squeeze=8)
+    x = torch.rand(2, 16, 5, 7, requires_grad=True)
+    module(x).sum().backward()
+    assert x.grad is not None
+    with FlopCounterMode(display=False) as counter:
+        module.to("meta")(torch.empty(1, 16, 5, 7, device="meta"))
+    assert counter.get_total_flops() == 2 * module.cost(5, 7).module
+
+
+def test_ci_runs_the_readmes_test_command() -> None:
+    script = ROOT / ".ci" / "run"
+    assert script.stat().st_mode & stat.S_IXUSR
+    block = README.split("<!-- test command -->\n", 1)[1]
+    assert block.startswith("```bash\n")
+    assert "tox" in block.split("```")[1]
+    assert "<!-- test command -->" in script.read_text()
+
+
+def test_published_tables_are_those_of_the_records(tmp_path: Path) -> None:
+    """Rebuilt from the committed records alone, to the last byte."""
+    published = ROOT / "results" / "tables"
+    if not published.is_dir():
+        pytest.skip("nothing is published yet")
+    built = write_tables(Options(results=ROOT / "results", output=tmp_path))
+    paths = {p.relative_to(tmp_path) for _, files in built for p in files}
+    assert paths == {p.relative_to(published) for p in published.rglob("*") if p.is_file()}
+    for path in paths:
+        assert (published / path).read_bytes() == (tmp_path / path).read_bytes(), path
+
+
+def test_tables_in_the_readme_are_the_published_ones() -> None:
+    shown = re.findall(r"<!-- (results/\S+\.md) -->\n\n(.*?)\n\n", README, re.DOTALL)
+    assert shown
+    for path, table in shown:
+        assert table in (ROOT / path).read_text(encoding="utf-8"), path
