@@ -45,7 +45,6 @@ def import_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[P
     folder.mkdir()
     monkeypatch.syspath_prepend(folder)
     yield folder
-    for name, module in list(sys.modules.items()):
-        origins = [getattr(module, "__file__", None), *getattr(module, "__path__", [])]
-        if any(origin and folder in Path(origin).parents for origin in origins):
+    for path in folder.iterdir():
+        for name in [n for n in sys.modules if n.split(".")[0] == path.stem]:
             del sys.modules[name]
