@@ -15,19 +15,19 @@ from typing import Annotated, Any
 import torch
 import tyro
 from rich.console import Console
-from safetensors.torch import save
 
 from . import flops, latency, machine
 from .config import DataConfig, RunConfig, TableName, Variant, find_preset
 from .data import DataSource, TrainingCache, check_patch, find_data
-from .edsr import EDSR, build_network
+from .edsr import build_network
 from .errors import UserError, command_line
 from .evaluate import evaluate
-from .files import read_json, write_atomic, write_json
+from .files import read_json, write_json
 from .options import describe_command, parse
 from .records import load_records, record_id, record_path, save_record
 from .tables import summary
 from .train import Trainer, precision
+from .weights import Architecture, save_weights
 
 #: Seconds of timing for each part in the main job; ``harness.latency`` measures at length.
 LATENCY_SECONDS = 5.0
@@ -172,12 +172,10 @@ def run(
         return next(r for r in load_records(results, "run") if r["id"] == config.run_id)
     folder = results / "runs" / config.run_id
     _claim(folder, config)
-    network = build(config.variant, config).to(device)
+    network = architecture(config).build(config.seed).to(device)
     trainer = Trainer(config, network, cache, folder)
     trainer.train(f"{config.variant.label} seed {config.seed}")
-    weights = {k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}
-    data = save(weights, metadata={"run": config.run_id})
-    write_atomic(folder / "weights.safetensors", lambda file: file.write(data))
+    save_weights(folder / "weights.safetensors", network, architecture(config), config.run_id)
     quality = {}
     with precision("float32", device):
         for name in config.data.test:
@@ -204,15 +202,14 @@ def run(
     return next(r for r in load_records(results, "run") if r["id"] == config.run_id)
 
 
-def build(variant: Variant, config: RunConfig) -> EDSR:
-    """The network of a configuration with any variant's modules."""
-    return build_network(
-        variant,
+def architecture(config: RunConfig) -> Architecture:
+    """The network of a configuration."""
+    return Architecture(
+        variant=config.variant,
         blocks=config.blocks,
         channels=config.channels,
         scale=config.scale,
         block_res_scale=config.block_res_scale,
-        seed=config.seed,
     )
 
 

@@ -1,0 +1,148 @@
+"""Weight files that say which network they belong to (safetensors).
+
+The header holds the architecture as JSON, so a file is enough to build the network again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from attention_zoo import AttentionError
+
+from .config import Variant
+from .edsr import EDSR, build_network
+from .errors import UserError
+from .files import write_atomic
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """An EDSR network with one variant's modules; see :func:`harness.edsr.build_network`."""
+
+    variant: Variant
+    blocks: int
+    channels: int
+    scale: int
+    block_res_scale: float = 1.0
+
+    def build(self, seed: int = 0) -> EDSR:
+        """The network, initialised from ``seed``."""
+        sizes = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return build_network(sizes.pop("variant"), seed=seed, **sizes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As weight files hold it."""
+        return dataclasses.asdict(self) | {"variant": self.variant.to_dict()}
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]) -> Architecture:
+        """The reverse of :meth:`to_dict`; KeyError or TypeError for any other content."""
+        variant = Variant(content["variant"]["name"], content["variant"]["options"])
+        return cls(**content | {"variant": variant})
+
+
+@dataclass(frozen=True)
+class TrainedNetwork:
+    """A network with its weights: ``name`` is the run's id, or the file's stem."""
+
+    name: str
+    architecture: Architecture
+    network: EDSR
+
+    @property
+    def label(self) -> str:
+        """Row label of the variant."""
+        return self.architecture.variant.label
+
+
+def save_weights(path: Path, network: EDSR, architecture: Architecture, name: str) -> None:
+    """Write the network's state with its architecture, whole or not at all.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    tensors = {k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}
+    metadata = {"name": name, "architecture": json.dumps(architecture.to_dict(), sort_keys=True)}
+    data = save(tensors, metadata=metadata)
+    write_atomic(path, lambda file: file.write(data))
+
+
+def load_weights(path: Path) -> TrainedNetwork:
+    """Build the network of a weight file, in evaluation mode on the CPU.
+
+    Raises:
+        UserError: no such file, not one of :func:`save_weights`, or tensors that do not fit the
+            architecture (each missing, surplus or misshapen one is named).
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        architecture = Architecture.from_dict(json.loads(metadata["architecture"]))
+        network = architecture.build()
+    except FileNotFoundError:
+        raise UserError(f"no weights at {path}") from None
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"cannot read weights {path}: {error}") from error
+    except (KeyError, TypeError, ValueError) as error:
+        if isinstance(error, AttentionError):
+            raise
+        raise UserError(f"{path} does not say which network its weights belong to") from error
+    load_strictly(network, tensors, str(path))
+    return TrainedNetwork(metadata.get("name", path.stem), architecture, network.eval())
+
+
+def load_strictly(module: torch.nn.Module, tensors: dict[str, torch.Tensor], source: str) -> None:
+    """Load a state that must fit to the last tensor.
+
+    Raises:
+        UserError: a tensor is missing, surplus or misshapen; the message names them.
+    """
+    own = module.state_dict()
+    problems = [f"{key} is missing" for key in own if key not in tensors]
+    problems += [f"{key} is surplus" for key in tensors if key not in own]
+    problems += [
+        f"{key} has shape {list(tensors[key].shape)}, not {list(value.shape)}"
+        for key, value in own.items()
+        if key in tensors and tensors[key].shape != value.shape
+    ]
+    if problems:
+        shown = "; ".join(problems[:5]) + (
+            f"; and {len(problems) - 5} more" if problems[5:] else ""
+        )
+        raise UserError(f"{source} does not fit the network: {shown}")
+    module.load_state_dict(tensors)
+
+
+def find_weights(name: str, results: Path) -> Path:
+    """Weight file of a run id (or an unambiguous beginning of one) or of a path.
+
+    Raises:
+        UserError: nothing of that name, or several runs.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    if (path / "weights.safetensors").is_file():
+        return path / "weights.safetensors"
+    found = sorted((results / "runs").glob("*/weights.safetensors"))
+    matching = [p for p in found if p.parent.name.startswith(name)]
+    if len(matching) == 1:
+        return matching[0]
+    if not matching:
+        known = ", ".join(p.parent.name for p in found) or "none"
+        raise UserError(
+            f"no weights of run {name!r} under {results / 'runs'} (weights stay on the machine "
+            f"that trained them); finished runs there: {known}"
+        )
+    raise UserError(
+        f"{name!r} could be any of {', '.join(p.parent.name for p in matching)}: give more of it"
+    )

@@ -1,0 +1,64 @@
+"""Weight files build their own network again, strictly."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from harness.config import Variant
+from harness.errors import UserError
+from harness.weights import Architecture, find_weights, load_strictly, load_weights, save_weights
+
+ENLCA = Architecture(Variant("enlca", {"m": 4}), blocks=4, channels=8, scale=2)
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    path = tmp_path / "runs" / "enlca-m4-x" / "weights.safetensors"
+    save_weights(path, ENLCA.build(seed=3), ENLCA, "enlca-m4-x")
+    return path
+
+
+def test_a_file_gives_the_same_network(saved: Path) -> None:
+    trained = load_weights(saved)
+    assert (trained.name, trained.label) == ("enlca-m4-x", "ENLCA-m4")
+    assert trained.architecture.variant.resolved == ENLCA.variant.resolved
+    assert not trained.network.training
+    x = torch.rand(1, 3, 9, 11)
+    torch.testing.assert_close(trained.network(x), ENLCA.build(seed=3).eval()(x), rtol=0, atol=0)
+
+
+def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:
+    save_file({"a": torch.zeros(1)}, tmp_path / "other.safetensors")
+    (tmp_path / "torn.safetensors").write_bytes(b"torn")
+    for name, message in [
+        ("other.safetensors", "does not say which network"),
+        ("torn.safetensors", "cannot read weights"),
+        ("nowhere.safetensors", "no weights at"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            load_weights(tmp_path / name)
+
+
+def test_loading_is_strict_and_names_every_tensor(saved: Path) -> None:
+    tensors = load_file(saved)
+    tensors["head.bias"] = torch.zeros(9)
+    tensors["surplus"] = tensors.pop("tail.bias")
+    with pytest.raises(
+        UserError,
+        match=r"tail\.bias is missing; surplus is surplus; head\.bias has shape \[9\], not \[8\]",
+    ):
+        load_strictly(ENLCA.build(), tensors, "file")
+
+
+def test_runs_are_found_by_the_beginning_of_their_id(saved: Path, tmp_path: Path) -> None:
+    for name in ("enlca-m4-x", "enlca", str(saved), str(saved.parent)):
+        assert find_weights(name, tmp_path) == saved
+    with pytest.raises(UserError, match="finished runs there: enlca-m4-x"):
+        find_weights("nla", tmp_path)
+    save_weights(tmp_path / "runs" / "enlca-y" / "weights.safetensors", ENLCA.build(), ENLCA, "y")
+    with pytest.raises(UserError, match="could be any of enlca-m4-x, enlca-y"):
+        find_weights("enlca", tmp_path)
