@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import seaborn
@@ -22,7 +23,7 @@ COLUMN, PAGE = 3.3, 6.9
 COLOURS = seaborn.color_palette("colorblind")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
-_SETTINGS = {
+_SETTINGS: Any = {  # matplotlib types the keys by its own version
     "font.size": 8,
     "axes.titlesize": 8,
     "axes.labelsize": 8,
