@@ -15,10 +15,24 @@ from .settings import PAPER_SET, Setting, describe_code, describe_machine, origi
 from .statistics import Summary
 
 PAPER_PSNR = f"{PAPER_SET} ×4 (paper)"
-PAPER_NOTE = (
-    "Columns marked paper are published figures, not measured here: PSNR on Urban100 ×4, EDSR "
-    "with 32 blocks × 256 channels trained on DIV2K for 1000 epochs."
-)
+
+
+def paper_note(test_set: str, trained: str) -> str:
+    """Note on the paper's column of PSNRs; trained ends its sentence."""
+    return (
+        f"Columns marked paper are published figures, not measured here: PSNR on {test_set} ×4, "
+        f"EDSR with 32 blocks × 256 channels trained on DIV2K{trained}."
+    )
+
+
+PAPER_NOTE = paper_note(PAPER_SET, " for 1000 epochs")
+
+
+def caption(title: str, setting: Setting, test_set: str | None = None) -> str:
+    """Title, setting and the test set that was measured."""
+    if not setting.runs:
+        return f"{title}: operation counts alone, nothing trained"
+    return f"{title}: {setting_text(setting)}; tested on {test_set or setting.test_set}"
 
 
 def setting_text(setting: Setting) -> str:
@@ -56,11 +70,13 @@ def _setting_columns(setting: Setting) -> dict[str, Any]:
     }
 
 
-def setting_notes(setting: Setting, summaries: Sequence[Summary | None]) -> list[str]:
-    """Notes of a table that shows qualities and their differences to the baseline."""
+def setting_notes(
+    setting: Setting, summaries: Sequence[Summary | None], published: str = PAPER_NOTE
+) -> list[str]:
+    """Notes of a table of qualities and their differences; the first is on the published ones."""
     if not setting.runs:
-        return [PAPER_NOTE, "No variant was trained: measured PSNR and SSIM are empty."]
-    notes = [PAPER_NOTE, f"Measured: {setting_text(setting)}."]
+        return [published, "No variant was trained: measured PSNR and SSIM are empty."]
+    notes = [published, f"Measured: {setting_text(setting)}."]
     notes.append(origin_note(setting.runs, "Runs"))
     shown = [s for s in summaries if s and s.low is not None]
     if not setting.baseline:
@@ -168,9 +184,16 @@ def variant_columns(label: str, key: str | None) -> dict[str, Any]:
     }
 
 
-def quality_headers(setting: Setting) -> list[tuple[str, str]]:
+def measured_header(setting: Setting, test_set: str | None = None) -> str:
+    """Test set and scale that were measured."""
+    if not setting.runs:
+        return "measured"
+    return f"{test_set or setting.test_set} ×{setting.config['scale']}"
+
+
+def quality_headers(setting: Setting, test_set: str | None = None) -> list[tuple[str, str]]:
     """Headers of :func:`quality_cells`: they name the test set that was measured."""
-    name = f"{setting.test_set} ×{setting.config['scale']}" if setting.runs else "measured"
+    name = measured_header(setting, test_set)
     return [
         ("PSNR (dB)", name),
         ("SSIM", name),

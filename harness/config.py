@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import math
 from dataclasses import dataclass, field
@@ -49,20 +50,41 @@ class Variant:
         return {"name": self.name, "label": self.label, "options": self.resolved}
 
 
-TableName = Literal["table4", "table5", "table6"]
+TableName = Literal[
+    "table1",
+    "table2",
+    "table3",
+    "table4",
+    "table5",
+    "table6",
+]
 
 
 def table_rows(table: str) -> list[Variant]:
     """Variants that are the rows of one of the paper's tables, in its order.
 
-    Table 5 goes on with the methods that the paper counts or trains but does not time.
+    Table 1: the modules of its networks EDSR, NLSN and ENLCN, and NLA. Table 2: base, ENLA, + k,
+    + contrastive learning, both; without k is k = 1, no amplification, in the attention (Eq. 3)
+    and in the loss (Eq. 8). Table 3: ENLCA with each n1, and for each with every n2. Table 5 goes
+    on with the methods that the paper counts or trains but does not time.
 
     Raises:
         UserError: no such table.
     """
     enlca = [Variant("enlca", {"m": m}) for m in (256, 128, 64, 32, 16, 8, 4, 2)]
     none, nla, nlsa = Variant("none"), Variant("nla"), Variant("nlsa")
+    plain = {"k": 1.0}
+    n1_n2 = itertools.product((0.01, 0.015, 0.02, 0.03), (0.04, 0.08, 0.13, 0.2))
     rows = {
+        "table1": [none, nla, nlsa, enlca[1]],
+        "table2": [
+            none,
+            Variant("enla", plain),
+            Variant("enla"),
+            Variant("enlca", plain),
+            enlca[1],
+        ],
+        "table3": [Variant("enlca", {"n1": n1, "n2": n2}) for n1, n2 in n1_n2],
         "table4": [none, nla, Variant("conv"), nlsa, *enlca],
         "table5": [nla, nlsa, enlca[1], enlca[4], Variant("criss-cross"), Variant("conv")],
         "table6": [none, nla, Variant("criss-cross"), nlsa, enlca[1]],

@@ -7,7 +7,15 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from .cells import PAPER_PSNR, milliseconds, number, psnr_cell, setting_text, variant_columns
+from .cells import (
+    PAPER_PSNR,
+    measured_header,
+    milliseconds,
+    number,
+    psnr_cell,
+    setting_text,
+    variant_columns,
+)
 from .records import canonical_json, digest, slug
 from .render import Table
 from .settings import (
@@ -149,7 +157,6 @@ def table5(bench: Bench, setting: Setting) -> Table:
             "setting": setting.label if setting.runs else None,
         }
         data.append(columns | _bench_columns(bench) | {"sessions": "+".join(sorted({*sessions}))})
-    measured = f"{setting.test_set} ×{setting.config['scale']}" if setting.runs else "measured"
     return Table(
         name=bench.label,
         caption=f"Table 5: latency in ms (mean) on {describe_machine(bench.records[-1])}, "
@@ -177,7 +184,7 @@ def table5(bench: Bench, setting: Setting) -> Table:
                 )
             ),
             ("PSNR (dB)", PAPER_PSNR),
-            ("PSNR (dB)", measured),
+            ("PSNR (dB)", measured_header(setting)),
         ],
         rows=rows,
         data=data,

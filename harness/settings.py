@@ -138,9 +138,13 @@ class Setting:
 
     @property
     def test_set(self) -> str | None:
+        """Where Tables 4 to 6 are measured."""
+        return self.nearest_set(PAPER_SET)
+
+    def nearest_set(self, name: str) -> str | None:
         """The paper's test set where the setting has it, otherwise its first."""
         sets = self.test_sets
-        return PAPER_SET if PAPER_SET in sets else next(iter(sets), None)
+        return name if name in sets else next(iter(sets), None)
 
     @cached_property
     def runs_of(self) -> dict[str, list[Record]]:

@@ -1,4 +1,4 @@
-"""Tables 4, 5 and 6 of the ENLCA paper, and an overview of quality, from the records alone.
+"""Tables 1 to 6 of the ENLCA paper, and an overview of quality, from the records alone.
 
 ``python -m harness.tables`` writes each as CSV, Markdown and LaTeX, with the paper's figures
 beside the measured ones. A cell that was not measured is empty. No model, image or GPU is used,
@@ -20,6 +20,7 @@ from rich.text import Text
 from .cells import (
     PAPER_NOTE,
     PAPER_PSNR,
+    caption,
     fixed,
     measured_columns,
     milliseconds,
@@ -27,11 +28,11 @@ from .cells import (
     quality_cells,
     quality_headers,
     setting_notes,
-    setting_text,
     variant_columns,
 )
 from .errors import UserError, command_line, usage_errors
 from .latency_tables import find_benches, latency_details, table5
+from .quality_tables import quality_table, table1, table2, table3
 from .records import load_records
 from .render import Table, write_table
 from .settings import (
@@ -117,7 +118,7 @@ def table4(setting: Setting) -> Table:
     return Table(
         name="table4",
         label=f"{setting.label}-table4",
-        caption=_caption("Table 4: operation counts and quality", setting),
+        caption=caption("Table 4: operation counts and quality", setting),
         notes=notes,
         headers=[
             ("", "Method"),
@@ -158,7 +159,7 @@ def table6(setting: Setting) -> Table:
     return Table(
         name="table6",
         label=f"{setting.label}-table6",
-        caption=_caption("Table 6: comparison with Criss-Cross attention", setting),
+        caption=caption("Table 6: comparison with Criss-Cross attention", setting),
         notes=[
             "The paper's baseline, Non-Local, NLSA and ENLCA are the rows Baseline, NLA, NLSA-r4 "
             "and ENLCA-m128. It does not say how often Criss-Cross is repeated; once here.",
@@ -169,53 +170,6 @@ def table6(setting: Setting) -> Table:
         data=data,
         rule_after=len(paper),
     )
-
-
-def quality_table(setting: Setting) -> Table:
-    """PSNR and SSIM of every trained variant on every test set; the CSV has one row for each."""
-    paper = [row["method"] for row in paper_table(4)]
-    labels = {key: label for key, label in setting.labels.items() if key in setting.runs_of}
-    order = [(label, key) for label, key in row_order(labels, paper) if key]
-    rows, data, summaries = [], [], []
-    for label, key in [("Bicubic", None), *order]:
-        cells = [label]
-        for name in setting.test_sets:
-            psnr, ssim = (
-                setting.summary(key, name, metric) if key else setting.bicubic(name, metric)
-                for metric in ("psnr", "ssim")
-            )
-            summaries.append(psnr if key else None)
-            cells += quality_cells(psnr, ssim)[:3]
-            data.append(
-                {**variant_columns(label, key), "test_set": name}
-                | measured_columns(setting, psnr, ssim, seeds=key is not None, test_set=name)
-            )
-        runs = setting.runs_of.get(key or "", [])
-        rows.append([*cells, str(len(runs)) if runs else ""])
-    return Table(
-        name="quality",
-        label=f"{setting.label}-quality",
-        caption=f"Quality of every trained variant: {setting_text(setting)}",
-        notes=setting_notes(setting, summaries)[1:],  # without the one on the paper's columns
-        headers=[
-            ("", "Method"),
-            *(
-                (f"{name} ×{setting.config['scale']}", header)
-                for name in setting.test_sets
-                for header in ("PSNR (dB)", "SSIM", "difference to baseline")
-            ),
-            ("", "seeds"),
-        ],
-        rows=rows,
-        data=data,
-        rule_after=1,
-    )
-
-
-def _caption(title: str, setting: Setting) -> str:
-    if not setting.runs:
-        return f"{title}: operation counts alone, nothing trained"
-    return f"{title}: {setting_text(setting)}; tested on {setting.test_set}"
 
 
 # -- the short table of a run -----------------------------------------------------------------
@@ -288,7 +242,7 @@ def _pair(psnr: Summary | None, ssim: Summary | None) -> str:
 
 @dataclass(frozen=True)
 class Options:
-    """Write Tables 4, 5 and 6 as CSV, Markdown and LaTeX from the records alone."""
+    """Write Tables 1 to 6 as CSV, Markdown and LaTeX from the records alone."""
 
     results: Path = Path("results")
     """Folder that holds records/."""
@@ -305,8 +259,11 @@ def build(
     settings = find_settings(runs, costs)
     tables = []
     for setting in settings:
-        makers = (table4, table6, quality_table) if setting.runs else (table4,)
-        tables += [(setting.label, make(setting)) for make in makers]
+        made = [table4(setting)]
+        if setting.runs:
+            few = [make(setting) for make in (table1, table2, table3)]
+            made = [*filter(None, few), *made, table6(setting), quality_table(setting)]
+        tables += [(setting.label, table) for table in made]
     nearest = settings[0] if settings else Setting([], [])
     for bench in find_benches(latency):
         tables += [("", table5(bench, nearest)), ("", latency_details(bench))]

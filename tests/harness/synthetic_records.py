@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from harness.config import table_rows
+
 MACHINE = {
     "device": "cpu",
     "cpu": {"model": "Made-up CPU", "logical_cores": 2},
@@ -118,6 +120,21 @@ def run(
         "training": {"parameters": 1, "seconds": 2.0, "steps_per_second": 3.0, "log": []},
         "quality": {name: quality(values or [26.0, 27.0, 28.0]) for name in sets},
     }
+
+
+def ablation(table: str, seeds: int = 1, only: set[int] | None = None) -> list[dict[str, Any]]:
+    """Runs of a table's rows, or only some: row i, seed s, image j has 20 + i + s / 10 + j dB."""
+    return [
+        run(
+            variant.to_dict(),
+            seed,
+            [20.0 + index + seed / 10 + image for image in range(3)],
+            identifier=f"{table}-{index}-{seed}",
+        )
+        for index, variant in enumerate(table_rows(table))
+        for seed in range(seeds)
+        if only is None or index in only
+    ]
 
 
 def cost(variant: str | dict[str, Any], gflops: float, **changes: Any) -> dict[str, Any]:

@@ -11,6 +11,35 @@ from harness.errors import UserError
 from tests.harness.tiny import make_config
 
 
+def test_rows_of_table_1_are_its_networks_modules_and_nla() -> None:
+    labels = [v.label for v in table_rows("table1")]
+    assert labels == ["Baseline", "NLA", "NLSA-r4", "ENLCA-m128"]
+
+
+def test_rows_of_table_2_switch_the_components_on() -> None:
+    rows = [(v.name, v.resolved.get("k")) for v in table_rows("table2")]
+    assert rows == [("none", None), ("enla", 1.0), ("enla", 6.0), ("enlca", 1.0), ("enlca", 6.0)]
+    assert all(v.resolved["m"] == 128 for v in table_rows("table2")[1:])
+
+
+def test_rows_of_table_3_are_the_grid_of_shares() -> None:
+    grid = [(v.name, v.resolved["n1"], v.resolved["n2"]) for v in table_rows("table3")]
+    assert grid == [
+        ("enlca", n1, n2) for n1 in (0.01, 0.015, 0.02, 0.03) for n2 in (0.04, 0.08, 0.13, 0.2)
+    ]
+
+
+@pytest.mark.parametrize("table", ["table2", "table3"])
+def test_the_default_enlca_is_run_once_for_all_tables(table: str) -> None:
+    def run_ids(rows: list[Variant]) -> list[str]:
+        return [make_config(v.name, v.options).run_id for v in rows]
+
+    default = make_config("enlca").run_id
+    assert run_ids(table_rows(table)).count(default) == 1
+    assert run_ids(table_rows("table4")).count(default) == 1
+    assert len(set(run_ids(table_rows(table)))) == len(table_rows(table))
+
+
 def test_rows_of_table_4_are_the_papers_in_its_order() -> None:
     labels = [v.label for v in table_rows("table4")]
     assert labels == [

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import csv
 import json
 import subprocess
 import sys
@@ -105,6 +106,36 @@ def test_several_modules_and_seeds(
     records = load_records(tmp_path, "run")
     found = {(r["variant"]["label"], r["config"]["seed"]) for r in records}
     assert found == {(n, s) for n in ("Baseline", "ENLA-m4", "Conv") for s in (0, 1)}
+
+
+def test_the_rows_of_a_table(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, image_folder: Path
+) -> None:
+    small = [*TINY, "--steps", "2", "--data", image_folder, "--results", tmp_path, "--skip-latency"]
+    run_main(monkeypatch, "--rows", "table2", *small)
+    found = {
+        (r["variant"]["name"], r["variant"]["options"].get("k"))
+        for r in load_records(tmp_path, "run")
+    }
+    assert found == {("none", None), *((n, k) for n in ("enla", "enlca") for k in (1.0, 6.0))}
+
+    # A row that another table shares is not trained again.
+    monkeypatch.setattr(run, "Trainer", None)
+    run_main(monkeypatch, "--attn", "enlca", "--k", "1", *small)
+    run_main(monkeypatch, "--attn", "none", "enla", "enlca", *small)
+
+    monkeypatch.setattr(sys, "argv", ["harness.tables", "--results", str(tmp_path)])
+    tables.main()
+    (path,) = (tmp_path / "tables").rglob("table2.csv")
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["psnr_db_paper"] for row in rows] == ["32.21", "32.37", "32.44", "32.41", "32.48"]
+    measured = {r["id"]: r["quality"]["Tiny"]["psnr"] for r in load_records(tmp_path, "run")}
+    assert sorted(float(row["psnr_db_measured"]) for row in rows) == pytest.approx(
+        sorted(measured.values())
+    )
+    assert {row["test_set"] for row in rows} == {"Tiny"}
+    assert not list((tmp_path / "tables").rglob("table[13].csv"))
 
 
 def test_skip_training_needs_no_images(

@@ -1,0 +1,357 @@
+"""Tables 1, 2 and 3, built from made-up records."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import synthetic_records as synthetic
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from harness.config import table_rows
+from harness.quality_tables import quality_table, table1, table2, table3
+from harness.render import Table
+from harness.settings import Setting, paper_table
+from harness.tables import build
+
+BENCHMARKS = ["Set5", "Set14", "B100", "Urban100", "Manga109"]
+
+
+def data(table: Table | None) -> list[dict[str, str]]:
+    assert table is not None
+    return list(csv.DictReader(io.StringIO(table.csv())))
+
+
+def grid(table: Table | None) -> dict[str, list[str]]:
+    assert table is not None
+    return {row[0]: list(row[1:]) for row in table.rows}
+
+
+def text(table: Table | None) -> str:
+    assert table is not None
+    return table.markdown()
+
+
+@pytest.fixture
+def ablation() -> Setting:
+    """Both ablations, complete, with three seeds; Table 3's cells are 1 dB apart."""
+    shared = table_rows("table2")[4].to_dict()
+    second = [r for r in synthetic.ablation("table2", 3) if r["variant"] != shared]
+    return Setting([*synthetic.ablation("table3", 3), *second], [])
+
+
+# -- the paper's data -------------------------------------------------------------------------
+
+
+@pytest.mark.data
+@pytest.mark.parametrize("number", range(1, 7))
+def test_the_papers_tables_are_the_transcribed_ones(number: int, sr_data: Path) -> None:
+    transcribed = sr_data.parent / "paper_tables" / f"table{number}.csv"
+    if not transcribed.is_file():
+        pytest.skip("the transcribed tables are not beside the benchmark images")
+    with transcribed.open(encoding="utf-8", newline="") as file:
+        assert paper_table(number) == list(csv.DictReader(file))
+
+
+def test_the_papers_ablations() -> None:
+    order = [tuple(row.values()) for row in paper_table(2)]
+    assert order == [
+        ("1", "0", "0", "0", "32.21"),
+        ("1", "1", "0", "0", "32.37"),
+        ("1", "1", "1", "0", "32.44"),
+        ("1", "1", "0", "1", "32.41"),
+        ("1", "1", "1", "1", "32.48"),
+    ]
+    shares = [(float(r["n1_percent"]) / 100, float(r["n2_percent"]) / 100) for r in paper_table(3)]
+    assert shares == [(v.options["n1"], v.options["n2"]) for v in table_rows("table3")]
+    assert max(paper_table(3), key=lambda row: float(row["psnr_db"])) == {
+        "n1_percent": "2",
+        "n2_percent": "8",
+        "psnr_db": "32.48",
+    }
+
+
+def test_what_the_notes_say_of_the_paper_is_so() -> None:
+    published = {
+        (row["method"], row["scale"], row["dataset"]): row["psnr_db"] for row in paper_table(1)
+    }
+    assert len(published) == 14 * 2 * 5
+    assert list(dict.fromkeys(name for _, _, name in published)) == BENCHMARKS
+    of_table4 = {row["method"]: row["psnr_db"] for row in paper_table(4)}
+    for network, module in (("EDSR", "Baseline"), ("NLSN", "NLSA-r4"), ("ENLCN", "ENLCA-m128")):
+        assert published[network, "4", "Urban100"] == of_table4[module]
+    assert published["ENLCN", "4", "Set5"] == "32.67"
+
+
+# -- Table 1 ----------------------------------------------------------------------------------
+
+
+def test_table1_puts_measured_rows_under_the_papers_headers() -> None:
+    sets = ["B100", "Set5", "Holdout"]
+    runs = []
+    for variant, start in (("Baseline", 26.0), ("NLSA-r4", 28.0)):
+        run = synthetic.run(variant, 0, sets=sets)
+        run["quality"] = {
+            name: synthetic.quality([start + i, start + i + 1.0]) for i, name in enumerate(sets)
+        }
+        runs.append(run)
+    table = table1(Setting(runs, [synthetic.cost("NLA", 1.0)]))
+    assert table is not None
+    assert [" ".join(header).strip() for header in table.headers] == [
+        *("Method", "Scale"),
+        *(f"{name} PSNR / SSIM" for name in BENCHMARKS),
+        "seeds",
+    ]
+    rows = grid(table)
+    assert len(rows) == 14 + 2
+    assert table.rule_after == 14
+    edsr = "32.46 / 0.8968,28.80 / 0.7876,27.71 / 0.7420,26.64 / 0.8033,31.02 / 0.9148"
+    assert rows["EDSR"] == ["×4", *edsr.split(","), ""]
+    assert rows["NLRN"][4:] == ["25.79 / 0.7729", "", ""]
+    baseline = rows["Baseline (measured, preset small)"]
+    assert baseline == ["×4", "27.50 / 0.6875", "", "26.50 / 0.6625", "", "", "1"]
+    assert rows["NLSA-r4 (measured, preset small)"][3] == "28.50 / 0.7125"
+    assert "Rows not marked measured are published figures" in table.markdown()
+
+
+def test_table1_columns_for_programs_never_mix_published_and_measured() -> None:
+    runs = [synthetic.run(v, seed) for v in ("Baseline", "NLA") for seed in (0, 1)]
+    rows = data(table1(Setting(runs, [])))
+    assert [(r["method"], r["test_set"]) for r in rows] == [
+        (method, name)
+        for method in (*dict.fromkeys(row["method"] for row in paper_table(1)), "Baseline", "NLA")
+        for name in BENCHMARKS
+    ]
+    paper = [(r["psnr_db"], r["ssim"]) for r in paper_table(1) if r["scale"] == "4"]
+    published = [r for r in rows if r["source"] == "published"]
+    for row, (psnr, ssim) in zip(published, paper, strict=True):
+        assert (row["scale"], row["preset"], row["steps"]) == ("4", "", "")
+        assert row["psnr_db_measured"] == row["ssim_measured"] == row["seeds"] == ""
+        assert (row["psnr_db_paper"], row["ssim_paper"]) == (
+            (psnr and f"{float(psnr):g}"),
+            (ssim and f"{float(ssim):g}"),
+        )
+    measured = [r for r in rows if r["source"] == "measured"]
+    assert len(measured) == 2 * 5
+    for row in measured:
+        assert row["psnr_db_paper"] == row["ssim_paper"] == ""
+        found = ("27", "0.675", "2") if row["test_set"] in ("Set5", "Urban100") else ("",) * 3
+        assert (row["psnr_db_measured"], row["ssim_measured"], row["seeds"]) == found
+        assert (row["preset"], row["steps"]) == ("small", "4000")
+
+
+def test_table1_has_the_figures_of_the_settings_scale() -> None:
+    rows = grid(table1(Setting([synthetic.run("NLA", scale=2, sets=["Manga109"])], [])))
+    assert rows["ENLCN"][:2] == ["×2", "38.37 / 0.9618"]
+    assert rows["NLA (measured, preset small)"] == ["×2", *[""] * 4, "27.00 / 0.6750", "1"]
+
+
+@pytest.mark.parametrize("config", [{"scale": 3}, {"sets": ["Embedded", "Holdout"]}])
+def test_table1_is_left_out_where_nothing_can_be_compared(config: dict[str, Any]) -> None:
+    setting = Setting([synthetic.run("NLA", **config)], [])
+    assert table1(setting) is None
+    names = [table.name for _, table in build(setting.runs, [], [])]
+    assert names == ["table4", "table6", "quality"]
+
+
+def test_table1_leaves_the_grids_of_the_ablations_to_the_overview(ablation: Setting) -> None:
+    user = synthetic.run("User_Attention-8")
+    unusual = table_rows("table2")[4].to_dict()
+    unusual = unusual | {"options": unusual["options"] | {"eps": 0.0}}
+    setting = Setting([*ablation.runs, user, synthetic.run(unusual)], [])
+    measured = [row.split(" (measured")[0] for row in grid(table1(setting)) if "(measured" in row]
+    shown = ["Baseline", "ENLCA-m128", "ENLA-m128", "ENLCA-m128 (eps=0.0)", "User_Attention-8"]
+    assert sorted(measured) == sorted(shown)
+    assert "Left out: 17 variants of the ablations" in text(table1(setting))
+    assert len(quality_table(setting).rows) == 1 + len(shown) + 17
+    assert "ablations" not in text(table1(Setting([user], [])))
+
+
+# -- Table 2 ----------------------------------------------------------------------------------
+
+
+def test_table2(ablation: Setting) -> None:
+    table = table2(ablation)
+    assert table is not None
+    assert [" ".join(header).strip() for header in table.headers] == [
+        "Method",
+        *(f"Components {name}" for name in ("base", "ENLA", "k", "contrastive learning")),
+        "PSNR (dB) Set5 ×4 (paper)",
+        *("PSNR (dB) Set5 ×4", "SSIM Set5 ×4", "PSNR (dB) difference to baseline", "seeds"),
+    ]
+    # Rows 0 to 3 have 21, 22, 23 and 24 dB with seed 0; the default ENLCA is row 9 of Table 3.
+    means = [21.1, 22.1, 23.1, 24.1, 30.1]
+    rows = grid(table)
+    assert [row[:5] for row in rows.values()] == [
+        ["✓", "–", "–", "–", "32.21"],
+        ["✓", "✓", "–", "–", "32.37"],
+        ["✓", "✓", "✓", "–", "32.44"],
+        ["✓", "✓", "–", "✓", "32.41"],
+        ["✓", "✓", "✓", "✓", "32.48"],
+    ]
+    spread = np.std([0, 0.1, 0.2], ddof=1)
+    assert [row[5] for row in rows.values()] == [f"{mean:.2f} ± {spread:.2f}" for mean in means]
+    assert [row[6] for row in rows.values()] == [f"{mean / 40:.4f}" for mean in means]
+    differences = ["", *(f"{m - 21.1:+.3f} [{m - 21.1:+.3f}, {m - 21.1:+.3f}]" for m in means[1:])]
+    assert [row[7:] for row in rows.values()] == [[text, "3"] for text in differences]
+    assert list(rows) == [
+        *("Baseline", "ENLA-m128 (k=1.0)", "ENLA-m128", "ENLCA-m128 (k=1.0)", "ENLCA-m128")
+    ]
+    for row, mean, variant in zip(data(table), means, table_rows("table2"), strict=True):
+        assert float(row["psnr_db_measured"]) == pytest.approx(mean)
+        assert (row["variant"], json.loads(row["options"])) == (variant.name, variant.resolved)
+    components = [
+        [row[name] for name in ("base", "enla", "k", "contrastive_learning")] for row in data(table)
+    ]
+    assert components == [list(row.values())[:4] for row in paper_table(2)]
+    assert "Without k means k = 1, no amplification" in table.markdown()
+    assert "4000 steps" in table.caption
+    assert r"ENLA-m128 (k=1.0) & $\surd$ & $\surd$ & -- & -- & 32.37 & 22.10 $\pm$" in table.latex()
+
+
+def test_table2_leaves_empty_what_was_not_trained() -> None:
+    table = table2(Setting(synthetic.ablation("table2", only={1, 3}), []))
+    rows = grid(table)
+    assert rows["ENLA-m128 (k=1.0)"][4:] == ["32.37", "22.00", "0.5500", "", "1"]
+    for label in ("Baseline", "ENLA-m128", "ENLCA-m128"):
+        assert rows[label][5:] == [""] * 4
+    assert [r["psnr_db_measured"] for r in data(table)] == ["", "22", "", "24", ""]
+    assert "No baseline (none) was trained" in text(table)
+
+
+def test_the_measured_set_is_named_when_there_is_no_set5() -> None:
+    runs = synthetic.ablation("table2")
+    for run in runs:
+        run["config"]["data"] = run["config"]["data"] | {"test": ["B100", "Urban100"]}
+        run["config"]["scale"] = 2
+        run["quality"]["B100"] = run["quality"].pop("Set5")
+    table = table2(Setting(runs, []))
+    assert table is not None
+    headers = [" ".join(header) for header in table.headers]
+    assert "PSNR (dB) Set5 ×4 (paper)" in headers
+    assert "PSNR (dB) B100 ×2" in headers
+    assert table.caption.endswith("tested on B100")
+    assert {row["test_set"] for row in data(table)} == {"B100"}
+
+
+@pytest.mark.parametrize(
+    ("runs", "names"),
+    [
+        (synthetic.ablation("table4"), set()),
+        (synthetic.ablation("table2", only={0, 2, 4}), set()),
+        (synthetic.ablation("table2", only={1, 2}), {"table2"}),
+        (synthetic.ablation("table3", only={0, 9}), set()),
+        (synthetic.ablation("table3", only={0, 15}), {"table3"}),
+    ],
+)
+def test_an_ablation_takes_two_rows_of_its_own(runs: list[dict[str, Any]], names: set[str]) -> None:
+    """The baseline and the default ENLCA are rows of Table 4 too."""
+    built = {table.name for _, table in build(runs, [], [])}
+    assert built == {"table1", "table4", "table6", "quality"} | names
+
+
+# -- Table 3 ----------------------------------------------------------------------------------
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.sets(st.integers(0, 15)), st.integers(1, 3))
+def test_every_value_lands_in_its_cell(cells: set[int], seeds: int) -> None:
+    """Cell i of the grid, row by row, has 21 + i dB with seed 0, and 0.1 dB more with each seed."""
+    cells |= {3, 12}  # two cells of its own make the table
+    table = table3(Setting(synthetic.ablation("table3", seeds, cells), []))
+    assert table is not None
+    assert [group for group, _ in table.headers[1:]] == [
+        f"n2 = {n2} %" for n2 in (4, 8, 13, 20) for _ in range(2)
+    ]
+    assert [header for _, header in table.headers[1:]] == ["paper", "Set5 ×4"] * 4
+    assert [row[0] for row in table.rows] == ["1 %", "1.5 %", "2 %", "3 %"]
+    shown = [cell for row in table.rows for cell in row[1:]]
+    assert shown[::2] == [row["psnr_db"] for row in paper_table(3)]
+    values = {i: [21 + i + seed / 10 for seed in range(seeds)] for i in cells}
+    for index, cell in enumerate(shown[1::2]):
+        if index not in cells:
+            assert cell == ""
+            continue
+        expected = f"{np.mean(values[index]):.2f}"
+        if seeds > 1:
+            expected += f" ± {np.std(values[index], ddof=1):.2f}"
+        assert cell.removesuffix(" *") == expected
+        assert cell.endswith("*") == (seeds > 1 and index == max(cells))
+    for index, row in enumerate(data(table)):
+        printed = paper_table(3)[index]
+        assert (row["n1_percent"], row["n2_percent"]) == (
+            printed["n1_percent"],
+            printed["n2_percent"],
+        )
+        assert float(row["psnr_db_paper"]) == float(printed["psnr_db"])
+        assert json.loads(row["options"])["n1"] == float(printed["n1_percent"]) / 100
+        assert json.loads(row["options"])["n2"] == float(printed["n2_percent"]) / 100
+        if index in cells:
+            assert float(row["psnr_db_measured"]) == pytest.approx(np.mean(values[index]))
+            assert row["seeds"] == str(seeds)
+        else:
+            assert row["psnr_db_measured"] == row["ssim_measured"] == row["seeds"] == ""
+
+
+def test_table3_labels_tell_the_shares(ablation: Setting) -> None:
+    labels = [row["method"] for row in data(table3(ablation))]
+    assert labels[:2] == ["ENLCA-m128 (n1=0.01, n2=0.04)", "ENLCA-m128 (n1=0.01)"]
+    assert labels[4] == "ENLCA-m128 (n1=0.015, n2=0.04)"
+    assert labels[9] == "ENLCA-m128"
+    assert len(set(labels)) == 16
+
+
+def test_table3_has_differences_to_the_baseline(ablation: Setting) -> None:
+    for index, row in enumerate(data(table3(ablation))):
+        assert float(row["difference_db"]) == pytest.approx(index)
+        assert (row["paired_seeds"], row["paired_images"]) == ("3", "3")
+
+
+def marked(runs: list[dict[str, Any]]) -> list[str]:
+    table = table3(Setting(runs, []))
+    found = re.findall(r"([\d.]+) ± [\d.]+ \\\*", text(table))
+    assert bool(found) == (
+        "* best: against every other measured cell" in text(table).replace("\\", "")
+    )
+    assert bool(found) != ("No cell is marked as best" in text(table))
+    return found
+
+
+def test_the_best_cell_is_marked_only_if_the_intervals_allow() -> None:
+    clear = synthetic.ablation("table3", 3)
+    assert marked(clear) == ["36.10"]
+    assert marked(synthetic.ablation("table3", 1)) == []
+    assert marked([run for run in clear if run["config"]["seed"] == 0]) == []
+
+    # Cell 14 beats cell 15 with one of the seeds: what is ahead on average is not for certain.
+    mixed = [json.loads(json.dumps(run)) for run in clear]
+    for run in mixed:
+        if run["id"] == "table3-14-2":
+            run["quality"]["Set5"] = synthetic.quality([37.0, 38.0, 39.0])
+    assert marked(mixed) == []
+
+    # Two cells with equal results: neither is best.
+    tied = [json.loads(json.dumps(run)) for run in clear]
+    for run in tied:
+        if run["id"].startswith("table3-14-"):
+            twin = next(r for r in clear if r["id"] == run["id"].replace("-14-", "-15-"))
+            run["quality"] = twin["quality"]
+    assert marked(tied) == []
+
+
+def test_notes_tell_both_schedules(ablation: Setting) -> None:
+    third = text(table3(ablation))
+    assert "trained on DIV2K for 200 epochs" in third
+    assert third.count("4000 steps") == 2
+    assert "after 200 epochs and not Table 1's after 1000 epochs" in text(table2(ablation))
+    table = table3(ablation)
+    assert table is not None
+    assert r"n2 = 13 \%" in table.latex()
+    assert r"1.5 \% & 32.42 &" in table.latex()
