@@ -201,7 +201,8 @@ def summary(runs: Sequence[Record], costs: Sequence[Record], latency: Record | N
         caption=PAPER_NOTE,
         caption_justify="left",
     )
-    table.add_column("method", no_wrap=True)
+    words = ["method", *(word for label in labels.values() for word in label.split())]
+    table.add_column("method", min_width=max(map(len, words)))  # so that no word is broken
     for header in ("core\nGFLOPs", "paper's\nGFLOPs", "module\nGFLOPs", "core ms\n100×100"):
         table.add_column(header, justify="right", no_wrap=True)
     for name in setting.test_sets:

@@ -540,6 +540,15 @@ def test_summary_of_a_run(setting: Setting) -> None:
     assert "not measured here" in text
 
 
+def test_summary_of_long_labels_keeps_every_column() -> None:
+    runs = synthetic.ablation("table3", only={0, 6})
+    text = render(summary(runs, [synthetic.cost("NLA", 25.6)], None))
+    assert max(map(len, text.splitlines())) <= 80
+    assert re.search(r"NLA +25\.60 .* 26\.87\b", text)
+    for part in ("(n1=0.01,", "n2=0.04)", "(n1=0.015,", "21.00 /", "27.00 /", "×4 PSNR"):
+        assert part in text, part
+
+
 def test_summary_without_training_or_latency() -> None:
     text = render(summary([], [synthetic.cost("NLA", 25.6)], None))
     assert "25.60" in text
