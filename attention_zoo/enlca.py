@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import math
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from .base import AttentionError, to_rows
+from .base import AttentionError
 from .enla import EfficientNonLocalAttention, normalise
 from .registry import register_attention
 from .softmax import no_autocast, refuse_second_derivative
 
-# Elements of the correlation matrix that are alive at once: 32 MB in float32.
+# Elements of the correlation matrix that are alive at once: 32 MB in float32; on the CPU 1 MB,
+# within the second-level cache.
 _TILE = 2**23
+_CPU_TILE = 2**18
+# Rows up to this length are sorted whole; of longer ones the largest entries are split off first.
+_WHOLE_SORT = 2048
 
 
 def contrastive_loss(
@@ -56,8 +62,8 @@ def contrastive_loss(
     n = q.shape[2] * q.shape[3]
     count, start = contrast_groups(n, n1, n2)
     with no_autocast(q):
-        rows_q, rows_k = (to_rows(normalise(t, amplification)) for t in (q, k))
-        return _ContrastiveLoss.apply(rows_q, rows_k, count, start, margin, hinge)
+        flat_q, flat_k = (normalise(t, amplification).flatten(2) for t in (q, k))
+        return _ContrastiveLoss.apply(flat_q, flat_k, count, start, margin, hinge)
 
 
 def contrast_groups(n: int, n1: float, n2: float) -> tuple[int, int]:
@@ -69,7 +75,7 @@ def contrast_groups(n: int, n1: float, n2: float) -> tuple[int, int]:
 
 
 class _ContrastiveLoss(torch.autograd.Function):
-    """The loss and its gradient in one pass over blocks of rows.
+    """The loss and its gradient in one pass over blocks of rows; q and k are ``[B, c, N]``.
 
     Only the largest start + count entries of a row enter, and the gradient touches 2·count of
     them, so nothing of the N x N matrix outlives its block.
@@ -79,32 +85,27 @@ class _ContrastiveLoss(torch.autograd.Function):
     def forward(
         ctx: Any, q: Tensor, k: Tensor, count: int, start: int, margin: float, hinge: bool
     ) -> Tensor:
-        batch, n, _ = q.shape
+        batch, _, n = q.shape
         needs_grad = any(ctx.needs_input_grad[:2])
         grad_q, grad_k = torch.zeros_like(q), torch.zeros_like(k)
         total = q.new_zeros(())
-        rows = max(1, min(n, _TILE // n))
-        group = max(1, _TILE // (n * rows))
+        tile = _CPU_TILE if q.device.type == "cpu" else _TILE
+        rows = max(1, min(n, tile // n))
+        group = max(1, tile // (n * rows))
+        # Memory for a block is taken once: fresh pages would cost more than the arithmetic.
+        space = q.new_empty(5, group * rows * n)
         for b in range(0, batch, group):
             k_b = k[b : b + group]
             for i in range(0, n, rows):
-                q_i = q[b : b + group, i : i + rows]
-                scores = torch.bmm(q_i, k_b.mT)
-                top = scores.topk(start + count, dim=-1)
-                groups = torch.stack([top.values[..., :count], top.values[..., start:]])
-                lse = groups.logsumexp(-1)
-                loss = lse[1] - lse[0] + margin
-                active = (loss > 0).to(loss.dtype) if hinge else torch.ones_like(loss)
-                total += (loss * active).sum()
-                if not needs_grad:
-                    continue
-                # d loss / d T: minus the softmax within the first group, plus that of the second.
-                share = (groups - lse.unsqueeze(-1)).exp_().mul_(active.unsqueeze(-1))
-                grad = scores.zero_()
-                grad.scatter_(-1, top.indices[..., :count], -share[0])
-                grad.scatter_add_(-1, top.indices[..., start:], share[1])
-                grad_q[b : b + group, i : i + rows] = torch.bmm(grad, k_b)
-                grad_k[b : b + group] += torch.bmm(grad.mT, q_i)
+                q_i = q[b : b + group, :, i : i + rows]
+                shape = (q_i.shape[0], q_i.shape[2], n)
+                scores, *spare = space[:, : math.prod(shape)].view(5, *shape)
+                torch.bmm(q_i.mT, k_b, out=scores)
+                loss, grad = _rank_loss(scores, spare, count, start, margin, hinge, needs_grad)
+                total += loss
+                if grad is not None:
+                    grad_q[b : b + group, :, i : i + rows] = torch.bmm(k_b, grad.mT)
+                    grad_k[b : b + group] += torch.bmm(q_i, grad)
         if needs_grad:
             ctx.save_for_backward(grad_q, grad_k)
         ctx.rows = batch * n
@@ -116,6 +117,100 @@ class _ContrastiveLoss(torch.autograd.Function):
         grad_q, grad_k = ctx.saved_tensors
         scale = grads[0] / ctx.rows
         return grad_q * scale, grad_k * scale, None, None, None, None
+
+
+def _rank_loss(
+    scores: Tensor,
+    spare: list[Tensor],
+    count: int,
+    start: int,
+    margin: float,
+    hinge: bool,
+    needs_grad: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """Loss of rows of scores ``[B, M, N]``, summed, and its gradient if that is needed.
+
+    d loss / d score is minus the softmax within the first group, plus that of the second. The
+    scores and four spare tensors of their shape are overwritten.
+    """
+    if scores.device.type == "cpu" and start >= count and _has_vector_sort():
+        # Values alone are enough: which entries they are follows from comparing with the bounds.
+        top = _largest(spare[0].copy_(scores), start + count)
+        first, second = top[..., start:], top[..., :count]
+        loss, active, lse = _group_loss(first, second, margin, hinge)
+        if not needs_grad:
+            return loss, None
+        # In place, into the dtype of the scores: a tensor of bool is not written with vectors.
+        in_first = spare[1].copy_(scores).ge_(first[..., :1])
+        before_second = spare[2].copy_(scores).ge_(top[..., count : count + 1])
+        weight = spare[3].copy_(scores).ge_(second[..., :1])
+        members = in_first.sum() + before_second.sum() + weight.sum()
+        if members == scores.shape[0] * scores.shape[1] * 2 * (start + count):
+            weight.sub_(before_second).sub_(in_first).mul_(active)
+            scores.sub_(lse[1]).addcmul_(in_first, lse[1] - lse[0])
+            # Above 0 are only the entries between the groups, whose weight is 0.
+            return loss, scores.clamp_max_(0).exp_().mul_(weight)
+        # Equal entries on a bound (or NaN): only indices tell which of them belong to a group.
+    top_k = scores.topk(start + count, dim=-1)
+    first, second = top_k.values[..., :count], top_k.values[..., start:]
+    loss, active, lse = _group_loss(first, second, margin, hinge)
+    if not needs_grad:
+        return loss, None
+    grad = scores.zero_()
+    grad.scatter_(-1, top_k.indices[..., :count], (first - lse[0]).exp_().mul_(-active))
+    grad.scatter_add_(-1, top_k.indices[..., start:], (second - lse[1]).exp_().mul_(active))
+    return loss, grad
+
+
+def _group_loss(
+    first: Tensor, second: Tensor, margin: float, hinge: bool
+) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
+    """Summed loss of groups ``[B, M, count]``; which rows count; both groups' log-sum-exps."""
+    lse = first.logsumexp(-1, keepdim=True), second.logsumexp(-1, keepdim=True)
+    loss = lse[1] - lse[0] + margin
+    active = (loss > 0).to(loss.dtype) if hinge else torch.ones_like(loss)
+    return (loss * active).sum(), active, lse
+
+
+@cache
+def _has_vector_sort() -> bool:
+    """Whether numpy is there, from 2.0: it sorts floats with vector instructions.
+
+    torch's own sort and topk do not on the CPU: they take twice to ten times as long.
+    """
+    try:
+        import numpy
+    except ImportError:
+        return False
+    return int(numpy.__version__.split(".")[0]) >= 2
+
+
+def _largest(scores: Tensor, kept: int) -> Tensor:
+    """The ``kept`` largest entries of each row ``[B, M, N]``, ascending, ``[B, M, kept]``.
+
+    The scores are sorted in place, and the result is a view of them.
+    """
+    n = scores.shape[-1]
+
+    def sort(rows: Tensor) -> None:
+        array = rows.numpy()
+        if n > _WHOLE_SORT:
+            array.partition(n - kept, axis=-1)
+            array = array[:, n - kept :]
+        array.sort(axis=-1)
+
+    threads = torch.get_num_threads()
+    parts = scores.view(-1, n).tensor_split(threads)
+    if threads > 1:
+        list(_pool(threads).map(sort, parts))  # numpy sorts without the interpreter's lock
+    else:
+        sort(*parts)
+    return scores[..., n - kept :]
+
+
+@cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, "sort")
 
 
 @register_attention("enlca")

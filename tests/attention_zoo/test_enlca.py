@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from attention_zoo import AttentionError, create_attention
-from attention_zoo.enlca import contrast_groups, contrastive_loss
+from attention_zoo.enlca import _has_vector_sort, contrast_groups, contrastive_loss
 from tests.reference import contrastive as oracle
 from tests.reference.cases import (
     FORMATS,
@@ -34,6 +34,15 @@ def assert_loss_agrees(inputs: list[Tensor], **options: Any) -> None:
     )
 
 
+@pytest.fixture(params=["vector sort", "top-k"])
+def selection(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both ways to find a row's largest entries: by numpy's sort on the CPU, else by topk."""
+    if request.param == "top-k":
+        monkeypatch.setattr("attention_zoo.enlca._has_vector_sort", lambda: False)
+    else:
+        assert _has_vector_sort()
+
+
 @pytest.mark.parametrize("memory_format", FORMATS)
 @pytest.mark.parametrize("dtype", TOLERANCES)
 @pytest.mark.parametrize("size", [*SIZES, (7, 9)])
@@ -45,7 +54,12 @@ def test_agrees_with_the_oracle(
     assert_loss_agrees([q, k])
 
 
-@settings(max_examples=25, deadline=None)
+@pytest.mark.usefixtures("selection")
+@settings(
+    max_examples=25,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(
     seed=st.integers(0, 1000),
     size=st.tuples(st.integers(1, 7), st.integers(1, 8)),
@@ -63,12 +77,64 @@ def test_agrees_with_the_oracle_for_drawn_options(
     assert_loss_agrees([q, k], **options)
 
 
+@pytest.mark.usefixtures("selection")
+@pytest.mark.parametrize("whole_sort", [10, 10_000])
 @pytest.mark.parametrize("tile", [1, 100, 3 * 42, 42 * 42, 2 * 42 * 42])
-def test_any_tiling_agrees_with_the_oracle(monkeypatch: pytest.MonkeyPatch, tile: int) -> None:
-    """Blocks of rows and of images, whole and broken."""
-    monkeypatch.setattr("attention_zoo.enlca._TILE", tile)
+def test_any_tiling_agrees_with_the_oracle(
+    monkeypatch: pytest.MonkeyPatch, tile: int, whole_sort: int
+) -> None:
+    """Blocks of rows and of images, whole and broken; rows sorted whole and in part."""
+    monkeypatch.setattr("attention_zoo.enlca._CPU_TILE", tile)
+    monkeypatch.setattr("attention_zoo.enlca._WHOLE_SORT", whole_sort)
     q, k, _ = random_qkv(3, (6, 7), batch=3)
     assert_loss_agrees([q, k], n1=0.1, n2=0.4, margin=1.0)
+
+
+def loss_and_gradients(q: Tensor, k: Tensor, **options: Any) -> list[Tensor]:
+    q, k = q.detach().requires_grad_(), k.detach().requires_grad_()
+    loss = contrastive_loss(q, k, **options)
+    return [loss.detach(), *torch.autograd.grad(loss, [q, k])]
+
+
+@pytest.mark.parametrize("flat", [2, 3, 20, 42])
+def test_equal_entries_count_as_often_as_a_group_takes_them(
+    monkeypatch: pytest.MonkeyPatch, flat: int
+) -> None:
+    """Flat regions give equal entries, on a group's bound too: sum and count must still fit."""
+    q, k, _ = random_qkv(5, (6, 7), batch=2)
+    k.data.flatten(2)[..., -flat:] = k.data[..., -1:, -1]
+    options = {"n1": 0.1, "n2": 0.4, "hinge": False}
+    loss, grad_q, grad_k = loss_and_gradients(q, k, **options)
+    torch.testing.assert_close(loss, oracle.contrastive_loss(q, k, **options).detach())
+    monkeypatch.setattr("attention_zoo.enlca._has_vector_sort", lambda: False)
+    _, by_index_q, by_index_k = loss_and_gradients(q, k, **options)
+    torch.testing.assert_close(grad_q, by_index_q)
+    # Which of the equal keys is in a group is free; together they get the same gradient.
+    for grad in (grad_k, by_index_k):
+        grad.flatten(2)[..., -flat:] = grad.flatten(2)[..., -flat:].mean(-1, keepdim=True)
+    torch.testing.assert_close(grad_k, by_index_k)
+
+
+def test_any_number_of_threads_agrees() -> None:
+    q, k, _ = random_qkv(6, (9, 11), batch=3, dtype=torch.float32)
+    threads = torch.get_num_threads()
+    try:
+        results = []
+        for count in (1, 3):
+            torch.set_num_threads(count)
+            results.append(loss_and_gradients(q, k))
+    finally:
+        torch.set_num_threads(threads)
+    for one, three in zip(*results, strict=True):
+        torch.testing.assert_close(one, three, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("amplification", [1.0, 60.0, 1000.0])
+def test_large_amplification_stays_finite(amplification: float) -> None:
+    """exp of the entries between the groups would overflow; their weight is zero."""
+    q, k, _ = random_qkv(7, (9, 11), dtype=torch.float32)
+    for tensor in loss_and_gradients(q, k, amplification=amplification, hinge=False):
+        assert tensor.isfinite().all()
 
 
 def test_gradcheck() -> None:
