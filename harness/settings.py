@@ -109,9 +109,9 @@ def row_order(
     return [(label, keys.get(label)) for label in (*paper_labels, *further)]
 
 
-def _natural(label: str) -> list[tuple[int, str]]:
+def _natural(label: str) -> list[tuple[str, int]]:
     """Sort key under which m8 comes before m16."""
-    return [(int(digits or 0), text) for text, digits in re.findall(r"(\D*)(\d*)", label)]
+    return [(text, int(digits or 0)) for text, digits in re.findall(r"(\D*)(\d*)", label)]
 
 
 # -- what was measured ------------------------------------------------------------------------
@@ -168,6 +168,25 @@ class Setting:
     @cached_property
     def labels(self) -> dict[str, str]:
         return variant_labels(r["variant"] for r in (*self.runs, *self.costs))
+
+    @cached_property
+    def counted_labels(self) -> dict[str, str]:
+        """:attr:`labels` of what is worth a row of operation counts.
+
+        Left out is a variant that was not trained in this setting and whose counts repeat those
+        of the variant with the same recorded label: an option that changes no count.
+        """
+        parts = {
+            label: self.cost_of.get(key, {}).get("parts") for key, label in self.labels.items()
+        }
+        recorded = {key: cost["variant"]["label"] for key, cost in self.cost_of.items()}
+        return {
+            key: label
+            for key, label in self.labels.items()
+            if key in self.runs_of
+            or label == recorded.get(key)
+            or parts[label] != parts.get(recorded.get(key, ""))
+        }
 
     @cached_property
     def baseline(self) -> list[Record]:

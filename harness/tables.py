@@ -63,7 +63,7 @@ def table4(setting: Setting) -> Table:
     """Operation counts and quality: the paper's rows, then further variants, then bicubic."""
     paper = {row["method"]: row for row in paper_table(4)}
     rows, data, summaries = [], [], []
-    for label, key in row_order(setting.labels, list(paper)):
+    for label, key in row_order(setting.counted_labels, list(paper)):
         printed = paper.get(label, {"gflops": "", "psnr_db": ""})
         parts = setting.cost_of[key]["parts"] if key in setting.cost_of else {}
         core, module = parts.get("core", {}), parts.get("module", {})

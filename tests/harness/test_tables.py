@@ -18,6 +18,7 @@ import synthetic_records as synthetic
 from rich.console import Console
 
 from attention_zoo import Attention, find_attention
+from harness.config import Variant
 from harness.errors import UserError
 from harness.latency_tables import find_benches, latency_details, table5
 from harness.quality_tables import quality_table, table1, table2, table3
@@ -634,3 +635,21 @@ def test_users_mistakes_exit_with_2(
 def test_records_survive_the_round_trip_to_disk(results: Path, setting: Setting) -> None:
     (loaded,) = find_settings(load_records(results, "run"), load_records(results, "cost"))
     assert table4(loaded).csv() == table4(setting).csv()
+
+
+def test_an_option_that_changes_no_count_adds_no_row_of_counts() -> None:
+    """Counted ablations would repeat ENLCA-m128's row in every Table 4; trained ones stay."""
+    default = Variant("enlca").to_dict()
+    costs = [synthetic.cost(default, 0.6)]
+    for n1, gflops in ((0.01, 0.6), (0.03, 0.7)):
+        variant = default | {"options": default["options"] | {"n1": n1}}
+        costs.append(synthetic.cost(variant, gflops))
+    runs = [synthetic.run("Baseline"), synthetic.run("NLA")]
+
+    def further(runs: list[dict[str, Any]]) -> list[str]:
+        rows = [row[0] for row in table4(Setting(runs, costs)).rows]
+        return [row for row in rows if row.startswith("ENLCA-m128 ")]
+
+    assert further(runs) == ["ENLCA-m128 (n1=0.03)"]
+    trained = synthetic.run(costs[1]["variant"])
+    assert further([*runs, trained]) == ["ENLCA-m128 (n1=0.01)", "ENLCA-m128 (n1=0.03)"]
