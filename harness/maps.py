@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 import tyro
-from matplotlib import patheffects
+from matplotlib import colormaps, patheffects, rcParams
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
@@ -197,19 +197,23 @@ def draw(
     rows = math.ceil((len(maps) + 1) / COLUMNS)
     columns = math.ceil((len(maps) + 1) / rows)
     most = max(float(m.weights.max()) * n for m in maps)
-    norm = LogNorm(LEAST, 10 ** math.ceil(math.log10(max(most, 10))))
+    norm = LogNorm(LEAST, max(most, 10.0))
+    # A logarithmic scale has no colour for zero; left transparent it would look like the largest.
+    cmap = colormaps["magma"].with_extremes(under="black", bad="black")
     with house_style():
-        panel = 0.97 * PAGE / columns * height / width
-        figure = new_figure(PAGE, rows * (panel + 0.55) + 0.5)
+        panel = 0.95 * PAGE / columns
+        # Pixels stay as they are where the panel has room for all; else none may be skipped.
+        interpolation = "none" if width <= panel * rcParams["savefig.dpi"] else "auto"
+        figure = new_figure(PAGE, rows * (panel * height / width + 0.55) + 0.5)
         figure.set_layout_engine("compressed")
         grid = figure.subplots(rows, columns, squeeze=False)
         axes = list(grid.flat)
         for unused in axes[len(maps) + 1 :]:
             unused.set_visible(False)
-        axes[0].imshow(lr)
+        axes[0].imshow(lr, interpolation=interpolation)
         _finish(axes[0], position, "Input", f"attention module {module} of {MODULES}")
         for ax, m in zip(axes[1:], maps, strict=False):
-            colours = ax.imshow(m.weights * n, norm=norm, cmap="magma")
+            colours = ax.imshow(m.weights * n, norm=norm, cmap=cmap, interpolation=interpolation)
             note = f"{m.effective_positions:,.0f} effective positions"
             _finish(ax, position, m.label + (f"\n{m.kind}" if m.kind else ""), note)
         bar = figure.colorbar(

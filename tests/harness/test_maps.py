@@ -171,7 +171,7 @@ def test_drawing(count: int, rows: int, lr: np.ndarray) -> None:
     assert len(norms) == 1  # one colour scale for all
     (norm,) = norms
     assert norm.vmax is not None
-    assert norm.vmax >= max(w.max() for w in weights) * ROWS * COLS
+    assert norm.vmax >= max(w.max() for w in weights) * (ROWS * COLS)
     for ax in shown:
         (ring,) = ax.lines
         assert [*map(int, ring.get_xdata()), *map(int, ring.get_ydata())] == [AT[1], AT[0]]  # type: ignore[arg-type]
@@ -195,6 +195,37 @@ def test_positions_of_an_hr_image(height: int, width: int, scale: int, row: int,
     np.testing.assert_array_equal(lr, downscale(crop_to_multiple(image, scale), scale))
     assert row in range(scale * i, scale * i + scale)
     assert col in range(scale * j, scale * j + scale)
+
+
+def test_brighter_is_more_and_no_weight_is_black(lr: np.ndarray) -> None:
+    weights = np.zeros((ROWS, COLS))
+    weights[3, 2:6] = np.array([1e-6, 1e-3, 1e-2, 1]) / 1.011001
+    image = draw(lr, AT, [CorrelationMap("a", "", "a", weights)]).axes[1].images[0]
+    values = image.get_array()
+    assert values is not None
+    colours = image.to_rgba(values)
+    assert (colours[weights == 0] == (0, 0, 0, 1)).all()
+    luminance = colours[3, 2:6, :3] @ (0.299, 0.587, 0.114)
+    assert luminance[0] == 0  # below the scale
+    assert (np.diff(luminance) > 0.1).all()
+
+
+@pytest.mark.parametrize(("width", "interpolation"), [(600, "none"), (1300, "auto")])
+def test_no_position_is_skipped(width: int, interpolation: str) -> None:
+    """Two panels of 655 pixels each: the one bright column shows, whatever its place."""
+    for column in (width // 2, width // 2 + 1):
+        weights = np.zeros((60, width))
+        weights[:, column] = 1 / 60
+        lr = np.zeros((60, width, 3), np.uint8)
+        figure = draw(lr, (0, 0), [CorrelationMap("a", "", "a", weights)])
+        ax = figure.axes[1]
+        assert ax.images[0].get_interpolation() == interpolation
+        figure.set_dpi(200)
+        figure.canvas.draw()
+        box = ax.get_window_extent()
+        pixels = np.asarray(figure.canvas.buffer_rgba())  # type: ignore[attr-defined]
+        row = pixels[round(pixels.shape[0] - (box.y0 + box.y1) / 2), round(box.x0) + 2 :, :3]
+        assert row[: round(box.width) - 4].max() > 100
 
 
 def test_parse_position() -> None:
