@@ -1,0 +1,346 @@
+"""Correlation maps: to which positions a trained module attends from one position of an image.
+
+Figures 1, 7 and 8 of the ENLCA paper. For each run, the weights of the marked position over all
+others are drawn beside the image; for ENLA and ENLCA twice: by softmax and inner product, as the
+paper draws them (*exact*), and as the network really uses them (*random features*).
+
+Command line: ``python -m harness.maps --image FILE --at ROW,COL --runs RUN …``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import tyro
+from matplotlib import colormaps, patheffects, rcParams
+from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from attention_zoo import Attention
+
+from .bicubic import crop_to_multiple, downscale
+from .edsr import EDSR
+from .errors import UserError, command_line, usage_errors
+from .files import read_json, write_json
+from .images import read_image
+from .options import describe_command
+from .plotting import PAGE, house_style, new_figure, save_figure
+from .settings import variant_key, variant_labels
+from .train import to_tensor
+from .weights import TrainedNetwork, find_weights, load_weights
+
+#: Attention modules in the backbone (:mod:`harness.edsr`).
+MODULES = 5
+#: Most panels in a row.
+COLUMNS = 4
+#: Colours begin here, in multiples of the uniform weight 1/N; black is less, or no weight at all.
+LEAST = 0.01
+
+
+@dataclass(frozen=True)
+class CorrelationMap:
+    """Weights of one query over all positions.
+
+    Attributes:
+        label: the variant's row label.
+        kind: which weights: ``exact``, ``random features``, or nothing for a module that has only
+            one kind.
+        run: the run's id, or the stem of its weight file.
+        weights: ``[H, W]``, float64; they sum to 1.
+    """
+
+    label: str
+    kind: str
+    run: str
+    weights: NDArray[np.float64]
+
+    @property
+    def effective_positions(self) -> float:
+        """``exp(entropy)``: 1 if one position has all the weight, N if all have the same."""
+        positive = self.weights[self.weights > 0]
+        return math.exp(-float((positive * np.log(positive)).sum()))
+
+    def statistics(self) -> dict[str, Any]:
+        """The map in numbers, as the file beside the figure holds it."""
+        return {
+            "label": self.label,
+            "weights": self.kind or "as used",
+            "run": self.run,
+            "max_weight": float(self.weights.max()),
+            "max_weight_times_n": float(self.weights.max() * self.weights.size),
+            "effective_positions": self.effective_positions,
+            "attended_positions": int((self.weights > 0).sum()),
+        }
+
+
+class _Reached(Exception):
+    """Ends a forward pass at the module whose input was wanted."""
+
+    def __init__(self, features: Tensor) -> None:
+        self.features = features
+
+
+@torch.inference_mode()
+def features_before(network: EDSR, module: nn.Module, lr: NDArray[np.uint8]) -> Tensor:
+    """Feature map ``[1, C, H, W]`` that a module of the network receives for an image.
+
+    Args:
+        network: in evaluation mode; it is run up to the module.
+        module: one of ``network.attention_modules``.
+        lr: uint8 ``[H, W, 3]``.
+    """
+
+    def stop(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        raise _Reached(inputs[0])
+
+    handle = module.register_forward_pre_hook(stop)
+    try:
+        network(to_tensor(np.ascontiguousarray(lr[None]), network.mean.device))
+    except _Reached as reached:
+        return reached.features
+    finally:
+        handle.remove()
+    raise ValueError("the network has no such module")
+
+
+def correlation_maps(
+    runs: Sequence[TrainedNetwork],
+    lr: NDArray[np.uint8],
+    position: tuple[int, int],
+    module: int = MODULES,
+) -> list[CorrelationMap]:
+    """Maps of every run, in their order; two for ENLA and ENLCA.
+
+    NLSA's weights are those within the buckets of its evaluation hashes, Criss-Cross's those of
+    its (first) pass.
+
+    Args:
+        runs: networks in evaluation mode.
+        lr: uint8 ``[H, W, 3]``.
+        position: row and column in ``lr``.
+        module: which of the five modules, from 1.
+
+    Raises:
+        UserError: a run without weights over positions, or whose weights are not finite.
+        AttentionError: a position outside the image.
+    """
+    modules = [_attention(run, module) for run in runs]
+    variants = [run.architecture.variant.to_dict() for run in runs]
+    labels = variant_labels(variants)
+    names = [labels[variant_key(variant)] for variant in variants]
+    shared = Counter(names)
+    maps = []
+    for i, (run, attention) in enumerate(zip(runs, modules, strict=True), start=1):
+        label = names[i - 1] if shared[names[i - 1]] == 1 else f"{names[i - 1]}, run {i}"
+        features = features_before(run.network, attention, lr)
+        for kind, weights in _weights(attention, features, position):
+            if not weights.isfinite().all():
+                raise UserError(f"run {run.name} has weights that are not finite: train it again")
+            maps.append(CorrelationMap(label, kind, run.name, weights.double().numpy()))
+    return maps
+
+
+def _attention(run: TrainedNetwork, module: int) -> Attention:
+    modules = run.network.attention_modules
+    if not modules or type(modules[0]).attention_weights is Attention.attention_weights:
+        raise UserError(f"run {run.name} ({run.label}) has no weights over positions: leave it out")
+    return modules[module - 1]
+
+
+@torch.inference_mode()
+def _weights(
+    module: Attention, features: Tensor, position: tuple[int, int]
+) -> Iterator[tuple[str, Tensor]]:
+    """(kind, weights ``[H, W]``), one pair or two."""
+    used = module.correlation(features, position)
+    exact = getattr(module, "exact_weights", None)
+    if exact is None:
+        yield "", used
+        return
+    q, k, _ = module.project(features)
+    yield "exact", exact(q, k, *position)[0]
+    yield "random features", used
+
+
+def draw(
+    lr: NDArray[np.uint8],
+    position: tuple[int, int],
+    maps: Sequence[CorrelationMap],
+    module: int = MODULES,
+) -> Figure:
+    """The image and the maps side by side under one logarithmic colour scale.
+
+    Colours show weight x N, so 1 is a uniform weight; under each map stands its
+    :attr:`CorrelationMap.effective_positions`.
+
+    Args:
+        lr: uint8 ``[H, W, 3]``.
+        position: row and column, marked by a red ring.
+        maps: weights ``[H, W]`` each.
+        module: named under the image.
+    """
+    height, width = lr.shape[:2]
+    n = height * width
+    rows = math.ceil((len(maps) + 1) / COLUMNS)
+    columns = math.ceil((len(maps) + 1) / rows)
+    most = max(float(m.weights.max()) * n for m in maps)
+    norm = LogNorm(LEAST, max(most, 10.0))
+    # A logarithmic scale has no colour for zero; left transparent it would look like the largest.
+    cmap = colormaps["magma"].with_extremes(under="black", bad="black")
+    with house_style():
+        panel = 0.95 * PAGE / columns
+        # Pixels stay as they are where the panel has room for all; else none may be skipped.
+        interpolation = "none" if width <= panel * rcParams["savefig.dpi"] else "auto"
+        figure = new_figure(PAGE, rows * (panel * height / width + 0.55) + 0.5)
+        figure.set_layout_engine("compressed")
+        grid = figure.subplots(rows, columns, squeeze=False)
+        axes = list(grid.flat)
+        for unused in axes[len(maps) + 1 :]:
+            unused.set_visible(False)
+        axes[0].imshow(lr, interpolation=interpolation)
+        _finish(axes[0], position, "Input", f"attention module {module} of {MODULES}")
+        for ax, m in zip(axes[1:], maps, strict=False):
+            colours = ax.imshow(m.weights * n, norm=norm, cmap=cmap, interpolation=interpolation)
+            note = f"{m.effective_positions:,.0f} effective positions"
+            _finish(ax, position, m.label + (f"\n{m.kind}" if m.kind else ""), note)
+        bar = figure.colorbar(
+            colours, ax=grid, location="bottom", extend="min", shrink=0.5, aspect=40, pad=0.02
+        )
+        bar.set_label(f"weight × N (1: uniform, N = {n:,})")
+    return figure
+
+
+def _finish(ax: Axes, position: tuple[int, int], title: str, note: str) -> None:
+    """Title above, note below, and a red ring that leaves the position itself visible."""
+    (ring,) = ax.plot(position[1], position[0], "o", color="red", fillstyle="none", markersize=6)
+    ring.set_path_effects([patheffects.withStroke(linewidth=2.4, foreground="white")])
+    ax.set_title(title)
+    ax.set_xlabel(note, fontsize=7)
+    ax.set(xticks=[], yticks=[])
+    ax.spines[:].set_visible(False)
+
+
+# -- command line -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Draw the attention weights of one position of an image, for each run."""
+
+    image: Path
+    """An LR image (or an HR image with --hr)."""
+    at: str
+    """ROW,COL of the position in the image, from 0."""
+    runs: tuple[str, ...]
+    """Run ids (or unambiguous beginnings), run folders or weight files, of one scale."""
+    hr: bool = False
+    """The image is an HR image: its LR image is made by bicubic at the networks' scale."""
+    module: int = MODULES
+    """Which of the five attention modules, 1 to 5; the last by default."""
+    results: Path = Path("results")
+    """Folder that holds runs/."""
+    output: Path | None = None
+    """Files without suffix; by default <results>/figures/maps-<image>-<row>-<col>."""
+
+
+def parse_position(text: str) -> tuple[int, int]:
+    """(row, column) of ``ROW,COL``.
+
+    Raises:
+        UserError: it is none.
+    """
+    match = re.fullmatch(r"(\d+),(\d+)", text)
+    if not match:
+        raise UserError(f"position {text!r} is not ROW,COL, e.g. 40,60")
+    return int(match[1]), int(match[2])
+
+
+def low_resolution(
+    image: NDArray[np.uint8], position: tuple[int, int], name: str, scale: int, hr: bool
+) -> tuple[NDArray[np.uint8], tuple[int, int]]:
+    """The LR image and the position in it.
+
+    Args:
+        image: uint8 ``[H, W, 3]``.
+        position: row and column in ``image``.
+        name: the image's, for the error.
+        scale: of the networks.
+        hr: whether ``image`` is to be reduced, cropped to a multiple of the scale.
+
+    Raises:
+        UserError: the position lies outside the (cropped) image.
+    """
+    if hr:
+        image = crop_to_multiple(image, scale)
+    if not (position[0] < image.shape[0] and position[1] < image.shape[1]):
+        cropped = f", cropped to a multiple of {scale}" if hr else ""
+        raise UserError(
+            f"position {position[0]},{position[1]} lies outside {name} "
+            f"({image.shape[0]} rows, {image.shape[1]} columns{cropped})"
+        )
+    if not hr:
+        return image, position
+    return downscale(image, scale), (position[0] // scale, position[1] // scale)
+
+
+def _agrees(record: Any, content: dict[str, Any]) -> bool:
+    return isinstance(record, dict) and {key: record.get(key) for key in content} == content
+
+
+@command_line
+def main() -> None:
+    """Entry point of ``python -m harness.maps``."""
+    with usage_errors():
+        options = tyro.cli(Options, prog="python -m harness.maps")
+    marked = parse_position(options.at)
+    if not 1 <= options.module <= MODULES:
+        raise UserError(f"module must be 1 to {MODULES}, got {options.module}")
+    if not options.runs:
+        raise UserError("--runs needs at least one run")
+    image = read_image(options.image)
+    runs = [
+        load_weights(find_weights(name, options.results)) for name in dict.fromkeys(options.runs)
+    ]
+    scales = {run.name: run.architecture.scale for run in runs}
+    if len({*scales.values()}) > 1:
+        said = ", ".join(f"{name} x{scale}" for name, scale in scales.items())
+        raise UserError(f"the runs are of different scales ({said}): give runs of one")
+    name, scale = options.image.name, runs[0].architecture.scale
+    lr, position = low_resolution(image, marked, name, scale, options.hr)
+    stem = options.output or (
+        options.results / "figures" / f"maps-{options.image.stem}-{marked[0]}-{marked[1]}"
+    )
+    record = stem.with_name(f"{stem.name}.json")
+    content = {
+        "image": name,
+        "lr_sha256": hashlib.sha256(lr.tobytes()).hexdigest(),
+        "lr_size": list(lr.shape[:2]),
+        "lr_position": list(position),
+        "scale": scale,
+        "module": options.module,
+        "runs": [run.name for run in runs],
+    }
+    if record.exists() and not _agrees(read_json(record), content):
+        raise UserError(f"{record} tells of other maps: delete it or give another --output")
+    maps = correlation_maps(runs, lr, position, options.module)
+    paths = save_figure(draw(lr, position, maps, options.module), stem)
+    command = describe_command("harness.maps", sys.argv[1:])
+    write_json(record, {"command": command} | content | {"panels": [m.statistics() for m in maps]})
+    print(*paths, record, sep="\n")
+
+
+if __name__ == "__main__":
+    main()
