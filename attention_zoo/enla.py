@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar
+from collections.abc import Iterator
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -15,15 +16,18 @@ from .base import (
     check_qkv,
     embedding_channels,
     require_at_least,
-    to_map,
     to_rows,
 )
 from .nla import softmax_weights
 from .registry import register_attention
-from .softmax import no_autocast
+from .softmax import no_autocast, refuse_second_derivative
 
 #: Embeddings are divided by their norm, but by no less than this.
 MIN_NORM = 5e-5
+
+# Features that are alive at once: 32 MB in float32; on the CPU 1 MB, within the second-level cache.
+_TILE = 2**23
+_CPU_TILE = 2**18
 
 
 def orthogonal_gaussian(m: int, c: int, generator: torch.Generator | None = None) -> Tensor:
@@ -86,13 +90,136 @@ def random_feature_attention(
         raise AttentionError(f"projection must be [m, {q.shape[1]}], got {list(projection.shape)}")
     dtype = torch.promote_types(v.dtype, torch.float32)
     with no_autocast(v):
-        phi_q, phi_k = _shifted_features(to_rows(q), to_rows(k), projection, eps)
-        values = to_rows(v).to(dtype)
-        # Means instead of sums over N: the factor cancels, and sums stay in range.
-        summed = torch.bmm(phi_k.mT, values / values.shape[1])
-        normaliser = torch.bmm(phi_q, phi_k.mean(1).unsqueeze(-1))
-        out = torch.bmm(phi_q, summed) / normaliser
-    return to_map(out.to(v.dtype), like=v)
+        flat = (t.to(dtype).flatten(2) for t in (q, k, v))
+        out = _RandomFeatureAttention.apply(*flat, projection.to(dtype), eps)
+    return out.to(v.dtype).unflatten(2, v.shape[2:])
+
+
+class _RandomFeatureAttention(torch.autograd.Function):
+    """Eq. 5–6 over tiles of positions; q, k ``[B, c, N]``, v ``[B, c_out, N]``, F ``[m, c]``.
+
+    The features ``[m, N]`` are never kept whole: the backward pass computes them again. What eps
+    adds is of rank one, and joins the sums over positions instead of every feature.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, projection: Tensor, eps: float
+    ) -> Tensor:
+        batch, c_out, n = v.shape
+        m = projection.shape[0]
+        out = torch.empty_like(v)
+        context = v.new_empty(batch, m, c_out + 1)
+        shift = v.new_empty(batch, m, 1)
+        normaliser = v.new_empty(batch, 1, n)
+        for b, tiles, space in _tiles(q, m):
+            context[b], shift[b] = _summarise(k[b], v[b], projection, eps, tiles, space)
+            eps_q, floor = _eps_features(shift[b], eps)
+            eps_sums = (context[b] * eps_q).sum(1).unsqueeze(2)
+            for i in tiles:
+                features, scale = _query_features(q[b, :, i], projection, shift[b], floor, space)
+                sums = torch.bmm(context[b].mT, features).addcmul_(eps_sums, scale)
+                normaliser[b, :, i] = sums[:, c_out:]
+                torch.div(sums[:, :c_out], sums[:, c_out:], out=out[b, :, i])
+        ctx.save_for_backward(q, k, v, projection, out, context, shift, normaliser)
+        ctx.eps = eps
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        refuse_second_derivative("random_feature_attention")
+        q, k, v, projection, out, context, shift, normaliser = ctx.saved_tensors
+        m, c_out, n = projection.shape[0], v.shape[1], v.shape[2]
+        grad_q, grad_k, grad_v = (torch.empty_like(t) for t in (q, k, v))
+        for b, tiles, space in _tiles(q, m):
+            grad_context = torch.zeros_like(context[b])
+            eps_q, floor = _eps_features(shift[b], ctx.eps)
+            for i in tiles:
+                features, scale = _query_features(q[b, :, i], projection, shift[b], floor, space)
+                grad = grads[0][b, :, i] / normaliser[b, :, i]
+                grad_norm = (grad * out[b, :, i]).sum(1, keepdim=True).neg_()
+                grad_sums = torch.cat([grad, grad_norm], dim=1)
+                grad_context += torch.bmm(features, grad_sums.mT)
+                grad_context += eps_q * torch.bmm(scale, grad_sums.mT)
+                features.mul_(torch.bmm(context[b], grad_sums))
+                grad_q[b, :, i] = _through_exponents(features, q[b, :, i], projection)
+            by_value, by_norm = grad_context[..., :c_out], grad_context[..., c_out:]
+            eps_k = (_log(ctx.eps) - shift[b]).exp() / n
+            eps_grad = (by_value * eps_k).sum(1).unsqueeze(2)
+            for i in tiles:
+                features = _exponents(k[b, :, i], projection, space)
+                features.sub_(shift[b] + math.log(n)).exp_()
+                grad_v[b, :, i] = torch.baddbmm(eps_grad, by_value.mT, features)
+                features.mul_(torch.baddbmm(by_norm, by_value, v[b, :, i]))
+                grad_k[b, :, i] = _through_exponents(features, k[b, :, i], projection)
+        return grad_q, grad_k, grad_v, None, None
+
+
+def _tiles(q: Tensor, m: int) -> Iterator[tuple[slice, list[slice], Tensor]]:
+    """Images, tiles of their positions, and memory for one tile's features, taken once."""
+    batch, _, n = q.shape
+    size = _CPU_TILE if q.device.type == "cpu" else _TILE
+    width = max(1, min(n, size // m))
+    group = max(1, min(batch, size // (m * width)))
+    space = q.new_empty(group * m * width)
+    tiles = [slice(i, i + width) for i in range(0, n, width)]
+    for b in range(0, batch, group):
+        yield slice(b, b + group), tiles, space
+
+
+def _exponents(u: Tensor, projection: Tensor, space: Tensor) -> Tensor:
+    """``Fu − |u|²/2`` of a tile ``[B, c, T]``: ``[B, m, T]``, written into ``space``."""
+    shape = (u.shape[0], projection.shape[0], u.shape[2])
+    out = space[: math.prod(shape)].view(shape)
+    bias = u.square().sum(1, keepdim=True).div_(-2)
+    return torch.baddbmm(bias, projection.expand(u.shape[0], -1, -1), u, out=out)
+
+
+def _through_exponents(grad: Tensor, u: Tensor, projection: Tensor) -> Tensor:
+    """Gradient ``[B, c, T]`` of :func:`_exponents`, given that of its result ``[B, m, T]``."""
+    through_product = torch.bmm(projection.T.expand(u.shape[0], -1, -1), grad)
+    return through_product.addcmul_(u, grad.sum(1, keepdim=True), value=-1)
+
+
+def _summarise(
+    k: Tensor, v: Tensor, projection: Tensor, eps: float, tiles: list[slice], space: Tensor
+) -> tuple[Tensor, Tensor]:
+    """phi(K) [Vᵀ, 1] / N ``[B, m, c_out + 1]``, each feature divided by exp(shift ``[B, m, 1]``).
+
+    shift is a feature's largest exponent over the keys, or log eps where that is larger.
+    """
+    n = v.shape[2]
+    context, shift = v.new_zeros(()), v.new_full((), _log(eps))
+    for i in tiles:
+        features = _exponents(k[:, :, i], projection, space)
+        new_shift = torch.maximum(features.amax(2, keepdim=True), shift)
+        features.sub_(new_shift + math.log(n)).exp_()
+        sums = [torch.bmm(features, v[:, :, i].mT), features.sum(2, keepdim=True)]
+        context = torch.cat(sums, dim=2).add_(context * (shift - new_shift).exp())
+        shift = new_shift
+    values = torch.cat([v.mean(2), v.new_ones(v.shape[0], 1)], dim=1).unsqueeze(1)
+    return context.addcmul_((_log(eps) - shift).exp(), values), shift
+
+
+def _eps_features(shift: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """What eps adds to a query's features, over its largest entry ``[B, m, 1]``; log of that."""
+    exponents = shift + _log(eps)
+    floor = exponents.amax(1, keepdim=True)
+    return (exponents - floor).exp_(), floor
+
+
+def _query_features(
+    q: Tensor, projection: Tensor, shift: Tensor, floor: Tensor, space: Tensor
+) -> tuple[Tensor, Tensor]:
+    """exp of a tile's exponents over each query's largest ``[B, m, T]``; that of floor so too."""
+    exponents = _exponents(q, projection, space).add_(shift)
+    top = torch.maximum(exponents.amax(1, keepdim=True), floor)
+    return exponents.sub_(top).exp_(), (floor - top).exp_()
+
+
+def _log(eps: float) -> float:
+    """log eps; for 0 so low that its exp is 0, yet finite: differences of it stay defined."""
+    return math.log(eps) if eps > 0 else -1e30
 
 
 def _exponent(u: Tensor, projection: Tensor) -> Tensor:
