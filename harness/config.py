@@ -49,13 +49,19 @@ class Variant:
         return {"name": self.name, "label": self.label, "options": self.resolved}
 
 
-TableName = Literal["table4", "table5", "table6"]
+TableName = Literal[
+    "table4",
+    "table5",
+    "table6",
+    "figure6",
+]
 
 
 def table_rows(table: str) -> list[Variant]:
-    """Variants that are the rows of one of the paper's tables, in its order.
+    """Variants that are the rows of one of the paper's tables or figures, in its order.
 
-    Table 5 goes on with the methods that the paper counts or trains but does not time.
+    Table 5 goes on with the methods that the paper counts or trains but does not time; Figure 6
+    begins with the baseline, which the differences are to.
 
     Raises:
         UserError: no such table.
@@ -66,6 +72,7 @@ def table_rows(table: str) -> list[Variant]:
         "table4": [none, nla, Variant("conv"), nlsa, *enlca],
         "table5": [nla, nlsa, enlca[1], enlca[4], Variant("criss-cross"), Variant("conv")],
         "table6": [none, nla, Variant("criss-cross"), nlsa, enlca[1]],
+        "figure6": [none, *(Variant("enlca", {"k": float(k)}) for k in (1, 2, 4, 6, 8, 10))],
     }
     if table not in rows:
         raise UserError(f"unknown table {table!r}: choose from {', '.join(rows)}")
