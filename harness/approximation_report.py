@@ -85,10 +85,11 @@ def _enla_statements(record: Row, name: str, n: int) -> list[str]:
 
     closed, independent, orthogonal = (ours[quantity] for quantity in VARIANCES)
     tail = (
-        " - the rare large values that carry Eq. 7's do not occur in so few draws"
+        ", as the rare large values that carry Eq. 7's do not occur in so few draws"
         if closed > 10 * independent
         else ""
     )
+    noise = ", below zero as its noise outweighs what it keeps" if ours["explained"] < 0 else ""
     nearer = "nearer than" if ours["output_error"] < exact["mean_distance"] else "no nearer than"
     return [
         f"  kernel values: off by {_share(ours, 'kernel_error')} (median over pairs); variance "
@@ -101,8 +102,8 @@ def _enla_statements(record: Row, name: str, n: int) -> list[str]:
         f"values, {exact['variation']:.1%} varies over queries.",
         f"  error of ENLA's output: {over_m('output_error')}; {nearer} the plain mean, at "
         f"{exact['mean_distance']:.1%} of the exact output's norm.",
-        f"  of the exact output's variation over queries ENLA explains {over_m('explained')}; "
-        f"cosine {over_m('cosine')}.",
+        f"  of the exact output's variation over queries ENLA explains {over_m('explained')}"
+        f"{noise}; cosine {over_m('cosine')}.",
     ]
 
 
@@ -125,15 +126,18 @@ def _network_statements(record: Row) -> list[str]:
     enla = [r for r in record["network"] if r["m"] is not None]
     means = [r["psnr"] for r in enla]
     values = ", ".join(f"{r['psnr']:.3f} ± {r['psnr_std']:.3f} (m = {r['m']})" for r in enla)
-    low, high = enla[means.index(min(means))]["m"], enla[means.index(max(means))]["m"]
+    low, high = (enla[means.index(end(means))]["m"] for end in (min, max))
+    moved, spread = max(means) - min(means), max(r["psnr_std"] for r in enla)
+    told = "beyond" if moved > 2 * spread else "within"
     return [
-        f"PSNR (dB) of {network['name']} on {plural(network['images'], 'crop')}, its attention replaced in "
-        "every module without training anew:",
+        f"PSNR (dB) of {network['name']} on {plural(network['images'], 'crop')}, its attention "
+        "replaced in every module without training anew:",
         f"  exact softmax {fixed['exact']:.3f}; redrawn F: {values}; mean of all values "
         f"{fixed['mean']:.3f}; no attention {fixed['none']:.3f}.",
-        f"  m moves it by {max(means) - min(means):.3f} dB (lowest at {low}, highest at {high}); "
-        f"to the exact softmax the plain mean makes {fixed['mean'] - fixed['exact']:+.3f} dB, no "
-        f"attention {fixed['none'] - fixed['exact']:+.3f} dB.",
+        f"  m moves it by {moved:.3f} dB (lowest at {low}, highest at {high}), {told} twice the "
+        f"largest spread over redraws at one m, {spread:.3f} dB; against the exact softmax the "
+        f"plain mean makes {fixed['mean'] - fixed['exact']:+.3f} dB and no attention at all "
+        f"{fixed['none'] - fixed['exact']:+.3f} dB.",
     ]
 
 
@@ -173,26 +177,35 @@ def _title(name: str) -> str:
     return "trained network (mean over modules)" if name == WHOLE else f"{name} features"
 
 
-def _panels(record: Row, rows: int) -> tuple[Figure, Any, list[str]]:
-    """A figure with a column for each group, titled, and the groups."""
+def _panels(record: Row, *labels: str, log: bool = False) -> tuple[Figure, Any, list[str]]:
+    """A figure with a row of panels for each y label and a column for each group; the groups."""
     names = _groups(record)
     width = min(PAGE, max(COLUMN, _MARGIN + 1.95 * len(names)))
-    figure = new_figure(width, 1.75 * rows + 0.3)
-    axes = figure.subplots(rows, len(names), squeeze=False, sharey="row")
+    figure = new_figure(width, 1.75 * len(labels) + 0.3)
+    axes = figure.subplots(len(labels), len(names), squeeze=False, sharey="row")
     for axis, name in zip(axes[0], names, strict=True):
-        short = "trained network" if name == WHOLE else f"{name} features"
-        axis.set_title(short)
+        axis.set_title("trained network" if name == WHOLE else f"{name} features")
+    for row, label in zip(axes, labels, strict=True):
+        row[0].set_ylabel(label)
+        if log:
+            row[0].set_yscale("log")
     return figure, axes, names
 
 
-def _plot(axis: Axes, rows: Iterable[Row], x: str, y: str, label: str, style: int) -> None:
-    """One line with error bars where the rows have a spread over draws."""
+def plot_line(axis: Axes, rows: Iterable[Row], x: str, y: str, label: str, style: int) -> None:
+    """One line through the rows, with bars of ± one standard deviation where they have one.
+
+    A bar that would reach below zero on a log axis, already scaled so, has its upper half only.
+    """
     points = sorted(rows, key=lambda row: row[x])
-    spread = [row.get(f"{y}_std", 0.0) for row in points]
+    values = [row[y] for row in points]
+    above = [row.get(f"{y}_std", 0.0) for row in points]
+    log = axis.get_yscale() == "log"
+    below = [0.0 if log and b >= v else b for v, b in zip(values, above, strict=True)]
     axis.errorbar(
         [row[x] for row in points],
-        [row[y] for row in points],
-        yerr=spread if any(spread) else None,
+        values,
+        yerr=[below, above] if any(above) else None,
         label=label,
         color=COLOURS[style],
         marker=MARKERS[style % len(MARKERS)],
@@ -203,7 +216,7 @@ def _plot(axis: Axes, rows: Iterable[Row], x: str, y: str, label: str, style: in
 
 def _plot_by_k(axis: Axes, rows: Sequence[Row], x: str, y: str) -> None:
     for style, k in enumerate(sorted({row["k"] for row in rows})):
-        _plot(axis, _select(rows, k=k), x, y, f"k = {k:g}", style % len(COLOURS))
+        plot_line(axis, _select(rows, k=k), x, y, f"k = {k:g}", style % len(COLOURS))
 
 
 def _label_x(axes: Sequence[Axes], x: str, values: Iterable[float], suffix: str = "") -> None:
@@ -248,15 +261,13 @@ def _largest(record: Row) -> int:
 
 def _error_figure(record: Row) -> Figure:
     """Error of the output against m, and against N at the reference m; a line for each k."""
-    figure, axes, names = _panels(record, 2)
+    figure, axes, names = _panels(record, *["relative error of output"] * 2, log=True)
     n = _largest(record)
     for column, name in enumerate(names):
         _plot_by_k(axes[0][column], _at(record, "enla", name, n=n), "m", "output_error")
         at_m = _at(record, "enla", name, m=REFERENCE_M)
         _plot_by_k(axes[1][column], at_m, "n", "output_error")
     for row in axes:
-        row[0].set_yscale("log")
-        row[0].set_ylabel("relative error of output")
         _legend(row)
     _label_x(axes[0], "m", _values(record, "m"), f" (N = {n})")
     _label_x(axes[1], "n", _values(record, "n"), f" (m = {REFERENCE_M})")
@@ -265,14 +276,15 @@ def _error_figure(record: Row) -> Figure:
 
 def _variance_figure(record: Row) -> Figure:
     """Variance of kernel values against k and m, and their median error against m."""
-    figure, axes, names = _panels(record, 3)
+    labels = ("variance of φ(q)·φ(k)", "variance of φ(q)·φ(k)", "median relative error")
+    figure, axes, names = _panels(record, *labels, log=True)
     n = _largest(record)
     for column, name in enumerate(names):
         for style, (quantity, label) in enumerate(VARIANCES.items()):
             at_m = _at(record, "enla", name, n=n, m=REFERENCE_M)
-            _plot(axes[0][column], at_m, "k", quantity, label, style)
+            plot_line(axes[0][column], at_m, "k", quantity, label, style)
             at_k = _at(record, "enla", name, n=n, k=REFERENCE_K)
-            _plot(axes[1][column], at_k, "m", quantity, label, style)
+            plot_line(axes[1][column], at_k, "m", quantity, label, style)
         _plot_by_k(axes[2][column], _at(record, "enla", name, n=n), "m", "kernel_error")
     for row, label in zip(
         axes,
@@ -289,8 +301,8 @@ def _variance_figure(record: Row) -> Figure:
 
 
 def _positions_figure(record: Row) -> Figure:
-    """Effective number of attended positions against k, m and N."""
-    figure, axes, names = _panels(record, 3)
+    """Effective number of attended positions against k, m and N; exact attention has no m."""
+    figure, axes, names = _panels(record, *["attended positions"] * 3, log=True)
     n = _largest(record)
     measures = {"positions_entropy": "exp(entropy)", "positions_simpson": "1 / sum of squares"}
     for column, name in enumerate(names):
@@ -301,19 +313,18 @@ def _positions_figure(record: Row) -> Figure:
         ours_by_n = _at(record, "enla", name, m=REFERENCE_M, k=REFERENCE_K)
         for style, (quantity, words) in enumerate(measures.items()):
             label = f"exact, {words}"
-            _plot(axes[0][column], exact, "k", quantity, label, style)
+            plot_line(axes[0][column], exact, "k", quantity, label, style)
             level = _one(exact_by_n, n=n)[quantity]
             flat = [{"m": row["m"], quantity: level} for row in ours_by_m]
-            _plot(axes[1][column], flat, "m", quantity, label, style)
-            _plot(axes[2][column], exact_by_n, "n", quantity, label, style)
+            plot_line(axes[1][column], flat, "m", quantity, label, style)
+            plot_line(axes[2][column], exact_by_n, "n", quantity, label, style)
         for style, (quantity, words) in enumerate(measures.items(), start=2):
             label = f"ENLA, {words}"
-            _plot(axes[0][column], ours, "k", quantity, label, style)
-            _plot(axes[1][column], ours_by_m, "m", quantity, label, style)
-            _plot(axes[2][column], ours_by_n, "n", quantity, label, style)
+            plot_line(axes[0][column], ours, "k", quantity, label, style)
+            plot_line(axes[1][column], ours_by_m, "m", quantity, label, style)
+            plot_line(axes[2][column], ours_by_n, "n", quantity, label, style)
     for row in axes:
         _log_counts(row[0])
-        row[0].set_ylabel("attended positions")
         _legend(row)
     _label_x(axes[0], "k", _values(record, "k"), f" (m = {REFERENCE_M})")
     _label_x(axes[1], "m", _values(record, "m"), f" (k = {REFERENCE_K:g})")
@@ -323,18 +334,16 @@ def _positions_figure(record: Row) -> Figure:
 
 def _output_figure(record: Row) -> Figure:
     """How near the output is to a plain mean, and what ENLA keeps of the rest."""
-    figure, axes, names = _panels(record, 2)
+    figure, axes, names = _panels(record, "share of output's norm", "cosine of variations")
     n = _largest(record)
     for column, name in enumerate(names):
         exact = _at(record, "exact", name, n=n)
         ours = _at(record, "enla", name, n=n, m=REFERENCE_M)
-        _plot(axes[0][column], exact, "k", "mean_distance", "exact, from the mean", 0)
-        _plot(axes[0][column], exact, "k", "variation", "exact, over queries", 1)
-        _plot(axes[0][column], ours, "k", "mean_distance", "ENLA, from the mean", 2)
-        _plot(axes[0][column], ours, "k", "variation", "ENLA, over queries", 3)
+        plot_line(axes[0][column], exact, "k", "mean_distance", "exact: away from mean", 0)
+        plot_line(axes[0][column], exact, "k", "variation", "exact: over queries", 1)
+        plot_line(axes[0][column], ours, "k", "mean_distance", "ENLA: away from mean", 2)
+        plot_line(axes[0][column], ours, "k", "variation", "ENLA: over queries", 3)
         _plot_by_k(axes[1][column], _at(record, "enla", name, n=n), "m", "cosine")
-    axes[0][0].set_ylabel("share of output's norm")
-    axes[1][0].set_ylabel("cosine of variations")
     for row in axes:
         _legend(row)
     _label_x(axes[0], "k", _values(record, "k"), f" (m = {REFERENCE_M})")
@@ -344,7 +353,7 @@ def _output_figure(record: Row) -> Figure:
 
 def _nlsa_figure(record: Row) -> Figure:
     """What the buckets catch against the rounds, and after four rounds against N."""
-    figure, axes, names = _panels(record, 2)
+    figure, axes, names = _panels(record, *["share caught"] * 2)
     rounds = min(4, record["settings"]["rounds"])
     top = record["settings"]["top"]
     quantities = {
@@ -356,12 +365,11 @@ def _nlsa_figure(record: Row) -> Figure:
     for column, name in enumerate(names):
         for style, (quantity, label) in enumerate(quantities.items()):
             at_n = _at(record, "nlsa", name, n=_largest(record))
-            _plot(axes[0][column], at_n, "rounds", quantity, label, style)
+            plot_line(axes[0][column], at_n, "rounds", quantity, label, style)
             at_r = _at(record, "nlsa", name, rounds=rounds)
-            _plot(axes[1][column], at_r, "n", quantity, label, style)
+            plot_line(axes[1][column], at_r, "n", quantity, label, style)
     for row in axes:
         row[0].set_ylim(0, 1.03)
-        row[0].set_ylabel("share caught")
         _legend(row)
     _label_x(axes[0], "rounds", (r["rounds"] for r in record["nlsa"]), f" (N = {_largest(record)})")
     _label_x(axes[1], "n", (r["n"] for r in record["nlsa"]), f" (r = {rounds})")
@@ -377,14 +385,10 @@ def _modules_figure(record: Row) -> Figure:
     for style, name in enumerate(names):
         exact = _at(record, "exact", name, n=n)
         ours = _at(record, "enla", name, n=n, m=REFERENCE_M)
-        _plot(axes[0], exact, "k", "positions_entropy", name, style)
-        _plot(axes[1], exact, "k", "mean_distance", name, style)
-        _plot(axes[2], ours, "k", "cosine", name, style)
-    titles = (
-        "attended positions (exact)",
-        "distance from the mean (exact)",
-        "cosine of variations (ENLA)",
-    )
+        plot_line(axes[0], exact, "k", "positions_entropy", name, style)
+        plot_line(axes[1], exact, "k", "mean_distance", name, style)
+        plot_line(axes[2], ours, "k", "cosine", name, style)
+    titles = ("attended positions, exact", "away from mean, exact", "cosine of variations, ENLA")
     for axis, title in zip(axes, titles, strict=True):
         axis.set_title(title)
     _log_counts(axes[0])
@@ -398,14 +402,16 @@ def _psnr_figure(record: Row) -> Figure:
     figure = new_figure(COLUMN, 2.4)
     axis = figure.subplots()
     ours = [row for row in record["network"] if row["m"] is not None]
-    _plot(axis, ours, "m", "psnr", "ENLA, F redrawn", 0)
+    plot_line(axis, ours, "m", "psnr", "ENLA, F redrawn", 0)
     names = {"exact": "exact softmax", "mean": "mean of values", "none": "no attention"}
     dashes = ("-", "--", ":")
     for style, row in enumerate(r for r in record["network"] if r["m"] is None):
         axis.axhline(
             row["psnr"], color=COLOURS[style + 1], ls=dashes[style], label=names[row["attention"]]
         )
-    axis.set_ylabel("PSNR (dB)")
+    network = record["settings"]["network"]
+    sets = " + ".join(network["test_sets"])
+    axis.set_ylabel(f"PSNR (dB), {sets} ×{network['scale']}")
     axis.ticklabel_format(axis="y", useOffset=False)
     figure.legend(loc="outside upper center", ncols=2, frameon=False)
     _label_x([axis], "m", (row["m"] for row in ours))

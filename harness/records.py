@@ -112,7 +112,13 @@ _SHAPES: dict[str, dict[str, Any]] = {
     },
     "approximation": _COMMON
     | {
-        "settings": {"network": (dict, None)},
+        "settings": {
+            "network": (dict, None),
+            "sides": [int],
+            "rounds": int,
+            "draws": int,
+            "top": int,
+        },
         "exact": [{"features": str, "n": int, "k": _NUMBER}],
         "enla": [{"features": str, "n": int, "k": _NUMBER, "m": int}],
         "nlsa": [{"features": str, "n": int, "rounds": int, "chunk_size": int}],
