@@ -11,6 +11,7 @@ softmax of u·w = k·cos, and ENLA's kernel value phi(u)·phi(w) estimates exp(u
 from __future__ import annotations
 
 import math
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -480,7 +481,7 @@ def make_sweep(options: Options, eps: float) -> Sweep:
     )
 
 
-def run(options: Options, command: str, console: Console) -> dict[str, Any]:
+def run(options: Options, command: str) -> dict[str, Any]:
     """Measure what the options ask for and save the record, which is returned.
 
     Raises:
@@ -535,7 +536,14 @@ def run(options: Options, command: str, console: Console) -> dict[str, Any]:
     steps = sum(map(len, features.values())) * (1 + len(sweep.k) * enla)
     steps += (len(sweep.m) * sweep.draws + 3) * (trained is not None and enla)
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as progress:
+    console = Console(stderr=True)
+    with Progress(
+        *columns,
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    ) as progress:
         task = progress.add_task("approximation", total=steps)
         advance = partial(progress.advance, task)
         rows = measure(features, sweep, enla=enla, on_step=advance)
@@ -551,7 +559,7 @@ def run(options: Options, command: str, console: Console) -> dict[str, Any]:
     described = machine.describe(torch.device("cpu"))
     content = {"command": command, "machine": described, "settings": settings, **rows}
     # A run's id ends in its own hash, which this record's id need not repeat.
-    label = slug(trained.name.rpartition("-")[0] or trained.name) if trained else "synthetic"
+    label = slug(re.sub(r"-[0-9a-f]{12}$", "", trained.name)) if trained else "synthetic"
     record = {"kind": "approximation", "id": record_id(label, content), **content}
     save_record(options.results, record)
     return next(
@@ -568,7 +576,6 @@ def main() -> None:
     """Entry point of ``python -m harness.approximation``."""
     with usage_errors():
         options = tyro.cli(Options, prog="python -m harness.approximation")
-    console = Console()
     if options.threads is not None:
         if options.threads < 1:
             raise UserError(f"--threads must be at least 1, got {options.threads}")
@@ -581,12 +588,12 @@ def main() -> None:
                 "e.g. python -m harness.approximation --synthetic"
             )
     else:
-        records = [run(options, describe_command("harness.approximation", sys.argv[1:]), console)]
+        records = [run(options, describe_command("harness.approximation", sys.argv[1:]))]
     for record in records:
         for path in write_report(record, options.results):
             print(path)
         for line in statements(record):
-            console.print(line, highlight=False, soft_wrap=True)
+            print(line)
 
 
 if __name__ == "__main__":

@@ -92,7 +92,8 @@ def _enla_statements(record: Row, name: str, n: int) -> list[str]:
     noise = ", below zero as its noise outweighs what it keeps" if ours["explained"] < 0 else ""
     nearer = "nearer than" if ours["output_error"] < exact["mean_distance"] else "no nearer than"
     return [
-        f"  kernel values: off by {_share(ours, 'kernel_error')} (median over pairs); variance "
+        f"  kernel values: off by {_share(ours, 'kernel_error')} (median over pairs), on average "
+        f"{ours['kernel_ratio']:.2f} ± {ours['kernel_ratio_std']:.2f} of exp(q·k); variance "
         f"{closed:.3g} by Eq. 7, {independent:.3g} over independent and {orthogonal:.3g} over "
         f"orthogonal redraws{tail}.",
         f"  attended positions (exp of the entropy; 1 / sum of squares): exact "
@@ -130,8 +131,9 @@ def _network_statements(record: Row) -> list[str]:
     moved, spread = max(means) - min(means), max(r["psnr_std"] for r in enla)
     told = "beyond" if moved > 2 * spread else "within"
     return [
-        f"PSNR (dB) of {network['name']} on {plural(network['images'], 'crop')}, its attention "
-        "replaced in every module without training anew:",
+        f"PSNR (dB) of {network['name']} (k = {network['variant']['options']['k']:g}) on "
+        f"{plural(network['images'], 'crop')}, its attention replaced in every module without "
+        "training anew:",
         f"  exact softmax {fixed['exact']:.3f}; redrawn F: {values}; mean of all values "
         f"{fixed['mean']:.3f}; no attention {fixed['none']:.3f}.",
         f"  m moves it by {moved:.3f} dB (lowest at {low}, highest at {high}), {told} twice the "
@@ -411,7 +413,8 @@ def _psnr_figure(record: Row) -> Figure:
         )
     network = record["settings"]["network"]
     sets = " + ".join(network["test_sets"])
-    axis.set_ylabel(f"PSNR (dB), {sets} ×{network['scale']}")
+    crops = plural(network["images"], "crop")
+    axis.set_ylabel(f"PSNR (dB), {crops} of {sets} ×{network['scale']}")
     axis.ticklabel_format(axis="y", useOffset=False)
     figure.legend(loc="outside upper center", ncols=2, frameon=False)
     _label_x([axis], "m", (row["m"] for row in ours))

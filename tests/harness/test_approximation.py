@@ -15,14 +15,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rich.console import Console
 from torch import Tensor
 
 from attention_zoo import create_attention
 from attention_zoo.base import to_rows
 from attention_zoo.enla import EfficientNonLocalAttention, orthogonal_gaussian
 from attention_zoo.nlsa import NonLocalSparseAttention, hash_codes
-from harness import approximation
+from harness import approximation, approximation_report
 from harness.approximation import (
     Options,
     Sweep,
@@ -44,6 +43,7 @@ from harness.errors import UserError
 from harness.evaluate import super_resolve
 from harness.features import Features, cropped, network_features, synthetic_features
 from harness.metrics import quality
+from harness.plotting import new_figure
 from harness.records import load_records
 from harness.weights import Architecture, save_weights
 from tests.reference import approximation as oracle
@@ -96,7 +96,7 @@ def test_eq_7_is_the_variance_of_independent_draws() -> None:
 
 
 def test_measured_variance_tends_to_eq_7_where_tails_are_light() -> None:
-    sweep = Sweep(m=(4,), k=(0.25,), draws=2000, queries=16)
+    sweep = Sweep(m=(4, 8), k=(0.25,), draws=1000, queries=16)
     _, found = measure_enla(random_features(), 0.25, (4, 8), sweep, seed=3)
     for m in (4, 8):
         closed = found[m]["variance_closed"].item()
@@ -361,6 +361,14 @@ def run_main(monkeypatch: pytest.MonkeyPatch, *words: str | Path) -> None:
     approximation.main()
 
 
+@pytest.fixture
+def few_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Most figures are empty, to save time."""
+    for name in ("error", "variance", "positions", "output", "modules"):
+        monkeypatch.setattr(approximation_report, f"_{name}_figure", lambda _: new_figure())
+
+
+@pytest.mark.usefixtures("few_figures")
 def test_the_command_leaves_record_csv_and_figures(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -398,12 +406,25 @@ def test_the_command_leaves_record_csv_and_figures(
     assert {row["part"] for row in rows} == {"exact", "enla", "nlsa", "network"}
     assert any(row["output_error"] == f"{reference['output_error']:.10g}" for row in rows)
 
+    # From the record alone all is as it was.
     folders = [tmp_path / "tables", tmp_path / "figures"]
     before = {p: p.read_bytes() for folder in folders for p in folder.iterdir()}
     for p in before:
         p.unlink()
     run_main(monkeypatch, "--from-records", "--results", tmp_path)
     assert {p: p.read_bytes() for folder in folders for p in folder.iterdir()} == before
+
+
+@pytest.mark.slow
+@pytest.mark.data
+def test_every_figure_is_drawn(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, sr_data: Path, weights: Callable[..., Path]
+) -> None:
+    words = ["--weights", weights("enlca"), "--synthetic", "--data", sr_data, "--images", "1"]
+    run_main(monkeypatch, *words, "--draws", "2", "--test-sets", "Set5", "--results", tmp_path)
+    sizes = {p.name.rpartition("-")[2]: p.stat().st_size for p in (tmp_path / "figures").iterdir()}
+    assert len(sizes) == 14
+    assert min(sizes.values()) > 5000
 
 
 def test_a_network_and_synthetic_features_share_a_record(
@@ -420,7 +441,7 @@ def test_a_network_and_synthetic_features_share_a_record(
         draws=2,
         results=tmp_path,
     )
-    record = run(options, "made up", Console(quiet=True))
+    record = run(options, "made up")
     names = ["module 1", "all modules", *(f"module {i}" for i in range(2, 6))]
     assert [r["features"] for r in record["exact"] if r["k"] == 2] == [
         *names,
@@ -430,8 +451,8 @@ def test_a_network_and_synthetic_features_share_a_record(
     assert record["settings"]["network"]["images"] == 2
     assert record == next(iter(load_records(tmp_path, "approximation")))
     # The same again gives the same record; another seed another.
-    assert run(options, "made up", Console(quiet=True)) == record
-    assert run(replace(options, seed=1), "made up", Console(quiet=True))["enla"] != record["enla"]
+    assert run(options, "made up") == record
+    assert run(replace(options, seed=1), "made up")["enla"] != record["enla"]
     assert len(load_records(tmp_path, "approximation")) == 2
 
 

@@ -29,34 +29,6 @@ def runs(*ks: float) -> list[dict[str, Any]]:
     return found
 
 
-def approximation(network: str | None, **changes: Any) -> dict[str, Any]:
-    rows = [
-        {
-            "features": name,
-            "n": n,
-            "k": float(k),
-            "m": m,
-            "variance_closed": 10.0**k * n,
-            "variance_orthogonal": 2.0 * k,
-            "variance_orthogonal_std": 0.5,
-            "variance_independent": 3.0 * k,
-            "variance_independent_std": 0.5,
-        }
-        for name in ("module 1", "all modules")
-        for n in (16, 64)
-        for m in (2, 128)
-        for k in (2, 4)
-    ]
-    settings = {"sides": [4, 8], "draws": 2, "rounds": 8, "top": 16}
-    return synthetic.common("approximation", "made-up", **changes) | {
-        "settings": settings | {"network": network and {"name": network}},
-        "exact": [],
-        "enla": rows,
-        "nlsa": [],
-        "network": [],
-    }
-
-
 def test_rows_of_figure_6() -> None:
     none, *rows = table_rows("figure6")
     assert none.label == "Baseline"
@@ -67,7 +39,7 @@ def test_rows_of_figure_6() -> None:
 
 def test_figure_6_shows_psnr_with_intervals_against_k() -> None:
     setting = Setting(runs(2.0, 4.0), [])
-    figure = figure6(setting, [approximation("another"), approximation(None)])
+    figure = figure6(setting, [synthetic.approximation("another"), synthetic.approximation(None)])
     assert figure is not None
     (axis,) = figure.axes
     assert axis.get_ylabel() == "PSNR (dB), Set5 ×4"
@@ -87,8 +59,8 @@ def test_figure_6_shows_psnr_with_intervals_against_k() -> None:
 
 def test_figure_6_adds_the_variance_of_the_settings_own_network() -> None:
     records = [
-        approximation("enlca-k4", created="2026-02-01T00:00:00+00:00"),
-        approximation("another", created="2026-03-01T00:00:00+00:00"),
+        synthetic.approximation("enlca-k4", created="2026-02-01T00:00:00+00:00"),
+        synthetic.approximation("another", created="2026-03-01T00:00:00+00:00"),
     ]
     figure = figure6(Setting(runs(2.0, 4.0), []), records)
     assert figure is not None
@@ -121,7 +93,7 @@ def run_main(monkeypatch: pytest.MonkeyPatch, *words: str | Path) -> None:
 def test_the_command_writes_png_and_pdf(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    for record in [*runs(2.0, 4.0), approximation("enlca-k2")]:
+    for record in [*runs(2.0, 4.0), synthetic.approximation("enlca-k2")]:
         save_record(tmp_path, record)
     run_main(monkeypatch, "--results", tmp_path)
     printed = [Path(line) for line in capsys.readouterr().out.split()]
