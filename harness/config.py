@@ -57,16 +57,18 @@ TableName = Literal[
     "table4",
     "table5",
     "table6",
+    "figure6",
 ]
 
 
 def table_rows(table: str) -> list[Variant]:
-    """Variants that are the rows of one of the paper's tables, in its order.
+    """Variants that are the rows of one of the paper's tables or figures, in its order.
 
     Table 1: the modules of its networks EDSR, NLSN and ENLCN, and NLA. Table 2: base, ENLA, + k,
     + contrastive learning, both; without k is k = 1, no amplification, in the attention (Eq. 3)
     and in the loss (Eq. 8). Table 3: ENLCA with each n1, and for each with every n2. Table 5 goes
-    on with the methods that the paper counts or trains but does not time.
+    on with the methods that the paper counts or trains but does not time. Figure 6 begins with
+    the baseline, which the differences are to.
 
     Raises:
         UserError: no such table.
@@ -88,6 +90,7 @@ def table_rows(table: str) -> list[Variant]:
         "table4": [none, nla, Variant("conv"), nlsa, *enlca],
         "table5": [nla, nlsa, enlca[1], enlca[4], Variant("criss-cross"), Variant("conv")],
         "table6": [none, nla, Variant("criss-cross"), nlsa, enlca[1]],
+        "figure6": [none, *(Variant("enlca", {"k": float(k)}) for k in (1, 2, 4, 6, 8, 10))],
     }
     if table not in rows:
         raise UserError(f"unknown table {table!r}: choose from {', '.join(rows)}")

@@ -1,7 +1,7 @@
 """Records of what was measured: small JSON files, final, checked when read.
 
-A record lies at ``<results>/records/{runs,costs,latency}/<id>.json``. Tables and figures are
-built from records alone.
+A record lies at ``<results>/records/<folder>/<id>.json`` with a folder of ``FOLDERS``. Tables and
+figures are built from records alone.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .files import read_json, write_json
 #: Version of the records' layout. A reader refuses a newer one.
 SCHEMA = 1
 #: Kinds of record, and the folder of each under ``<results>/records``.
-FOLDERS = {"run": "runs", "cost": "costs", "latency": "latency"}
+FOLDERS = {"run": "runs", "cost": "costs", "latency": "latency", "approximation": "approximation"}
 
 _ADVICE = "restore the file, or delete it and measure again"
 _ID = re.compile(r"""[^\W_][^/\\\x00-\x1f:*?"<>|]*""")
@@ -110,6 +110,20 @@ _SHAPES: dict[str, dict[str, Any]] = {
             }
         ],
     },
+    "approximation": _COMMON
+    | {
+        "settings": {
+            "network": (dict, None),
+            "sides": [int],
+            "rounds": int,
+            "draws": int,
+            "top": int,
+        },
+        "exact": [{"features": str, "n": int, "k": _NUMBER}],
+        "enla": [{"features": str, "n": int, "k": _NUMBER, "m": int}],
+        "nlsa": [{"features": str, "n": int, "rounds": int, "chunk_size": int}],
+        "network": [{"attention": str, "m": (int, None), "psnr": _NUMBER}],
+    },
 }
 
 
@@ -174,7 +188,7 @@ def save_record(results: Path, record: dict[str, Any], *, replace: bool = False)
 
 
 def load_records(results: Path, kind: str | None = None) -> list[dict[str, Any]]:
-    """Read all records of a kind ("run", "cost", "latency"; None: of every kind), sorted by id.
+    """Read all records of a kind (a key of FOLDERS; None: of every kind), sorted by id.
 
     Raises:
         UserError: a file is torn, misses a key, has a value of a wrong type, was changed after

@@ -197,3 +197,32 @@ def latency(
         "settings": {"warmup": 1, "min_runs": 5, "max_seconds": 60.0, "seed": 0},
         "rows": rows,
     }
+
+
+def approximation(network: str | None, **changes: Any) -> dict[str, Any]:
+    """An approximation record of a network's features, or of synthetic ones."""
+    rows = [
+        {
+            "features": name,
+            "n": n,
+            "k": float(k),
+            "m": m,
+            "variance_closed": 10.0**k * n,
+            "variance_orthogonal": 2.0 * k,
+            "variance_orthogonal_std": 0.5,
+            "variance_independent": 3.0 * k,
+            "variance_independent_std": 0.5,
+        }
+        for name in ("module 1", "all modules")
+        for n in (16, 64)
+        for m in (2, 128)
+        for k in (2, 4)
+    ]
+    settings = {"sides": [4, 8], "draws": 2, "rounds": 8, "top": 16}
+    return common("approximation", "made-up", **changes) | {
+        "settings": settings | {"network": network and {"name": network}},
+        "exact": [],
+        "enla": rows,
+        "nlsa": [],
+        "network": [],
+    }

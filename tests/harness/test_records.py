@@ -30,6 +30,7 @@ RECORDS = {
     "run": synthetic.run(),
     "cost": synthetic.cost("NLA", 25.6),
     "latency": synthetic.latency([synthetic.latency_row("NLA", 12.0)]),
+    "approximation": synthetic.approximation("enlca-k2"),
 }
 
 
@@ -43,7 +44,7 @@ def edit(path: Path, change: Any) -> None:
 @pytest.mark.parametrize("kind", RECORDS)
 def test_what_is_saved_is_loaded(tmp_path: Path, kind: str) -> None:
     path = save_record(tmp_path, RECORDS[kind])
-    folder = {"run": "runs", "cost": "costs", "latency": "latency"}[kind]
+    folder = {"run": "runs", "cost": "costs"}.get(kind, kind)
     assert path == tmp_path / "records" / folder / f"{RECORDS[kind]['id']}.json"
     assert load_records(tmp_path, kind) == [RECORDS[kind] | {"schema": SCHEMA}]
     assert load_records(tmp_path) == load_records(tmp_path, kind)

@@ -1,0 +1,553 @@
+"""Quality of the approximation: measured quantities against dense float64 code, and the command."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from attention_zoo import create_attention
+from attention_zoo.base import to_rows
+from attention_zoo.enla import EfficientNonLocalAttention, orthogonal_gaussian
+from attention_zoo.nlsa import NonLocalSparseAttention, hash_codes
+from harness import approximation, approximation_report
+from harness.approximation import (
+    Options,
+    Sweep,
+    attended_positions,
+    bucket_windows,
+    chunk_size,
+    kernel_estimates,
+    measure,
+    measure_enla,
+    measure_network,
+    measure_nlsa,
+    run,
+    variance_eq7,
+)
+from harness.approximation_report import figures, statements, table
+from harness.config import Variant
+from harness.data import find_data
+from harness.errors import UserError
+from harness.evaluate import super_resolve
+from harness.features import Features, cropped, network_features, synthetic_features
+from harness.metrics import quality
+from harness.plotting import new_figure
+from harness.records import load_records
+from harness.weights import Architecture, save_weights
+from tests.reference import approximation as oracle
+from tests.reference.maps import vectors
+
+SWEEP = Sweep(m=(2, 128), k=(6.0,), rounds=3, draws=2, queries=10_000, top=3)
+TINY = ["--sizes", "6", "8", "--images", "1", "--draws", "2", "--queries", "8", "--rounds", "5"]
+TINY += ["--m", "2", "16", "--k", "1", "2", "--chunk-size", "16", "--top", "4"]
+
+
+def random_features(side: int = 4, c: int = 3, c_out: int = 5, seed: int = 0) -> Features:
+    g = torch.Generator().manual_seed(seed)
+    shapes = ((1, c, side, side), (1, c, side, side), (1, c_out, side, side))
+    return Features("Gaussian", *(torch.randn(shape, generator=g) for shape in shapes))
+
+
+def norm(x: Tensor) -> float:
+    return math.sqrt(float((x * x).sum()))
+
+
+# -- ENLA -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("eps", [0.0, 1e-2])
+def test_kernel_estimates_use_the_first_rows_of_each_draw(eps: float) -> None:
+    one = random_features()
+    u, w = oracle.amplified(one.q, 2.0), oracle.amplified(one.k, 2.0)
+    draws = torch.stack(
+        [orthogonal_gaussian(7, 3, torch.Generator().manual_seed(s)).double() for s in range(2)]
+    )
+    found = list(kernel_estimates(torch.stack(u), torch.stack(w), draws, (1, 4, 7), eps))
+    for m, estimates in zip((1, 4, 7), found, strict=True):
+        expected = [oracle.random_kernel(u, w, f[:m], eps) for f in draws]
+        torch.testing.assert_close(estimates, torch.stack(expected))
+
+
+def test_eq_7_is_the_variance_of_independent_draws() -> None:
+    """Within 5 standard errors, about 8 %: the kurtosis of these log-normals is at most 114."""
+    one = random_features(side=2)
+    u, w = (torch.stack(oracle.amplified(x, 0.25)) for x in (one.q, one.k))
+    draws = 400_000
+    g = torch.Generator().manual_seed(1)
+    f = torch.randn(draws, u.shape[1], generator=g, dtype=torch.float64)
+    offset = u.square().sum(1, keepdim=True) / 2 + w.square().sum(1) / 2
+    for i, j in ((0, 0), (1, 2), (3, 3)):
+        estimates = (f @ (u[i] + w[j]) - offset[i, j]).exp()
+        expected = variance_eq7(u, w, 1)[i, j].item()
+        assert estimates.var().item() == pytest.approx(expected, rel=5 * math.sqrt(113 / draws))
+        assert variance_eq7(u, w, 8)[i, j].item() == pytest.approx(expected / 8)
+
+
+def test_measured_variance_tends_to_eq_7_where_tails_are_light() -> None:
+    sweep = Sweep(m=(4, 8), k=(0.25,), draws=1000, queries=16)
+    _, found = measure_enla(random_features(), 0.25, (4, 8), sweep, seed=3)
+    for m in (4, 8):
+        closed = found[m]["variance_closed"].item()
+        assert found[m]["variance_independent"].mean().item() == pytest.approx(closed, rel=0.1)
+        assert found[m]["kernel_ratio"].mean().item() == pytest.approx(1, abs=0.02)
+
+
+def test_measurements_equal_dense_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    one, k, eps = random_features(), 4.0, 1e-3
+    drawn = [orthogonal_gaussian(6, 3, torch.Generator().manual_seed(s)) for s in range(2)]
+    supply = iter(drawn)
+    monkeypatch.setattr(approximation, "orthogonal_gaussian", lambda *_: next(supply))
+    sweep = Sweep(m=(2, 6), k=(k,), draws=2, queries=100, eps=eps)
+    exact, found = measure_enla(one, k, (2, 6), sweep, seed=0)
+
+    u, w = oracle.amplified(one.q, k), oracle.amplified(one.k, k)
+    values = vectors(one.v, 0)
+    kernel = oracle.exact_kernel(u, w)
+    y = oracle.weighted_values(kernel, values)
+    mean = torch.stack(values).mean(0)
+    entropy, simpson = oracle.effective_positions(kernel)
+    assert exact["positions_entropy"].item() == pytest.approx(entropy)
+    assert exact["positions_simpson"].item() == pytest.approx(simpson)
+    assert exact["mean_distance"].item() == pytest.approx(norm(y - mean) / norm(y))
+    assert exact["variation"].item() == pytest.approx(norm(y - y.mean(0)) / norm(y))
+
+    for m in (2, 6):
+        plain = torch.stack([oracle.random_kernel(u, w, f[:m], 0.0) for f in drawn])
+        deviations = (plain[0] - plain[1]).square().mean() / 2  # variance of two
+        assert found[m]["variance_orthogonal"].mean().item() == pytest.approx(float(deviations))
+        for d, f in enumerate(drawn):
+            weights = oracle.random_kernel(u, w, f[:m], eps)
+            ours = oracle.weighted_values(weights, values)
+            a, b = ours - ours.mean(0), y - y.mean(0)
+            errors = (plain[d] / kernel - 1).abs().flatten().sort().values
+            entropy, simpson = oracle.effective_positions(weights)
+            for quantity, expected in {
+                "output_error": norm(ours - y) / norm(y),
+                "mean_distance": norm(ours - mean) / norm(ours),
+                "variation": norm(a) / norm(ours),
+                "cosine": float((a * b).sum()) / norm(a) / norm(b),
+                "explained": 1 - norm(a - b) ** 2 / norm(b) ** 2,
+                "positions_entropy": entropy,
+                "positions_simpson": simpson,
+                "kernel_error": float(errors[(len(errors) - 1) // 2]),
+                "kernel_ratio": float((plain[d] / kernel).mean()),
+            }.items():
+                assert found[m][quantity][d].item() == pytest.approx(expected), quantity
+
+
+def test_the_output_is_the_modules(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``output_error`` is that of the module's own attend, in float32."""
+    one = random_features(side=5)
+    module = create_attention("enla", 4, m=9, k=3.0, reduction=1)
+    assert isinstance(module, EfficientNonLocalAttention)
+    module.projection = orthogonal_gaussian(9, 3, torch.Generator().manual_seed(5))
+    monkeypatch.setattr(approximation, "orthogonal_gaussian", lambda *_: module.projection)
+    _, found = measure_enla(one, 3.0, (9,), SWEEP, seed=0)
+    ours = to_rows(module.attend(one.q, one.k, one.v))[0].double()
+    kernel = oracle.exact_kernel(oracle.amplified(one.q, 3.0), oracle.amplified(one.k, 3.0))
+    exact = oracle.weighted_values(kernel, vectors(one.v, 0))
+    expected = norm(ours - exact) / norm(exact)
+    assert found[9]["output_error"].tolist() == pytest.approx([expected] * 2, rel=1e-4)
+
+
+def test_constant_features_give_finite_numbers() -> None:
+    one = Features("Gaussian", *(torch.ones(1, 2, 3, 3) for _ in range(3)))
+    exact, found = measure_enla(one, 6.0, (2,), SWEEP, seed=0)
+    assert exact["positions_entropy"].item() == pytest.approx(9)
+    assert exact["variation"].item() == pytest.approx(0, abs=1e-12)
+    assert all(x.isfinite().all() for x in found[2].values())
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=8).filter(lambda w: sum(w) > 1e-3))
+@settings(max_examples=50, deadline=None)
+def test_effective_positions_lie_between_one_and_all(weights: list[float]) -> None:
+    rows = torch.tensor([weights], dtype=torch.float64)
+    found = attended_positions(rows / rows.sum())
+    entropy, simpson = (found[f"positions_{x}"].item() for x in ("entropy", "simpson"))
+    assert 1 - 1e-9 <= simpson <= entropy + 1e-9 <= len(weights) + 1e-6
+
+
+# -- NLSA -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("side", "size"), [(6, 5), (6, 12), (4, 30), (5, 1)])
+def test_windows_are_the_support_of_the_modules_weights(side: int, size: int) -> None:
+    module = create_attention("nlsa", 8, rounds=2, chunk_size=size).eval()
+    assert isinstance(module, NonLocalSparseAttention)
+    q = torch.randn(1, 2, side, side, generator=torch.Generator().manual_seed(7))
+    codes = hash_codes(to_rows(q), module.rotations(q))
+    order = torch.sort(codes, dim=-1, stable=True).indices[0]
+    everyone = torch.arange(side**2)
+    seen = bucket_windows(order[0], size, everyone) | bucket_windows(order[1], size, everyone)
+    for position in range(side**2):
+        weights = module.attention_weights(q, q, position // side, position % side)
+        assert torch.equal(seen[position], weights.flatten() > 0)
+
+
+def test_mass_and_recall_equal_dense_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    used = []
+
+    def spy(x: Tensor, rotations: Tensor) -> Tensor:
+        used.append(rotations)
+        return hash_codes(x, rotations)
+
+    monkeypatch.setattr(approximation, "hash_codes", spy)
+    one = random_features(side=8)
+    found = measure_nlsa(one, SWEEP, seed=2)
+    rows = vectors(one.q, 0)
+    softmax = torch.stack(
+        [torch.stack([torch.dot(a, b / b.norm()) for b in rows]).softmax(0) for a in rows]
+    )
+    for draw, rotations in enumerate(used):
+        for rounds in (1, 3):
+            module = create_attention(
+                "nlsa", 12, rounds=rounds, chunk_size=chunk_size(64, SWEEP.chunk_size)
+            ).eval()
+            monkeypatch.setattr(module, "rotations", lambda _, r=rotations, n=rounds: r[:n])
+            weights = [module.attention_weights(one.q, one.q, i // 8, i % 8) for i in range(64)]
+            seen = torch.stack([w.flatten() > 0 for w in weights])
+            caught, own = (softmax * seen).sum(1), softmax.diagonal()
+            best = [row.argsort(descending=True)[:3] for row in softmax]
+            hits = [seen[i, j].item() for i, top in enumerate(best) for j in top]
+            others = float((caught - own).sum() / (1 - own).sum())
+            values = {q: x[draw].item() for q, x in found[rounds].items()}
+            assert values["mass"] == pytest.approx(float(caught.mean()))
+            assert values["mass_others"] == pytest.approx(others)
+            assert values["recall"] == pytest.approx(sum(hits) / len(hits))
+            assert values["seen"] == pytest.approx(seen.double().mean().item())
+            assert values["seen"] < 1
+
+
+def test_chunks_are_smaller_on_small_maps() -> None:
+    assert [chunk_size(n, 144) for n in (4, 256, 1024, 2304, 10_000)] == [1, 16, 64, 144, 144]
+
+
+# -- features and the network -------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Weight file of a tiny untrained network."""
+
+    def make(name: str, **options: Any) -> Path:
+        path = tmp_path_factory.mktemp("weights") / f"{name}-1a2b.safetensors"
+        architecture = Architecture(Variant(name, options), blocks=4, channels=8, scale=4)
+        save_weights(path, architecture.build(seed=1), architecture, path.stem)
+        return path
+
+    return make
+
+
+def test_features_are_what_the_modules_see(image_folder: Path) -> None:
+    network = Architecture(Variant("enlca", {"m": 4}), blocks=4, channels=8, scale=4).build(2)
+    (image,) = cropped(find_data(image_folder).test_set("Tiny", 4), 1, 9)
+    assert image.lr.shape == (9, 9, 3)
+    assert image.hr.shape == (36, 36, 3)
+    features = network_features(network, image)
+    assert [one.name for one in features] == [f"module {i}" for i in range(1, 6)]
+    x = torch.from_numpy(image.lr).permute(2, 0, 1)[None] / 255
+    with torch.no_grad():
+        head = network.head(x - network.mean)
+        q, k, v = network.attention_modules[0].project(head)
+    for ours, expected in zip(
+        (features[0].q, features[0].k, features[0].v), (q, k, v), strict=True
+    ):
+        torch.testing.assert_close(ours, expected)
+    assert not network.attention_modules[0]._forward_pre_hooks
+
+
+def test_crops_larger_than_an_image_are_refused(image_folder: Path) -> None:
+    with pytest.raises(UserError, match=r"e0 of Tiny is 15x12, smaller than a crop of 13"):
+        list(cropped(find_data(image_folder).test_set("Tiny", 4), 1, 13))
+
+
+def test_synthetic_features_are_what_they_say() -> None:
+    gaussian, clustered = synthetic_features(24, seed=3)
+    again = synthetic_features(24, seed=3)[1]
+    assert torch.equal(clustered.q, again.q)
+    q, k = (torch.nn.functional.normalize(to_rows(x)[0], dim=1) for x in (clustered.q, clustered.k))
+    cosines = q @ k.T
+    assert cosines.diagonal().mean().item() == pytest.approx(0.8, abs=0.03)
+    assert (cosines > 0.5).double().mean().item() == pytest.approx(1 / 16, abs=0.03)
+    for x in (gaussian.q, gaussian.k, gaussian.v):
+        assert x.shape == (1, 64, 24, 24)
+        assert x.std().item() == pytest.approx(1, abs=0.02)
+
+
+def test_attention_is_replaced_and_put_back(image_folder: Path) -> None:
+    architecture = Architecture(
+        Variant("enlca", {"m": 4, "k": 3.0, "res_scale": 5.0}), blocks=4, channels=8, scale=4
+    )
+    network = architecture.build(2).eval()
+    images = list(cropped(find_data(image_folder).test_set("Tiny", 4), 2, 8))
+    state = {key: value.clone() for key, value in network.state_dict().items()}
+    steps: list[int] = []
+    rows = measure_network(
+        network, images, Sweep(m=(1, 4), k=(6.0,), draws=2), lambda: steps.append(1)
+    )
+    assert [(row["attention"], row["m"]) for row in rows] == [
+        ("exact", None),
+        ("mean", None),
+        ("enla", 1),
+        ("enla", 4),
+        ("none", None),
+    ]
+    assert len(steps) == 7
+    for key, value in network.state_dict().items():
+        assert torch.equal(value, state[key]), key
+    assert all(module.res_scale == 5.0 for module in network.attention_modules)
+
+    def score(network: torch.nn.Module) -> float:
+        values = [quality(super_resolve(network, i.lr, 4), i.hr, 4).psnr for i in images]
+        return sum(values) / len(values)
+
+    class Dense(torch.nn.Module):
+        """The module with exact attention (or the mean of all values) by dense float64 code."""
+
+        def __init__(self, module: EfficientNonLocalAttention, uniform: bool) -> None:
+            super().__init__()
+            self.module, self.uniform = module, uniform
+
+        def forward(self, x: Tensor) -> Tensor:
+            q, k, v = (to_rows(t)[0].double() for t in self.module.project(x))
+            q, k = (t / t.norm(dim=1, keepdim=True) for t in (q, k))
+            w = (3.0 * (0.0 if self.uniform else 1.0) * q @ k.T).softmax(1)
+            return x + 5.0 * (w @ v).T.reshape(x.shape).float()
+
+    by_name = {row["attention"]: row["psnr"] for row in rows if row["m"] is None}
+    modules = dict(network.attention.items())
+    for name, uniform in (("exact", False), ("mean", True)):
+        for key, module in modules.items():
+            assert isinstance(module, EfficientNonLocalAttention)
+            network.attention[key] = Dense(module, uniform)
+        assert score(network) == pytest.approx(by_name[name], abs=2e-3)
+    network.attention = torch.nn.ModuleDict()
+    assert score(network) == pytest.approx(by_name["none"], abs=2e-3)
+    assert by_name["none"] != pytest.approx(by_name["exact"], abs=0.05)
+
+
+def test_averages_are_over_modules_and_images() -> None:
+    sets = [
+        Features(f"module {1 + i % 2}", *(getattr(random_features(seed=i), x) for x in "qkv"))
+        for i in range(4)
+    ]
+    rows = measure({4: sets}, SWEEP)
+    exact = {row["features"]: row["positions_entropy"] for row in rows["exact"]}
+    alone = [measure_enla(s, 6.0, (2,), SWEEP, 0)[0]["positions_entropy"].item() for s in sets]
+    # Queries are all positions here, so the seed of their choice does not matter.
+    assert exact["module 1"] == pytest.approx((alone[0] + alone[2]) / 2, rel=1e-5)
+    assert exact["all modules"] == pytest.approx(sum(alone) / 4, rel=1e-5)
+    keys = {(row["features"], row["m"]) for row in rows["enla"]}
+    assert keys == {("module 1", 128), ("module 2", 128), ("all modules", 2), ("all modules", 128)}
+
+
+# -- the command ----------------------------------------------------------------------------------
+
+
+def run_main(monkeypatch: pytest.MonkeyPatch, *words: str | Path) -> None:
+    monkeypatch.setattr(sys, "argv", ["harness.approximation", *map(str, words)])
+    approximation.main()
+
+
+@pytest.fixture
+def few_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Most figures are empty, to save time."""
+    for name in ("error", "variance", "positions", "output", "modules"):
+        monkeypatch.setattr(approximation_report, f"_{name}_figure", lambda _: new_figure())
+
+
+@pytest.mark.usefixtures("few_figures")
+def test_the_command_leaves_record_csv_and_figures(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    image_folder: Path,
+    weights: Callable[..., Path],
+) -> None:
+    path = weights("enlca", m=4)
+    words = ["--weights", path, "--data", image_folder, "--results", tmp_path, *TINY]
+    run_main(monkeypatch, *words)
+    printed = capsys.readouterr().out
+    (record,) = load_records(tmp_path, "approximation")
+    assert str(image_folder) not in json.dumps(record)
+    assert record["settings"]["network"]["name"] == "enlca-1a2b"
+    assert record["settings"]["m"] == [2, 16, 128]
+    assert {row["k"] for row in record["enla"]} == {1.0, 2.0, 6.0}
+    assert {row["n"] for row in record["enla"]} == {36, 64}
+    modules = {f"module {i}" for i in range(1, 6)}
+    assert {row["features"] for row in record["enla"]} == {"all modules", *modules}
+
+    (reference,) = (
+        row
+        for row in record["enla"]
+        if (row["features"], row["n"], row["k"], row["m"]) == ("all modules", 64, 6.0, 128)
+    )
+    assert f"{reference['output_error']:.1%} ± {reference['output_error_std']:.1%}" in printed
+    assert "ENLA, trained network (mean over modules), k = 6, m = 128:" in printed
+    names = ("error", "variance", "positions", "output", "nlsa", "modules", "psnr")
+    stem = f"approximation-{record['id']}"
+    expected = {f"{stem}-{name}.{suffix}" for name in names for suffix in ("png", "pdf")}
+    assert {p.name for p in (tmp_path / "figures").iterdir()} == expected
+    with (tmp_path / "tables" / f"{stem}.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == sum(len(record[p]) for p in ("exact", "enla", "nlsa", "network"))
+    assert {row["part"] for row in rows} == {"exact", "enla", "nlsa", "network"}
+    assert any(row["output_error"] == f"{reference['output_error']:.10g}" for row in rows)
+
+    # From the record alone all is as it was.
+    folders = [tmp_path / "tables", tmp_path / "figures"]
+    before = {p: p.read_bytes() for folder in folders for p in folder.iterdir()}
+    for p in before:
+        p.unlink()
+    run_main(monkeypatch, "--from-records", "--results", tmp_path)
+    assert {p: p.read_bytes() for folder in folders for p in folder.iterdir()} == before
+
+
+@pytest.mark.slow
+@pytest.mark.data
+def test_every_figure_is_drawn(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, sr_data: Path, weights: Callable[..., Path]
+) -> None:
+    words = ["--weights", weights("enlca"), "--synthetic", "--data", sr_data, "--images", "1"]
+    run_main(monkeypatch, *words, "--draws", "2", "--test-sets", "Set5", "--results", tmp_path)
+    sizes = {p.name.rpartition("-")[2]: p.stat().st_size for p in (tmp_path / "figures").iterdir()}
+    assert len(sizes) == 14
+    assert min(sizes.values()) > 5000
+
+
+def test_a_network_and_synthetic_features_share_a_record(
+    tmp_path: Path, image_folder: Path, weights: Callable[..., Path]
+) -> None:
+    options = Options(
+        weights=str(weights("enla", m=4)),
+        synthetic=True,
+        data=image_folder,
+        images=2,
+        sizes=(6,),
+        m=(2,),
+        k=(2.0,),
+        draws=2,
+        results=tmp_path,
+    )
+    record = run(options, "made up")
+    names = ["module 1", "all modules", *(f"module {i}" for i in range(2, 6))]
+    assert [r["features"] for r in record["exact"] if r["k"] == 2] == [
+        *names,
+        "Gaussian",
+        "clustered",
+    ]
+    assert record["settings"]["network"]["images"] == 2
+    assert record == next(iter(load_records(tmp_path, "approximation")))
+    # The same again gives the same record; another seed another.
+    assert run(options, "made up") == record
+    assert run(replace(options, seed=1), "made up")["enla"] != record["enla"]
+    assert len(load_records(tmp_path, "approximation")) == 2
+
+
+def test_an_nlsa_network_is_measured_for_nlsa_alone(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    image_folder: Path,
+    weights: Callable[..., Path],
+) -> None:
+    path = weights("nlsa", chunk_size=4)
+    words = ["--weights", path, "--data", image_folder, "--results", tmp_path, *TINY]
+    run_main(monkeypatch, *words, "--threads", "1")
+    (record,) = load_records(tmp_path, "approximation")
+    assert not record["enla"] + record["exact"] + record["network"]
+    assert {p.suffix for p in (tmp_path / "figures").iterdir()} == {".png", ".pdf"}
+    assert len(list((tmp_path / "figures").iterdir())) == 2
+    assert "ENLA" not in capsys.readouterr().out
+
+
+def test_the_summary_says_what_the_numbers_say() -> None:
+    rows = measure({8: synthetic_features(8, 0)}, Sweep(m=(128,), k=(6.0,), queries=16, draws=3))
+    record: dict[str, Any] = {**rows, "network": [], "id": "made-up"}
+    record["settings"] = {"network": None, "sides": [8], "draws": 3, "rounds": 8, "top": 16}
+    row = next(r for r in record["enla"] if r["features"] == "Gaussian")
+    row |= {"output_error": 0.5, "variance_closed": 2.0, "variance_independent": 1.0}
+    exact = next(r for r in record["exact"] if r["features"] == "Gaussian")
+    for distance, words in ((0.6, "; nearer than the plain mean, at 60.0%"), (0.4, "no nearer")):
+        exact["mean_distance"] = distance
+        text = "\n".join(statements(record)).partition("NLSA")[0]
+        assert words in text
+        assert "rare large values" not in text
+    row["variance_closed"] = 20.0
+    assert "rare large values" in "\n".join(statements(record)).partition("NLSA")[0]
+    assert set(figures(record)) == {"error", "variance", "positions", "output", "nlsa"}
+    assert table(record).count("\n") == 1 + len(rows["exact"] + rows["enla"] + rows["nlsa"])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "give --weights RUN-OR-FILE, --synthetic, or both"),
+        (["--synthetic", "--m", "0"], "--m must be at least 1, got 0"),
+        (["--synthetic", "--k", "0"], "--k must be above 0 and at most 100, got 0.0"),
+        (["--synthetic", "--k", "nan"], "--k must be above 0 and at most 100, got nan"),
+        (["--synthetic", "--k", "101"], "got 101.0"),
+        (["--synthetic", "--m", "many"], "--m"),
+        (["--synthetic", "--draws", "1"], "--draws must be at least 2, got 1"),
+        (["--synthetic", "--chunk-size", "0"], "--chunk-size must be at least 1"),
+        (["--synthetic", "--sizes", "1"], "--sizes needs sides of at least 2"),
+        (["--synthetic", "--threads", "0"], "--threads must be at least 1"),
+        (["--weights", "nowhere"], "no weights of run 'nowhere'"),
+        (["--from-records"], "no approximation records under"),
+    ],
+)
+def test_bad_arguments_are_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    words: list[str],
+    message: str,
+) -> None:
+    assert message in refused(monkeypatch, capsys, *words, "--results", tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: str | Path
+) -> str:
+    with pytest.raises(SystemExit) as stop:
+        run_main(monkeypatch, *words)
+    assert stop.value.code == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("error: ")
+    return line
+
+
+def test_networks_that_cannot_be_measured_are_refused(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    image_folder: Path,
+    weights: Callable[..., Path],
+) -> None:
+    common = ["--data", image_folder, "--results", tmp_path / "results"]
+    line = refused(monkeypatch, capsys, "--weights", weights("nla"), *common)
+    assert "nla-1a2b holds NLA, which has no random features and no buckets" in line
+    line = refused(monkeypatch, capsys, "--weights", weights("nlsa"), "--synthetic", *common)
+    assert "--synthetic goes with a network of ENLA modules" in line
+    line = refused(monkeypatch, capsys, "--weights", weights("enla"), *common)
+    assert "LR image e0 of Tiny is 15x12, smaller than a crop of 16" in line
+    only_training = tmp_path / "data"
+    only_training.mkdir()
+    (only_training / "train").symlink_to(image_folder / "train")
+    common[1] = only_training
+    line = refused(monkeypatch, capsys, "--weights", weights("enla"), *common)
+    assert "has no test sets" in line
+    assert not (tmp_path / "results").exists()
