@@ -11,6 +11,7 @@ bicubic x4 then gives 26.0874 dB / 0.7041; with that file's grey values taken fo
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,7 +43,7 @@ def rgb_to_y(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return (16 + (weighted + 127_500) // 255_000).astype(np.uint8)
 
 
-def psnr(a_y: NDArray[np.uint8], b_y: NDArray[np.uint8], border: int) -> float:
+def psnr(a_y: NDArray[Any], b_y: NDArray[Any], border: int) -> float:
     """PSNR in dB of two lumas ``[H, W]`` without ``border`` pixels on each side.
 
     Identical images give ``inf``.
@@ -93,7 +94,7 @@ def quality(sr: NDArray[np.uint8], hr: NDArray[np.uint8], scale: int) -> Quality
 
 
 def _inner(
-    a: NDArray[np.uint8], b: NDArray[np.uint8], border: int
+    a: NDArray[Any], b: NDArray[Any], border: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     if a.shape != b.shape:
         raise UserError(f"cannot compare images of {_size(a)} and {_size(b)}")
