@@ -1,11 +1,12 @@
 """PSNR and SSIM on the luma channel, as super-resolution papers report them.
 
 Y is that of ITU-R BT.601 in limited range (16..235), taken from the 8-bit image and rounded
-to 8 bits, as MATLAB's ``rgb2ycbcr`` does for uint8 input. Code that keeps Y unrounded differs
-by some thousandths of a dB. Every image is taken as three channels, a greyscale file as three
-equal ones (the convention of EDSR's code): on Set14, whose third image is a greyscale file,
-bicubic x4 then gives 26.0874 dB / 0.7041; with that file's grey values taken for Y it gives
-25.9933 / 0.7023. Pass ``[H, W]`` arrays for the second convention.
+to 8 bits, as MATLAB's ``rgb2ycbcr`` does for uint8 input. Code that keeps Y unrounded gives
+more, the more so the better the image (bicubic on Set5: 0.013 dB at x4, 0.034 dB at x2). Every
+image is taken as three channels, a greyscale file as three equal ones (the convention of EDSR's
+code): on Set14, whose third image is a greyscale file, bicubic x4 then gives 26.0874 dB / 0.7041;
+with that file's grey values taken for Y it gives 25.9933 / 0.7023. Pass ``[H, W]`` arrays for the
+second convention.
 """
 
 from __future__ import annotations
