@@ -1,6 +1,8 @@
-"""The EDSR backbone (Lim et al., CVPRW 2017) with five places for attention."""
+"""The EDSR backbone (Lim et al., CVPRW 2017) with places for attention."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -29,22 +31,29 @@ class ResidualBlock(nn.Module):
 
 
 class EDSR(nn.Module):
-    """EDSR with an attention module before the first block and after each quarter of the blocks.
+    """EDSR with attention modules between its blocks.
 
     Args:
-        blocks: residual blocks, at least 4.
+        blocks: residual blocks; at least 4 for modules at :func:`quarters`.
         channels: feature channels.
         scale: 2, 3 or 4.
         block_res_scale: residual scale of the blocks (0.1 in the paper's 32 x 256 network).
+        image_range: largest pixel value that the layers see (255 in EDSR's released networks);
+            images go in and come out in 0…1 all the same.
     """
 
     mean: Tensor
 
     def __init__(
-        self, blocks: int, channels: int, scale: int, block_res_scale: float = 1.0
+        self,
+        blocks: int,
+        channels: int,
+        scale: int,
+        block_res_scale: float = 1.0,
+        image_range: float = 1.0,
     ) -> None:
         super().__init__()
-        self.scale = scale
+        self.scale, self.image_range = scale, image_range
         self.register_buffer("mean", torch.tensor(RGB_MEAN).view(1, 3, 1, 1), persistent=False)
         self.head = nn.Conv2d(3, channels, 3, padding=1)
         self.blocks = nn.ModuleList(ResidualBlock(channels, block_res_scale) for _ in range(blocks))
@@ -58,10 +67,10 @@ class EDSR(nn.Module):
         #: Attention modules by the number of blocks before them; empty for plain EDSR.
         self.attention = nn.ModuleDict()
 
-    def insert(self, modules: list[Attention]) -> None:
-        """Insert five attention modules."""
-        for i, module in enumerate(modules):
-            self.attention[str(round(i * len(self.blocks) / 4))] = module
+    def insert(self, modules: Sequence[Attention], positions: Sequence[int]) -> None:
+        """Insert attention modules, each after so many blocks."""
+        for position, module in zip(positions, modules, strict=True):
+            self.attention[str(position)] = module
 
     @property
     def attention_modules(self) -> list[Attention]:
@@ -70,11 +79,12 @@ class EDSR(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """LR ``[B, 3, H, W]`` in 0…1 to SR ``[B, 3, scale·H, scale·W]``, not clamped."""
-        head = self.head(x - self.mean)
+        # With the range 1 neither the product nor the quotient changes a bit.
+        head = self.head((x - self.mean) * self.image_range)
         u = self._attend(0, head)
         for i, block in enumerate(self.blocks, start=1):
             u = self._attend(i, block(u))
-        return self.tail(self.upsampler(self.body_end(u) + head)) + self.mean
+        return self.tail(self.upsampler(self.body_end(u) + head)) / self.image_range + self.mean
 
     def _attend(self, position: int, u: Tensor) -> Tensor:
         key = str(position)
@@ -96,6 +106,11 @@ class EDSR(nn.Module):
             module.redraw()
 
 
+def quarters(blocks: int) -> tuple[int, ...]:
+    """Where the five modules stand: before the first block and after each quarter of them."""
+    return tuple(round(i * blocks / 4) for i in range(5))
+
+
 def build_network(
     variant: Variant,
     *,
@@ -103,10 +118,13 @@ def build_network(
     channels: int,
     scale: int,
     block_res_scale: float = 1.0,
+    image_range: float = 1.0,
+    positions: Sequence[int] | None = None,
     seed: int = 0,
 ) -> EDSR:
     """EDSR with the variant's modules, initialised from ``seed``.
 
+    The modules stand at ``positions``, each after so many blocks; by default at :func:`quarters`.
     The backbone's weights depend on the seed alone: they are drawn first, the modules' after them
     from a seed of their own. The global random state is left as it was.
 
@@ -115,8 +133,9 @@ def build_network(
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = EDSR(blocks, channels, scale, block_res_scale)
+        network = EDSR(blocks, channels, scale, block_res_scale, image_range)
         if variant.name != "none":
             torch.manual_seed(seed + 2**32)
-            network.insert([variant.create(channels) for _ in range(5)])
+            places = quarters(blocks) if positions is None else positions
+            network.insert([variant.create(channels) for _ in places], places)
     return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -1,27 +1,47 @@
-"""PSNR and SSIM of a network on whole test images."""
+"""PSNR and SSIM of a network on whole test images.
+
+Command line: ``python -m harness.evaluate --official FILE --data DIR``, or ``--weights RUN``.
+"""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
-from typing import Any
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
+import tyro
+from numpy.typing import NDArray
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
 from torch import nn
 
+from . import machine
 from .bicubic import upscale
-from .data import TestImage
-from .metrics import quality
-from .train import to_tensor
+from .data import TestImage, find_data
+from .errors import UserError, command_line, usage_errors
+from .files import write_json
+from .metrics import Quality, psnr, quality
+from .official import load_official, published_method
+from .options import describe_command
+from .settings import paper_table
+from .train import precision, to_tensor
+from .weights import TrainedNetwork, find_weights, load_weights
 
 #: PSNR in dB that identical images (a flat one, say) count with; theirs is infinite.
 MAX_PSNR = 100.0
+#: Largest quarter, in LR pixels, that :func:`super_resolve` with ``chop`` does not cut again.
+CHOP_PIXELS = 120_000
 
 
 @torch.inference_mode()
 def super_resolve(
-    network: nn.Module, lr: np.ndarray, scale: int, tile: int | None = None
+    network: nn.Module, lr: np.ndarray, scale: int, tile: int | None = None, chop: bool = False
 ) -> np.ndarray:
     """LR uint8 ``[H, W, 3]`` to SR uint8 ``[scale·H, scale·W, 3]``.
 
@@ -30,8 +50,12 @@ def super_resolve(
         lr: the image; it goes through the network whole unless ``tile`` is given.
         scale: scale factor.
         tile: side of the tiles in LR pixels, cut with an overlap of 8 on each side.
+        chop: in quarters, as the released NLSN and ENLCN are evaluated (their ``forward_chop``);
+            ``tile`` is not used then.
     """
     network.eval()
+    if chop:
+        return _in_quarters(network, lr, scale)
     height, width = lr.shape[:2]
     if tile is None or max(height, width) <= tile:
         return _forward(network, lr)
@@ -48,10 +72,45 @@ def super_resolve(
     return sr
 
 
+def _in_quarters(network: nn.Module, lr: np.ndarray, scale: int) -> np.ndarray:
+    height, width = lr.shape[:2]
+    # A quarter reaches 10 pixels over the middle and on to the next multiple of 4 or 8.
+    h, w = (n // 2 + 10 for n in (height, width))
+    h, w = min(h + 4 - h % 4, height), min(w + 8 - w % 8, width)
+    sr = np.empty((scale * height, scale * width, 3), np.uint8)
+    for top, rows in ((0, slice(0, height // 2)), (height - h, slice(height // 2, height))):
+        for left, columns in ((0, slice(0, width // 2)), (width - w, slice(width // 2, width))):
+            part = lr[top : top + h, left : left + w]
+            whole = h * w < CHOP_PIXELS
+            done = _forward(network, part) if whole else _in_quarters(network, part, scale)
+            sr[_scaled(rows, scale), _scaled(columns, scale)] = done[
+                _scaled(rows, scale, top), _scaled(columns, scale, left)
+            ]
+    return sr
+
+
+def _scaled(part: slice, scale: int, start: int = 0) -> slice:
+    return slice(scale * (part.start - start), scale * (part.stop - start))
+
+
 def _forward(network: nn.Module, lr: np.ndarray) -> np.ndarray:
     device = next(network.parameters()).device
     sr = network(to_tensor(np.ascontiguousarray(lr[None]), device)).float()
     return sr[0].clamp_(0, 1).mul_(255).round_().byte().permute(1, 2, 0).cpu().numpy()
+
+
+def released_luma(image: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """Y up to a constant, not rounded, as EDSR-PyTorch, NLSN and ENLCA weigh it in their PSNR."""
+    return image @ (np.array([65.738, 129.057, 25.064]) / 256)
+
+
+def _quality(
+    sr: NDArray[np.uint8], hr: NDArray[np.uint8], scale: int, released_psnr: bool
+) -> Quality:
+    found = quality(sr, hr, scale)
+    if not released_psnr:
+        return found
+    return replace(found, psnr=psnr(released_luma(sr), released_luma(hr), scale))
 
 
 def evaluate(
@@ -61,8 +120,21 @@ def evaluate(
     scale: int,
     label: str,
     tile: int | None = None,
+    *,
+    chop: bool = False,
+    released_psnr: bool = False,
 ) -> dict[str, Any]:
     """Quality of the network, and of bicubic, on one test set.
+
+    Args:
+        network: as for :func:`super_resolve`.
+        images: the test set's.
+        total: number of images.
+        scale: scale factor.
+        label: shown beside the progress bar.
+        tile: as for :func:`super_resolve`.
+        chop: likewise.
+        released_psnr: PSNR by :func:`released_luma`.
 
     Returns:
         ``{"psnr", "ssim", "bicubic_psnr", "bicubic_ssim", "images": [...]}``: means over the
@@ -79,8 +151,10 @@ def evaluate(
     with Progress(*columns) as progress:
         task = progress.add_task(label, total=total, psnr=float("nan"))
         for image in images:
-            ours = quality(super_resolve(network, image.lr, scale, tile), image.hr, scale)
-            bicubic = quality(upscale(image.lr, scale), image.hr, scale)
+            sr = super_resolve(network, image.lr, scale, tile, chop)
+            ours, bicubic = (
+                _quality(x, image.hr, scale, released_psnr) for x in (sr, upscale(image.lr, scale))
+            )
             tiled = tile if tile is not None and max(image.lr.shape[:2]) > tile else None
             rows.append(
                 {
@@ -97,3 +171,139 @@ def evaluate(
     keys = ("psnr", "ssim", "bicubic_psnr", "bicubic_ssim")
     means = {key: round(float(np.mean([row[key] for row in rows])), 6) for key in keys}
     return {**means, "images": rows}
+
+
+# -- command line ---------------------------------------------------------------------------
+
+
+@dataclass(kw_only=True)
+class Options:
+    """PSNR and SSIM of the authors' networks, or of ours, on whole test images."""
+
+    official: Path | None = None
+    """The authors' file of EDSR, NLSN or ENLCN: pickled tensors or safetensors."""
+    weights: str | None = None
+    """A run's id (or an unambiguous beginning of one), or a file of this project's."""
+    data: Path | None = None
+    """Folder of images (see README); else SR_DATA, else images that ship with scikit-image."""
+    test_sets: tuple[str, ...] = ()
+    """Test sets to evaluate on; all by default."""
+    tile: int | None = None
+    """Cut images into tiles of this many LR pixels; whole images by default."""
+    chop: bool = False
+    """Cut every image into overlapping quarters, as the released NLSN and ENLCN are evaluated."""
+    psnr: Literal["rounded", "released"] = "rounded"
+    """rounded: on Y rounded to 8 bits, as MATLAB's rgb2ycbcr gives it. released: what the code of
+    EDSR, NLSN and ENLCN prints, on Y not rounded; it is higher, by more the better the image."""
+    block_res_scale: float | None = None
+    """With --official: the released --res_scale, of blocks and attention alike, which the file
+    does not hold; by default that of the published networks."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:<n> or mps."""
+    threads: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
+    """CPU threads; all cores by default."""
+    results: Path = Path("results")
+    """Folder whose runs --weights names."""
+    output: Path | None = None
+    """Write the figures of every image here, as JSON."""
+
+
+def _load(options: Options) -> TrainedNetwork:
+    if (options.official is None) == (options.weights is None):
+        raise UserError("give one of --official FILE and --weights RUN-OR-FILE")
+    if options.official is not None:
+        return load_official(options.official, block_res_scale=options.block_res_scale)
+    if options.block_res_scale is not None:
+        raise UserError("--block-res-scale is read off the file of --weights: leave it out")
+    return load_weights(find_weights(options.weights or "", options.results))
+
+
+def table(trained: TrainedNetwork, results: dict[str, dict[str, Any]]) -> Table:
+    """The short table that the command prints: a row a test set, the paper's figures beside."""
+    architecture = trained.architecture
+    method = published_method(architecture)
+    paper = {
+        row["dataset"]: f"{row['psnr_db']} / {row['ssim']}"
+        for row in paper_table(1)
+        if (row["method"], row["scale"]) == (method, str(architecture.scale))
+    }
+    headers = ["set", "PSNR", "SSIM", "bicubic", "images"]
+    if paper:
+        headers.append(f"paper's\n{method}")
+    grid = Table(
+        title=f"{trained.name}: {architecture.description}",
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+        show_edge=False,
+    )
+    for header in headers:
+        grid.add_column(header, justify="left" if header == "set" else "right", no_wrap=True)
+    for name, result in results.items():
+        cells = [
+            name,
+            f"{result['psnr']:.2f}",
+            f"{result['ssim']:.4f}",
+            f"{result['bicubic_psnr']:.2f} / {result['bicubic_ssim']:.4f}",
+            str(len(result["images"])),
+            paper.get(name, ""),
+        ]
+        grid.add_row(*cells[: len(headers)])
+    return grid
+
+
+@command_line
+def main() -> None:
+    """Entry point of ``python -m harness.evaluate``."""
+    with usage_errors():
+        options = tyro.cli(Options, prog="python -m harness.evaluate")
+    if options.tile is not None and (options.chop or options.tile < 16):
+        wrong = "and --chop exclude each other" if options.chop else "must be at least 16 LR pixels"
+        raise UserError(f"--tile {wrong}")
+    device = machine.pick_device(options.device)
+    if options.threads is not None:
+        if options.threads < 1:
+            raise UserError(f"threads must be at least 1, got {options.threads}")
+        torch.set_num_threads(options.threads)
+    source = find_data(options.data)
+    names = list(dict.fromkeys(options.test_sets)) or source.test_sets
+    if not names:
+        raise UserError(f"{source.name} has no test sets: put images into <Set>/HR/")
+    trained = _load(options)
+    scale = trained.architecture.scale
+    test_sets = [source.test_set(name, scale) for name in names]
+    network = trained.network.to(device)
+    with precision("float32", device):
+        results = {
+            images.name: evaluate(
+                network,
+                images,
+                len(images),
+                scale,
+                f"{trained.label} on {images.name}",
+                options.tile,
+                chop=options.chop,
+                released_psnr=options.psnr == "released",
+            )
+            for images in test_sets
+        }
+    Console().print(table(trained, results))
+    if options.output is not None:
+        record = {
+            "kind": "evaluation",
+            "name": trained.name,
+            "command": describe_command("harness.evaluate", sys.argv[1:]),
+            "machine": machine.describe(device),
+            "architecture": trained.architecture.to_dict(),
+            "data": source.name,
+            "tile": options.tile,
+            "chop": options.chop,
+            "psnr": options.psnr,
+            "quality": results,
+        }
+        write_json(options.output, record)
+        print(f"Figures of every image: {options.output}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,16 +1,18 @@
 """PSNR and SSIM on the luma channel, as super-resolution papers report them.
 
 Y is that of ITU-R BT.601 in limited range (16..235), taken from the 8-bit image and rounded
-to 8 bits, as MATLAB's ``rgb2ycbcr`` does for uint8 input. Code that keeps Y unrounded differs
-by some thousandths of a dB. Every image is taken as three channels, a greyscale file as three
-equal ones (the convention of EDSR's code): on Set14, whose third image is a greyscale file,
-bicubic x4 then gives 26.0874 dB / 0.7041; with that file's grey values taken for Y it gives
-25.9933 / 0.7023. Pass ``[H, W]`` arrays for the second convention.
+to 8 bits, as MATLAB's ``rgb2ycbcr`` does for uint8 input. Code that keeps Y unrounded gives
+more, the more so the better the image (bicubic on Set5: 0.013 dB at x4, 0.034 dB at x2). Every
+image is taken as three channels, a greyscale file as three equal ones (the convention of EDSR's
+code): on Set14, whose third image is a greyscale file, bicubic x4 then gives 26.0874 dB / 0.7041;
+with that file's grey values taken for Y it gives 25.9933 / 0.7023. Pass ``[H, W]`` arrays for the
+second convention.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,7 +44,7 @@ def rgb_to_y(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return (16 + (weighted + 127_500) // 255_000).astype(np.uint8)
 
 
-def psnr(a_y: NDArray[np.uint8], b_y: NDArray[np.uint8], border: int) -> float:
+def psnr(a_y: NDArray[Any], b_y: NDArray[Any], border: int) -> float:
     """PSNR in dB of two lumas ``[H, W]`` without ``border`` pixels on each side.
 
     Identical images give ``inf``.
@@ -93,7 +95,7 @@ def quality(sr: NDArray[np.uint8], hr: NDArray[np.uint8], scale: int) -> Quality
 
 
 def _inner(
-    a: NDArray[np.uint8], b: NDArray[np.uint8], border: int
+    a: NDArray[Any], b: NDArray[Any], border: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     if a.shape != b.shape:
         raise UserError(f"cannot compare images of {_size(a)} and {_size(b)}")

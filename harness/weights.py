@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from attention_zoo import AttentionError
+from attention_zoo.official import describe_misfit
 
 from .config import Variant
 from .edsr import EDSR, build_network
@@ -32,11 +33,20 @@ class Architecture:
     channels: int
     scale: int
     block_res_scale: float = 1.0
+    image_range: float = 1.0
+    positions: tuple[int, ...] | None = None
 
     def build(self, seed: int = 0) -> EDSR:
         """The network, initialised from ``seed``."""
         sizes = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         return build_network(sizes.pop("variant"), seed=seed, **sizes)
+
+    @property
+    def description(self) -> str:
+        """Variant and sizes in a few words."""
+        return (
+            f"{self.variant.label}, {self.blocks} blocks x {self.channels} channels, x{self.scale}"
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """As weight files hold it."""
@@ -46,7 +56,11 @@ class Architecture:
     def from_dict(cls, content: dict[str, Any]) -> Architecture:
         """The reverse of :meth:`to_dict`; KeyError or TypeError for any other content."""
         variant = Variant(content["variant"]["name"], content["variant"]["options"])
-        return cls(**content | {"variant": variant})
+        positions = content.get("positions")
+        return cls(
+            **content
+            | {"variant": variant, "positions": None if positions is None else tuple(positions)}
+        )
 
 
 @dataclass(frozen=True)
@@ -106,19 +120,9 @@ def load_strictly(module: torch.nn.Module, tensors: dict[str, torch.Tensor], sou
     Raises:
         UserError: a tensor is missing, surplus or misshapen; the message names them.
     """
-    own = module.state_dict()
-    problems = [f"{key} is missing" for key in own if key not in tensors]
-    problems += [f"{key} is surplus" for key in tensors if key not in own]
-    problems += [
-        f"{key} has shape {list(tensors[key].shape)}, not {list(value.shape)}"
-        for key, value in own.items()
-        if key in tensors and tensors[key].shape != value.shape
-    ]
-    if problems:
-        shown = "; ".join(problems[:5]) + (
-            f"; and {len(problems) - 5} more" if problems[5:] else ""
-        )
-        raise UserError(f"{source} does not fit the network: {shown}")
+    shapes = {key: value.shape for key, value in module.state_dict().items()}
+    if misfit := describe_misfit(shapes, tensors):
+        raise UserError(f"{source} does not fit the network: {misfit}")
     module.load_state_dict(tensors)
 
 

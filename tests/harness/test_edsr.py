@@ -83,6 +83,29 @@ def test_forward_is_edsr() -> None:
         assert torch.allclose(network(x), literal_edsr(network, x), atol=1e-5)
 
 
+def test_with_the_range_1_no_bit_differs_from_a_network_without_a_range() -> None:
+    network = build_network(Variant("enlca", {"m": 4}), blocks=4, channels=8, scale=2).eval()
+    x = torch.rand(1, 3, 6, 5).requires_grad_()
+    mean = network.mean
+    head = network.head(x - mean)
+    u = network.attention["0"](head)
+    for i, block in enumerate(network.blocks, start=1):
+        u = network.attention[str(i)](block(u))
+    expected = network.tail(network.upsampler(network.body_end(u) + head)) + mean
+    found = network(x)
+    assert torch.equal(found, expected)
+    gradients = [torch.autograd.grad(y.square().sum(), x)[0] for y in (found, expected)]
+    assert torch.equal(*gradients)
+
+
+def test_modules_stand_where_they_are_put() -> None:
+    network = build_network(
+        Variant("conv"), blocks=2, channels=4, scale=2, positions=(0, 2), image_range=255
+    )
+    assert list(network.attention) == ["0", "2"]
+    assert network(torch.rand(1, 3, 4, 4)).shape == (1, 3, 8, 8)
+
+
 def test_auxiliary_loss_is_the_mean_of_the_modules() -> None:
     network = build_network(Variant("enlca", {"m": 4}), blocks=4, channels=8, scale=2)
     network(torch.rand(1, 3, 9, 8))

@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import json
+import math
+import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -7,12 +11,16 @@ import pytest
 import torch
 from torch import nn
 
+from harness import convert
+from harness import evaluate as evaluation
 from harness.bicubic import upscale
 from harness.config import Variant
 from harness.data import find_data
 from harness.edsr import build_network
 from harness.evaluate import MAX_PSNR, evaluate, super_resolve
 from harness.metrics import quality
+from harness.weights import Architecture, TrainedNetwork, save_weights
+from tests.reference import released
 
 
 class Nearest(nn.Module):
@@ -65,6 +73,205 @@ def test_identical_images_have_a_finite_psnr(image_folder: Path) -> None:
     flat = type(image)("flat", np.full_like(image.hr, 7), np.full_like(image.lr, 7))
     result = evaluate(Nearest(), [flat], 1, 4, "test")
     assert result["psnr"] == MAX_PSNR
+
+
+class PatchDependent(Nearest):
+    """Shifts by the size and the mean of what it is given, so that every cut shows."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) / 2 + x.mean() / 4 + x.shape[2] / 800 + x.shape[3] / 500
+
+
+def in_quarters(network: nn.Module, lr: np.ndarray, largest: int) -> np.ndarray:
+    """The released forward_chop, one output pixel after the other, x4."""
+
+    def extended(half: int, multiple: int) -> int:
+        size = half + 10 + 1
+        while size % multiple:
+            size += 1
+        return size
+
+    height, width = lr.shape[:2]
+    h, w = extended(height // 2, 4), extended(width // 2, 8)
+    cut = super_resolve if h * w < largest else lambda n, part, _: in_quarters(n, part, largest)
+    corners = {
+        (top, left): cut(network, lr[top : top + h, left : left + w], 4)
+        for top in (0, height - h)
+        for left in (0, width - w)
+    }
+    sr = np.empty((4 * height, 4 * width, 3), np.uint8)
+    for row in range(4 * height):
+        for column in range(4 * width):
+            top = 0 if row < 4 * (height // 2) else height - h
+            left = 0 if column < 4 * (width // 2) else width - w
+            sr[row, column] = corners[top, left][row - 4 * top, column - 4 * left]
+    return sr
+
+
+@pytest.mark.parametrize(("size", "largest"), [((57, 61), 120_000), ((78, 90), 2800)])
+def test_chop_is_the_released_one(
+    size: tuple[int, int], largest: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluation, "CHOP_PIXELS", largest)
+    lr = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    found = super_resolve(PatchDependent(), lr, 4, chop=True)
+    assert np.array_equal(found, in_quarters(PatchDependent(), lr, largest))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 40), (20, 31), (130, 1)])
+def test_chop_of_images_smaller_than_a_quarter_with_its_overlap(
+    size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluation, "CHOP_PIXELS", 1000)
+    lr = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    assert np.array_equal(super_resolve(Nearest(), lr, 4, chop=True), lr.repeat(4, 0).repeat(4, 1))
+
+
+def released_psnr(sr: np.ndarray, hr: np.ndarray, scale: int) -> float:
+    """utility.calc_psnr of EDSR-PyTorch, NLSN and ENLCA, from its formula, pixel by pixel."""
+    height, width = hr.shape[:2]
+    squares = []
+    for row in range(scale, height - scale):
+        for column in range(scale, width - scale):
+            difference = (sr[row, column].astype(float) - hr[row, column]) / 255
+            luma = sum(w * d for w, d in zip((65.738, 129.057, 25.064), difference, strict=True))
+            squares.append((luma / 256) ** 2)
+    return -10 * math.log10(sum(squares) / len(squares))
+
+
+def test_released_psnr(image_folder: Path) -> None:
+    images = find_data(image_folder).test_set("Tiny", 4)
+    ours = evaluate(Nearest(), images, len(images), 4, "test")
+    theirs = evaluate(Nearest(), images, len(images), 4, "test", released_psnr=True)
+    for image, row, other in zip(images, theirs["images"], ours["images"], strict=True):
+        expected = released_psnr(image.lr.repeat(4, 0).repeat(4, 1), image.hr, 4)
+        assert row["psnr"] == pytest.approx(expected, abs=1e-5)
+        expected = released_psnr(upscale(image.lr, 4), image.hr, 4)
+        assert row["bicubic_psnr"] == pytest.approx(expected, abs=1e-5)
+        assert row["ssim"] == other["ssim"]
+        assert row["psnr"] != other["psnr"]
+
+
+# -- command line ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def official(tmp_path: Path) -> Path:
+    """A small ENLCN in the authors' naming."""
+    torch.manual_seed(0)
+    enlcn = released.Network(8, 8, 4, partial(released.ENLCA, m=4), image_range=255.0)
+    path = tmp_path / "ENLCAx4.pt"
+    torch.save(enlcn.state_dict(), path)
+    return path
+
+
+def command(module: object, monkeypatch: pytest.MonkeyPatch, *words: object) -> None:
+    monkeypatch.setattr(sys, "argv", ["harness", *map(str, words)])
+    module.main()  # type: ignore[attr-defined]
+
+
+def test_official_and_converted_weights_give_the_same_bits(
+    official: Path,
+    image_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    converted, first, second = (tmp_path / n for n in ("own.safetensors", "a.json", "b.json"))
+    command(convert, monkeypatch, official, converted)
+    assert "ENLCA-m4, 8 blocks x 8 channels, x4" in capsys.readouterr().out
+    common = ("--data", image_folder, "--threads", 1, "--output")
+    command(evaluation, monkeypatch, "--official", official, *common, first)
+    shown = capsys.readouterr().out
+    command(evaluation, monkeypatch, "--weights", converted, *common, second)
+    record, other = (json.loads(path.read_text()) for path in (first, second))
+    assert record["quality"] == other["quality"]
+    assert record["architecture"] == other["architecture"]
+    assert record["architecture"]["image_range"] == 255
+    assert [row["name"] for row in record["quality"]["Tiny"]["images"]] == ["e0", "e1"]
+    assert str(tmp_path) not in first.read_text()
+    assert "ENLCAx4: ENLCA-m4, 8 blocks x 8 channels, x4" in shown
+    row = next(line.split() for line in shown.splitlines() if line.startswith("Tiny"))
+    result = record["quality"]["Tiny"]
+    assert row == [
+        "Tiny",
+        f"{result['psnr']:.2f}",
+        f"{result['ssim']:.4f}",
+        f"{result['bicubic_psnr']:.2f}",
+        "/",
+        f"{result['bicubic_ssim']:.4f}",
+        "2",
+    ]
+    command(evaluation, monkeypatch, "--official", official, *common, first, "--chop")
+    command(evaluation, monkeypatch, "--official", official, *common, second, "--psnr", "released")
+    chopped, released_luma = (json.loads(path.read_text()) for path in (first, second))
+    assert (chopped["chop"], chopped["psnr"]) == (True, "rounded")
+    assert (released_luma["chop"], released_luma["psnr"]) == (False, "released")
+    assert released_luma["quality"]["Tiny"]["psnr"] != result["psnr"]
+
+
+def test_a_run_of_ours_is_evaluated(
+    image_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    architecture = Architecture(Variant("none"), 4, 8, 2)
+    path = tmp_path / "runs" / "none-1" / "weights.safetensors"
+    save_weights(path, architecture.build(), architecture, "none-1")
+    words = ("--weights", "none", "--results", tmp_path, "--data", image_folder, "--tile", 16)
+    command(evaluation, monkeypatch, *words, "--test-sets", "Tiny", "Tiny")
+    assert "none-1: Baseline, 4 blocks x 8 channels, x2" in capsys.readouterr().out
+
+
+def test_the_papers_figures_stand_beside_a_published_network() -> None:
+    image = {"psnr": 27.0, "ssim": 0.8, "bicubic_psnr": 23.14, "bicubic_ssim": 0.657}
+    results = {name: image | {"images": [{}]} for name in ("Urban100", "Mine")}
+
+    def rows(scale: int, blocks: int = 32) -> list[list[str]]:
+        architecture = Architecture(Variant("enlca"), blocks, 256, scale, 0.1)
+        table = evaluation.table(TrainedNetwork("x", architecture, nn.Identity()), results)  # type: ignore[arg-type]
+        return [[str(column.header), *map(str, column.cells)] for column in table.columns]
+
+    assert rows(4)[-1] == ["paper's\nENLCN", "27.12 / 0.8141", ""]
+    assert rows(2)[-1] == ["paper's\nENLCN", "33.56 / 0.9398", ""]
+    for other in (rows(3), rows(4, blocks=8)):
+        assert other[-1] == ["images", "1", "1"]
+
+
+def test_mistakes_are_one_line_and_status_2(
+    official: Path,
+    image_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    train_only = tmp_path / "train_only"
+    (train_only / "train").mkdir(parents=True)
+    (train_only / "train" / "Some").symlink_to(image_folder / "train" / "Some")
+    data, given = ("--data", image_folder), ("--official", official)
+    for module, words, message in [
+        (evaluation, data, "give one of --official FILE and --weights RUN-OR-FILE"),
+        (evaluation, (*given, "--weights", "x", *data), "give one of --official"),
+        (evaluation, (*given, *data, "--tile", 16, "--chop"), "--chop exclude each other"),
+        (evaluation, (*given, *data, "--tile", 8), "--tile must be at least 16"),
+        (evaluation, (*given, *data, "--threads", 0), "threads must be at least 1"),
+        (evaluation, (*given, *data, "--test-sets", "Tny"), "did you mean Tiny"),
+        (evaluation, (*given, "--data", train_only), "train_only has no test sets"),
+        (evaluation, ("--weights", "x", "--block-res-scale", 1, *data), "leave it out"),
+        (evaluation, ("--official", tmp_path / "no.pt", *data), "no weights at"),
+        (evaluation, (*given, "--psnr", "best"), "invalid choice"),
+        (convert, (official, official), "exists already"),
+        (convert, (official, image_folder / "train" / "Some" / "t0.png" / "a"), "cannot write"),
+        (convert, (tmp_path / "no.pt", tmp_path / "new"), "no weights at"),
+    ]:
+        with pytest.raises(SystemExit) as stopped:
+            command(module, monkeypatch, *words)
+        error = capsys.readouterr().err
+        assert stopped.value.code == 2
+        assert message in error
+        assert error.count("\n") == 1
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.data

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from harness.config import Variant
@@ -29,6 +32,21 @@ def test_a_file_gives_the_same_network(saved: Path) -> None:
     assert not trained.network.training
     x = torch.rand(1, 3, 9, 11)
     torch.testing.assert_close(trained.network(x), ENLCA.build(seed=3).eval()(x), rtol=0, atol=0)
+
+
+def test_range_and_positions_are_kept_and_older_files_have_none(saved: Path) -> None:
+    other = dataclasses.replace(ENLCA, image_range=255.0, positions=(0, 3))
+    path = saved.with_name("other.safetensors")
+    save_weights(path, other.build(), other, "other")
+    found = load_weights(path).architecture
+    assert (found.image_range, found.positions) == (255.0, (0, 3))
+    assert found == Architecture.from_dict(other.to_dict())
+    with safe_open(saved, framework="pt") as file:
+        metadata = file.metadata()
+    older = json.loads(metadata["architecture"])
+    del older["image_range"], older["positions"]
+    save_file(load_file(saved), path, metadata | {"architecture": json.dumps(older)})
+    assert load_weights(path).architecture == load_weights(saved).architecture
 
 
 def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:

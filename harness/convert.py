@@ -1,0 +1,43 @@
+"""Write an official network as safetensors in this project's naming.
+
+Command line: ``python -m harness.convert FILE OUTPUT.safetensors``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from .errors import UserError, command_line, usage_errors
+from .official import load_official
+from .weights import save_weights
+
+
+@dataclass
+class Options:
+    """Write an official EDSR, NLSN or ENLCN file as safetensors that --weights opens."""
+
+    file: tyro.conf.Positional[Path]
+    """The authors' file, pickled or safetensors."""
+    output: tyro.conf.Positional[Path]
+    """File to write; it must not exist."""
+    block_res_scale: float | None = None
+    """The released --res_scale, of blocks and attention alike; by default the published one."""
+
+
+@command_line
+def main() -> None:
+    """Entry point of ``python -m harness.convert``."""
+    with usage_errors():
+        options = tyro.cli(Options, prog="python -m harness.convert")
+    if options.output.exists():
+        raise UserError(f"{options.output} exists already: choose another name or delete it")
+    trained = load_official(options.file, block_res_scale=options.block_res_scale)
+    save_weights(options.output, trained.network, trained.architecture, trained.name)
+    print(f"{trained.architecture.description}: {options.output}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,265 @@
+"""The authors' networks: same function, strictly every tensor, no pickled code."""
+
+from __future__ import annotations
+
+import pickle
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from attention_zoo import AttentionError
+from attention_zoo.nlsa import NonLocalSparseAttention
+from attention_zoo.official import find_official
+from harness.config import Variant
+from harness.edsr import EDSR
+from harness.errors import UserError
+from harness.official import load_official, published_method, read_state_dict
+from harness.weights import Architecture
+from tests.reference import released
+from tests.reference.cases import perturb
+from tests.reference.released import assert_same_function
+
+NLSN = partial(released.NLSA, chunk_size=6)
+ENLCN = partial(released.ENLCA, m=5)
+
+
+def make(
+    attention: Callable[[int], nn.Module] | None = ENLCN,
+    blocks: int = 8,
+    scale: int = 2,
+    **options: Any,
+) -> released.Network:
+    """A released network of 8 channels with no weight at its initial value."""
+    torch.manual_seed(0)
+    network = released.Network(blocks, 8, scale, attention, **options)
+    mean = {k: v.clone() for k, v in network.state_dict().items() if "_mean" in k}
+    perturb(network).load_state_dict(mean, strict=False)
+    return network
+
+
+def write(content: Any, path: Path) -> Path:
+    torch.save(content, path)
+    return path
+
+
+def released_names(network: EDSR, theirs: released.Network) -> dict[str, str]:
+    """Released name of each of our parameters, counted off by hand."""
+    names = {"head": "head.0", "body_end": f"body.{len(theirs.body) - 1}", "tail": "tail.1"}
+    names |= {"upsampler.0": "tail.0.0", "upsampler.2": "tail.0.2"}
+    done = 0
+    for entry, module in enumerate(theirs.body[:-1]):
+        if isinstance(module, released.Block):
+            names[f"blocks.{done}.conv1"] = f"body.{entry}.body.0"
+            names[f"blocks.{done}.conv2"] = f"body.{entry}.body.2"
+            done += 1
+        else:
+            for ours, theirs_name in find_official(module.state_dict()).tensors.items():
+                names[f"attention.{done}.{ours}"] = f"body.{entry}.{theirs_name}"
+    found = {}
+    for name, _ in network.named_parameters():
+        layer, part = name.rsplit(".", 1)
+        found[name] = names.get(name) or f"{names[layer]}.{part}"
+    return found
+
+
+@pytest.mark.parametrize(
+    ("attention", "blocks", "scale", "options"),
+    [
+        (None, 8, 2, {"res_scale": 1.0}),
+        (None, 5, 3, {"res_scale": 1.0, "image_range": 255.0}),
+        (None, 8, 4, {"res_scale": 1.0, "image_range": 255.0}),
+        (ENLCN, 16, 2, {}),
+        (ENLCN, 8, 4, {"image_range": 255.0}),
+        (NLSN, 8, 2, {}),
+        (NLSN, 10, 4, {"image_range": 255.0}),
+        (released.NLA, 8, 2, {}),
+        (released.CrissCross, 8, 3, {}),
+    ],
+)
+def test_a_network_computes_what_the_released_one_does(
+    attention: Callable[[int], nn.Module] | None,
+    blocks: int,
+    scale: int,
+    options: dict[str, Any],
+    tmp_path: Path,
+) -> None:
+    theirs = make(attention, blocks, scale, **options)
+    trained = load_official(write(theirs.state_dict(), tmp_path / "a.pt"), chunk_size=6)
+    ours, architecture = trained.network, trained.architecture
+    image_range = options.get("image_range", 1.0)
+    assert (architecture.blocks, architecture.channels) == (blocks, 8)
+    assert (architecture.scale, architecture.image_range) == (scale, image_range)
+    assert [int(key) for key in ours.attention] == list(
+        range(0, blocks + 1, 8) if attention else []
+    )
+    rotations = torch.randn(4, 2, 2)
+    for module in (*ours.modules(), *theirs.modules()):
+        if isinstance(module, NonLocalSparseAttention):  # drawn anew in each released forward
+            module.rotations = lambda q: rotations  # type: ignore[method-assign]
+        elif isinstance(module, released.NLSA):
+            module.rotations = rotations
+    names = released_names(ours, theirs)
+    x = torch.rand(1, 3, 5, 4, generator=torch.Generator().manual_seed(1))
+    assert_same_function(ours, theirs, x, names, image_range)
+
+
+def test_what_is_read_off_the_tensors(tmp_path: Path) -> None:
+    def load(*args: Any, **options: Any) -> Architecture:
+        return load_official(
+            write(make(*args).state_dict(), tmp_path / "a.pt"), **options
+        ).architecture
+
+    enlca = Variant("enlca", {"m": 5, "reduction": 4, "res_scale": 0.1})
+    assert load(ENLCN, 32) == Architecture(enlca, 32, 8, 2, 0.1)
+    assert load(ENLCN, 12) == Architecture(enlca, 12, 8, 2, 0.1, positions=(0, 8))
+    nla = load(released.NLA).variant
+    assert (nla.name, nla.options["released"]) == ("nla", True)
+    nlsa = load(NLSN, rounds=2).variant.options
+    assert (nlsa["rounds"], nlsa["chunk_size"]) == (2, 144)
+    assert load(None) == Architecture(Variant("none"), 8, 8, 2, 1.0)
+    with pytest.raises(AttentionError, match="rounds must be at least 1"):
+        load(NLSN, rounds=0)
+
+
+def test_residual_scale(tmp_path: Path) -> None:
+    wide = write(released.Network(1, 256, 2).state_dict(), tmp_path / "wide.pt")
+    assert load_official(wide).architecture.block_res_scale == 0.1
+    path = write(make().state_dict(), tmp_path / "enlcn.pt")
+    network = load_official(path, block_res_scale=0.5).network
+    assert {block.res_scale for block in network.blocks} == {0.5}
+    assert {module.res_scale for module in network.attention_modules} == {0.5}
+
+
+@pytest.mark.parametrize("attention", [None, ENLCN, NLSN])
+def test_every_tensor_is_wanted_and_no_other(
+    attention: Callable[[int], nn.Module] | None, tmp_path: Path
+) -> None:
+    state = make(attention, 1).state_dict()
+
+    def message(changed: dict[str, Tensor]) -> str:
+        with pytest.raises(UserError) as error:
+            load_official(write(changed, tmp_path / "a.pt"))
+        return str(error.value)
+
+    for key, tensor in state.items():
+        rest = {k: t for k, t in state.items() if k != key}
+        assert message(rest).endswith(f": {key} is missing")
+        assert f"{key} has shape {[1, *tensor.shape]}, not" in message(rest | {key: tensor[None]})
+    for extra in ("extra", "body.0.extra", "body.1.extra", "body.2.extra", "body.9.weight"):
+        assert f"{extra} is surplus" in message(state | {extra: torch.zeros(8)})
+
+
+def test_a_file_may_be_wrapped_prefixed_or_old(tmp_path: Path) -> None:
+    state = make().state_dict()
+    expected = load_official(write(state, tmp_path / "plain.pt")).network.state_dict()
+    prefixed = OrderedDict((f"module.model.{k}", v) for k, v in state.items())
+    for name, content in [
+        ("a.pt", {"state_dict": state, "epoch": 3}),
+        ("b.pth", {"model": prefixed, "optimizer": {"lr": 0.1}}),
+        ("c.pt", {k: nn.Parameter(v) for k, v in state.items()}),
+        ("d.pt", {f"model.{k}": v.half().float() for k, v in state.items()}),
+    ]:
+        found = load_official(write(content, tmp_path / name)).network.state_dict()
+        for key, value in expected.items():
+            assert torch.allclose(found[key], value, rtol=1e-3, atol=1e-3 * (name == "d.pt")), key
+    old = tmp_path / "old.pt"
+    torch.save(state, old, _use_new_zipfile_serialization=False)
+    save_file({k: v.contiguous() for k, v in state.items()}, tmp_path / "e.safetensors")
+    for path in (old, tmp_path / "e.safetensors"):
+        trained = load_official(path)
+        assert (trained.name, trained.network.training) == (path.stem, False)
+        for key, value in trained.network.state_dict().items():
+            assert torch.equal(value, expected[key])
+
+
+class Malicious:
+    """Unpickling it writes a file."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.target,)
+
+
+@pytest.mark.parametrize("wrap", [lambda x: x, lambda x: {"head.0.weight": x}])
+def test_no_pickled_code_is_run(wrap: Callable[[Any], Any], tmp_path: Path) -> None:
+    target, path = tmp_path / "executed", tmp_path / "a.pt"
+    content = wrap(Malicious(target))
+    pickle.loads(pickle.dumps(content))
+    assert target.exists()  # so it would
+    target.unlink()
+    write(content, path)
+    with pytest.raises(UserError, match="more than tensors and could run any code"):
+        load_official(path)
+    path.write_bytes(pickle.dumps(content))
+    with warnings.catch_warnings(action="error"), pytest.raises(UserError, match="cannot open"):
+        load_official(path)
+    assert not target.exists()
+
+
+def test_other_files_are_refused(tmp_path: Path) -> None:
+    state = make().state_dict()
+    (tmp_path / "torn.pt").write_bytes(write(state, tmp_path / "whole.pt").read_bytes()[:999])
+    (tmp_path / "torn.safetensors").write_bytes(b"torn")
+    for name, content in [
+        ("list.pt", [torch.zeros(1)]),
+        ("empty.pt", {}),
+        ("numbers.pt", {"head.0.bias": 3}),
+        ("module.pt", released.ENLCA(8).state_dict()),
+        ("mixed.pt", state | mixed(state)),
+        ("mean.pt", state | {"sub_mean.bias": torch.zeros(3)}),
+        ("nan.pt", state | {"add_mean.weight": torch.full((3, 3, 1, 1), torch.nan)}),
+        ("foreign.pt", state | {f"body.0.{i}.w": torch.zeros(1) for i in range(99)}),
+    ]:
+        write(content, tmp_path / name)
+    for name, words in [
+        ("nowhere.pt", "no weights at"),
+        (".", "cannot read weights"),
+        ("torn.pt", "cannot open .* damaged"),
+        ("torn.safetensors", "cannot open .* damaged"),
+        ("list.pt", "holds no state dict$"),
+        ("empty.pt", "holds no state dict$"),
+        ("numbers.pt", "'head.0.bias' is no tensor"),
+        ("module.pt", r"no network of EDSR-PyTorch.*but conv_match1\.0\.weight"),
+        ("mixed.pt", "body.0 is ENLCA-m5 and body.9 ENLCA-m2; all"),
+        ("mean.pt", r"sub_mean\.bias is \[0\.0, 0\.0, 0\.0\], not the mean of DIV2K"),
+        ("nan.pt", r"add_mean\.weight is \[nan, .* another normalisation"),
+        ("foreign.pt", r"body\.0\.0\.w is surplus; .*; and 94 more"),
+    ]:
+        with pytest.raises(UserError, match=words) as error:
+            load_official(tmp_path / name)
+        assert "\n" not in str(error.value)
+
+
+def mixed(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The last module with another m."""
+    key = "body.9.attn_fn.projection_matrix"
+    return {key: state[key][:2]}
+
+
+def test_published_methods() -> None:
+    for name, method in [("none", "EDSR"), ("nlsa", "NLSN"), ("enlca", "ENLCN"), ("nla", None)]:
+        assert published_method(Architecture(Variant(name), 32, 256, 4, 0.1)) == method
+    for other in (
+        Architecture(Variant("enlca", {"m": 16}), 32, 256, 4, 0.1),
+        Architecture(Variant("enlca"), 32, 64, 4, 0.1),
+        Architecture(Variant("none"), 32, 256, 4, 1.0),
+        Architecture(Variant("enlca"), 32, 256, 4, 0.1, positions=(0,)),
+    ):
+        assert published_method(other) is None
+
+
+def test_reading_gives_the_tensors(tmp_path: Path) -> None:
+    state = {"a": torch.arange(3), "b": torch.rand(2, 2)}
+    found = read_state_dict(write({"state_dict": state}, tmp_path / "a.pt"))
+    assert found.keys() == state.keys()
+    assert all(torch.equal(found[key], value) for key, value in state.items())
