@@ -41,9 +41,13 @@ def setting_text(setting: Setting) -> str:
     data = config["data"]
     seeds = sorted({len(runs) for runs in setting.runs_of.values()})
     count = plural(seeds[0], "seed") if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]} seeds"
+    start = config.get("start")
+    steps = f"{config['steps']} steps"
+    if start:
+        steps = f"{config['steps']} further steps after the baseline's {start['steps']}"
     return (
         f"preset {config['preset']} ({config['blocks']} blocks × {config['channels']} channels), "
-        f"×{config['scale']}, protocol {config['protocol']}, {config['steps']} steps, trained on "
+        f"×{config['scale']}, protocol {config['protocol']}, {steps}, trained on "
         f"{' + '.join(data['train'])} ({plural(data['train_images'], 'image')} of {data['name']}), "
         f"device {config['device']}, {config.get('precision', 'float32')}, {count}"
     )
@@ -59,6 +63,7 @@ def _setting_columns(setting: Setting) -> dict[str, Any]:
         "protocol": config["protocol"],
         "scale": config["scale"],
         "steps": config["steps"],
+        "start_steps": (config.get("start") or {}).get("steps"),
         "blocks": config["blocks"],
         "network_channels": config["channels"],
         "data": config["data"]["name"],

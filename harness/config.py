@@ -188,8 +188,21 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
+class StartConfig:
+    """Training of the baseline that the runs of protocol ``warm-start`` begin with."""
+
+    steps: int
+    learning_rate: float
+    schedule: str
+
+
+@dataclass(frozen=True)
 class RunConfig:
-    """Everything that decides a run's result. Equal configurations have equal ids."""
+    """Everything that decides a run's result. Equal configurations have equal ids.
+
+    Protocol ``scratch`` has no ``start``. In ``warm-start`` the backbone begins with the weights
+    of :attr:`baseline`, the same for every variant of a seed, and trains ``steps`` further.
+    """
 
     variant: Variant
     preset: str
@@ -212,8 +225,15 @@ class RunConfig:
     device: str
     tile: int | None
     data: DataConfig
+    start: StartConfig | None = None
 
     def __post_init__(self) -> None:
+        if self.protocol not in PROTOCOLS:
+            raise UserError(
+                f"unknown protocol {self.protocol!r}: choose from {', '.join(PROTOCOLS)}"
+            )
+        if self.start is not None:
+            _ = self.baseline  # its values are checked too
         for name in ("blocks", "channels", "patch", "batch", "steps", "steps_per_epoch"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -247,8 +267,23 @@ class RunConfig:
         """The configuration without its variant: what records hold as ``config``."""
         values = dataclasses.asdict(self)
         del values["variant"]
+        if self.start is None:
+            del values["start"]
         values["betas"] = list(self.betas)
         return values
+
+    @property
+    def baseline(self) -> RunConfig:
+        """The run whose weights a warm start begins with: plain EDSR, trained from scratch."""
+        if self.start is None:
+            raise ValueError("a run from scratch has no baseline to begin with")
+        return dataclasses.replace(
+            self,
+            variant=Variant("none"),
+            protocol="scratch",
+            start=None,
+            **dataclasses.asdict(self.start),
+        )
 
     @property
     def run_id(self) -> str:
@@ -263,6 +298,7 @@ class RunConfig:
         return f"{label}-{self.preset}-x{self.scale}-s{self.seed}-{digest}"
 
 
+PROTOCOLS = ("scratch", "warm-start")
 PRECISIONS = ("float32", "tf32", "bfloat16")
 SCHEDULES = ("halving", "one-cycle")
 

@@ -17,7 +17,7 @@ import tyro
 from rich.console import Console
 
 from . import flops, latency, machine
-from .config import DataConfig, RunConfig, TableName, Variant, find_preset
+from .config import DataConfig, RunConfig, StartConfig, TableName, Variant, find_preset
 from .data import DataSource, TrainingCache, check_patch, find_data
 from .edsr import build_network
 from .errors import UserError, command_line
@@ -27,7 +27,7 @@ from .options import describe_command, parse
 from .records import load_records, record_id, record_path, save_record
 from .tables import summary
 from .train import Trainer, precision
-from .weights import Architecture, save_weights
+from .weights import Architecture, load_strictly, load_weights, save_weights
 
 #: Seconds of timing for each part in the main job; ``harness.latency`` measures at length.
 LATENCY_SECONDS = 5.0
@@ -55,8 +55,12 @@ class Options:
     """Scale factor: 2, 3 or 4."""
     seeds: tuple[int, ...] = (0,)
     """Seeds; one run each."""
+    protocol: str = "scratch"
+    """scratch (the paper's), or warm-start: one baseline a seed, trained on by every variant."""
+    start_steps: int | None = None
+    """Steps of warm-start's baseline, with the preset's rate and schedule."""
     steps: int | None = None
-    """Training steps."""
+    """Training steps; with warm-start, the further ones."""
     steps_per_epoch: int | None = None
     """Steps between redraws of random projections."""
     batch: int | None = None
@@ -116,13 +120,22 @@ def configure(
 
     if options.scale not in preset.patch:
         raise UserError(f"scale must be 2, 3 or 4, got {options.scale}")
+    start = None
+    if options.protocol == "warm-start":
+        start = StartConfig(
+            steps=preset.steps if options.start_steps is None else options.start_steps,
+            learning_rate=preset.learning_rate,
+            schedule=preset.schedule,
+        )
+    elif options.start_steps is not None:
+        raise UserError("--start-steps is of --protocol warm-start")
     test = list(options.test_sets) or source.test_sets
     for name in test:
         source.test_set(name, options.scale)
     return RunConfig(
         variant=variant,
         preset=options.preset,
-        protocol="scratch",
+        protocol=options.protocol,
         scale=options.scale,
         seed=seed,
         blocks=value("blocks"),
@@ -147,6 +160,7 @@ def configure(
             train_sha256=cache.sha256 if cache else "",
             test=test,
         ),
+        start=start,
     )
 
 
@@ -170,12 +184,8 @@ def run(
     path = record_path(results, "run", config.run_id)
     if path.exists():
         return next(r for r in load_records(results, "run") if r["id"] == config.run_id)
-    folder = results / "runs" / config.run_id
-    _claim(folder, config)
-    network = architecture(config).build(config.seed).to(device)
-    trainer = Trainer(config, network, cache, folder)
-    trainer.train(f"{config.variant.label} seed {config.seed}")
-    save_weights(folder / "weights.safetensors", network, architecture(config), config.run_id)
+    trainer = train(config, cache, results, device)
+    network = trainer.network
     quality = {}
     with precision("float32", device):
         for name in config.data.test:
@@ -198,8 +208,32 @@ def run(
         "quality": quality,
     }
     save_record(results, record)
-    (folder / "state.safetensors").unlink(missing_ok=True)
+    trainer.discard_state()
     return next(r for r in load_records(results, "run") if r["id"] == config.run_id)
+
+
+def train(config: RunConfig, cache: TrainingCache, results: Path, device: torch.device) -> Trainer:
+    """Train one variant with one seed, or take its training up, and write its weights.
+
+    A warm start's baseline is trained first where its weights are not there.
+
+    Raises:
+        UserError: as :func:`run`.
+    """
+    network = architecture(config).build(config.seed).to(device)
+    if config.start is not None:
+        baseline = results / "runs" / config.baseline.run_id / "weights.safetensors"
+        if not baseline.exists():
+            train(config.baseline, cache, results, device).discard_state()
+        tensors = load_weights(baseline).network.state_dict()
+        own = {k: v for k, v in network.state_dict().items() if k.startswith("attention.")}
+        load_strictly(network, tensors | own, str(baseline))
+    folder = results / "runs" / config.run_id
+    _claim(folder, config)
+    trainer = Trainer(config, network, cache, folder)
+    trainer.train(f"{config.variant.label} seed {config.seed}")
+    save_weights(folder / "weights.safetensors", network, architecture(config), config.run_id)
+    return trainer
 
 
 def architecture(config: RunConfig) -> Architecture:
@@ -311,6 +345,9 @@ def main() -> None:
             for variant in variants
         ]
         check_patch(cache, configs[0].patch)
+        # What a warm start begins with has a record too, of another setting than the runs.
+        for config in {c.baseline.run_id: c.baseline for c in configs if c.start}.values():
+            run(config, source, cache, options.results, device, command)
         for config in configs:
             runs.append(run(config, source, cache, options.results, device, command))
     costs = [measure_cost(variant, options.results, command) for variant in variants]

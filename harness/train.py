@@ -122,7 +122,9 @@ class Trainer:
         """One step; returns its L1 loss."""
         config = self.config
         # All randomness of a step comes from (seed, step): nothing else has to be saved.
-        torch.manual_seed(_step_seed(config.seed, self.step))
+        # A warm start goes on where its baseline stopped, with other patches.
+        drawn = self.step + (config.start.steps if config.start else 0)
+        torch.manual_seed(_step_seed(config.seed, drawn))
         if self.step and self.step % config.steps_per_epoch == 0:
             self.network.redraw()
         with_auxiliary = (
@@ -135,7 +137,7 @@ class Trainer:
         lr_images, hr_images = sample_batch(
             self.cache,
             seed=config.seed,
-            step=self.step,
+            step=drawn,
             batch=config.batch,
             patch=config.patch,
             scale=config.scale,
@@ -199,6 +201,11 @@ class Trainer:
         tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
         data = save(tensors, metadata={"trainer": json.dumps(meta)})
         write_atomic(self.folder / "state.safetensors", lambda file: file.write(data))
+
+    def discard_state(self) -> None:
+        """Delete the saved state, once the weights are written and nothing is left to resume."""
+        if self.folder is not None:
+            (self.folder / "state.safetensors").unlink(missing_ok=True)
 
     def restore(self) -> None:
         """Take up the saved state, if there is one."""

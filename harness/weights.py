@@ -84,8 +84,9 @@ def save_weights(path: Path, network: EDSR, architecture: Architecture, name: st
         UserError: the file cannot be written.
     """
     tensors = {k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}
-    metadata = {"name": name, "architecture": json.dumps(architecture.to_dict(), sort_keys=True)}
-    data = save(tensors, metadata=metadata)
+    content = {"name": name, "architecture": architecture.to_dict()}
+    # One entry: of several, safetensors would shuffle the order.
+    data = save(tensors, metadata={"network": json.dumps(content, sort_keys=True)})
     write_atomic(path, lambda file: file.write(data))
 
 
@@ -99,8 +100,9 @@ def load_weights(path: Path) -> TrainedNetwork:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
+            content = json.loads(metadata["network"])
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        architecture = Architecture.from_dict(json.loads(metadata["architecture"]))
+        architecture = Architecture.from_dict(content["architecture"])
         network = architecture.build()
     except FileNotFoundError:
         raise UserError(f"no weights at {path}") from None
@@ -111,7 +113,7 @@ def load_weights(path: Path) -> TrainedNetwork:
             raise
         raise UserError(f"{path} does not say which network its weights belong to") from error
     load_strictly(network, tensors, str(path))
-    return TrainedNetwork(metadata.get("name", path.stem), architecture, network.eval())
+    return TrainedNetwork(str(content["name"]), architecture, network.eval())
 
 
 def load_strictly(module: torch.nn.Module, tensors: dict[str, torch.Tensor], source: str) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from harness import run, tables
@@ -279,6 +280,62 @@ def test_an_own_module_is_run_by_its_path(
     run_main(monkeypatch, *words, *common)
     (record,) = load_records(tmp_path / "results", "run")
     assert record["variant"]["label"] == "Twice-3.0"
+
+
+def test_a_warm_start_trains_every_variant_on_from_one_baseline(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, image_folder: Path
+) -> None:
+    warm = ["--protocol", "warm-start", "--start-steps", "4", "--learning-rate", "1e-9"]
+    common = [*TINY, *warm, "--data", image_folder, "--results", tmp_path, "--skip-latency"]
+    run_main(monkeypatch, "--attn", "none", "nla", *common)
+    records = {
+        (r["config"]["protocol"], r["variant"]["name"]): r
+        for r in load_records(tmp_path)
+        if r["kind"] == "run"
+    }
+    assert set(records) == {("scratch", "none"), ("warm-start", "none"), ("warm-start", "nla")}
+    start = records["scratch", "none"]
+    assert start["config"]["steps"] == 4
+    assert "start" not in start["config"]
+    assert records["warm-start", "nla"]["config"]["start"]["steps"] == 4
+    weights = {
+        key: load_file(tmp_path / "runs" / r["id"] / "weights.safetensors")
+        for key, r in records.items()
+    }
+    # At this rate nothing moves: both still have the baseline's backbone.
+    for key in ("none", "nla"):
+        for name, value in weights["scratch", "none"].items():
+            torch.testing.assert_close(weights["warm-start", key][name], value, rtol=0, atol=1e-6)
+    # Without its weights the baseline is trained again, to the same bits; its record stays.
+    path = tmp_path / "runs" / start["id"] / "weights.safetensors"
+    before = path.read_bytes()
+    path.unlink()
+    run_main(monkeypatch, "--attn", "conv", *common)
+    assert path.read_bytes() == before
+    # It is the run that the same options without a warm start give.
+    alone = ["--attn", "none", *TINY, "--steps", "4", "--data", image_folder, "--skip-latency"]
+    run_main(monkeypatch, *alone, "--results", tmp_path)
+    assert len(load_records(tmp_path, "run")) == 4
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--protocol", "cold"], "unknown protocol 'cold': choose from scratch, warm-start"),
+        (["--start-steps", "4"], "--start-steps is of --protocol warm-start"),
+        (["--protocol", "warm-start", "--start-steps", "0"], "steps must be at least 1"),
+    ],
+)
+def test_bad_protocols_are_refused(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    image_folder: Path,
+    words: list[str],
+    message: str,
+) -> None:
+    common = ["--attn", "none", *TINY, "--data", image_folder, "--results", tmp_path]
+    assert message in refused(monkeypatch, capsys, *common, *words)
 
 
 def test_commands_hold_no_path_of_the_machine() -> None:

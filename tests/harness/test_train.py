@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from harness.config import RunConfig, Variant
+from harness import train
+from harness.config import RunConfig, StartConfig, Variant
 from harness.data import TrainingCache, find_data, sample_batch
 from harness.edsr import EDSR, build_network
 from harness.errors import UserError
@@ -47,6 +48,23 @@ def test_same_seed_same_bits(name: str, cache: TrainingCache) -> None:
     assert first.log == second.log
     other = trained(make_config(name, seed=1), cache)
     assert not torch.equal(first.network.head.weight, other.network.head.weight)
+
+
+def test_a_warm_start_goes_on_where_its_baseline_stopped(
+    cache: TrainingCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its patches are those that the baseline would have seen next."""
+    seen: list[int] = []
+    draw = train.sample_batch
+    monkeypatch.setattr(
+        train, "sample_batch", lambda c, **kw: (seen.append(kw["step"]), draw(c, **kw))[1]
+    )
+    warm = make_config(protocol="warm-start", start=StartConfig(4, 2e-3, "halving"), steps=3)
+    trained(warm, cache)
+    assert seen == [4, 5, 6]
+    assert warm.baseline == make_config(steps=4, learning_rate=2e-3, schedule="halving")
+    with pytest.raises(ValueError, match="no baseline"):
+        _ = warm.baseline.baseline
 
 
 def test_training_lowers_the_loss(cache: TrainingCache) -> None:
