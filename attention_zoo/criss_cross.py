@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .base import Attention, Cost, check_qkv, embedding_channels, require_at_least
+from .nla import position_scores
 from .registry import register_attention
 from .softmax import softmax_attention_lse
 
@@ -29,12 +30,16 @@ def criss_cross_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
     Raises:
         AttentionError: the shapes do not fit together.
+
+    Numerics: error up to ``(4 u + 4 min(1, g)) max|v|``, see :mod:`.softmax`.
     """
     check_qkv(q, k, v)
     column, column_lse = _attend_lines(q.mT, k.mT, v.mT)
     column, column_lse = column.mT, column_lse.mT
     row, row_lse = _attend_lines(q, k, v)
     own = (q.to(row_lse.dtype) * k.to(row_lse.dtype)).sum(1)
+    # Its score is in both sums; rounding of a huge one must not lift it above them.
+    own = torch.minimum(own, torch.minimum(column_lse, row_lse))
     top = torch.maximum(column_lse, row_lse).detach()
     column_mass, row_mass, own_mass = (
         (t - top).exp().unsqueeze(1) for t in (column_lse, row_lse, own)
@@ -101,7 +106,7 @@ class CrissCrossAttention(Attention):
 
     def attention_weights(self, q: Tensor, k: Tensor, row: int, col: int) -> Tensor:
         """Weights ``[B, H, W]`` of one pass, zero off the column and row of (row, col)."""
-        scores = torch.einsum("bc,bchw->bhw", q[:, :, row, col], k)
+        scores = position_scores(q, k, row, col)
         on_path = torch.zeros_like(scores, dtype=torch.bool)
         on_path[:, row, :] = True
         on_path[:, :, col] = True

@@ -84,6 +84,9 @@ def random_feature_attention(
 
     Raises:
         AttentionError: the shapes do not fit together.
+
+    Numerics: error up to ``(u + 2 min(1, g)) max|v|``, see :mod:`.softmax`, whatever the length of
+    the raw embeddings; S is ``2 |f| sqrt(k) + k`` for the longest row f of F.
     """
     check_qkv(q, k, v)
     if projection.dim() != 2 or projection.shape[1] != q.shape[1]:
@@ -321,8 +324,9 @@ class EfficientNonLocalAttention(Attention):
         """The weights ``[B, H, W]`` that the random features give: phi(q)·phi(k_j) / D."""
         rows_q = to_rows(normalise(q, self.k)[:, :, row : row + 1, col : col + 1])
         rows_k = to_rows(normalise(k, self.k))
-        phi_q, phi_k = _shifted_features(rows_q, rows_k, self.projection, self.eps)
-        kernel = torch.bmm(phi_q, phi_k.mT)
+        with no_autocast(q):
+            phi_q, phi_k = _shifted_features(rows_q, rows_k, self.projection, self.eps)
+            kernel = torch.bmm(phi_q, phi_k.mT)
         return (kernel / kernel.sum(-1, keepdim=True)).view(-1, *q.shape[2:])
 
     def exact_weights(self, q: Tensor, k: Tensor, row: int, col: int) -> Tensor:

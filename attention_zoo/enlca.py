@@ -54,6 +54,8 @@ def contrastive_loss(
 
     Raises:
         AttentionError: q and k differ in shape or are not maps.
+
+    Numerics: error up to ``4 (c + 4) 2^-24 · amplification`` in any dtype, T being in float32.
     """
     if q.dim() != 4 or q.shape != k.shape:
         raise AttentionError(

@@ -16,7 +16,7 @@ from .base import (
     to_rows,
 )
 from .registry import register_attention
-from .softmax import softmax_attention, softmax_macs
+from .softmax import no_autocast, softmax_attention, softmax_macs
 
 
 def non_local_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -32,6 +32,9 @@ def non_local_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
     Raises:
         AttentionError: the shapes do not fit together.
+
+    Numerics: error up to ``(2 u + 2 min(1, g)) max|v|``, see :mod:`.softmax`; gradients are finite
+    for scores up to 2^24 (torch's fused kernel).
     """
     check_qkv(q, k, v)
     return to_map(softmax_attention(to_rows(q), to_rows(k), to_rows(v)), like=v)
@@ -106,8 +109,15 @@ def softmax_weights(q: Tensor, k: Tensor, row: int, col: int) -> Tensor:
     Returns:
         ``[B, H, W]``; each map sums to 1.
     """
-    scores = torch.einsum("bc,bchw->bhw", q[:, :, row, col], k)
+    scores = position_scores(q, k, row, col)
     return scores.flatten(1).softmax(1).view_as(scores)
+
+
+def position_scores(q: Tensor, k: Tensor, row: int, col: int) -> Tensor:
+    """Scores ``[B, H, W]`` of one query with all keys, float32 at least: half would overflow."""
+    dtype = torch.promote_types(q.dtype, torch.float32)
+    with no_autocast(q):
+        return torch.einsum("bc,bchw->bhw", q[:, :, row, col].to(dtype), k.to(dtype))
 
 
 def _projection(channels: int, out_channels: int, activation: bool) -> nn.Module:

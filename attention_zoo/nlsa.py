@@ -18,7 +18,7 @@ from .base import (
     to_rows,
 )
 from .registry import register_attention
-from .softmax import merge, softmax_attention_lse
+from .softmax import merge, no_autocast, softmax_attention_lse
 
 #: Keys are divided by their norm, but by no less than this.
 MIN_NORM = 5e-5
@@ -30,7 +30,7 @@ def num_buckets(n: int, chunk_size: int) -> int:
 
 
 def hash_codes(x: Tensor, rotations: Tensor) -> Tensor:
-    """Spherical LSH: the arg-max of [xR, −xR] for each round.
+    """Spherical LSH: the arg-max of [xR, −xR] for each round, in float32 at least.
 
     Args:
         x: embeddings ``[B, N, c]``.
@@ -40,8 +40,11 @@ def hash_codes(x: Tensor, rotations: Tensor) -> Tensor:
         Bucket codes ``[B, r, N]`` in 0 … nb − 1; no gradient flows through them.
     """
     r, c, half = rotations.shape
-    flat = rotations.to(x.dtype).permute(1, 0, 2).reshape(c, r * half)
-    rotated = torch.matmul(x.detach(), flat).unflatten(-1, (r, half)).transpose(1, 2)
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    flat = rotations.to(dtype).permute(1, 0, 2).reshape(c, r * half)
+    with no_autocast(x):
+        rotated = torch.matmul(x.detach().to(dtype), flat)
+    rotated = rotated.unflatten(-1, (r, half)).transpose(1, 2)
     return torch.cat([rotated, -rotated], dim=-1).argmax(-1)
 
 
@@ -66,6 +69,9 @@ def sparse_attention(
 
     Raises:
         AttentionError: the shapes do not fit together.
+
+    Numerics: error up to ``(6 u + 2 min(1, g)) max|v|`` for the same buckets, see
+    :mod:`.softmax`; S is the largest norm of a query.
     """
     check_qkv(q, k, v)
     if rotations.dim() != 3 or rotations.shape[1] != q.shape[1]:
@@ -84,7 +90,8 @@ def sparse_attention(
 
 
 def normalise_keys(k: Tensor) -> Tensor:
-    """Rows ``[B, N, c]`` divided by max(norm, 5e-5)."""
+    """Rows ``[B, N, c]`` divided by max(norm, 5e-5), float32 at least: a half's norm overflows."""
+    k = k.to(torch.promote_types(k.dtype, torch.float32))
     return k / torch.linalg.vector_norm(k, dim=-1, keepdim=True).clamp_min(MIN_NORM)
 
 
@@ -188,7 +195,8 @@ class NonLocalSparseAttention(Attention):
         position = row * width + col
         queries, keys = to_rows(q), normalise_keys(to_rows(k))
         order = torch.sort(hash_codes(queries, self.rotations(q)), dim=-1, stable=True).indices
-        scores = torch.einsum("bc,bnc->bn", queries[:, position], keys)
+        with no_autocast(q):
+            scores = torch.einsum("bc,bnc->bn", queries[:, position].to(keys.dtype), keys)
         weights = torch.zeros_like(scores)
         top = scores.amax(1, keepdim=True)
         for r in range(self.rounds):

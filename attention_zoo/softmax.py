@@ -2,6 +2,12 @@
 
 Non-local attention is one call, NLSA is chunks within rounds merged over rounds, Criss-Cross is
 column and row merged. No N x M tensor is ever kept whole, forward or backward.
+
+Numerics, in all modules: u is the unit roundoff of the dtype (float32 2^-24, bfloat16 2^-8,
+float16 2^-11); scores are summed in float32, whose rounding changes weights by the relative
+``g = exp(2 (c + 4) 2^-24 S) - 1`` at most, S being the largest score in magnitude (norm of query
+times norm of key). Where g reaches 1 (S = 3e5 for c = 16), float32 cannot tell scores apart:
+results stay finite, for norms up to 1e19, whose squares float32 holds, but weights mean nothing.
 """
 
 from __future__ import annotations

@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from torch.utils.flop_counter import FlopCounterMode
 
 from attention_zoo import create_attention, list_attentions
+from tests.reference.cases import counted_macs
 
 TABLE_4 = [
     ("none", {}, "0.00"),
@@ -71,20 +70,6 @@ def test_module_as_inserted(name: str, gflops: str) -> None:
     """256 channels, each module's own embedding width, projections included."""
     cost = create_attention(name, channels=256).cost(100, 100)
     assert f"{2 * cost.module / 1e9:.2f}" == gflops
-
-
-def counted_macs(name: str, channels: int, height: int, width: int, **options: Any) -> list[float]:
-    """[attend, whole module in evaluation mode], by FlopCounterMode on the meta device."""
-    module = create_attention(name, channels=channels, **options).to("meta").eval()
-    x = torch.empty(1, channels, height, width, device="meta")
-    counts = []
-    with torch.no_grad():
-        qkv = module.project(x)
-        for run in (lambda: module.attend(*qkv), lambda: module(x)):
-            with FlopCounterMode(display=False) as counter:
-                run()
-            counts.append(counter.get_total_flops() / 2)
-    return counts
 
 
 def assert_counter_agrees(

@@ -8,6 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from attention_zoo import create_attention
 
 #: Odd heights and widths: one position, one row, one column, H ≠ W both ways.
 SIZES = [(1, 1), (1, 7), (6, 1), (5, 7), (6, 4)]
@@ -130,3 +133,17 @@ class LargestTensor(TorchDispatchMode):
             if isinstance(tensor, Tensor):
                 self.largest = max(self.largest, tensor.numel())
         return out
+
+
+def counted_macs(name: str, channels: int, height: int, width: int, **options: Any) -> list[float]:
+    """[attend, whole module in evaluation mode], by FlopCounterMode on the meta device."""
+    module = create_attention(name, channels=channels, **options).to("meta").eval()
+    x = torch.empty(1, channels, height, width, device="meta")
+    counts = []
+    with torch.no_grad():
+        qkv = module.project(x)
+        for run in (lambda: module.attend(*qkv), lambda: module(x)):
+            with FlopCounterMode(display=False) as counter:
+                run()
+            counts.append(counter.get_total_flops() / 2)
+    return counts

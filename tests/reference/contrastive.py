@@ -39,9 +39,10 @@ def contrastive_loss(
         keys = [divided_by_norm(u) for u in vectors(k, b)]
         count, start = groups(len(queries), n1, n2)
         for query in queries:
-            row = sorted([amplification * torch.dot(query, key) for key in keys], reverse=True)
-            relevant = torch.exp(torch.stack(row[:count])).mean()
-            irrelevant = torch.exp(torch.stack(row[start : start + count])).mean()
+            scores = torch.stack([amplification * torch.dot(query, key) for key in keys])
+            row = torch.sort(scores, descending=True).values
+            relevant = torch.exp(row[:count]).mean()
+            irrelevant = torch.exp(row[start : start + count]).mean()
             loss = -torch.log(relevant / irrelevant) + margin
             if hinge and loss.item() < 0:
                 loss = loss * 0

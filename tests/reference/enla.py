@@ -1,4 +1,4 @@
-"""Oracle of efficient non-local attention, Eq. 3–6."""
+"""Oracle of efficient non-local attention, Eq. 3–7."""
 
 from __future__ import annotations
 
@@ -39,3 +39,26 @@ def random_feature_attention(
         values = vectors(v, b)
         images.append([weighted_mean([torch.dot(x, y) for y in keys], values) for x in queries])
     return to_map(images, *q.shape[2:])
+
+
+def estimator_variance(q: Tensor, k: Tensor, m: int, *, orthogonal: bool = False) -> float:
+    """Variance of phi(q)·phi(k) at eps = 0 over draws of F, for vectors ``[c]``.
+
+    Independent rows: Eq. 7, ``K² (exp(|z|²) − 1) / m`` with ``K = exp(q·k)``, ``z = q + k``.
+
+    Orthogonal rows (one block, m <= c): of the m² pairs of rows, m(m − 1) are no longer
+    independent. The sum w of two such rows has a uniform direction, and |w|² is chi-squared with
+    2c degrees, so ``E exp(w·z) = sum_j (|z|²/2)^j / j! · (c)_j / (c/2)_j`` (Kummer's function,
+    (a)_j the rising factorial), where independent rows have ``exp(|z|²)``: 2^j in place of the
+    quotient. The quotient is smaller from j = 2 on, hence the variance is.
+    """
+    c, z2 = len(q), float((q + k) @ (q + k))
+    scale = math.exp(-float(q @ q + k @ k))
+    variance = scale * (math.exp(2 * z2) - math.exp(z2)) / m
+    if orthogonal:
+        term = product = 1.0
+        for j in range(200):
+            term *= z2 / 2 / (j + 1) * (c + j) / (c / 2 + j)
+            product += term
+        variance += scale * (1 - 1 / m) * (product - math.exp(z2))
+    return variance

@@ -1,0 +1,362 @@
+"""Extreme features in float32, bfloat16 and float16: finite results, and bounds on the error.
+
+The bounds of BOUNDS stand in the docstrings of the functions too, as "Numerics".
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from attention_zoo import (
+    Attention,
+    AttentionError,
+    create_attention,
+    find_attention,
+    list_attentions,
+)
+from attention_zoo.enla import (
+    EfficientNonLocalAttention,
+    normalise,
+    orthogonal_gaussian,
+    random_feature_attention,
+)
+from attention_zoo.enlca import contrastive_loss
+from attention_zoo.nlsa import NonLocalSparseAttention, hash_codes
+from tests.reference import contrastive as contrastive_oracle
+from tests.reference.cases import perturb
+
+
+@dataclass(frozen=True)
+class Bound:
+    """Bound on the error of ``attend``, against float64 on the same rounded inputs.
+
+    With u the unit roundoff of the dtype (2^-24, 2^-8, 2^-11 for float32, bfloat16, float16),
+    and S the largest score::
+
+        growth = exp(2 (c + 4) 2^-24 S) - 1
+        value:    |error| <= (value · u + spread · min(1, growth)) · max|v|
+        gradient: |error| <= (gradient · u + min(N, growth)) · largest
+
+    and a few times the smallest number of the dtype, where u no longer holds.
+    Growth is what rounding of scores, which are summed in float32, does to the weights: c + 4
+    roundings of relative size 2^-24 each. Where it reaches 1, float32 cannot tell scores apart, and
+    the output is only kept from leaving the range of the values by more than ``spread``. "Largest"
+    is the largest gradient that embeddings of this size can have (:func:`largest_gradients`):
+    not that of these ones, which may cancel to zero.
+    """
+
+    value: float
+    gradient: float
+    spread: float
+    why: str
+
+
+BOUNDS = {
+    "none": Bound(0, 0, 0, "nothing is computed"),
+    "conv": Bound(1, 1, 1, "one sum of 9 C products in float32, rounded once"),
+    "nla": Bound(2, 1, 2, "a weighted mean; the fused kernel rounds weights to the dtype too"),
+    "nlsa": Bound(6, 1, 2, "rounds are rounded, weighted and summed in the dtype"),
+    "criss-cross": Bound(4, 1, 4, "column and row are rounded; the own position is taken out"),
+    "enla": Bound(1, 1, 2, "float32 throughout, rounded once; S bounds both exponents"),
+    "enlca": Bound(1, 1, 2, "as enla"),
+}
+
+#: Beyond scores of 2^24, where float32 is coarser than 1, torch's fused attention kernel may find
+#: weights in its backward pass that are not those of its forward pass: finite gradients of NLA
+#: are promised up to there, finite outputs as long as scores are finite.
+FUSED_GRADIENT_SCORE = 2.0**24
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+HUGE = {torch.float32: 1e15, torch.bfloat16: 1e4, torch.float16: 1e4}
+TINY = {torch.float32: 1e-20, torch.bfloat16: 1e-20, torch.float16: 2.0**-20}
+KINDS = [
+    "ordinary",
+    "large",
+    "huge",
+    "tiny",
+    "subnormal",
+    "constant",
+    "huge constant",
+    "zero",
+    "mixed",
+]
+SIZE = (5, 12)
+#: As inserted, and with the 64 channels of Table 4 for query and key as well.
+WIDTHS = [
+    *((name, 16, {}) for name in list_attentions()),
+    *(
+        (name, 64, {"reduction": 1})
+        for name in list_attentions()
+        if "reduction" in find_attention(name).options()
+    ),
+]
+
+
+def features(kind: str, seed: int, channels: int, dtype: torch.dtype) -> Tensor:
+    """A map ``[1, C, 5, 12]`` of the kind, rounded to the dtype."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.rand(1, channels, *SIZE, generator=generator, dtype=torch.float64) / 2 + 0.5
+    x *= torch.randint(2, x.shape, generator=generator) * 2 - 1  # 0.5 … 1, of either sign
+    if kind == "mixed":  # whole positions of different size side by side
+        sizes = torch.tensor([64.0, 1.0, TINY[dtype], 0.0]).repeat(15)
+        x *= sizes[torch.randperm(60, generator=generator)].view(SIZE)
+    elif "constant" in kind:
+        x = x[:, :, :1, :1].expand_as(x)
+    scale = {
+        "large": 2.0**9,
+        "huge": HUGE[dtype],
+        "huge constant": HUGE[dtype],
+        "tiny": TINY[dtype],
+        "subnormal": torch.finfo(dtype).smallest_normal / 4,
+        "zero": 0.0,
+    }
+    return (x * scale.get(kind, 1.0)).to(dtype)
+
+
+def build(name: str, channels: int, dtype: torch.dtype, **options: Any) -> Attention:
+    torch.manual_seed(0)
+    if name == "nlsa":
+        options["chunk_size"] = 8
+    module = create_attention(name, channels=channels, **options)
+    return perturb(module).to(dtype).eval()  # type: ignore[return-value]
+
+
+def largest_norm(x: Tensor) -> float:
+    return torch.linalg.vector_norm(x.double(), dim=1).max().item()
+
+
+def least_norm(x: Tensor) -> float:
+    """Of what embeddings are divided by."""
+    return max(5e-5, torch.linalg.vector_norm(x.double(), dim=1).min().item())
+
+
+def largest_score(module: Attention, q: Tensor, k: Tensor) -> float:
+    """S of :class:`Bound`: no score, or exponent, is larger in magnitude, nor are its terms."""
+    if isinstance(module, EfficientNonLocalAttention):
+        rows = module.projection.double().norm(dim=1).max().item()
+        return 2 * (rows * math.sqrt(module.k) + module.k / 2)
+    if module.name == "nlsa":
+        return largest_norm(q)
+    if module.name == "conv":
+        return 9.0  # taps
+    return largest_norm(q) * largest_norm(k)
+
+
+def largest_gradients(
+    module: Attention, q: Tensor, k: Tensor, v: Tensor, gradient: Tensor
+) -> list[float]:
+    """What d q, d k and d v can reach: weights lie in 0 … 1, outputs among the values."""
+    if module.name == "none":
+        return [0.0, 0.0, 0.0]
+    if module.name == "conv":
+        return [0.0, 0.0, largest_sum(module) * gradient.double().abs().max().item()]
+    n = SIZE[0] * SIZE[1]
+    d_score = 2 * gradient.double().abs().sum(1).max().item() * v.double().abs().max().item()
+    d_v = n * gradient.double().abs().max().item()
+    if isinstance(module, EfficientNonLocalAttention):
+        d_score *= module.projection.double().norm(dim=1).max().item() * math.sqrt(module.k)
+        return [d_score / least_norm(q), n * d_score / least_norm(k), d_v]
+    if module.name == "nlsa":
+        return [d_score, n * d_score * largest_norm(q) / least_norm(k), d_v]
+    return [d_score * largest_norm(k), n * d_score * largest_norm(q), d_v]
+
+
+def largest_sum(module: Attention) -> float:
+    """Largest sum of a convolution's absolute weights, over inputs or outputs of one position."""
+    weight = next(module.parameters()).double().abs()
+    return max(weight.sum((1, 2, 3)).max().item(), weight.sum((0, 2, 3)).max().item())
+
+
+def growth(module: Attention, q: Tensor, k: Tensor) -> float:
+    """Relative change of weights by the rounding of scores, see :class:`Bound`."""
+    exponent = 2 * (q.shape[1] + 4) * 2**-24 * largest_score(module, q, k)
+    return math.expm1(min(600.0, exponent))
+
+
+def same_buckets(monkeypatch: pytest.MonkeyPatch, module: Attention, q: Tensor) -> None:
+    """The float64 twin of NLSA takes the low precision's buckets: a near tie may fall either way.
+
+    How good those are is :func:`test_buckets_are_those_of_the_largest_projection`.
+    """
+    if isinstance(module, NonLocalSparseAttention):
+        codes = hash_codes(q.flatten(2).mT, module.rotations(q))
+        monkeypatch.setattr("attention_zoo.nlsa.hash_codes", lambda *_: codes)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("name", "channels", "options"), WIDTHS)
+def test_error_of_attend_is_bounded(
+    name: str,
+    channels: int,
+    options: dict[str, int],
+    dtype: torch.dtype,
+    kind: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Query, key and value of one kind; NLSA by the buckets of the low precision."""
+    bound = BOUNDS[name]
+    module = build(name, channels, dtype, **options)
+    exact_module = copy.deepcopy(module).double()
+    c = module.project(torch.zeros(1, channels, 1, 1, dtype=dtype))[0].shape[1]
+    inputs = [features(kind, i, width, dtype) for i, width in enumerate((c, c, channels))]
+    q, k, v = (x.requires_grad_() for x in inputs)
+    exact = [x.detach().double().requires_grad_() for x in inputs]
+
+    out = module.attend(q, k, v)
+    same_buckets(monkeypatch, module, q)
+    wanted = exact_module.attend(*exact)
+
+    u, floor = torch.finfo(dtype).eps / 2, torch.finfo(dtype).eps * torch.finfo(dtype).tiny
+    score, change = largest_score(module, q, k), growth(module, q, k)
+    largest = v.double().abs().max().item()
+    if name == "conv":
+        largest = largest * largest_sum(module) + [*module.parameters()][1].abs().max().item()
+    assert out.dtype == dtype
+    assert out.isfinite().all()
+    error = (out.double() - wanted).abs().max().item()
+    limit = (bound.value * u + bound.spread * min(1, change)) * largest + 4 * floor
+    assert error <= limit, f"value: error {error:.3g}, bound {limit:.3g}"
+
+    if name == "none" or (name == "nla" and score > FUSED_GRADIENT_SCORE):
+        return
+    gradient = torch.randn(out.shape, generator=torch.Generator().manual_seed(9)).double()
+    # A loss scale, as in training: the largest gradient stays within float16.
+    scale = 2.0**13 / max(largest_gradients(module, q, k, v, gradient))
+    gradient = (gradient * 2.0 ** math.floor(math.log2(scale))).to(dtype)
+    leaves = [v] if name == "conv" else [q, k, v]
+    exact_leaves = exact[-len(leaves) :]
+    actual = torch.autograd.grad(out, leaves, gradient)
+    wanted_gradients = torch.autograd.grad(wanted, exact_leaves, gradient.double())
+    sizes = largest_gradients(module, q, k, v, gradient)[-len(leaves) :]
+    n = out[0, 0].numel()
+    # Score gradients below the smallest number of the dtype vanish in the fused kernel.
+    vanished = n * floor * max(1.0, *(x.double().abs().max().item() for x in (q, k)))
+    for what, a, b, size in zip(
+        "qkv"[-len(leaves) :], actual, wanted_gradients, sizes, strict=True
+    ):
+        assert a.isfinite().all(), f"gradient of {what} is not finite"
+        error = (a.double() - b).abs().max().item()
+        limit = (bound.gradient * u + min(n, change)) * size + vanished
+        assert error <= limit, f"gradient of {what}: error {error:.3g}, bound {limit:.3g}"
+
+
+@pytest.mark.parametrize("kind", ["ordinary", "large", "huge", "huge constant", "zero", "mixed"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", list_attentions())
+def test_error_of_the_weights_is_bounded(
+    name: str, dtype: torch.dtype, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the correlation maps show, under autocast too; float32 at least."""
+    module = build(name, 16, dtype)
+    c = module.project(torch.zeros(1, 16, 1, 1, dtype=dtype))[0].shape[1]
+    q, k = features(kind, 0, c, dtype), features(kind, 1, c, dtype)
+    lower = torch.float16 if dtype is torch.float32 else dtype
+    try:
+        with torch.autocast("cpu", dtype=lower):
+            weights = module.attention_weights(q, k, 2, 3)
+    except AttentionError:
+        pytest.skip(f"{name} has no weights over positions")
+    same_buckets(monkeypatch, module, q)
+    wanted = copy.deepcopy(module).double().attention_weights(q.double(), k.double(), 2, 3)
+    assert weights.dtype == torch.float32
+    assert (weights >= 0).all()
+    assert abs(weights.double().sum() - 1) < 1e-5
+    error = (weights.double() - wanted).abs().max()
+    assert error <= 2**-22 + min(1, growth(module, q, k))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", list_attentions())
+def test_modules_stay_finite(name: str, dtype: torch.dtype, autocast: bool, kind: str) -> None:
+    """Output, auxiliary loss, gradients, correlation: cast as a whole, or under autocast."""
+    if autocast and dtype is torch.float32:
+        return
+    module = build(name, 16, torch.float32 if autocast else dtype).train()
+    x = features(kind, 0, 16, dtype)
+    x = (x.float() if autocast else x).requires_grad_()
+    with torch.autocast("cpu", dtype=dtype if autocast else torch.float16, enabled=autocast):
+        y = module(x)
+        loss = module.auxiliary_loss()
+    assert y.isfinite().all()
+    assert loss.isfinite()
+    if not (name == "nla" and kind.startswith("huge")):  # FUSED_GRADIENT_SCORE
+        # A loss scale: gradients of weights grow with the cube of the features.
+        scale = 2.0 ** (-40 if dtype is torch.float32 else -10)
+        gradient = torch.randn(y.shape, generator=torch.Generator().manual_seed(9)).to(y) * scale
+        ((y * gradient).float().sum() + loss * scale).backward()
+        for what, leaf in [("x", x), *module.named_parameters()]:
+            assert leaf.grad is None or leaf.grad.isfinite().all(), what
+
+
+@pytest.mark.parametrize("kind", ["ordinary", "large", "huge", "tiny", "mixed"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_buckets_are_those_of_the_largest_projection(dtype: torch.dtype, kind: str) -> None:
+    """Up to float32 rounding of the projection itself; an overflow would make all alike."""
+    rows = features(kind, 0, 16, dtype).flatten(2).mT
+    rotations = torch.randn(3, 16, 4, generator=torch.Generator().manual_seed(1))
+    exact = torch.einsum("bnc,rch->brnh", rows.double(), rotations.double())
+    exact = torch.cat([exact, -exact], dim=-1)
+    chosen = exact.gather(-1, hash_codes(rows, rotations).unsqueeze(-1)).squeeze(-1)
+    allowed = (
+        2 * 16 * 2**-24 * rows.double().norm(dim=-1).unsqueeze(1) * rotations.norm(dim=1).max()
+    )
+    assert (exact.amax(-1) - chosen <= allowed).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_error_of_the_contrastive_loss_is_bounded(dtype: torch.dtype, kind: str) -> None:
+    """T is in float32 whatever the dtype: |error| <= 4 (c + 4) 2^-24 · amplification."""
+    q, k = (features(kind, i, 4, dtype).requires_grad_() for i in (0, 1))
+    loss = contrastive_loss(q, k, n1=0.1, n2=0.4, hinge=False)
+    with torch.no_grad():
+        wanted = contrastive_oracle.contrastive_loss(q, k, n1=0.1, n2=0.4, hinge=False)
+    assert abs(loss.double() - wanted) <= 4 * 8 * 2**-24 * 6.0
+    for gradient in torch.autograd.grad(loss * 2.0**-10, [q, k]):
+        assert gradient.isfinite().all()
+
+
+def released_attention(
+    q: Tensor, k: Tensor, v: Tensor, projection: Tensor, eps: float = 1e-4
+) -> Tensor:
+    """Eq. 5–6 as they stand, sums over all positions in the dtype of the inputs."""
+    u_q, u_k, values = (x.flatten(2).mT for x in (q, k, v))
+    phi_q, phi_k = (
+        (torch.exp(u @ projection.T - u.square().sum(-1, keepdim=True) / 2) + eps)
+        / math.sqrt(len(projection))
+        for u in (u_q, u_k)
+    )
+    normaliser = phi_q @ phi_k.sum(1).unsqueeze(-1)
+    return ((phi_q @ (phi_k.mT @ values)) / normaliser).mT.reshape(v.shape)
+
+
+@pytest.mark.parametrize("size", [(4, 4), (24, 24)])
+def test_enla_stays_finite_in_float16_where_the_released_form_overflows(
+    size: tuple[int, int],
+) -> None:
+    """A flat region: exp(q·k) = e^6 for every pair, and 576 · e^6 / 2 > 65504.
+
+    On 16 positions the released form is right, so it is the sums that fail, not the formula.
+    """
+    projection = orthogonal_gaussian(128, 16, torch.Generator().manual_seed(0)).half()
+    u = features("constant", 0, 16, torch.float16)[:, :, :1, :1].expand(1, 16, *size)
+    u = normalise(u, 6.0).half()
+    v = torch.rand(1, 8, *size, generator=torch.Generator().manual_seed(1)).half()
+    exact = released_attention(u.double(), u.double(), v.double(), projection.double())
+    released = released_attention(u, u, v, projection)
+    if size == (4, 4):
+        assert (released - exact).abs().max() < 0.01
+    else:
+        assert (released.isnan() | (released == 0)).all()  # infinity, or less, over infinity
+    ours = random_feature_attention(u, u, v, projection)
+    assert (ours - exact).abs().max() <= (2**-11 + 1e-5) * v.abs().max()
