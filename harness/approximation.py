@@ -578,10 +578,7 @@ def main() -> None:
     """Entry point of ``python -m harness.approximation``."""
     with usage_errors():
         options = tyro.cli(Options, prog="python -m harness.approximation")
-    if options.threads is not None:
-        if options.threads < 1:
-            raise UserError(f"--threads must be at least 1, got {options.threads}")
-        torch.set_num_threads(options.threads)
+    machine.use_threads(options.threads)
     if options.from_records:
         records = load_records(options.results, "approximation")
         if not records:

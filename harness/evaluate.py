@@ -261,10 +261,7 @@ def main() -> None:
         wrong = "and --chop exclude each other" if options.chop else "must be at least 16 LR pixels"
         raise UserError(f"--tile {wrong}")
     device = machine.pick_device(options.device)
-    if options.threads is not None:
-        if options.threads < 1:
-            raise UserError(f"threads must be at least 1, got {options.threads}")
-        torch.set_num_threads(options.threads)
+    machine.use_threads(options.threads)
     source = find_data(options.data)
     names = list(dict.fromkeys(options.test_sets)) or source.test_sets
     if not names:

@@ -285,14 +285,8 @@ def _precision(dtype: str, device: torch.device) -> Iterator[None]:
     tf32 = dtype == "tf32"
     if tf32 and (device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0)):
         raise UserError("dtype tf32 needs a CUDA device with TF32 (Ampere or later); use float32")
-    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    torch.set_float32_matmul_precision("high" if tf32 else "highest")
-    torch.backends.cudnn.allow_tf32 = tf32
-    try:
+    with machine.use_tf32(tf32):
         yield
-    finally:
-        torch.set_float32_matmul_precision(before[0])
-        torch.backends.cudnn.allow_tf32 = before[1]
 
 
 @dataclass(kw_only=True)
@@ -406,12 +400,11 @@ def main() -> None:
     device = machine.pick_device(options.device)
     sizes = [parse_size(text) for text in options.sizes]
     preset = find_preset(options.preset)
-    for name in ("batch", "max_runs", "threads"):
+    for name in ("batch", "max_runs"):
         value = getattr(options, name)
         if value is not None and value < 1:
             raise UserError(f"{name.replace('_', '-')} must be at least 1, got {value}")
-    if options.threads is not None:
-        torch.set_num_threads(options.threads)
+    machine.use_threads(options.threads)
 
     network = partial(
         build_network,

@@ -7,6 +7,7 @@ import os
 import platform
 import re
 import subprocess
+from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,32 @@ def pick_device(name: str) -> torch.device:
             raise UserError(f"device {name!r} is not available here: {has}; choose auto or cpu")
         return torch.device("cuda", index)
     return device
+
+
+def use_threads(threads: int | None) -> None:
+    """Let torch use so many CPU threads; None leaves it at all cores.
+
+    Raises:
+        UserError: less than one.
+    """
+    if threads is None:
+        return
+    if threads < 1:
+        raise UserError(f"threads must be at least 1, got {threads}")
+    torch.set_num_threads(threads)
+
+
+@contextlib.contextmanager
+def use_tf32(enabled: bool) -> Iterator[None]:
+    """Allow TF32 in float32 matrix products and convolutions on CUDA, or not, within the block."""
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("high" if enabled else "highest")
+    torch.backends.cudnn.allow_tf32 = enabled
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
 
 
 def synchronise(device: torch.device) -> None:

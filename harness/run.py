@@ -323,10 +323,7 @@ def main() -> None:
     console = Console()
     preset = find_preset(options.preset)
     device = machine.pick_device(options.device)
-    if options.threads is not None:
-        if options.threads < 1:
-            raise UserError(f"threads must be at least 1, got {options.threads}")
-        torch.set_num_threads(options.threads)
+    machine.use_threads(options.threads)
     if not options.seeds:
         raise UserError("--seeds needs at least one number")
     channels = preset.channels if options.channels is None else options.channels

@@ -24,6 +24,7 @@ from .data import TrainingCache, sample_batch
 from .edsr import EDSR
 from .errors import UserError
 from .files import write_atomic
+from .machine import use_tf32
 
 #: Seconds between two saved states.
 SAVE_EVERY = 60.0
@@ -34,19 +35,11 @@ LOG_ROWS = 200
 @contextmanager
 def precision(name: str, device: torch.device) -> Iterator[None]:
     """Run in ``float32``, ``tf32`` (CUDA) or ``bfloat16`` (autocast)."""
-    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    torch.set_float32_matmul_precision("high" if name == "tf32" else "highest")
-    if device.type == "cuda":
-        torch.backends.cudnn.allow_tf32 = name == "tf32"
     autocast: AbstractContextManager[Any] = (
         torch.autocast(device.type, torch.bfloat16) if name == "bfloat16" else nullcontext()
     )
-    try:
-        with autocast:
-            yield
-    finally:
-        torch.set_float32_matmul_precision(before[0])
-        torch.backends.cudnn.allow_tf32 = before[1]
+    with use_tf32(name == "tf32"), autocast:
+        yield
 
 
 def to_tensor(images: np.ndarray, device: torch.device) -> Tensor:
