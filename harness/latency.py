@@ -155,6 +155,7 @@ class Case:
     device: torch.device = _CPU
     seed: int = 0
     network: Callable[[Variant], nn.Module] | None = None
+    memory_format: torch.memory_format = torch.channels_last
 
     def __str__(self) -> str:
         return f"{self.part}, {self.passes}, {self.height}x{self.width}"
@@ -186,7 +187,7 @@ class Case:
         torch.manual_seed(self.seed)
         model, inputs = self._model(variant)
         model.to(self.device, DTYPES[self.dtype])
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model.to(memory_format=self.memory_format)  # type: ignore[call-overload]
         for module in model.modules():
             if isinstance(module, Attention):
                 module.auxiliary_enabled = False
@@ -214,7 +215,7 @@ class Case:
         return torch.randn(self.batch, channels, self.height, self.width, generator=generator)
 
     def _place(self, tensor: Tensor) -> Tensor:
-        return tensor.to(self.device, DTYPES[self.dtype], memory_format=torch.channels_last)
+        return tensor.to(self.device, DTYPES[self.dtype], memory_format=self.memory_format)
 
 
 def _forward(model: nn.Module, inputs: list[Tensor]) -> Callable[[], Any]:
@@ -252,7 +253,7 @@ def _time_case(
             function()  # what happens once, such as workspaces and tuning, is no part of the peak
             peak = peak_memory(function, case.device)
         except (RuntimeError, MemoryError) as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             row |= {field.name: None for field in dataclasses.fields(Timing)}
             row |= {"peak_memory_mb": None, "note": "out of memory"}
@@ -268,7 +269,8 @@ def _time_case(
     return rows
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, on any device."""
     text = str(error).lower()
     return (
         isinstance(error, (MemoryError, torch.OutOfMemoryError))

@@ -68,13 +68,7 @@ class Bench:
     @property
     def label(self) -> str:
         """File name, e.g. ``table5-cpu-2-threads-float32-60s-0a1b2c``."""
-        machine, settings = self.records[0]["machine"], self.records[0]["settings"]
-        gpu = (machine.get("gpu") or {}).get("name")
-        where = gpu or plural((machine.get("torch") or {}).get("threads", 0), "thread")
-        text = f"table5-{self.row['device']}-{where}-{self.row['dtype']}".lower()
-        if settings.get("max_seconds") is not None:
-            text += f"-{settings['max_seconds']:g}s"
-        return f"{slug(text)}-{digest(self.key)[:6]}"
+        return table_label("table5", self.key, self.records[0], self.row)
 
     @cached_property
     def labels(self) -> dict[str, str]:
@@ -94,7 +88,7 @@ def find_benches(latency: Iterable[Record]) -> list[Bench]:
     benches: dict[str, Bench] = {}
     for record in by_age(latency):
         for row in record["rows"]:
-            key = canonical_json(_conditions(record, row))
+            key = canonical_json(conditions(record, row))
             cell = (
                 variant_key(row["variant"]),
                 row["part"],
@@ -109,7 +103,18 @@ def find_benches(latency: Iterable[Record]) -> list[Bench]:
     return [benches[key] for key in sorted(benches)]
 
 
-def _conditions(record: Record, row: dict[str, Any]) -> dict[str, Any]:
+def table_label(title: str, key: str, record: Record, row: dict[str, Any]) -> str:
+    """File name of a table of times that were measured under the conditions ``key``."""
+    machine, settings = record["machine"], record["settings"]
+    gpu = (machine.get("gpu") or {}).get("name")
+    where = gpu or plural((machine.get("torch") or {}).get("threads", 0), "thread")
+    text = f"{title}-{row['device']}-{where}-{row['dtype']}".lower()
+    if settings.get("max_seconds") is not None:
+        text += f"-{settings['max_seconds']:g}s"
+    return f"{slug(text)}-{digest(key)[:6]}"
+
+
+def conditions(record: Record, row: dict[str, Any]) -> dict[str, Any]:
     """What must agree for two latencies to stand in one table."""
     machine = record["machine"]
     cpu, gpu, torch = (machine.get(part) or {} for part in ("cpu", "gpu", "torch"))

@@ -20,7 +20,13 @@ from .files import read_json, write_json
 #: Version of the records' layout. A reader refuses a newer one.
 SCHEMA = 1
 #: Kinds of record, and the folder of each under ``<results>/records``.
-FOLDERS = {"run": "runs", "cost": "costs", "latency": "latency", "approximation": "approximation"}
+FOLDERS = {
+    "run": "runs",
+    "cost": "costs",
+    "latency": "latency",
+    "speed": "speed",
+    "approximation": "approximation",
+}
 
 _ADVICE = "restore the file, or delete it and measure again"
 _ID = re.compile(r"""[^\W_][^/\\\x00-\x1f:*?"<>|]*""")
@@ -46,6 +52,7 @@ _IMAGE = {
     "bicubic_ssim": _NUMBER,
     "tile": (int, None),
 }
+_SIDE = {"median_ms": _NULLABLE, "runs": (int, None), "peak_memory_mb": _NULLABLE}
 _QUALITY = {
     "images": [_IMAGE],
     "psnr": _NUMBER,
@@ -107,6 +114,29 @@ _SHAPES: dict[str, dict[str, Any]] = {
                 "min_ms": _NULLABLE,
                 "runs": (int, None),
                 "peak_memory_mb": _NULLABLE,
+            }
+        ],
+    },
+    "speed": _COMMON
+    | {
+        "settings": dict,
+        "machine_limits": {"matmul_gflops": _NUMBER, "copy_gb_per_s": _NUMBER},
+        "rows": [
+            {
+                "name": str,
+                "case": str,
+                "variant": _VARIANT,
+                "passes": str,
+                "dtype": str,
+                "device": str,
+                "obvious": _SIDE,
+                "ours": _SIDE,
+                "ratio": _NULLABLE,
+                "ratio_low": _NULLABLE,
+                "ratio_high": _NULLABLE,
+                "ratio_target": _NULLABLE,
+                "memory_target_mb": _NULLABLE,
+                "limit_ms": _NUMBER,
             }
         ],
     },

@@ -114,6 +114,29 @@ def bootstrap_interval(
     return float(low), float(high)
 
 
+def median_ratio(
+    numerators: Sequence[float],
+    denominators: Sequence[float],
+    *,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> tuple[float, float | None, float | None]:
+    """Ratio of the medians of samples taken in pairs, with its 95 % percentile interval.
+
+    The bootstrap draws pairs (rounds of measurement) with replacement, so that what hits both of
+    a pair alike does not widen the interval. One pair alone has none.
+    """
+    pairs = np.array([numerators, denominators])
+    ratio = float(np.divide(*np.median(pairs, axis=1)))
+    count = pairs.shape[1]
+    if count < 2:
+        return ratio, None, None
+    drawn = np.random.default_rng(seed).integers(count, size=(resamples, count))
+    tail = (1 - CONFIDENCE) / 2
+    low, high = np.quantile(np.divide(*np.median(pairs[:, drawn], axis=2)), [tail, 1 - tail])
+    return ratio, float(low), float(high)
+
+
 @lru_cache(maxsize=16)
 def _weights(count: int, resamples: int, seed: int, level: int) -> FloatArray:
     """Share of each of ``count`` items in each resample: ``[resamples, count]``, rows sum to 1."""

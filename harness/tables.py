@@ -1,4 +1,4 @@
-"""Tables 1 to 6 of the ENLCA paper, and an overview of quality, from the records alone.
+"""Tables 1 to 6 of the ENLCA paper, quality and speed, from the records alone.
 
 ``python -m harness.tables`` writes each as CSV, Markdown and LaTeX, with the paper's figures
 beside the measured ones. A cell that was not measured is empty. No model, image or GPU is used,
@@ -46,6 +46,7 @@ from .settings import (
     variant_key,
     variant_labels,
 )
+from .speed_tables import find_speeds, speed_table
 from .statistics import Summary
 
 # Rows of Table 6 as the paper names them, and their labels here.
@@ -243,7 +244,7 @@ def _pair(psnr: Summary | None, ssim: Summary | None) -> str:
 
 @dataclass(frozen=True)
 class Options:
-    """Write Tables 1 to 6 as CSV, Markdown and LaTeX from the records alone."""
+    """Write Tables 1 to 6, quality and speed as CSV, Markdown and LaTeX from the records alone."""
 
     results: Path = Path("results")
     """Folder that holds records/."""
@@ -254,7 +255,10 @@ class Options:
 
 
 def build(
-    runs: Sequence[Record], costs: Sequence[Record], latency: Sequence[Record]
+    runs: Sequence[Record],
+    costs: Sequence[Record],
+    latency: Sequence[Record],
+    speed: Sequence[Record] = (),
 ) -> list[tuple[str, Table]]:
     """Every table that the records give, each with its folder ("" or the setting's)."""
     settings = find_settings(runs, costs)
@@ -268,7 +272,7 @@ def build(
     nearest = settings[0] if settings else Setting([], [])
     for bench in find_benches(latency):
         tables += [("", table5(bench, nearest)), ("", latency_details(bench))]
-    return tables
+    return tables + [("", speed_table(rows)) for rows in find_speeds(speed)]
 
 
 def write_tables(options: Options) -> list[tuple[Table, list[Path]]]:
@@ -277,8 +281,9 @@ def write_tables(options: Options) -> list[tuple[Table, list[Path]]]:
     Raises:
         UserError: no records, none of the preset, a bad record, or a folder that cannot be written.
     """
-    runs, costs, latency = (load_records(options.results, k) for k in ("run", "cost", "latency"))
-    if not (runs or costs or latency):
+    kinds = ("run", "cost", "latency", "speed")
+    runs, costs, latency, speed = (load_records(options.results, kind) for kind in kinds)
+    if not (runs or costs or latency or speed):
         raise UserError(
             f"no records under {options.results / 'records'}; run python -m harness.run first"
         )
@@ -293,7 +298,7 @@ def write_tables(options: Options) -> list[tuple[Table, list[Path]]]:
     output = options.output or options.results / "tables"
     return [
         (table, write_table(table, output / folder))
-        for folder, table in build(runs, costs, latency)
+        for folder, table in build(runs, costs, latency, speed)
     ]
 
 

@@ -50,6 +50,14 @@ class Timing:
 
 
 def time_in_turn(
+    functions: dict[str, Callable[[], Any]], device: torch.device, **limits: Any
+) -> dict[str, Timing]:
+    """Statistics of :func:`sample_in_turn`, whose arguments it takes."""
+    samples = sample_in_turn(functions, device, **limits)
+    return {name: Timing.of(times) for name, times in samples.items()}
+
+
+def sample_in_turn(
     functions: dict[str, Callable[[], Any]],
     device: torch.device,
     *,
@@ -59,7 +67,7 @@ def time_in_turn(
     max_seconds: float | None = 60.0,
     seed: int = 0,
     on_run: OnRun | None = None,
-) -> dict[str, Timing]:
+) -> dict[str, list[float]]:
     """Time functions in turn: each round runs each of them once, in a newly drawn order.
 
     So none always runs in the wake of the same other. CUDA is timed by events on the current
@@ -75,6 +83,9 @@ def time_in_turn(
         max_seconds: no further round begins after this time; None is no limit.
         seed: of the orders.
         on_run: told about progress, outside the timed spans.
+
+    Returns:
+        Each function's times in milliseconds, one a round.
     """
     time_once = _time_cuda if device.type == "cuda" else _time_host
     limit = math.inf if max_seconds is None else max_seconds
@@ -94,7 +105,7 @@ def time_in_turn(
                 if on_run:
                     on_run(max(done / max_runs, by_time), name)
                 samples[name].append(time_once(functions[name], device))
-    return {name: Timing.of(times) for name, times in samples.items()}
+    return samples
 
 
 def _time_host(function: Callable[[], Any], device: torch.device) -> float:

@@ -199,6 +199,48 @@ def latency(
     }
 
 
+def speed_row(
+    name: str, obvious: float | None, ours: float | None, **changes: Any
+) -> dict[str, Any]:
+    """Median times in ms; the target is 3, memory 300 MB against 20 of at most 30."""
+
+    def side(median: float | None, memory: float) -> dict[str, Any]:
+        measured = median is not None
+        return {
+            "median_ms": median,
+            "runs": 7 if measured else None,
+            "peak_memory_mb": memory if measured else None,
+        }
+
+    ratio = None if obvious is None or ours is None else obvious / ours
+    return {
+        "name": name,
+        "case": f"made-up {name}",
+        "variant": VARIANTS["NLA"],
+        "passes": "forward",
+        "dtype": "float32",
+        "device": "cpu",
+        "obvious": side(obvious, 300.0),
+        "ours": side(ours, 20.0),
+        "ratio": ratio,
+        "ratio_low": None if ratio is None else ratio - 0.5,
+        "ratio_high": None if ratio is None else ratio + 0.5,
+        "ratio_target": 3.0,
+        "memory_target_mb": 30.0,
+        "limit_ms": 2.5,
+    } | changes
+
+
+def speed(
+    rows: list[dict[str, Any]], identifier: str = "cpu-float32-2", **changes: Any
+) -> dict[str, Any]:
+    return common("speed", identifier, **changes) | {
+        "settings": {"min_runs": 5, "max_seconds": 10.0, "seed": 0},
+        "machine_limits": {"matmul_gflops": 80.0, "copy_gb_per_s": 10.0},
+        "rows": rows,
+    }
+
+
 def approximation(network: str | None, **changes: Any) -> dict[str, Any]:
     """An approximation record of a network's features, or of synthetic ones."""
     rows = [

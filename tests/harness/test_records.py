@@ -30,6 +30,7 @@ RECORDS = {
     "run": synthetic.run(),
     "cost": synthetic.cost("NLA", 25.6),
     "latency": synthetic.latency([synthetic.latency_row("NLA", 12.0)]),
+    "speed": synthetic.speed([synthetic.speed_row("core-nla-100", 12.0, 3.0)]),
     "approximation": synthetic.approximation("enlca-k2"),
 }
 
@@ -137,6 +138,7 @@ def put(value: Any, *keys: Any) -> Any:
         ("cost", put("x", "parts", "core", "torch_gflops"), "key 'parts.core.torch_gflops' is str"),
         ("latency", drop("rows", 0, "mean_ms"), "key 'rows[0].mean_ms' is missing"),
         ("latency", put(7, "rows"), "key 'rows' is int, not list"),
+        ("speed", drop("rows", 0, "ours", "runs"), "key 'rows[0].ours.runs' is missing"),
         ("run", put(99.0, "quality", "Set5", "psnr"), "was changed after it was written"),
         ("run", put("new", "extra"), "was changed after it was written"),
         ("cost", put(0, "sha256"), "was changed after it was written"),

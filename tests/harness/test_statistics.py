@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import synthetic_records as synthetic
 
-from harness.statistics import bootstrap_interval, paired_differences, summarise
+from harness.statistics import bootstrap_interval, median_ratio, paired_differences, summarise
 
 GENERATOR = np.random.default_rng(7)
 
@@ -122,3 +122,23 @@ def test_no_common_seed_means_no_difference(baseline: list[dict[str, object]]) -
     assert summary.std_over_seeds is None
     assert (summary.difference, summary.low, summary.high) == (None, None, None)
     assert (summary.paired_seeds, summary.images) == (0, 0)
+
+
+def test_median_ratio_covers_the_truth_as_often_as_it_says() -> None:
+    hits = 0
+    for trial in range(200):
+        generator = np.random.default_rng(trial)
+        drift = generator.uniform(1, 3, 30)  # hits both of a pair alike
+        pairs = drift * np.array([[3.0], [1.0]]) * generator.lognormal(0, 0.1, (2, 30))
+        ratio, low, high = median_ratio(*pairs, resamples=200)
+        assert low is not None
+        assert high is not None
+        assert low <= ratio <= high
+        hits += low <= 3.0 <= high
+    assert 180 <= hits <= 200
+
+
+def test_median_ratio_of_pairs_that_drift_alike_is_sharp() -> None:
+    times = [1.0, 2.0, 4.0, 8.0, 16.0]
+    assert median_ratio([3 * t for t in times], times) == (3.0, 3.0, 3.0)
+    assert median_ratio([6.0], [2.0]) == (3.0, None, None)

@@ -25,6 +25,7 @@ from harness.quality_tables import quality_table, table1, table2, table3
 from harness.records import load_records, save_record
 from harness.render import Table, latex_escape
 from harness.settings import Setting, find_settings, paper_table, variant_labels
+from harness.speed_tables import find_speeds, speed_table
 from harness.statistics import summarise
 from harness.tables import (
     Options,
@@ -428,6 +429,50 @@ def test_sessions_on_one_machine_are_joined_and_the_newest_counts() -> None:
 AWKWARD = r"a_b & 50% #1 $x$ {y} \z ~ ^ <t> | × ± Δ [q]*"
 
 
+def test_speed_table() -> None:
+    rows = [
+        synthetic.speed_row("module-nla-100", 10.0, 4.0, ratio_target=2.5, memory_target_mb=19.9),
+        synthetic.speed_row("core-nla-100", 370.0, 125.0, passes="forward+backward"),
+        synthetic.speed_row("step-8x32-none", 9.0, 3.0, passes="step", memory_target_mb=None),
+        synthetic.speed_row("core-nla-150", None, None, note="out of memory"),
+    ]
+    rows[2] |= {"ratio_low": None, "ratio_high": None}
+    (speeds,) = find_speeds([synthetic.speed(rows)])
+    table = speed_table(speeds)
+    assert [row[0].removeprefix("made-up ") for row in table.rows] == [
+        *("core-nla-100", "core-nla-150", "module-nla-100", "step-8x32-none"),
+    ]
+    memory, limit = ("300", "20.0"), ("2.50", "62%")
+    assert [list(row[1:]) for row in table.rows] == [
+        ["fwd+bwd", "370", "125", "2.96 [2.46, 3.46]", "3 missed", *memory, "30 met", "2.50", "2%"],
+        ["fwd", "", "", "out of memory", "3", "", "", "30", "2.50", ""],
+        ["fwd", "10.0", "4.00", "2.50 [2.00, 3.00]", "2.5 met", *memory, "19.9 missed", *limit],
+        ["step", "9.00", "3.00", "3.00", "3 met", *memory, "", "2.50", "83%"],
+    ]
+    assert "3 of 5 targets met, 2 missed" in table.notes[0]
+    assert "80.0 GFLOP/s and 10.0 GB/s" in table.notes[2]
+    assert table.name.startswith("speed-cpu-2-threads-float32-10s-")
+    first, second, *_ = csv.DictReader(io.StringIO(table.csv()))
+    assert (first["ratio_verdict"], first["memory_verdict"]) == ("missed", "met")
+    assert (first["obvious_median_ms"], first["limit_share"]) == ("370", "0.02")
+    assert (second["ratio"], second["ratio_verdict"], second["note"]) == ("", "", "out of memory")
+
+
+def test_the_newest_speed_of_a_case_counts_and_machines_stand_apart() -> None:
+    one, other = (synthetic.speed_row("core-nla-100", ms, 3.0) for ms in (12.0, 15.0))
+    further = synthetic.speed_row("module-nla-100", 5.0, 3.0)
+    days = [f"2026-01-0{day}T03:04:05+00:00" for day in (1, 2, 3)]
+    records = [
+        synthetic.speed([one, further], "a", created=days[0]),
+        synthetic.speed([other], "b", created=days[1]),
+        synthetic.speed([one], "c", created=days[2], machine=synthetic.GPU_MACHINE),
+    ]
+    tables = [speed_table(rows) for rows in find_speeds(records)]
+    obvious_ms = {tuple(row[2] for row in table.rows) for table in tables}
+    assert obvious_ms == {("15.0", "5.00"), ("12.0",)}
+    assert len({table.name for table in tables}) == 2
+
+
 def awkward_table() -> Table:
     return Table(
         name="awkward",
@@ -482,7 +527,8 @@ def all_tables(setting: Setting) -> list[Table]:
     tables = [table4(setting), table6(setting), quality_table(setting), awkward_table()]
     ablations = Setting([*synthetic.ablation("table2"), *synthetic.ablation("table3")], [])
     tables += [t for make in (table1, table2, table3) if (t := make(ablations))]
-    return [*tables, table5(bench, setting), latency_details(bench)]
+    (speed,) = find_speeds([synthetic.speed([synthetic.speed_row("core-nla-100", 12.0, 3.0)])])
+    return [*tables, table5(bench, setting), latency_details(bench), speed_table(speed)]
 
 
 def test_latex_is_well_formed(setting: Setting) -> None:
@@ -565,6 +611,7 @@ def results(tmp_path: Path, setting: Setting) -> Path:
     for record in (*setting.runs, *setting.costs):
         save_record(tmp_path, record)
     save_record(tmp_path, synthetic.latency([synthetic.latency_row("NLA", 1.0)]))
+    save_record(tmp_path, synthetic.speed([synthetic.speed_row("core-nla-100", 12.0, 3.0)]))
     return tmp_path
 
 
@@ -578,7 +625,7 @@ def test_the_same_records_give_the_same_bytes(results: Path, tmp_path: Path) -> 
     write_tables(Options(results=results, output=second))
     files = sorted(p.relative_to(first) for p in first.rglob("*.*"))
     assert files == sorted(p.relative_to(second) for p in second.rglob("*.*"))
-    assert len(files) == 6 * 3
+    assert len(files) == 7 * 3
     for name in files:
         assert (first / name).read_bytes() == (second / name).read_bytes()
 

@@ -1,0 +1,224 @@
+"""The comparison of speed: what is timed, its limits, the record and the command."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from harness import speed
+from harness.config import Variant
+from harness.errors import UserError
+from harness.records import load_records, save_record
+from harness.speed import CASES, Comparison, choose, machine_limits, measure
+from harness.speed_tables import find_speeds, speed_table
+
+CPU = torch.device("cpu")
+ENLCA = Variant("enlca", {"m": 8})
+TINY = [
+    Comparison("core", Variant("nlsa", {"chunk_size": 9}), {"forward": 1e-6}, 1e-6, side=7),
+    Comparison("module", Variant("nla"), {"forward": 1e6, "forward+backward": 1e6}, 1e6, side=4),
+    Comparison("contrast", ENLCA, {"forward+backward": 1e6}, 1e6, side=5, batch=2),
+    Comparison("step", ENLCA, {"step": 1e6}, side=8, batch=2, network=(4, 8)),
+    Comparison("step", Variant("none"), {"step": 1e6}, side=8, batch=2, network=(4, 8)),
+]
+
+
+@pytest.fixture(autouse=True)
+def small_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speed, "_MATMUL_SIDE", {"cpu": 64})
+    monkeypatch.setattr(speed, "_COPY_NUMBERS", 2**12)
+
+
+def test_the_cases_are_those_of_the_plan() -> None:
+    names = [one.name for one in CASES]
+    assert len(set(names)) == len(names) == 14
+    assert sum(len(one.targets) for one in CASES) == 23
+    assert [str(one) for one in CASES if one.part in ("contrast", "step")] == [
+        "contrastive loss, 28×28, batch 16",
+        "contrastive loss, 100×100",
+        "training step, EDSR 8×32 + ENLCA-m128, 28×28, batch 16",
+        "training step, EDSR 8×32, 28×28, batch 16",
+        "training step, EDSR 16×64, 28×28, batch 16",
+    ]
+    assert str(CASES[1]) == "core, NLA, 150×150"
+
+
+@pytest.mark.parametrize("one", TINY, ids=lambda one: one.name)
+def test_both_sides_compute_the_same_from_the_same_weights(one: Comparison) -> None:
+    for passes in one.targets:
+        if passes == "forward+backward" and one.part != "contrast":
+            continue  # its output's gradient is drawn in the order of memory
+        ours, theirs = (one.function(side, passes, CPU, seed=3) for side in ("ours", "obvious"))
+        for _ in range(3):  # a step changes the weights
+            mine, wanted = ours(), theirs()
+            pairs = zip(mine, wanted, strict=True) if isinstance(mine, tuple) else [(mine, wanted)]
+            for a, b in pairs:
+                torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+
+
+def test_each_side_has_its_own_memory_format() -> None:
+    one = Comparison("module", Variant("nla"), {"forward": 1.0}, side=6)
+    for side, memory_format in (
+        ("ours", torch.channels_last),
+        ("obvious", torch.contiguous_format),
+    ):
+        output = one.function(side, "forward", CPU)()
+        assert output.is_contiguous(memory_format=memory_format)
+
+
+def test_work_by_hand() -> None:
+    n = 7 * 7
+    core = Comparison("core", Variant("nla"), {}, side=7, batch=3)
+    assert core.work("forward") == (3 * 2 * n * n * 128, 3 * 4 * 4 * 64 * n)
+    assert core.work("forward+backward") == (9 * 2 * n * n * 128, 3 * 8 * 4 * 64 * n)
+    module = Comparison("module", Variant("nla"), {}, side=7)
+    parameters = 256 * 64 * 2 + 64 * 2 + 256 * 256 + 256
+    projections = 2 * n * 256 * (64 + 64 + 256)
+    assert module.work("forward") == (
+        projections + 2 * n * n * 320,
+        4 * (2 * 256 * n + parameters),
+    )
+    # One entry in each group.
+    contrast = Comparison("contrast", Variant("enlca", {"n1": 1.0}), {}, side=7, batch=2)
+    assert contrast.work("forward+backward") == (2 * 2 * n * 64 * (n + 4), 2 * 8 * 2 * 64 * n)
+    # EDSR of 4 blocks: head, 8 and 1 of the body, two up-samplers, tail at 16 times the pixels.
+    step = Comparison("step", Variant("none"), {}, side=7, batch=2, network=(4, 8))
+    macs = n * 9 * (3 * 8 + 9 * 8 * 8 + 8 * 32 + 4 * 8 * 32 + 16 * 8 * 3)
+    flops, touched = step.work("step")
+    assert flops == pytest.approx(2 * 3 * 2 * macs)
+    weights = 9 * (3 * 8 + 9 * 64 + 2 * 8 * 32 + 8 * 3) + 10 * 8 + 2 * 32 + 3
+    assert touched == 2 * 4 * (2 * 3 * n * 17 + weights)
+    with_enlca = Comparison("step", ENLCA, {}, side=7, batch=2, network=(4, 8))
+    contrasts = 5 * n * 2 * (n + 4)
+    cost = ENLCA.create(8).cost(7, 7)
+    assert with_enlca.work("step")[0] == pytest.approx(
+        flops + 2 * 2 * (3 * 5 * cost.module + contrasts)
+    )
+
+
+def test_machine_limits_are_positive_rates() -> None:
+    rates = machine_limits(CPU, max_seconds=0.0)
+    assert rates.keys() == {"matmul_gflops", "copy_gb_per_s"}
+    assert all(0.01 < rate < 1e6 for rate in rates.values())
+
+
+def test_record_and_table(tmp_path: Path) -> None:
+    told: list[tuple[float, str]] = []
+    state = torch.random.get_rng_state()
+    record = measure(
+        TINY,
+        device=CPU,
+        max_seconds=0.0,
+        min_runs=2,
+        on_run=lambda share, text: told.append((share, text)),
+    )
+    assert torch.equal(torch.random.get_rng_state(), state)
+    save_record(tmp_path, record)
+    (loaded,) = load_records(tmp_path, "speed")
+    assert [(row["name"], row["passes"]) for row in loaded["rows"]] == [
+        (one.name, passes) for one in TINY for passes in one.targets
+    ]
+    for row in loaded["rows"]:
+        assert row["obvious"]["runs"] == row["ours"]["runs"] == 2
+        assert row["ratio"] == pytest.approx(row["obvious"]["median_ms"] / row["ours"]["median_ms"])
+        assert row["ratio_low"] <= row["ratio"] <= row["ratio_high"]
+        assert min(row[side]["peak_memory_mb"] for side in ("obvious", "ours")) > 0
+        rates = loaded["machine_limits"]
+        assert row["limit_ms"] == pytest.approx(
+            max(
+                row["gflops"] / rates["matmul_gflops"] * 1e3,
+                row["megabytes"] / rates["copy_gb_per_s"],
+            )
+        )
+    (rows,) = find_speeds([loaded])
+    cells = speed_table(rows).rows
+    assert [row[5] for row in cells] == ["1e-06 met", *["1e+06 missed"] * 5]
+    assert [row[8] for row in cells] == ["1e-06 missed", "1e+06 met", "", "1e+06 met", "", ""]
+    shares = [share for share, _ in told]
+    assert shares == sorted(shares)
+    assert {"core, NLSA-r4, 7×7: obvious", "contrastive loss, 5×5, batch 2: ours"} <= {
+        text for _, text in told
+    }
+
+
+def test_out_of_memory_is_a_row_without_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> Any:
+        raise RuntimeError(message)
+
+    message = "DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 TB"
+    monkeypatch.setattr(Comparison, "function", fail)
+    record = measure(TINY[:1], device=CPU)
+    save_record(tmp_path, record)
+    (row,) = record["rows"]
+    assert row["note"] == "out of memory"
+    assert row["ratio"] is row["ours"]["median_ms"] is row["obvious"]["peak_memory_mb"] is None
+    message = "a real fault"
+    with pytest.raises(RuntimeError, match=message):
+        measure(TINY[:1], device=CPU)
+
+
+def test_choose() -> None:
+    assert choose(()) == CASES
+    assert [one.name for one in choose(("step", "core-nla"))] == [
+        *("core-nla-100", "core-nla-150"),
+        *("step-8x32-enlca", "step-8x32-none", "step-16x64-none"),
+    ]
+    with pytest.raises(UserError, match=r"no case begins with 'cores': .* core-nla-100"):
+        choose(("core", "cores"))
+
+
+def command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
+    monkeypatch.setattr("sys.argv", ["speed", *arguments])
+    speed.main()
+
+
+def test_command_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(speed, "CASES", TINY)
+    threads = str(torch.get_num_threads())
+    command(
+        monkeypatch,
+        *("--only", "core", "step-4x8-none", "--seconds", "0.01", "--threads", threads),
+        *("--results", str(tmp_path)),
+    )
+    (record,) = load_records(tmp_path)
+    assert [row["name"] for row in record["rows"]] == ["core-nlsa-7", "step-4x8-none"]
+    assert record["command"].startswith("python -m harness.speed --only core step-4x8-none")
+    assert str(tmp_path) not in json.dumps(record)
+    printed = capsys.readouterr().out
+    assert "| core, NLSA-r4, 7×7 " in printed
+    assert "1e+06 missed" in printed
+    assert f"Record: {tmp_path / 'records' / 'speed'}" in printed
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--only", "nonsense"),
+        ("--seconds", "0"),
+        ("--seconds", "many"),
+        ("--threads", "0"),
+        ("--device", "cuda:99"),
+    ],
+)
+def test_command_line_mistakes(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    arguments: tuple[str, ...],
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        command(monkeypatch, *arguments, "--results", str(tmp_path))
+    assert stop.value.code == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert not list(tmp_path.iterdir())
