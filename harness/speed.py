@@ -138,10 +138,10 @@ class Comparison:
 
         def run() -> Tensor:
             loss = F.l1_loss(network(lr), hr) + _AUXILIARY_WEIGHT * network.auxiliary_loss()
-            optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
-            return loss
+            optimizer.zero_grad(set_to_none=True)  # now: a call releases no older memory
+            return loss.detach()
 
         return run
 
