@@ -158,7 +158,7 @@ def _judge_memory(found: Sequence[Method]) -> str:
         if row["peak_memory_mb"] is not None
     ]
     if not rows:
-        return "cannot be judged (the device reports no peak memory)"
+        return "cannot be judged (no peak memory was measured)"
     most, label, at = max(rows, key=lambda row: row[0])
     text = f"(most {most / 1e3:.3g} GB, {label} at {_size(at)}"
     gaps = [
@@ -266,15 +266,16 @@ def _title(record: Record) -> str:
 
 
 def scaling_figure(record: Record) -> Figure:
-    """Time and memory against N, log-log; a line for each method, its exponent in the legend."""
+    """Time and memory against N, log-log; a line for each method, its exponents in the legend."""
     labels = {
         "median_ms": "median time (ms)",
         "peak_memory_mb": "peak memory above inputs (MB)",
     }
     found, fit_from = methods(record), record["settings"]["fit_from"]
     largest = max(positions(row) for row in record["rows"])
+    handles = {}
     with house_style():
-        figure = new_figure(PAGE, 2.9 + 0.14 * math.ceil(len(found) / 2))
+        figure = new_figure(PAGE, 2.9 + 0.15 * len(found))
         axes = figure.subplots(1, 2)
         figure.suptitle(f"{_title(record)}, {describe_machine(record)}", fontsize=8)
         for axis, (quantity, label) in zip(axes, labels.items(), strict=True):
@@ -286,25 +287,23 @@ def scaling_figure(record: Record) -> Figure:
                 ]
                 if not rows:
                     continue
-                fit = method.fits[quantity]
-                text = f"{method.label}: {fit}" if fit else method.label
+                text = f"{method.label}: {_exponents(method)}"
                 if positions(rows[-1]) < largest:
-                    text += f" (to {_size(rows[-1])})"
+                    text += f"; measured to {_size(rows[-1])}"
                 plot_line(axis, rows, "positions", quantity, text, style)
-            for line in axis.lines:
+                line = axis.lines[-1]
                 line.set_fillstyle("none")  # memories lie close: none may hide another
+                handles.setdefault(method.key, (line, text))
             axis.set_xlabel(f"positions N (fitted from {fit_from}; grey: left out)")
             axis.set_ylabel(label)
             low, _ = axis.get_xlim()
             axis.axvspan(low, max(low, fit_from), color="0.93", zorder=0)
             axis.set_xlim(left=low)
-            if axis.lines:
-                axis.legend(
-                    title="exponent of N ± standard error",
-                    loc="upper center",
-                    bbox_to_anchor=(0.5, -0.2),
-                    ncols=2,
-                    columnspacing=1.0,
-                    frameon=False,
-                )
+        figure.legend(
+            [line for line, _ in handles.values()],
+            [text for _, text in handles.values()],
+            title="exponent of N ± standard error",
+            loc="outside lower center",
+            frameon=False,
+        )
     return figure

@@ -229,7 +229,7 @@ def test_verdict_is_withheld_where_too_little_was_measured() -> None:
     assert unmeasured(record) == ["NLSA-r4 at 200x200: skipped, as it is slow."]
     for row in record["rows"]:
         row["peak_memory_mb"] = None  # as on a device that reports none
-    assert verdict(record)[-1].endswith("cannot be judged (the device reports no peak memory).")
+    assert verdict(record)[-1].endswith("cannot be judged (no peak memory was measured).")
     assert set(unmeasured(record)) < set(statements(record))
     assert "N >= 10000" in statements(record)[0]
     scaling_figure(record)
@@ -239,6 +239,11 @@ def test_a_method_without_any_number() -> None:
     record = synthetic.scaling({"NLSA-r4": (1, 1), "NLA": (2, 1)}, skipped={"NLSA-r4": 1})
     assert "NLSA-r4 not measured)" in verdict(record)[-1]
     assert len(scaling_figure(record).axes[0].get_lines()) == 1
+    record = synthetic.scaling({"NLA": (2, 1)}, skipped={"NLA": 1})
+    figure = scaling_figure(record)
+    assert not figure.axes[0].get_lines()
+    figure.draw_without_rendering()
+    assert "cannot be judged" in verdict(record)[-1]
 
 
 # -- table and figure -----------------------------------------------------------------------------
@@ -268,14 +273,18 @@ def test_table() -> None:
 
 def test_figure_has_a_line_a_method_with_its_own_look() -> None:
     laws = {"NLA": (2.0, 1.0), "NLSA-r4": (1.0, 1.1), "Criss-Cross": (1.5, 1.0)}
-    time, memory = scaling_figure(synthetic.scaling(laws, skipped={"NLA": 200})).axes
+    figure = scaling_figure(synthetic.scaling(laws, skipped={"NLA": 200}))
+    time, memory = figure.axes
     for axis in (time, memory):
         assert (axis.get_xscale(), axis.get_yscale()) == ("log", "log")
         looks = {(line.get_color(), line.get_marker()) for line in axis.get_lines()}
         assert len(looks) == len(axis.get_lines()) == 3
     assert time.get_lines()[0].get_xdata().tolist() == [2500, 10_000, 22_500]
-    labels = [text.get_text() for text in memory.get_legend().get_texts()]
-    assert labels == ["NLA (to 150x150)", "NLSA-r4: 1.10 ± 0.00", "Criss-Cross: 1.00 ± 0.00"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [
+        "NLA: time not fitted, memory not fitted; measured to 150x150",
+        "NLSA-r4: time 1.00 ± 0.00, memory 1.10 ± 0.00",
+        "Criss-Cross: time 1.50 ± 0.00, memory 1.00 ± 0.00",
+    ]
 
 
 def test_twelve_methods_look_different() -> None:
