@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from .approximation_report import plot_line
 from .cells import milliseconds, variant_columns
@@ -273,7 +274,7 @@ def scaling_figure(record: Record) -> Figure:
     }
     found, fit_from = methods(record), record["settings"]["fit_from"]
     largest = max(positions(row) for row in record["rows"])
-    handles = {}
+    handles: dict[str, tuple[Line2D, str]] = {}
     with house_style():
         figure = new_figure(PAGE, 2.9 + 0.15 * len(found))
         axes = figure.subplots(1, 2)
