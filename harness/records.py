@@ -20,7 +20,13 @@ from .files import read_json, write_json
 #: Version of the records' layout. A reader refuses a newer one.
 SCHEMA = 1
 #: Kinds of record, and the folder of each under ``<results>/records``.
-FOLDERS = {"run": "runs", "cost": "costs", "latency": "latency", "approximation": "approximation"}
+FOLDERS = {
+    "run": "runs",
+    "cost": "costs",
+    "latency": "latency",
+    "approximation": "approximation",
+    "scaling": "scaling",
+}
 
 _ADVICE = "restore the file, or delete it and measure again"
 _ID = re.compile(r"""[^\W_][^/\\\x00-\x1f:*?"<>|]*""")
@@ -125,6 +131,7 @@ _SHAPES: dict[str, dict[str, Any]] = {
         "network": [{"attention": str, "m": (int, None), "psnr": _NUMBER}],
     },
 }
+_SHAPES["scaling"] = _SHAPES["latency"] | {"settings": {"fit_from": int}}
 
 
 def canonical_json(content: Any) -> str:

@@ -1,4 +1,4 @@
-"""Tables 1 to 6 of the ENLCA paper, and an overview of quality, from the records alone.
+"""Tables 1 to 6 of the ENLCA paper, overviews of quality and of scaling, from the records alone.
 
 ``python -m harness.tables`` writes each as CSV, Markdown and LaTeX, with the paper's figures
 beside the measured ones. A cell that was not measured is empty. No model, image or GPU is used,
@@ -35,6 +35,7 @@ from .latency_tables import find_benches, latency_details, table5
 from .quality_tables import quality_table, table1, table2, table3
 from .records import load_records
 from .render import Table, write_table
+from .scaling_report import scaling_table
 from .settings import (
     PAPER_SET,
     Record,
@@ -277,8 +278,9 @@ def write_tables(options: Options) -> list[tuple[Table, list[Path]]]:
     Raises:
         UserError: no records, none of the preset, a bad record, or a folder that cannot be written.
     """
-    runs, costs, latency = (load_records(options.results, k) for k in ("run", "cost", "latency"))
-    if not (runs or costs or latency):
+    kinds = ("run", "cost", "latency", "scaling")
+    runs, costs, latency, scaling = (load_records(options.results, kind) for kind in kinds)
+    if not (runs or costs or latency or scaling):
         raise UserError(
             f"no records under {options.results / 'records'}; run python -m harness.run first"
         )
@@ -291,10 +293,8 @@ def write_tables(options: Options) -> list[tuple[Table, list[Path]]]:
                 f"there are runs of: {', '.join(found) or 'no preset'}"
             )
     output = options.output or options.results / "tables"
-    return [
-        (table, write_table(table, output / folder))
-        for folder, table in build(runs, costs, latency)
-    ]
+    tables = build(runs, costs, latency) + [("", scaling_table(record)) for record in scaling]
+    return [(table, write_table(table, output / folder)) for folder, table in tables]
 
 
 @command_line

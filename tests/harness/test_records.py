@@ -31,6 +31,7 @@ RECORDS = {
     "cost": synthetic.cost("NLA", 25.6),
     "latency": synthetic.latency([synthetic.latency_row("NLA", 12.0)]),
     "approximation": synthetic.approximation("enlca-k2"),
+    "scaling": synthetic.scaling({"NLA": (2.0, 1.0)}),
 }
 
 
