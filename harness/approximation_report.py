@@ -32,13 +32,13 @@ _MARGIN = 1.15  # inches beside the panels, for labels and their legends
 
 
 def write_report(record: Row, results: Path) -> list[Path]:
-    """Write ``tables/approximation-<id>.csv`` and ``figures/approximation-<id>-*``; the paths.
+    """Write ``figures/approximation-<id>.csv`` and its figures beside it; returns the paths.
 
     Raises:
         UserError: a folder cannot be written.
     """
     stem = f"approximation-{record['id']}"
-    csv = results / "tables" / f"{stem}.csv"
+    csv = results / "figures" / f"{stem}.csv"
     write_text(csv, table(record))
     paths = [csv]
     for name, figure in figures(record).items():
