@@ -32,13 +32,13 @@ _MARGIN = 1.15  # inches beside the panels, for labels and their legends
 
 
 def write_report(record: Row, results: Path) -> list[Path]:
-    """Write ``tables/approximation-<id>.csv`` and ``figures/approximation-<id>-*``; the paths.
+    """Write ``figures/approximation-<id>.csv`` and its figures beside it; returns the paths.
 
     Raises:
         UserError: a folder cannot be written.
     """
     stem = f"approximation-{record['id']}"
-    csv = results / "tables" / f"{stem}.csv"
+    csv = results / "figures" / f"{stem}.csv"
     write_text(csv, table(record))
     paths = [csv]
     for name, figure in figures(record).items():
@@ -209,7 +209,7 @@ def plot_line(axis: Axes, rows: Iterable[Row], x: str, y: str, label: str, style
         values,
         yerr=[below, above] if any(above) else None,
         label=label,
-        color=COLOURS[style],
+        color=COLOURS[style % len(COLOURS)],
         marker=MARKERS[style % len(MARKERS)],
         capsize=1.5,
         elinewidth=0.8,
@@ -218,7 +218,7 @@ def plot_line(axis: Axes, rows: Iterable[Row], x: str, y: str, label: str, style
 
 def _plot_by_k(axis: Axes, rows: Sequence[Row], x: str, y: str) -> None:
     for style, k in enumerate(sorted({row["k"] for row in rows})):
-        plot_line(axis, _select(rows, k=k), x, y, f"k = {k:g}", style % len(COLOURS))
+        plot_line(axis, _select(rows, k=k), x, y, f"k = {k:g}", style)
 
 
 def _label_x(axes: Sequence[Axes], x: str, values: Iterable[float], suffix: str = "") -> None:

@@ -255,8 +255,7 @@ def _time_case(
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            row |= {field.name: None for field in dataclasses.fields(Timing)}
-            row |= {"peak_memory_mb": None, "note": "out of memory"}
+            row |= without_numbers("out of memory")
         else:
             row["peak_memory_mb"] = None if peak is None else peak / 1e6
             functions[str(index)] = function
@@ -267,6 +266,12 @@ def _time_case(
     for name, timing in time_in_turn(functions, case.device, **limits, on_run=on_run).items():
         rows[int(name)] |= dataclasses.asdict(timing)
     return rows
+
+
+def without_numbers(note: str) -> dict[str, Any]:
+    """What a row has instead of times and memory: None, and why."""
+    names = [field.name for field in dataclasses.fields(Timing)]
+    return dict.fromkeys([*names, "peak_memory_mb"]) | {"note": note}
 
 
 def is_out_of_memory(error: BaseException) -> bool:

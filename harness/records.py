@@ -26,6 +26,7 @@ FOLDERS = {
     "latency": "latency",
     "speed": "speed",
     "approximation": "approximation",
+    "scaling": "scaling",
 }
 
 _ADVICE = "restore the file, or delete it and measure again"
@@ -155,6 +156,7 @@ _SHAPES: dict[str, dict[str, Any]] = {
         "network": [{"attention": str, "m": (int, None), "psnr": _NUMBER}],
     },
 }
+_SHAPES["scaling"] = _SHAPES["latency"] | {"settings": {"fit_from": int}}
 
 
 def canonical_json(content: Any) -> str:

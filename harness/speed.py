@@ -24,7 +24,7 @@ from .config import Variant
 from .edsr import EDSR, build_network
 from .errors import UserError, command_line, usage_errors
 from .flops import CORE_CHANNELS, MODULE_CHANNELS, count_network, create_core
-from .latency import Case, is_out_of_memory, progress
+from .latency import Case, is_out_of_memory, progress, without_numbers
 from .memory import peak_memory
 from .options import describe_command
 from .records import load_records, record_id, save_record
@@ -320,8 +320,7 @@ def _row(
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        empty = {f.name: None for f in dataclasses.fields(Timing)} | {"peak_memory_mb": None}
-        row |= dict.fromkeys(_SIDES, empty)
+        row |= dict.fromkeys(_SIDES, without_numbers("out of memory"))
         row |= dict.fromkeys(("ratio", "ratio_low", "ratio_high"))
         return row | {"note": "out of memory"}
     ratio, low, high = median_ratio(*(samples[side] for side in _SIDES), seed=limits["seed"])

@@ -1,4 +1,4 @@
-"""Tables 1 to 6 of the ENLCA paper, quality and speed, from the records alone.
+"""Tables 1 to 6 of the ENLCA paper, quality, scaling and speed, from the records alone.
 
 ``python -m harness.tables`` writes each as CSV, Markdown and LaTeX, with the paper's figures
 beside the measured ones. A cell that was not measured is empty. No model, image or GPU is used,
@@ -35,6 +35,7 @@ from .latency_tables import find_benches, latency_details, table5
 from .quality_tables import quality_table, table1, table2, table3
 from .records import load_records
 from .render import Table, write_table
+from .scaling_report import scaling_table
 from .settings import (
     PAPER_SET,
     Record,
@@ -255,10 +256,7 @@ class Options:
 
 
 def build(
-    runs: Sequence[Record],
-    costs: Sequence[Record],
-    latency: Sequence[Record],
-    speed: Sequence[Record] = (),
+    runs: Sequence[Record], costs: Sequence[Record], latency: Sequence[Record]
 ) -> list[tuple[str, Table]]:
     """Every table that the records give, each with its folder ("" or the setting's)."""
     settings = find_settings(runs, costs)
@@ -272,7 +270,7 @@ def build(
     nearest = settings[0] if settings else Setting([], [])
     for bench in find_benches(latency):
         tables += [("", table5(bench, nearest)), ("", latency_details(bench))]
-    return tables + [("", speed_table(rows)) for rows in find_speeds(speed)]
+    return tables
 
 
 def write_tables(options: Options) -> list[tuple[Table, list[Path]]]:
@@ -281,12 +279,13 @@ def write_tables(options: Options) -> list[tuple[Table, list[Path]]]:
     Raises:
         UserError: no records, none of the preset, a bad record, or a folder that cannot be written.
     """
-    kinds = ("run", "cost", "latency", "speed")
-    runs, costs, latency, speed = (load_records(options.results, kind) for kind in kinds)
-    if not (runs or costs or latency or speed):
+    kinds = ("run", "cost", "latency", "scaling", "speed")
+    records = [load_records(options.results, kind) for kind in kinds]
+    if not any(records):
         raise UserError(
             f"no records under {options.results / 'records'}; run python -m harness.run first"
         )
+    runs, costs, latency, scaling, speed = records
     if options.preset is not None:
         found = sorted({run["config"]["preset"] for run in runs})
         runs = [run for run in runs if run["config"]["preset"] == options.preset]
@@ -296,10 +295,9 @@ def write_tables(options: Options) -> list[tuple[Table, list[Path]]]:
                 f"there are runs of: {', '.join(found) or 'no preset'}"
             )
     output = options.output or options.results / "tables"
-    return [
-        (table, write_table(table, output / folder))
-        for folder, table in build(runs, costs, latency, speed)
-    ]
+    tables = build(runs, costs, latency) + [("", scaling_table(record)) for record in scaling]
+    tables += [("", speed_table(rows)) for rows in find_speeds(speed)]
+    return [(table, write_table(table, output / folder)) for folder, table in tables]
 
 
 @command_line

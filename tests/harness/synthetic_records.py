@@ -241,6 +241,32 @@ def speed(
     }
 
 
+def scaling(
+    laws: dict[str, tuple[float, float]],
+    sides: tuple[int, ...] = (50, 100, 150, 200),
+    skipped: dict[str, int] | None = None,
+    *,
+    fit_from: int = 10_000,
+    identifier: str = "cpu-float32-2",
+    **changes: Any,
+) -> dict[str, Any]:
+    """A scaling record: time and memory of each variant are 2 N^a and 3 N^b times 1e-6.
+
+    A variant of ``skipped`` has no numbers from that side on.
+    """
+    rows = []
+    for side in sides:
+        for variant, (time, memory) in laws.items():
+            if side >= (skipped or {}).get(variant, side + 1):
+                rows.append(latency_row(variant, None, size=side, note="skipped, as it is slow"))
+                continue
+            n = side**2
+            row = latency_row(variant, 2e-6 * n**time / 0.9, size=side)
+            rows.append(row | {"peak_memory_mb": 3e-6 * n**memory})
+    settings = {"warmup": 1, "min_runs": 3, "max_seconds": 20.0, "fit_from": fit_from}
+    return common("scaling", identifier, **changes) | {"settings": settings, "rows": rows}
+
+
 def approximation(network: str | None, **changes: Any) -> dict[str, Any]:
     """An approximation record of a network's features, or of synthetic ones."""
     rows = [

@@ -32,6 +32,7 @@ RECORDS = {
     "latency": synthetic.latency([synthetic.latency_row("NLA", 12.0)]),
     "speed": synthetic.speed([synthetic.speed_row("core-nla-100", 12.0, 3.0)]),
     "approximation": synthetic.approximation("enlca-k2"),
+    "scaling": synthetic.scaling({"NLA": (2.0, 1.0)}),
 }
 
 

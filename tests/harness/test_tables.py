@@ -426,8 +426,6 @@ def test_sessions_on_one_machine_are_joined_and_the_newest_counts() -> None:
 
 # -- formats ----------------------------------------------------------------------------------
 
-AWKWARD = r"a_b & 50% #1 $x$ {y} \z ~ ^ <t> | × ± Δ [q]*"
-
 
 def test_speed_table() -> None:
     rows = [
@@ -471,6 +469,9 @@ def test_the_newest_speed_of_a_case_counts_and_machines_stand_apart() -> None:
     obvious_ms = {tuple(row[2] for row in table.rows) for table in tables}
     assert obvious_ms == {("15.0", "5.00"), ("12.0",)}
     assert len({table.name for table in tables}) == 2
+
+
+AWKWARD = r"a_b & 50% #1 $x$ {y} \z ~ ^ <t> | × ± Δ [q]*"
 
 
 def awkward_table() -> Table:
@@ -653,6 +654,13 @@ def test_preset_picks_runs(results: Path, tmp_path: Path) -> None:
     assert [p.name.split("-")[0] for p in output.iterdir() if p.is_dir()] == ["quick"]
     with pytest.raises(UserError, match=r"no runs of preset 'base' .* quick, small"):
         write_tables(Options(results=results, preset="base", output=output))
+
+
+def test_scaling_records_give_tables_too(tmp_path: Path) -> None:
+    save_record(tmp_path, synthetic.scaling({"NLA": (2.0, 1.0)}, identifier="made-up"))
+    ((table, paths),) = write_tables(Options(results=tmp_path))
+    assert table.name == "scaling-made-up"
+    assert {p.name for p in paths} == {f"scaling-made-up.{s}" for s in ("csv", "md", "tex")}
 
 
 @pytest.mark.parametrize("spoil", ["none", "torn", "blocked"])
