@@ -55,7 +55,7 @@ def use_threads(threads: int | None) -> None:
     if threads is None:
         return
     if threads < 1:
-        raise UserError(f"threads must be at least 1, got {threads}")
+        raise UserError(f"--threads must be at least 1, got {threads}")
     torch.set_num_threads(threads)
 
 
