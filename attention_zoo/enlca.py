@@ -15,10 +15,10 @@ from .enla import EfficientNonLocalAttention, normalise
 from .registry import register_attention
 from .softmax import no_autocast, refuse_second_derivative
 
-# Elements of the correlation matrix that are alive at once: 32 MB in float32; on the CPU 1 MB,
-# within the second-level cache.
+# Elements of the correlation matrix that are alive at once: 32 MB in float32; on the CPU 4 MB,
+# within the last-level cache, yet enough that threads are not woken for crumbs.
 _TILE = 2**23
-_CPU_TILE = 2**18
+_CPU_TILE = 2**20
 # Rows up to this length are sorted whole; of longer ones the largest entries are split off first.
 _WHOLE_SORT = 2048
 

@@ -25,6 +25,7 @@ from .evaluate import evaluate
 from .files import read_json, write_json
 from .options import describe_command, parse
 from .records import load_records, record_id, record_path, save_record
+from .settings import origin_note
 from .tables import summary
 from .train import Trainer, precision
 from .weights import Architecture, load_strictly, load_weights, save_weights
@@ -183,7 +184,10 @@ def run(
     """
     path = record_path(results, "run", config.run_id)
     if path.exists():
-        return next(r for r in load_records(results, "run") if r["id"] == config.run_id)
+        record = next(r for r in load_records(results, "run") if r["id"] == config.run_id)
+        what = f"{config.variant.label} seed {config.seed} is finished"
+        print(origin_note([record], what), f"Read from {path}; another --results runs it anew.")
+        return record
     trainer = train(config, cache, results, device)
     network = trainer.network
     quality = {}

@@ -76,6 +76,9 @@ def test_main_job_leaves_records_and_prints_a_table(
     before = {p: p.read_bytes() for p in (tmp_path / "records" / "runs").iterdir()}
     monkeypatch.setattr(run, "Trainer", None)
     run_main(monkeypatch, *words, "--skip-latency")
+    told = " ".join(capsys.readouterr().out.split())
+    assert "ENLCA-m16 seed 0 is finished: 20" in told
+    assert f"records/runs/{record['id']}.json; another --results runs it anew" in told
     assert before == {p: p.read_bytes() for p in (tmp_path / "records" / "runs").iterdir()}
 
     # And the tables come out of the records alone.
