@@ -8,17 +8,29 @@ import torch
 from torch import Tensor, nn
 
 from .base import Attention, Cost, check_qkv, embedding_channels, require_at_least
+from .implementations import implementation, register_core, run
 from .nla import position_scores
 from .registry import register_attention
-from .softmax import softmax_attention_lse
+from .softmax import (
+    LOG2_E,
+    Lines,
+    attend_tile,
+    finish_tile,
+    key_tiles,
+    no_autocast,
+    refuse_second_derivative,
+    sum_dtype,
+    tile_gradients,
+    tile_size,
+)
+from .tiles import even_step, scratch
 
 
 def criss_cross_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Attention over the H + W − 1 positions of the own column and row under one softmax.
 
-    The whole column and the whole row are attended to, without a mask; the own position, which
-    both hold, is then taken out of the merged sums once (the row still holds it, so the
-    normaliser stays at least as large as the row's).
+    Every position attends to its column, without itself, and goes on with its row by online
+    softmax: no mask is kept, and no line is copied.
 
     Args:
         q: queries ``[B, c, H, W]``.
@@ -31,29 +43,101 @@ def criss_cross_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     Raises:
         AttentionError: the shapes do not fit together.
 
+    Implementations: ``tiled`` (what ``auto`` stands for), ``reference``.
+
     Numerics: error up to ``(4 u + 4 min(1, g)) max|v|``, see :mod:`.softmax`.
     """
     check_qkv(q, k, v)
-    column, column_lse = _attend_lines(q.mT, k.mT, v.mT)
-    column, column_lse = column.mT, column_lse.mT
-    row, row_lse = _attend_lines(q, k, v)
-    own = (q.to(row_lse.dtype) * k.to(row_lse.dtype)).sum(1)
-    # Its score is in both sums; rounding of a huge one must not lift it above them.
-    own = torch.minimum(own, torch.minimum(column_lse, row_lse))
-    top = torch.maximum(column_lse, row_lse).detach()
-    column_mass, row_mass, own_mass = (
-        (t - top).exp().unsqueeze(1) for t in (column_lse, row_lse, own)
-    )
-    out = column_mass * column + row_mass * row - own_mass * v
-    return (out / (column_mass + row_mass - own_mass)).to(v.dtype)
+    return run("criss-cross", q, k, v)
 
 
-def _attend_lines(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """Attention within each line (last dimension): (``[B, c_out, H, W]``, lse ``[B, H, W]``)."""
-    batch, _, lines, _ = q.shape
-    rows = (t.permute(0, 2, 3, 1).flatten(0, 1) for t in (q, k, v))
-    out, lse = softmax_attention_lse(*rows)
-    return out.unflatten(0, (batch, lines)).permute(0, 3, 1, 2), lse.unflatten(0, (batch, lines))
+register_core("criss-cross", lambda *_: "tiled")
+
+
+@implementation("criss-cross", "tiled")
+def _tiled(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    with no_autocast(v):
+        out = _CrissCross.apply(*(t.permute(0, 2, 3, 1) for t in (q, k, v)))
+    return out.permute(0, 3, 1, 2)
+
+
+_Lines = tuple[int, slice]
+
+
+class _CrissCross(torch.autograd.Function):
+    """Rows ``[B, H, W, ·]``; tiles are whole lines: all columns first, then all rows."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q, k, v = (t.contiguous() for t in (q, k, v))
+        dtype = sum_dtype(v)
+        sums = Lines(*(v.new_empty(*v.shape[:3], s, dtype=dtype) for s in (v.shape[3], 1, 1)))
+        lse = torch.empty_like(sums.norm)
+
+        for columns in (True, False):
+            tiles, size = _tiles(v, columns)
+            space = scratch("scores", v, size, dtype=dtype)
+            for tile in tiles:
+                queries, keys, values = (_lines(t, tile, columns).to(dtype) for t in (q, k, v))
+                queries = queries * LOG2_E
+                parts = Lines(*(_lines(t, tile, columns) for t in sums))
+                if columns:
+                    lines = attend_tile(queries, keys, values, space, left_out=0)
+                    for part, one in zip(parts, lines, strict=True):
+                        part.copy_(one)
+                else:
+                    lines = attend_tile(queries, keys, values, space, before=parts)
+                    finished, log2_sum = finish_tile(lines)
+                    parts.acc.copy_(finished)
+                    _lines(lse, tile, columns).copy_(log2_sum)
+        out = sums.acc.to(v.dtype)
+        ctx.save_for_backward(q, k, v, out, lse)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
+        refuse_second_derivative("criss_cross_attention")
+        q, k, v, out, lse = ctx.saved_tensors
+        dtype = sum_dtype(v)
+        sums = [torch.empty_like(t, dtype=dtype) for t in (q, k, v)]
+
+        for columns in (True, False):
+            tiles, size = _tiles(v, columns, buffers=2)
+            space = scratch("scores", v, 2, size, dtype=dtype)
+            for tile in tiles:
+                queries, keys, values, grad, outputs = (
+                    _lines(t, tile, columns).to(dtype) for t in (q, k, v, grads[0], out)
+                )
+                delta = (grad * outputs).sum(-1, keepdim=True)
+                queries, lses = queries * LOG2_E, _lines(lse, tile, columns)
+                of_q, of_k, of_v = (_lines(s, tile, columns) for s in sums)
+                for j in key_tiles(keys.shape[1]):
+                    left_out = -j.start if columns else None
+                    found = tile_gradients(
+                        queries, keys[:, j], values[:, j], grad, lses, delta, space, left_out
+                    )
+                    # Columns come first; a query's gradient is that of all its keys.
+                    new = (columns and j.start == 0, columns, columns)
+                    parts = (of_q, of_k[:, j], of_v[:, j])
+                    for part, one, first in zip(parts, found, new, strict=True):
+                        part.copy_(one) if first else part.add_(one)
+        return tuple(s.to(t.dtype) for s, t in zip(sums, (q, k, v), strict=True))
+
+
+def _lines(x: Tensor, tile: _Lines, columns: bool) -> Tensor:
+    """The tile's lines of ``[B, H, W, c]``: ``[lines, positions, c]``, a view."""
+    b, lines = tile
+    return x[b, :, lines].transpose(0, 1) if columns else x[b, lines]
+
+
+def _tiles(v: Tensor, columns: bool, buffers: int = 1) -> tuple[list[_Lines], int]:
+    """(image, lines) of each tile, and the scores that each buffer of one holds at once."""
+    batch, height, width, _ = v.shape
+    count, length = (width, height) if columns else (height, width)
+    scores = length * key_tiles(length)[0].stop
+    group = even_step(count, scores, tile_size(v.device, buffers))
+    tiles = [(b, slice(i, i + group)) for b in range(batch) for i in range(0, count, group)]
+    return tiles, group * scores
 
 
 @register_attention("criss-cross")

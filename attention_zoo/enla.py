@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -16,19 +17,28 @@ from .base import (
     check_qkv,
     embedding_channels,
     require_at_least,
+    to_map,
     to_rows,
 )
+from .implementations import implementation, register_core, run
+from .kernels import why_not_triton
 from .nla import softmax_weights
 from .registry import register_attention
-from .softmax import no_autocast, refuse_second_derivative
+from .softmax import LOG2_E, no_autocast, refuse_second_derivative, sum_dtype
+from .tiles import cut, scratch
 
 #: Embeddings are divided by their norm, but by no less than this.
 MIN_NORM = 5e-5
 
-# Features that are alive at once: 32 MB in float32; on the CPU 4 MB, within the last-level cache,
-# yet enough that threads are not woken for crumbs.
-_TILE = 2**23
+# Largest exponent, as a power of 2, with which features are not shifted: products of two of them,
+# times values of 1e19, stay below the largest float32 and above the smallest.
+_MILD = 48.0
+# 2 to it is 0, yet differences of it are defined.
+_LOG2_OF_ZERO = -1e30
+
+# Features of one tile: on the CPU 4 MB in float32, see :mod:`.tiles`; elsewhere 32 MB.
 _CPU_TILE = 2**20
+_TILE = 2**23
 
 
 def orthogonal_gaussian(m: int, c: int, generator: torch.Generator | None = None) -> Tensor:
@@ -65,13 +75,18 @@ def phi(u: Tensor, projection: Tensor, eps: float = 1e-4) -> Tensor:
 
 
 def random_feature_attention(
-    q: Tensor, k: Tensor, v: Tensor, projection: Tensor, eps: float = 1e-4
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    projection: Tensor,
+    eps: float = 1e-4,
+    amplification: float | None = None,
 ) -> Tensor:
     """Eq. 5–6: ``D^(-1) (phi(Q)ᵀ (phi(K) Vᵀ))``.
 
-    The factor m^(-1/2) cancels and is left out. Each feature is divided by its largest value over
-    the keys, each query by its largest feature: both cancel too, and keep every exponential in
-    0 … 2 whatever the amplification and the dtype.
+    The factor m^(-1/2) cancels and is left out. Where the amplification and the longest row of F
+    let exponentials leave float32's middle, each feature is divided by its largest value over the
+    keys, each query by its largest feature: both cancel too, and keep all within 0 … 2.
 
     Args:
         q: amplified, normalised queries ``[B, c, H, W]`` (:func:`normalise`).
@@ -79,6 +94,7 @@ def random_feature_attention(
         v: values ``[B, c_out, H, W]``.
         projection: F ``[m, c]``.
         eps: added to each exponential; 0 gives the unbiased estimator of Eq. 4.
+        amplification: if given, q and k are raw and normalised here with it, which is faster.
 
     Returns:
         ``[B, c_out, H, W]`` in the dtype of v.
@@ -86,144 +102,310 @@ def random_feature_attention(
     Raises:
         AttentionError: the shapes do not fit together.
 
+    Implementations: ``triton`` (its backward pass is tiled), ``tiled``, ``reference``; ``auto``
+    is tiled.
+
     Numerics: error up to ``(u + 2 min(1, g)) max|v|``, see :mod:`.softmax`, whatever the length of
     the raw embeddings; S is ``2 |f| sqrt(k) + k`` for the longest row f of F.
     """
     check_qkv(q, k, v)
     if projection.dim() != 2 or projection.shape[1] != q.shape[1]:
         raise AttentionError(f"projection must be [m, {q.shape[1]}], got {list(projection.shape)}")
-    dtype = torch.promote_types(v.dtype, torch.float32)
-    with no_autocast(v):
-        flat = (t.to(dtype).flatten(2) for t in (q, k, v))
-        out = _RandomFeatureAttention.apply(*flat, projection.to(dtype), eps)
-    return out.to(v.dtype).unflatten(2, v.shape[2:])
+    return run("enla", q, k, v, projection, eps, amplification)
 
 
 class _RandomFeatureAttention(torch.autograd.Function):
-    """Eq. 5–6 over tiles of positions; q, k ``[B, c, N]``, v ``[B, c_out, N]``, F ``[m, c]``.
+    """Eq. 5–6 over tiles of rows; q, k ``[B, N, c]``, v ``[B, N, c_out]``, F ``[m, c]``.
 
-    The features ``[m, N]`` are never kept whole: the backward pass computes them again. What eps
+    The features ``[N, m]`` are never kept whole: the backward pass computes them again. What eps
     adds is of rank one, and joins the sums over positions instead of every feature.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, projection: Tensor, eps: float
+        ctx: Any,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        projection: Tensor,
+        eps: float,
+        amplification: float | None,
     ) -> Tensor:
-        batch, c_out, n = v.shape
-        m = projection.shape[0]
+        batch, n, c_out = v.shape
+        dtype, m = projection.dtype, projection.shape[0]
+        tiles, width, parts = _tiles(v, m)
+        space = _Space(q, width, dtype)
+        kernel = _Kernel(projection, eps, amplification)
+        part_sums = v.new_empty(batch, parts, m, c_out + 1, dtype=dtype)
+        part_shift = v.new_zeros(batch, parts, m, 1, dtype=dtype)
+        part_mean = v.new_empty(batch, parts, 1, c_out, dtype=dtype)
+
+        for b, i, part in tiles:
+            features = kernel.embed(k[b, i], space).exponents()
+            if not kernel.mild:
+                shift = features.amax(1, keepdim=True)
+                features.sub_(shift)
+                part_shift[b, part] = shift.mT
+            features.exp2_()
+            values = v[b, i].to(dtype)
+            part_sums[b, part, :, :c_out] = torch.bmm(features.mT, values)
+            part_sums[b, part, :, c_out] = features.sum(1)
+            part_mean[b, part] = values.mean(1, keepdim=True).mul_(values.shape[1] / n)
+        if kernel.mild:  # one shift for all features
+            total = part_sums[..., c_out:].sum(1).div_(n)
+            shift = total.amax(1, keepdim=True).log2_().expand(batch, m, 1)
+        else:
+            shift = part_shift.amax(1).clamp_min_(kernel.log2_eps)
+        context = part_sums.mul_((part_shift - shift.unsqueeze(1)).exp2_()).sum(1).div_(n)
+        mean = torch.cat([part_mean.sum(1), part_mean.new_ones(batch, 1, 1)], dim=2)
+        context.addcmul_((kernel.log2_eps - shift).exp2_(), mean)
+
         out = torch.empty_like(v)
-        context = v.new_empty(batch, m, c_out + 1)
-        shift = v.new_empty(batch, m, 1)
-        normaliser = v.new_empty(batch, 1, n)
-        for b, tiles, space in _tiles(q, m):
-            context[b], shift[b] = _summarise(k[b], v[b], projection, eps, tiles, space)
-            eps_q, floor = _eps_features(shift[b], eps)
-            eps_sums = (context[b] * eps_q).sum(1).unsqueeze(2)
-            for i in tiles:
-                features, scale = _query_features(q[b, :, i], projection, shift[b], floor, space)
-                sums = torch.bmm(context[b].mT, features).addcmul_(eps_sums, scale)
-                normaliser[b, :, i] = sums[:, c_out:]
-                torch.div(sums[:, :c_out], sums[:, c_out:], out=out[b, :, i])
+        normaliser = v.new_empty(batch, n, 1, dtype=dtype)
+        eps_q, floor = kernel.eps_features(shift)
+        eps_sums = (context * eps_q).sum(1, keepdim=True)
+
+        for b, i, _ in tiles:
+            features, scale = kernel.embed(q[b, i], space).features(shift[b], floor[b])
+            sums = space.bmm(features, context[b], "sums").addcmul_(scale, eps_sums[b])
+            normaliser[b, i] = sums[..., c_out:]
+            torch.div(sums[..., :c_out], sums[..., c_out:], out=out[b, i])
         ctx.save_for_backward(q, k, v, projection, out, context, shift, normaliser)
-        ctx.eps = eps
+        ctx.eps, ctx.amplification, ctx.shifted = eps, amplification, not kernel.mild
         return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         refuse_second_derivative("random_feature_attention")
         q, k, v, projection, out, context, shift, normaliser = ctx.saved_tensors
-        m, c_out, n = projection.shape[0], v.shape[1], v.shape[2]
+        batch, n, c_out = v.shape
+        dtype, m = projection.dtype, projection.shape[0]
+        tiles, width, parts = _tiles(v, m)
+        space = _Space(q, width, dtype)
+        kernel = _Kernel(projection, ctx.eps, ctx.amplification, ctx.shifted)
         grad_q, grad_k, grad_v = (torch.empty_like(t) for t in (q, k, v))
-        for b, tiles, space in _tiles(q, m):
-            grad_context = torch.zeros_like(context[b])
-            eps_q, floor = _eps_features(shift[b], ctx.eps)
-            for i in tiles:
-                features, scale = _query_features(q[b, :, i], projection, shift[b], floor, space)
-                grad = grads[0][b, :, i] / normaliser[b, :, i]
-                grad_norm = (grad * out[b, :, i]).sum(1, keepdim=True).neg_()
-                grad_sums = torch.cat([grad, grad_norm], dim=1)
-                grad_context += torch.bmm(features, grad_sums.mT)
-                grad_context += eps_q * torch.bmm(scale, grad_sums.mT)
-                features.mul_(torch.bmm(context[b], grad_sums))
-                grad_q[b, :, i] = _through_exponents(features, q[b, :, i], projection)
-            by_value, by_norm = grad_context[..., :c_out], grad_context[..., c_out:]
-            eps_k = (_log(ctx.eps) - shift[b]).exp() / n
-            eps_grad = (by_value * eps_k).sum(1).unsqueeze(2)
-            for i in tiles:
-                features = _exponents(k[b, :, i], projection, space)
-                features.sub_(shift[b] + math.log(n)).exp_()
-                grad_v[b, :, i] = torch.baddbmm(eps_grad, by_value.mT, features)
-                features.mul_(torch.baddbmm(by_norm, by_value, v[b, :, i]))
-                grad_k[b, :, i] = _through_exponents(features, k[b, :, i], projection)
-        return grad_q, grad_k, grad_v, None, None
+        part_sums = v.new_empty(batch, parts, m, c_out + 1, dtype=dtype)
+        eps_q, floor = kernel.eps_features(shift)
+
+        for b, i, part in tiles:
+            queries = kernel.embed(q[b, i], space)
+            features, scale = queries.features(shift[b], floor[b])
+            grad = grads[0][b, i].to(dtype)
+            grad_sums = space.take("sums", (*grad.shape[:2], c_out + 1))
+            grad = torch.div(grad, normaliser[b, i], out=grad_sums[..., :c_out])
+            product = torch.mul(grad, out[b, i], out=space.take("product", grad.shape))
+            grad_sums[..., c_out:] = product.sum(2, keepdim=True).neg_()
+            if kernel.mild:  # one scale for all queries
+                by_eps = grad_sums.sum(1, keepdim=True).mul_(scale)
+            else:
+                by_eps = (grad_sums * scale).sum(1, keepdim=True)
+            by_context = torch.bmm(features.mT, grad_sums)
+            part_sums[b, part] = by_context.addcmul_(eps_q[b], by_eps)
+            features.mul_(space.bmm(grad_sums, context[b].mT, "by feature"))
+            grad_q[b, i] = queries.gradient(features)
+        grad_context = part_sums.sum(1)
+        eps_k = (kernel.log2_eps - shift).exp2_()
+        by_mean = (grad_context[..., :c_out] * eps_k).sum(1, keepdim=True).div_(n)
+        if kernel.mild:
+            grad_context.mul_(shift.neg().exp2_())
+        by_value, by_norm = grad_context.div_(n).tensor_split([c_out], dim=2)
+        by_value = by_value.contiguous()
+
+        for b, i, _ in tiles:
+            keys = kernel.embed(k[b, i], space)
+            features = keys.exponents()
+            if not kernel.mild:
+                features.sub_(shift[b].mT)
+            features.exp2_()
+            by_v = space.bmm(features, by_value[b], "sums")
+            torch.add(by_v, by_mean[b], out=grad_v[b, i])
+            by_feature = space.bmm(v[b, i].to(dtype), by_value[b].mT, "by feature")
+            grad_k[b, i] = keys.gradient(features.mul_(by_feature.add_(by_norm[b].mT)))
+        return grad_q, grad_k, grad_v, None, None, None
 
 
-def _tiles(q: Tensor, m: int) -> Iterator[tuple[slice, list[slice], Tensor]]:
-    """Images, tiles of their positions, and memory for one tile's features, taken once."""
-    batch, _, n = q.shape
-    size = _CPU_TILE if q.device.type == "cpu" else _TILE
-    width = max(1, min(n, size // m))
-    group = max(1, min(batch, size // (m * width)))
-    space = q.new_empty(group * m * width)
-    tiles = [slice(i, i + width) for i in range(0, n, width)]
-    for b in range(0, batch, group):
-        yield slice(b, b + group), tiles, space
+class _TritonAttention(_RandomFeatureAttention):
+    """The forward pass by Triton kernels; the backward pass is the tiled one."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        projection: Tensor,
+        eps: float,
+        amplification: float | None,
+    ) -> Tensor:
+        from .kernels import enla as kernels
+
+        projection = projection.contiguous()
+        log2_eps = _Kernel(projection, eps, amplification, shifted=True).log2_eps
+        out, *saved = kernels.attend(q, k, v, projection, log2_eps, amplification, MIN_NORM)
+        ctx.save_for_backward(q, k, v, projection, out, *saved)
+        ctx.eps, ctx.amplification, ctx.shifted = eps, amplification, True
+        return out
 
 
-def _exponents(u: Tensor, projection: Tensor, space: Tensor) -> Tensor:
-    """``Fu − |u|²/2`` of a tile ``[B, c, T]``: ``[B, m, T]``, written into ``space``."""
-    shape = (u.shape[0], projection.shape[0], u.shape[2])
-    out = space[: math.prod(shape)].view(shape)
-    bias = u.square().sum(1, keepdim=True).div_(-2)
-    return torch.baddbmm(bias, projection.expand(u.shape[0], -1, -1), u, out=out)
+def _attend_rows(
+    function: type[_RandomFeatureAttention],
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    projection: Tensor,
+    eps: float,
+    amplification: float | None,
+) -> Tensor:
+    with no_autocast(v):
+        rows = (to_rows(t) for t in (q, k, v))
+        out = function.apply(*rows, projection.to(sum_dtype(v)), eps, amplification)
+    return to_map(out, like=v)
 
 
-def _through_exponents(grad: Tensor, u: Tensor, projection: Tensor) -> Tensor:
-    """Gradient ``[B, c, T]`` of :func:`_exponents`, given that of its result ``[B, m, T]``."""
-    through_product = torch.bmm(projection.T.expand(u.shape[0], -1, -1), grad)
-    return through_product.addcmul_(u, grad.sum(1, keepdim=True), value=-1)
+# The Triton kernels have run in the interpreter and been compiled, but not yet run on a GPU: they
+# are taken by name only.
+register_core("enla", lambda *_: "tiled")
+implementation("enla", "tiled")(partial(_attend_rows, _RandomFeatureAttention))
+implementation("enla", "triton", why_not_triton)(partial(_attend_rows, _TritonAttention))
 
 
-def _summarise(
-    k: Tensor, v: Tensor, projection: Tensor, eps: float, tiles: list[slice], space: Tensor
-) -> tuple[Tensor, Tensor]:
-    """phi(K) [Vᵀ, 1] / N ``[B, m, c_out + 1]``, each feature divided by exp(shift ``[B, m, 1]``).
+_Tile = tuple[slice, slice, int]
 
-    shift is a feature's largest exponent over the keys, or log eps where that is larger.
+
+def _tiles(v: Tensor, m: int) -> tuple[list[_Tile], int, int]:
+    """Tiles (images, positions, number), rows of the largest, and their number in an image."""
+    batch, n, c_out = v.shape
+    limit = _CPU_TILE if v.device.type == "cpu" else _TILE
+    tiles, group, width = cut(batch, n, max(m, c_out), limit)
+    numbered = [(b, i, i.start // width) for b, i in tiles]
+    return numbered, group * width, math.ceil(n / width)
+
+
+class _Space:
+    """Memory for one tile, in the layout of the maps: by rows, or by channels."""
+
+    def __init__(self, q: Tensor, rows: int, dtype: torch.dtype) -> None:
+        self.by_rows = q.stride(2) == 1
+        self._q, self._rows, self._dtype = q, rows, dtype
+
+    def take(self, name: str, shape: Sequence[int]) -> Tensor:
+        """``[B, T, width]``, the same memory whenever this name is asked for."""
+        batch, rows, width = shape
+        memory = scratch(f"enla {name}", self._q, self._rows * width, dtype=self._dtype)
+        memory = memory[: batch * rows * width]
+        if self.by_rows:
+            return memory.view(batch, rows, width)
+        return memory.view(batch, width, rows).mT
+
+    def bmm(self, a: Tensor, b: Tensor, name: str) -> Tensor:
+        """``a @ b`` in the memory of that name."""
+        return torch.bmm(a, b, out=self.take(name, (*a.shape[:2], b.shape[2])))
+
+
+class _Kernel:
+    """F, eps and the amplification; exponents are in units of log 2.
+
+    Where embeddings are normalised, exp(−|u|²/2) of a full-length one is left out everywhere.
+
+    Attributes:
+        log2_eps: log2 of eps, over what is left out.
+        mild: whether exponents are so small, for every direction of u, that exponentials and
+            their sums stay far within float32: then nothing need be subtracted from them.
+
+    Args:
+        shifted: not mild in any case.
     """
-    n = v.shape[2]
-    context, shift = v.new_zeros(()), v.new_full((), _log(eps))
-    for i in tiles:
-        features = _exponents(k[:, :, i], projection, space)
-        new_shift = torch.maximum(features.amax(2, keepdim=True), shift)
-        features.sub_(new_shift + math.log(n)).exp_()
-        sums = [torch.bmm(features, v[:, :, i].mT), features.sum(2, keepdim=True)]
-        context = torch.cat(sums, dim=2).add_(context * (shift - new_shift).exp())
-        shift = new_shift
-    values = torch.cat([v.mean(2), v.new_ones(v.shape[0], 1)], dim=1).unsqueeze(1)
-    return context.addcmul_((_log(eps) - shift).exp(), values), shift
+
+    def __init__(
+        self,
+        projection: Tensor,
+        eps: float,
+        amplification: float | None,
+        shifted: bool = False,
+    ) -> None:
+        self.projection, self.amplification = projection, amplification
+        self.scaled = projection.T * LOG2_E
+        self.log2_eps = math.log2(eps) if eps > 0 else _LOG2_OF_ZERO
+        self.mild = False
+        if amplification is not None:
+            self.log2_eps += amplification / 2 * LOG2_E
+            # Off the CPU asking would wait for the device.
+            if projection.device.type == "cpu" and not shifted:
+                longest = float(torch.linalg.vector_norm(projection, dim=1).amax())
+                self.mild = longest * math.sqrt(amplification) * LOG2_E <= _MILD
+
+    def embed(self, x: Tensor, space: _Space) -> _Embedded:
+        """A tile of embeddings ``[B, T, c]``, in the tile's memory."""
+        return _Embedded(x, space, self)
+
+    def eps_features(self, shift: Tensor) -> tuple[Tensor, Tensor]:
+        """What eps adds to a query's features over its largest entry ``[B, m, 1]``; log2 of that.
+
+        Features are multiplied by ``2^shift``, but for a factor common to all if mild.
+        """
+        exponents = (torch.zeros_like(shift) if self.mild else shift) + self.log2_eps
+        floor = exponents.amax(1, keepdim=True)
+        return (exponents - floor).exp2_(), floor
 
 
-def _eps_features(shift: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """What eps adds to a query's features, over its largest entry ``[B, m, 1]``; log of that."""
-    exponents = shift + _log(eps)
-    floor = exponents.amax(1, keepdim=True)
-    return (exponents - floor).exp_(), floor
+class _Embedded:
+    """A tile of embeddings, normalised if there is an amplification (Eq. 3)."""
 
+    def __init__(self, x: Tensor, space: _Space, kernel: _Kernel) -> None:
+        self._space, self._kernel = space, kernel
+        dtype, amplification = kernel.projection.dtype, kernel.amplification
+        x = x.to(dtype)
+        square = torch.mul(x, x, out=space.take("product", x.shape)).sum(2, keepdim=True)
+        self._half_square: Tensor | None = None  # |u|²/2, less that of full length
+        if amplification is None:
+            self._u = x
+            self._half_square = square.mul_(LOG2_E / 2)
+            return
+        norm = square.clamp_max_(torch.finfo(dtype).max).sqrt_()
+        self._short = norm <= MIN_NORM
+        self._any_short = not kernel.mild or bool(self._short.any())
+        if self._any_short:
+            length = (norm / MIN_NORM).clamp_max_(1)
+            self._half_square = length.square_().sub_(1).mul_(amplification / 2 * LOG2_E)
+        self._scale = math.sqrt(amplification) / norm.clamp_min_(MIN_NORM)
+        self._u = torch.mul(x, self._scale, out=space.take("embedded", x.shape))
 
-def _query_features(
-    q: Tensor, projection: Tensor, shift: Tensor, floor: Tensor, space: Tensor
-) -> tuple[Tensor, Tensor]:
-    """exp of a tile's exponents over each query's largest ``[B, m, T]``; that of floor so too."""
-    exponents = _exponents(q, projection, space).add_(shift)
-    top = torch.maximum(exponents.amax(1, keepdim=True), floor)
-    return exponents.sub_(top).exp_(), (floor - top).exp_()
+    def exponents(self) -> Tensor:
+        """``Fu − |u|²/2`` ``[B, T, m]`` in the tile's memory."""
+        products = self._products()
+        return products if self._half_square is None else products.sub_(self._half_square)
 
+    def features(self, shift: Tensor, floor: Tensor) -> tuple[Tensor, Tensor]:
+        """Query features ``[B, T, m]``, over the largest of each if not mild, and that of eps.
 
-def _log(eps: float) -> float:
-    """log eps; for 0 so low that its exp is 0, yet finite: differences of it stay defined."""
-    return math.log(eps) if eps > 0 else -1e30
+        Args:
+            shift: added to the exponents if not mild, ``[B, m, 1]``.
+            floor: log2 of what eps adds at most, ``[B, 1, 1]``.
+        """
+        if self._kernel.mild:
+            return self.exponents().exp2_(), floor.exp2()
+        assert self._half_square is not None
+        exponents = self._products().add_(shift.mT)
+        floor = floor + self._half_square
+        top = torch.maximum(exponents.amax(2, keepdim=True), floor)
+        return exponents.sub_(top).exp2_(), floor.sub_(top).exp2_()
+
+    def _products(self) -> Tensor:
+        scaled = self._kernel.scaled.expand(self._u.shape[0], -1, -1)
+        return self._space.bmm(self._u, scaled, "features")
+
+    def gradient(self, grad: Tensor) -> Tensor:
+        """Gradient ``[B, T, c]``, given that of ``Fu − |u|²/2`` ``[B, T, m]``."""
+        projection, amplification = self._kernel.projection, self._kernel.amplification
+        by_u = self._space.bmm(grad, projection.expand(grad.shape[0], -1, -1), "gradient")
+        if amplification is None:
+            return by_u.addcmul_(self._u, grad.sum(2, keepdim=True), value=-1)
+        # Of a normalised vector only what is orthogonal to it counts.
+        product = torch.mul(by_u, self._u, out=self._space.take("product", by_u.shape))
+        along = product.sum(2, keepdim=True).div_(amplification)
+        if self._any_short:
+            along = torch.where(self._short, grad.sum(2, keepdim=True), along)
+        return by_u.addcmul_(self._u, along, value=-1).mul_(self._scale)
 
 
 def _exponent(u: Tensor, projection: Tensor) -> Tensor:
@@ -309,9 +491,7 @@ class EfficientNonLocalAttention(Attention):
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Normalise q and k (Eq. 3), then :func:`random_feature_attention`."""
-        check_qkv(q, k, v)
-        q, k = normalise(q, self.k), normalise(k, self.k)
-        return random_feature_attention(q, k, v, self.projection, self.eps)
+        return random_feature_attention(q, k, v, self.projection, self.eps, self.k)
 
     def forward(self, x: Tensor) -> Tensor:
         """``[B, C, H, W]`` to ``[B, C, H, W]``."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from functools import cache
 from typing import Any, ClassVar
 
@@ -12,13 +12,15 @@ from torch import Tensor
 
 from .base import AttentionError
 from .enla import EfficientNonLocalAttention, normalise
+from .implementations import implementation, register_core, run
 from .registry import register_attention
-from .softmax import no_autocast, refuse_second_derivative
+from .softmax import LOG2_E, no_autocast, refuse_second_derivative
+from .tiles import cut, num_workers, scratch, share_tiles
 
-# Elements of the correlation matrix that are alive at once: 32 MB in float32; on the CPU 4 MB,
-# within the last-level cache, yet enough that threads are not woken for crumbs.
+# Elements of the correlation matrix that are alive at once, in each of five buffers: on the CPU
+# 2 MB in float32, see :mod:`.tiles`; elsewhere 32 MB.
+_CPU_TILE = 2**19
 _TILE = 2**23
-_CPU_TILE = 2**20
 # Rows up to this length are sorted whole; of longer ones the largest entries are split off first.
 _WHOLE_SORT = 2048
 
@@ -55,6 +57,8 @@ def contrastive_loss(
     Raises:
         AttentionError: q and k differ in shape or are not maps.
 
+    Implementations: ``tiled`` (what ``auto`` stands for), ``reference``.
+
     Numerics: error up to ``4 (c + 4) 2^-24 · amplification`` in any dtype, T being in float32.
     """
     if q.dim() != 4 or q.shape != k.shape:
@@ -65,7 +69,16 @@ def contrastive_loss(
     count, start = contrast_groups(n, n1, n2)
     with no_autocast(q):
         flat_q, flat_k = (normalise(t, amplification).flatten(2) for t in (q, k))
-        return _ContrastiveLoss.apply(flat_q, flat_k, count, start, margin, hinge)
+        return run("contrast", flat_q, flat_k, count, start, margin, hinge)
+
+
+register_core("contrast", lambda *_: "tiled")
+
+
+@implementation("contrast", "tiled")
+def _tiled(q: Tensor, k: Tensor, count: int, start: int, margin: float, hinge: bool) -> Tensor:
+    loss: Tensor = _ContrastiveLoss.apply(q, k, count, start, margin, hinge)
+    return loss
 
 
 def contrast_groups(n: int, n1: float, n2: float) -> tuple[int, int]:
@@ -89,27 +102,37 @@ class _ContrastiveLoss(torch.autograd.Function):
     ) -> Tensor:
         batch, _, n = q.shape
         needs_grad = any(ctx.needs_input_grad[:2])
-        grad_q, grad_k = torch.zeros_like(q), torch.zeros_like(k)
-        total = q.new_zeros(())
-        tile = _CPU_TILE if q.device.type == "cpu" else _TILE
-        rows = max(1, min(n, tile // n))
-        group = max(1, tile // (n * rows))
-        # Memory for a block is taken once: fresh pages would cost more than the arithmetic.
-        space = q.new_empty(5, group * rows * n)
-        for b in range(0, batch, group):
-            k_b = k[b : b + group]
-            for i in range(0, n, rows):
-                q_i = q[b : b + group, :, i : i + rows]
+        tiles, size = _tiles(q)
+        grad_q = torch.empty_like(q)
+        # Tiles of rows share their keys: each worker has sums of its own.
+        workers = min(len(tiles), num_workers(q.device))
+        sums = [torch.zeros_like(k) for _ in range(workers if needs_grad else 0)]
+        losses = q.new_empty(len(tiles))
+
+        def worker(number: int) -> Callable[[_Tile], None]:
+            space = scratch("contrast", q, 5, size)
+
+            def rank(tile: _Tile) -> None:
+                index, b, i = tile
+                q_i, k_b = q[b, :, i] * LOG2_E, k[b]
                 shape = (q_i.shape[0], q_i.shape[2], n)
                 scores, *spare = space[:, : math.prod(shape)].view(5, *shape)
                 torch.bmm(q_i.mT, k_b, out=scores)
-                loss, grad = _rank_loss(scores, spare, count, start, margin, hinge, needs_grad)
-                total += loss
+                losses[index], grad = _rank_loss(
+                    scores, spare, count, start, margin, hinge, needs_grad
+                )
                 if grad is not None:
-                    grad_q[b : b + group, :, i : i + rows] = torch.bmm(k_b, grad.mT)
-                    grad_k[b : b + group] += torch.bmm(q_i, grad)
+                    grad_q[b, :, i] = torch.bmm(k_b, grad.mT)
+                    sums[number][b] += torch.bmm(q_i, grad)
+
+            return rank
+
+        share_tiles(tiles, q.device, worker)
+        for other in sums[1:]:
+            sums[0] += other
+        total = losses.sum()
         if needs_grad:
-            ctx.save_for_backward(grad_q, grad_k)
+            ctx.save_for_backward(grad_q, sums[0].mul_(1 / LOG2_E))
         ctx.rows = batch * n
         return total / (batch * n)
 
@@ -119,6 +142,17 @@ class _ContrastiveLoss(torch.autograd.Function):
         grad_q, grad_k = ctx.saved_tensors
         scale = grads[0] / ctx.rows
         return grad_q * scale, grad_k * scale, None, None, None, None
+
+
+_Tile = tuple[int, slice, slice]
+
+
+def _tiles(q: Tensor) -> tuple[list[_Tile], int]:
+    """Tiles (number, images, rows), and the scores that one of them holds at once."""
+    batch, _, n = q.shape
+    limit = _CPU_TILE if q.device.type == "cpu" else _TILE
+    tiles, group, rows = cut(batch, n, n, limit, num_workers(q.device))
+    return [(index, *tile) for index, tile in enumerate(tiles)], group * rows * n
 
 
 def _rank_loss(
@@ -132,8 +166,9 @@ def _rank_loss(
 ) -> tuple[Tensor, Tensor | None]:
     """Loss of rows of scores ``[B, M, N]``, summed, and its gradient if that is needed.
 
-    d loss / d score is minus the softmax within the first group, plus that of the second. The
-    scores and four spare tensors of their shape are overwritten.
+    Scores are in units of log 2, losses and gradients are not. d loss / d score is minus the
+    softmax within the first group, plus that of the second. The scores and four spare tensors of
+    their shape are overwritten.
     """
     if scores.device.type == "cpu" and start >= count and _has_vector_sort():
         # Values alone are enough: which entries they are follows from comparing with the bounds.
@@ -151,7 +186,7 @@ def _rank_loss(
             weight.sub_(before_second).sub_(in_first).mul_(active)
             scores.sub_(lse[1]).addcmul_(in_first, lse[1] - lse[0])
             # Above 0 are only the entries between the groups, whose weight is 0.
-            return loss, scores.clamp_max_(0).exp_().mul_(weight)
+            return loss, scores.clamp_max_(0).exp2_().mul_(weight)
         # Equal entries on a bound (or NaN): only indices tell which of them belong to a group.
     top_k = scores.topk(start + count, dim=-1)
     first, second = top_k.values[..., :count], top_k.values[..., start:]
@@ -159,19 +194,25 @@ def _rank_loss(
     if not needs_grad:
         return loss, None
     grad = scores.zero_()
-    grad.scatter_(-1, top_k.indices[..., :count], (first - lse[0]).exp_().mul_(-active))
-    grad.scatter_add_(-1, top_k.indices[..., start:], (second - lse[1]).exp_().mul_(active))
+    grad.scatter_(-1, top_k.indices[..., :count], (first - lse[0]).exp2_().mul_(-active))
+    grad.scatter_add_(-1, top_k.indices[..., start:], (second - lse[1]).exp2_().mul_(active))
     return loss, grad
 
 
 def _group_loss(
     first: Tensor, second: Tensor, margin: float, hinge: bool
 ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
-    """Summed loss of groups ``[B, M, count]``; which rows count; both groups' log-sum-exps."""
-    lse = first.logsumexp(-1, keepdim=True), second.logsumexp(-1, keepdim=True)
-    loss = lse[1] - lse[0] + margin
+    """Summed loss of groups ``[B, M, count]``; which rows count; log2 of both groups' sums."""
+    lse = _log2_sum(first), _log2_sum(second)
+    loss = (lse[1] - lse[0]) / LOG2_E + margin
     active = (loss > 0).to(loss.dtype) if hinge else torch.ones_like(loss)
     return (loss * active).sum(), active, lse
+
+
+def _log2_sum(scores: Tensor) -> Tensor:
+    """log2 of the sum of 2^score over the last dimension, kept as one."""
+    top = scores.amax(-1, keepdim=True)
+    return (scores - top).exp2_().sum(-1, keepdim=True).log2_().add_(top)
 
 
 @cache
@@ -193,26 +234,12 @@ def _largest(scores: Tensor, kept: int) -> Tensor:
     The scores are sorted in place, and the result is a view of them.
     """
     n = scores.shape[-1]
-
-    def sort(rows: Tensor) -> None:
-        array = rows.numpy()
-        if n > _WHOLE_SORT:
-            array.partition(n - kept, axis=-1)
-            array = array[:, n - kept :]
-        array.sort(axis=-1)
-
-    threads = torch.get_num_threads()
-    parts = scores.view(-1, n).tensor_split(threads)
-    if threads > 1:
-        list(_pool(threads).map(sort, parts))  # numpy sorts without the interpreter's lock
-    else:
-        sort(*parts)
+    rows = scores.view(-1, n).numpy()
+    if n > _WHOLE_SORT:
+        rows.partition(n - kept, axis=-1)
+        rows = rows[:, n - kept :]
+    rows.sort(axis=-1)
     return scores[..., n - kept :]
-
-
-@cache
-def _pool(threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads, "sort")
 
 
 @register_attention("enlca")

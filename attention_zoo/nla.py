@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +16,16 @@ from .base import (
     to_map,
     to_rows,
 )
+from .implementations import implementation, register_core, run
 from .registry import register_attention
-from .softmax import no_autocast, softmax_attention, softmax_macs
+from .softmax import (
+    no_autocast,
+    prefers_fused,
+    softmax_attention_fused,
+    softmax_attention_lse,
+    softmax_macs,
+    why_not_fused,
+)
 
 
 def non_local_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -33,11 +42,32 @@ def non_local_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     Raises:
         AttentionError: the shapes do not fit together.
 
-    Numerics: error up to ``(2 u + 2 min(1, g)) max|v|``, see :mod:`.softmax`; gradients are finite
-    for scores up to 2^24 (torch's fused kernel).
+    Implementations: ``sdpa``, ``tiled``, ``reference``; ``auto`` is sdpa where it can run and
+    needs no padding that costs, else tiled (on the CPU: c and c_out differ and exceed 32; on
+    CUDA: float64).
+
+    Numerics: error up to ``(2 u + 2 min(1, g)) max|v|``, see :mod:`.softmax`; off the CPU gradients
+    are those of torch's fused kernels, finite for scores up to 2^24.
     """
     check_qkv(q, k, v)
-    return to_map(softmax_attention(to_rows(q), to_rows(k), to_rows(v)), like=v)
+    return run("nla", q, k, v)
+
+
+def _on_rows(function: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda q, k, v: function(to_rows(q), to_rows(k), to_rows(v))
+
+
+register_core("nla", _on_rows(lambda *rows: "sdpa" if prefers_fused(*rows) else "tiled"))
+
+
+@implementation("nla", "sdpa", _on_rows(why_not_fused))
+def _fused(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return to_map(softmax_attention_fused(to_rows(q), to_rows(k), to_rows(v)), like=v)
+
+
+@implementation("nla", "tiled")
+def _tiled(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return to_map(softmax_attention_lse(to_rows(q), to_rows(k), to_rows(v))[0], like=v)
 
 
 @register_attention("nla")

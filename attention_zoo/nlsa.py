@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from functools import lru_cache, partial
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +18,24 @@ from .base import (
     to_map,
     to_rows,
 )
+from .implementations import implementation, register_core, run
+from .kernels import why_not_triton
 from .registry import register_attention
-from .softmax import merge, no_autocast, softmax_attention_lse
+from .softmax import (
+    LOG2_E,
+    Lines,
+    attend_tile,
+    no_autocast,
+    refuse_second_derivative,
+    sum_dtype,
+    tile_gradients,
+    tile_size,
+)
+from .tiles import even_step, scratch
+
+# Products of a tile, whose rows are gathered together; positions of a tile when rounds are merged.
+_GROUPS = 4
+_POSITIONS = 1024
 
 #: Keys are divided by their norm, but by no less than this.
 MIN_NORM = 5e-5
@@ -40,12 +57,21 @@ def hash_codes(x: Tensor, rotations: Tensor) -> Tensor:
         Bucket codes ``[B, r, N]`` in 0 … nb − 1; no gradient flows through them.
     """
     r, c, half = rotations.shape
+    batch, n, _ = x.shape
     dtype = torch.promote_types(x.dtype, torch.float32)
+    x = x.detach()
     flat = rotations.to(dtype).permute(1, 0, 2).reshape(c, r * half)
-    with no_autocast(x):
-        rotated = torch.matmul(x.detach().to(dtype), flat)
-    rotated = rotated.unflatten(-1, (r, half)).transpose(1, 2)
-    return torch.cat([rotated, -rotated], dim=-1).argmax(-1)
+    codes = torch.empty(batch, r, n, dtype=torch.long, device=x.device)
+    width = even_step(n, 2 * r * half, tile_size(x.device))
+    space = scratch("codes", flat, width, r, 2 * half)
+    with no_autocast(x), torch.no_grad():
+        for b, i in ((b, slice(i, i + width)) for b in range(batch) for i in range(0, n, width)):
+            rotated = torch.mm(x[b, i].to(dtype), flat).view(-1, r, half)
+            both = space[: rotated.shape[0]]
+            both[..., :half] = rotated
+            torch.neg(rotated, out=both[..., half:])
+            codes[b, :, i] = both.argmax(-1).T
+    return codes
 
 
 def sparse_attention(
@@ -70,6 +96,9 @@ def sparse_attention(
     Raises:
         AttentionError: the shapes do not fit together.
 
+    Implementations: ``triton`` (its backward pass is tiled), ``tiled``, ``reference``; ``auto``
+    is tiled.
+
     Numerics: error up to ``(6 u + 2 min(1, g)) max|v|`` for the same buckets, see
     :mod:`.softmax`; S is the largest norm of a query.
     """
@@ -78,15 +107,24 @@ def sparse_attention(
         raise AttentionError(
             f"rotations must be [rounds, {q.shape[1]}, buckets / 2], got {list(rotations.shape)}"
         )
+    return run("nlsa", q, k, v, rotations, chunk_size)
+
+
+def _attend_sorted(
+    function: type[_ChunkedAttention],
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    rotations: Tensor,
+    chunk_size: int,
+) -> Tensor:
+    """Hash and sort, then the attention by a function on rows and their order."""
     queries, values = to_rows(q), to_rows(v)
     keys = normalise_keys(to_rows(k))
     order = torch.sort(hash_codes(queries, rotations), dim=-1, stable=True).indices
-    outputs, lses = [], []
-    for r in range(rotations.shape[0]):  # one round at a time bounds the memory
-        out, lse = _attend_chunks(queries, keys, values, order[:, r], chunk_size)
-        outputs.append(out)
-        lses.append(lse)
-    return to_map(merge(outputs, lses), like=v)
+    with no_autocast(v):
+        out = function.apply(queries, keys, values, order, chunk_size)
+    return to_map(out, like=v)
 
 
 def normalise_keys(k: Tensor) -> Tensor:
@@ -104,33 +142,264 @@ def padded_order(order: Tensor, chunk_size: int) -> Tensor:
     return order[:, slots]
 
 
-def _attend_chunks(
-    q: Tensor, k: Tensor, v: Tensor, order: Tensor, chunk_size: int
-) -> tuple[Tensor, Tensor]:
-    """One hash round over rows ``[B, N, ·]``: (output ``[B, N, c_out]``, lse ``[B, N]``)."""
-    batch, n, _ = q.shape
-    positions = padded_order(order, chunk_size)
-    chunks = positions.shape[1] // chunk_size
-    # One chunk more on either side closes the circle; each chunk then sees a window of three.
-    around = torch.cat([positions[:, -chunk_size:], positions, positions[:, :chunk_size]], dim=1)
+class _ChunkedAttention(torch.autograd.Function):
+    """All rounds over rows ``[B, N, ·]`` for sorted positions ``[B, r, N]``; chunks of S.
 
-    def windows(rows: Tensor) -> Tensor:
-        sorted_rows = _take(rows, around)
-        return sorted_rows.unfold(1, 3 * chunk_size, chunk_size).mT.flatten(0, 1)
+    Tiles are a few neighbouring chunks of one round. Their rows are gathered once; windows of
+    three chunks are views of them. The rounds' sums are merged, so the backward pass needs the
+    merged output and log-sum-exp only.
+    """
 
-    queries = _take(q, positions).unflatten(1, (chunks, chunk_size)).flatten(0, 1)
-    out, lse = softmax_attention_lse(queries, windows(k), windows(v))
-    out = out.view(batch, chunks * chunk_size, -1)[:, :n]
-    lse = lse.view(batch, chunks * chunk_size)[:, :n]
-    back = torch.empty_like(order).scatter_(
-        1, order, torch.arange(n, device=order.device).expand(batch, n)
-    )
-    return _take(out, back), lse.gather(1, back)
+    @staticmethod
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, order: Tensor, chunk_size: int
+    ) -> Tensor:
+        batch, n, c_out = v.shape
+        dtype = sum_dtype(v)
+        plan = _Plan(order, chunk_size, v.device)
+        q, k, v = (t.contiguous() for t in (q, k, v))
+        # In sorted order: (acc, top, norm) of every round.
+        sums = Lines(
+            *(v.new_empty(batch, plan.rounds, plan.slots, s, dtype=dtype) for s in (c_out, 1, 1))
+        )
+
+        space = scratch("scores", v, plan.scores, dtype=dtype)
+        rows_of = [
+            scratch(f"rows {i}", v, plan.most_rows, t.shape[-1], dtype=dtype)
+            for i, t in enumerate((q, k, v))
+        ]
+        for tile in plan.tiles:
+            b, r, chunks = tile
+            rows, around = plan.rows(chunks), plan.around(tile)
+            queries = _take(q[b], around[chunk_size:-chunk_size], rows_of[0]).mul_(LOG2_E)
+            keys, values = (
+                _take(t[b], around, rows) for t, rows in zip((k, v), rows_of[1:], strict=True)
+            )
+            for i, window in plan.groups(chunks):
+                lines = attend_tile(
+                    queries.unflatten(0, (-1, chunk_size))[i],
+                    _windows(keys[window], chunk_size),
+                    _windows(values[window], chunk_size),
+                    space,
+                )
+                part = slice(rows.start + i.start * chunk_size, rows.start + i.stop * chunk_size)
+                for whole, one in zip(sums, lines, strict=True):
+                    whole[b, r, part] = one.flatten(0, 1)
+
+        out = torch.empty_like(v)
+        lse = v.new_empty(batch, n, 1, dtype=dtype)
+
+        for b, i in plan.positions:
+            parts = [
+                Lines(*(t[b, r].index_select(0, plan.back[b, r, i]) for t in sums))
+                for r in range(plan.rounds)
+            ]
+            top = torch.stack([sums_r.top for sums_r in parts]).amax(0)
+            acc, norm = torch.zeros_like(parts[0].acc), torch.zeros_like(top)
+            for sums_r in parts:
+                share = sums_r.top.sub_(top).exp2_()
+                acc.addcmul_(sums_r.acc, share)
+                norm.addcmul_(sums_r.norm, share)
+            out[b, i] = acc.div_(norm)
+            lse[b, i] = norm.log2_().add_(top)
+
+        ctx.save_for_backward(q, k, v, out, lse, order)
+        ctx.chunk_size = chunk_size
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        refuse_second_derivative("sparse_attention")
+        q, k, v, out, lse, order = ctx.saved_tensors
+        chunk_size: int = ctx.chunk_size
+        batch, n = v.shape[:2]
+        dtype = sum_dtype(v)
+        plan = _Plan(order, chunk_size, v.device)
+        grad_out = grads[0].contiguous()
+        # In sorted order, by chunk; what a tile adds to its neighbours' chunks stands aside.
+        chunked = [
+            v.new_empty(batch, plan.rounds, plan.chunks, chunk_size, t.shape[-1], dtype=dtype)
+            for t in (q, k, v)
+        ]
+        aside = [
+            v.new_empty(
+                batch, plan.rounds, len(plan.spans), 2, chunk_size, t.shape[-1], dtype=dtype
+            )
+            for t in (k, v)
+        ]
+
+        space = scratch("scores", v, 2, plan.scores, dtype=dtype)
+        rows_of = [
+            scratch(f"rows {i}", v, plan.most_rows, t.shape[-1], dtype=dtype)
+            for i, t in enumerate((q, k, v, v, v))
+        ]
+        for tile in plan.tiles:
+            b, r, chunks = tile
+            around = plan.around(tile)
+            own = around[chunk_size:-chunk_size]
+            places = (own, around, around, own, own)
+            queries, keys, values, grad, outputs = (
+                _take(t[b], place, rows)
+                for t, place, rows in zip((q, k, v, grad_out, out), places, rows_of, strict=True)
+            )
+            queries.mul_(LOG2_E)
+            lses = lse[b].index_select(0, own)
+            delta = outputs.mul_(grad).sum(-1, keepdim=True)
+            padding = plan.rows(chunks).stop - n
+            if padding > 0:  # these queries' outputs are no one's
+                grad[-padding:], delta[-padding:] = 0, 0
+            by_keys = [
+                v.new_zeros(chunks.stop - chunks.start + 2, chunk_size, t.shape[-1], dtype=dtype)
+                for t in (k, v)
+            ]
+            by_chunk = [t.unflatten(0, (-1, chunk_size)) for t in (queries, grad, lses, delta)]
+            for i, window in plan.groups(chunks):
+                query, grad_i, lse_i, delta_i = (t[i] for t in by_chunk)
+                by_query, *by_windows = tile_gradients(
+                    query,
+                    _windows(keys[window], chunk_size),
+                    _windows(values[window], chunk_size),
+                    grad_i,
+                    lse_i,
+                    delta_i,
+                    space,
+                )
+                chunked[0][b, r, chunks.start + i.start : chunks.start + i.stop] = by_query
+                for whole, one in zip(by_keys, by_windows, strict=True):
+                    for neighbour, part in enumerate(one.split(chunk_size, dim=1)):
+                        whole[i.start + neighbour : i.stop + neighbour] += part
+            for inner, outer, whole in zip(chunked[1:], aside, by_keys, strict=True):
+                inner[b, r, chunks] = whole[1:-1]
+                outer[b, r, plan.spans.index(chunks)] = whole[:: len(whole) - 1]
+
+        before, after = (
+            torch.tensor([c % plan.chunks for c in ends], device=v.device)
+            for ends in ([s.start - 1 for s in plan.spans], [s.stop for s in plan.spans])
+        )
+        for inner, outer in zip(chunked[1:], aside, strict=True):
+            inner.index_add_(2, before, outer[:, :, :, 0])
+            inner.index_add_(2, after, outer[:, :, :, 1])
+        slotted = [t.flatten(2, 3) for t in chunked]
+        for t in slotted:
+            t.index_add_(2, plan.repeated, t[:, :, n:].clone())
+        results = [torch.empty_like(t) for t in (q, k, v)]
+
+        for b, i in plan.positions:
+            for whole, t in zip(results, slotted, strict=True):
+                first, *others = (
+                    t[b, r].index_select(0, plan.back[b, r, i]) for r in range(plan.rounds)
+                )
+                for other in others:
+                    first += other
+                whole[b, i] = first
+
+        return *results, None, None
 
 
-def _take(rows: Tensor, positions: Tensor) -> Tensor:
-    """Rows ``[B, N, c]`` at positions ``[B, M]``: ``[B, M, c]``."""
-    return rows.gather(1, positions.unsqueeze(-1).expand(-1, -1, rows.shape[-1]))
+class _TritonAttention(_ChunkedAttention):
+    """The forward pass by Triton kernels; the backward pass is the tiled one."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, order: Tensor, chunk_size: int
+    ) -> Tensor:
+        from .kernels import nlsa as kernels
+
+        out, lse = kernels.attend(q, k, v, order, chunk_size)
+        ctx.save_for_backward(q, k, v, out, lse, order)
+        ctx.chunk_size = chunk_size
+        return out
+
+
+# The Triton kernels have run in the interpreter and been compiled, but not yet run on a GPU: they
+# are taken by name only.
+register_core("nlsa", lambda *_: "tiled")
+implementation("nlsa", "tiled")(partial(_attend_sorted, _ChunkedAttention))
+implementation("nlsa", "triton", why_not_triton)(partial(_attend_sorted, _TritonAttention))
+
+
+_Chunks = tuple[int, int, slice]
+_Positions = tuple[int, slice]
+
+
+class _Plan:
+    """How the sorted positions ``[B, r, N]`` are cut into tiles.
+
+    Attributes:
+        rounds, chunks, slots: hash rounds; chunks of one; positions of one, repeated ones too.
+        back: rank of every position, ``[B, r, N]``.
+        repeated: ranks of the positions that fill up the last chunk.
+        spans: neighbouring chunks of one round that are done together.
+        tiles: (image, round, span) of each tile.
+        scores, most_rows: scores and gathered rows of a tile that are held at once.
+        positions: (image, positions) of the tiles of what follows the chunks.
+    """
+
+    def __init__(self, order: Tensor, chunk_size: int, device: torch.device) -> None:
+        batch, self.rounds, n = order.shape
+        self.size = chunk_size
+        padded = padded_order(order.flatten(0, 1), chunk_size).unflatten(0, (batch, -1))
+        self.slots = padded.shape[2]
+        self.chunks = self.slots // chunk_size
+        # One chunk more on either side closes the circle.
+        ends = padded[:, :, -chunk_size:], padded[:, :, :chunk_size]
+        self._around = torch.cat([ends[0], padded, ends[1]], dim=2)
+        self.back = torch.empty_like(order)
+        self.back.scatter_(2, order, torch.arange(n, device=device).expand_as(order))
+        slots = torch.arange(n, self.slots, device=device)
+        self.repeated = (slots - (self.slots - n)) % n
+        scores = 3 * chunk_size**2
+        self._group = max(1, min(self.chunks, tile_size(device) // scores))
+        self.scores = self._group * scores
+        width = self._group * _GROUPS
+        self.spans = [slice(c, min(c + width, self.chunks)) for c in range(0, self.chunks, width)]
+        self.most_rows = (min(width, self.chunks) + 2) * chunk_size
+        self.tiles = [
+            (b, r, span) for b in range(batch) for r in range(self.rounds) for span in self.spans
+        ]
+        self.positions = [
+            (b, slice(i, i + _POSITIONS)) for b in range(batch) for i in range(0, n, _POSITIONS)
+        ]
+
+    def rows(self, chunks: slice) -> slice:
+        """Slots of these chunks."""
+        return slice(chunks.start * self.size, chunks.stop * self.size)
+
+    def around(self, tile: _Chunks) -> Tensor:
+        """Positions in a tile's chunks, the chunk before and the chunk after."""
+        b, r, chunks = tile
+        return self._around[b, r, chunks.start * self.size : (chunks.stop + 2) * self.size]
+
+    def groups(self, chunks: slice) -> list[tuple[slice, slice]]:
+        """(chunks within the tile, rows of their windows) of each product."""
+        count = chunks.stop - chunks.start
+        starts = range(0, count, self._group)
+        groups = [slice(i, min(i + self._group, count)) for i in starts]
+        return [(i, slice(i.start * self.size, (i.stop + 2) * self.size)) for i in groups]
+
+
+def _windows(rows: Tensor, chunk_size: int) -> Tensor:
+    """Rows of K + 2 chunks as the K windows of three, a view ``[K, 3 S, c]``."""
+    return rows.unfold(0, 3 * chunk_size, chunk_size).mT
+
+
+def _take(rows: Tensor, positions: Tensor, out: Tensor) -> Tensor:
+    """Rows ``[N, c]`` at positions ``[M]``: ``[M, c]``, written into ``out``."""
+    out = out[: positions.shape[0]]
+    if rows.dtype == out.dtype:
+        return torch.index_select(rows, 0, positions, out=out)
+    return out.copy_(rows.index_select(0, positions))
+
+
+def _seeded_rotations(seed: int, shape: tuple[int, int, int]) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+@lru_cache(maxsize=64)
+def _rotations_on(device: torch.device, seed: int, shape: tuple[int, int, int]) -> Tensor:
+    """Kept on the device: a copy from the host would wait for it, and break a CUDA graph."""
+    with torch.inference_mode(False):  # it may be used in and out of that mode
+        return _seeded_rotations(seed, shape).to(device)
 
 
 @register_attention("nlsa")
@@ -186,8 +455,9 @@ class NonLocalSparseAttention(Attention):
         shape = (self.rounds, q.shape[1], half)
         if self.training:
             return torch.randn(shape, device=q.device)
-        generator = torch.Generator().manual_seed(self.evaluation_seed)
-        return torch.randn(shape, generator=generator).to(q.device)
+        if q.device.type == "cuda":
+            return _rotations_on(q.device, self.evaluation_seed, shape)
+        return _seeded_rotations(self.evaluation_seed, shape).to(q.device)
 
     def attention_weights(self, q: Tensor, k: Tensor, row: int, col: int) -> Tensor:
         """Weights ``[B, H, W]``, zero outside the chunks that the query's hashes select."""

@@ -1,7 +1,7 @@
-"""Softmax attention as one primitive: attend to (output, log-sum-exp), merge partial results.
+"""Softmax attention, tile by tile: attend to some keys, go on with others, finish.
 
 Non-local attention is one call, NLSA is chunks within rounds merged over rounds, Criss-Cross is
-column and row merged. No N x M tensor is ever kept whole, forward or backward.
+columns, then rows. No N x M tensor is ever kept whole, forward or backward.
 
 Numerics, in all modules: u is the unit roundoff of the dtype (float32 2^-24, bfloat16 2^-8,
 float16 2^-11); scores are summed in float32, whose rounding changes weights by the relative
@@ -13,25 +13,38 @@ results stay finite, for norms up to 1e19, whose squares float32 holds, but weig
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-# Elements of one tile of scores: 2 MB in float32, within the second-level caches of two cores.
-_TILE = 2**19
-_KEY_TILE = 512
+from .tiles import cut, scratch
+
+# Scores of a tile that are held at once: on the CPU 4 MB in float32, see :mod:`.tiles`; elsewhere
+# 128 MB, for few launches.
+_CPU_TILE = 2**20
+_TILE = 2**25
+_KEY_TILE = 256
 # The longest row of scores that is held at once; longer ones go through online softmax.
 _WHOLE_ROW = 2048
+# Below every score, and finite.
+_LOWEST = -3e38
+#: exp is taken as 2^(x log2(e)): torch's exp2 takes a third of the time of its exp on the CPU.
+LOG2_E = 1 / math.log(2)
 # Up to this width the fused CPU kernel's time goes into exp, and padding c to c_out is free.
 _PAD_WIDTH = 32
+_FUSED = (
+    SDPBackend.FLASH_ATTENTION,
+    SDPBackend.EFFICIENT_ATTENTION,
+    SDPBackend.CUDNN_ATTENTION,
+)
 
 
-def softmax_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Softmax attention without scaling, Eq. 1 of the ENLCA paper.
+def softmax_attention_fused(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Softmax attention without scaling, Eq. 1 of the ENLCA paper, by torch's fused kernel.
 
     Args:
         q: queries ``[B, N, c]``.
@@ -40,33 +53,61 @@ def softmax_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
     Returns:
         ``[B, N, c_out]``, row i being ``sum_j softmax_j(q_i · k_j) v_j``.
+
+    Raises:
+        RuntimeError: torch has no such kernel for these, see :func:`why_not_fused`.
     """
-    width = fused_width(q, v)
-    if width is None:
-        return softmax_attention_lse(q, k, v)[0]
+    c, c_out = q.shape[-1], v.shape[-1]
+    # The kernels of the CPU and for half precision take one width for query, key and value. Those
+    # of CUDA take multiples of 8 only, and anything else goes the N x M way.
+    if q.device.type != "cuda":
+        c = c_out = max(c, c_out)
+    else:
+        c, c_out = _multiple_of_8(c), _multiple_of_8(c_out)
+        if q.dtype != torch.float32:
+            c = c_out = max(c, c_out)
     # A fourth dimension (heads) is needed: with three, torch falls back to the N x M path silently.
     # So it does for rows that are not contiguous, as those of a map that is not channels-last.
     q, k, v_padded = (
-        F.pad(t, (0, width - t.shape[-1])).contiguous().unsqueeze(1) for t in (q, k, v)
+        F.pad(t, (0, width - t.shape[-1])).contiguous().unsqueeze(1)
+        for t, width in ((q, c), (k, c), (v, c_out))
     )
-    with no_autocast(q):
-        out = F.scaled_dot_product_attention(q, k, v_padded, scale=1.0)
+    with no_autocast(q), _only_fused(q):
+        if q.device.type == "cpu":
+            out = _FusedAttention.apply(q, k, v_padded)
+        else:
+            out = F.scaled_dot_product_attention(q, k, v_padded, scale=1.0)
     return out.squeeze(1)[..., : v.shape[-1]]
 
 
-def fused_width(q: Tensor, v: Tensor) -> int | None:
-    """Head width for torch's fused kernel, or None where tiles are the better path.
+def _multiple_of_8(width: int) -> int:
+    return width + -width % 8
 
-    The CPU kernel takes one width for query, key and value; the CUDA kernels take several.
-    """
-    c, c_out = q.shape[-1], v.shape[-1]
-    if c == c_out or max(c, c_out) <= _PAD_WIDTH or q.device.type == "cuda":
-        return max(c, c_out)
+
+def _only_fused(q: Tensor) -> AbstractContextManager[Any]:
+    """On CUDA an error instead of torch's silent way to an N x M matrix."""
+    if q.device.type != "cuda":
+        return nullcontext()
+    return sdpa_kernel(list(_FUSED))
+
+
+def why_not_fused(q: Tensor, k: Tensor, v: Tensor) -> str | None:
+    """Why torch has no fused kernel for these rows; None if it has."""
+    if q.device.type == "cuda" and q.dtype == torch.float64:
+        return "torch's fused CUDA kernels do not take float64"
     return None
 
 
+def prefers_fused(q: Tensor, k: Tensor, v: Tensor) -> bool:
+    """Whether torch's fused kernel can run and is the better path: padding must cost nothing."""
+    if why_not_fused(q, k, v):
+        return False
+    c, c_out = q.shape[-1], v.shape[-1]
+    return c == c_out or max(c, c_out) <= _PAD_WIDTH or q.device.type == "cuda"
+
+
 def softmax_macs(n: int, m: int, c: int, c_out: int) -> int:
-    """MACs that :func:`softmax_attention` executes on the CPU for one image."""
+    """MACs that non-local attention executes on the CPU for one image of n queries, m keys."""
     if max(c, c_out) <= _PAD_WIDTH:
         c = c_out = max(c, c_out)
     return n * m * (c + c_out)
@@ -88,20 +129,6 @@ def softmax_attention_lse(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tens
         return _TiledAttention.apply(q, k, v)
 
 
-def merge(outputs: Sequence[Tensor], lses: Sequence[Tensor]) -> Tensor:
-    """Merge attention over disjoint sets of keys (or hash rounds) by their log-sum-exps.
-
-    Args:
-        outputs: partial outputs, each ``[..., c_out]``.
-        lses: their log-sum-exps, each ``[...]``.
-
-    Returns:
-        ``sum_r softmax_r(lse_r) · output_r``, ``[..., c_out]``.
-    """
-    weights = torch.softmax(torch.stack(list(lses)), dim=0).unsqueeze(-1)
-    return (weights.to(outputs[0].dtype) * torch.stack(list(outputs))).sum(0)
-
-
 def no_autocast(like: Tensor) -> AbstractContextManager[Any]:
     """Switch autocast off: the dtype of the inputs decides, and sums are kept in float32."""
     if like.device.type == "meta":
@@ -119,20 +146,116 @@ def refuse_second_derivative(name: str) -> None:
         raise RuntimeError(f"{name} is once_differentiable: it has no second derivative")
 
 
-def _tiles(q: Tensor, k: Tensor) -> Iterator[tuple[slice, slice, list[slice]]]:
-    """Slices (batch, queries, [keys]) whose scores fill a tile each."""
-    batch, n, _ = q.shape
-    m = k.shape[1]
-    keys = m if m <= _WHOLE_ROW else _KEY_TILE
-    rows = min(n, max(1, _TILE // keys))
-    group = max(1, _TILE // (rows * keys))
-    for b in range(0, batch, group):
-        for i in range(0, n, rows):
-            yield (
-                slice(b, b + group),
-                slice(i, i + rows),
-                [slice(j, j + keys) for j in range(0, m, keys)],
-            )
+class Lines(NamedTuple):
+    """Queries of a tile after some of their keys; scores are in units of log 2.
+
+    Attributes:
+        acc: sum of ``2^(score - top) · value``, ``[B, N, c_out]``.
+        top: largest score so far, ``[B, N, 1]``.
+        norm: sum of ``2^(score - top)``, ``[B, N, 1]``.
+    """
+
+    acc: Tensor
+    top: Tensor
+    norm: Tensor
+
+
+def attend_tile(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    space: Tensor,
+    before: Lines | None = None,
+    left_out: int | None = None,
+) -> Lines:
+    """Attention of a tile's queries to more keys, by online softmax.
+
+    Args:
+        q: queries ``[B, N, c]`` times log2(e), float32 or float64 as all that follow.
+        k: keys ``[B, M, c]``.
+        v: values ``[B, M, c_out]``.
+        space: overwritten; ``B · N · min(M, _KEY_TILE)`` numbers at least if M > _WHOLE_ROW, else
+            ``B · N · M``.
+        before: what the same queries attended to before; overwritten.
+        left_out: if not None, query i leaves out key i + left_out.
+    """
+    state = before
+    for j in key_tiles(k.shape[1]):
+        scores = _scores(q, k[:, j], space)
+        if left_out is not None:
+            scores.diagonal(left_out - j.start, dim1=1, dim2=2).fill_(-math.inf)
+        # Finite even where all keys are left out, so that differences are.
+        top = scores.amax(-1, keepdim=True).clamp_min_(_LOWEST)
+        if state is not None:
+            top = torch.maximum(top, state.top)
+        weights = scores.sub_(top).exp2_()
+        norm = weights.sum(-1, keepdim=True)
+        if state is None:
+            state = Lines(torch.bmm(weights, v[:, j]), top, norm)
+        else:
+            shrink = state.top.sub_(top).exp2_()
+            # Not in place by name: torch's counter of operations does not know that.
+            acc = torch.baddbmm(state.acc.mul_(shrink), weights, v[:, j], out=state.acc)
+            state = Lines(acc, top, norm.add_(state.norm.mul_(shrink)))
+    assert state is not None
+    return state
+
+
+def finish_tile(lines: Lines) -> tuple[Tensor, Tensor]:
+    """Output ``[B, N, c_out]`` and log2 of the sum of 2^score ``[B, N, 1]``; overwrites."""
+    return lines.acc.div_(lines.norm), lines.norm.log2_().add_(lines.top)
+
+
+def tile_gradients(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    grad: Tensor,
+    lse: Tensor,
+    delta: Tensor,
+    space: Tensor,
+    left_out: int | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients by a tile's queries, keys and values: ``P^T dO`` and ``P · (dO V^T - delta)``.
+
+    Args:
+        q: queries ``[B, N, c]`` times log2(e); the gradient is by the query without that factor.
+        k: keys ``[B, M, c]``.
+        v: values ``[B, M, c_out]``.
+        grad: gradient of the output ``[B, N, c_out]``.
+        lse: log2 of the sum of 2^score over all keys of a query, ``[B, N, 1]``.
+        delta: ``rowsum(dO · O)`` minus the gradient of the log-sum-exp, ``[B, N, 1]``.
+        space: ``[2, at least B · N · M]``, overwritten.
+        left_out: as in :func:`attend_tile`.
+    """
+    # Rounding of a huge score must not lift it above the sum that holds it.
+    weights = _scores(q, k, space[0]).sub_(lse).clamp_max_(0).exp2_()
+    if left_out is not None:
+        weights.diagonal(left_out, dim1=1, dim2=2).zero_()
+    grad_v = torch.bmm(weights.mT, grad)
+    grad_scores = _scores(grad, v, space[1]).sub_(delta).mul_(weights)
+    return torch.bmm(grad_scores, k), torch.bmm(grad_scores.mT, q).mul_(1 / LOG2_E), grad_v
+
+
+def _scores(q: Tensor, k: Tensor, space: Tensor) -> Tensor:
+    shape = (q.shape[0], q.shape[1], k.shape[1])
+    return torch.bmm(q, k.mT, out=space[: math.prod(shape)].view(shape))
+
+
+def key_tiles(keys: int) -> list[slice]:
+    """Slices of keys whose scores are held at once."""
+    width = keys if keys <= _WHOLE_ROW else _KEY_TILE
+    return [slice(j, j + width) for j in range(0, keys, width)]
+
+
+def tile_size(device: torch.device, buffers: int = 1) -> int:
+    """Scores of a tile of which so many buffers are held at once."""
+    return (_CPU_TILE if device.type == "cpu" else _TILE) // buffers
+
+
+def sum_dtype(x: Tensor) -> torch.dtype:
+    """In which sums are kept: float64 for float64, else float32."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 class _TiledAttention(torch.autograd.Function):
@@ -140,52 +263,79 @@ class _TiledAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        dtype = _sum_dtype(v)
+        dtype = sum_dtype(v)
         out = v.new_empty(*q.shape[:2], v.shape[-1])
-        lse = v.new_empty(q.shape[:2], dtype=dtype)
-        for b, i, key_tiles in _tiles(q, k):
-            q_i = q[b, i].to(dtype)
-            top = q_i.new_full((*q_i.shape[:2], 1), -math.inf)
-            norm = torch.zeros_like(top)
-            acc: Tensor | None = None
-            for j in key_tiles:
-                scores = torch.bmm(q_i, k[b, j].to(dtype).mT)
-                new_top = torch.maximum(top, scores.amax(-1, keepdim=True))
-                weights = scores.sub_(new_top).exp_()
-                if acc is None:
-                    norm = weights.sum(-1, keepdim=True)
-                    acc = torch.bmm(weights, v[b, j].to(dtype))
-                else:
-                    shrink = (top - new_top).exp_()
-                    norm = norm.mul_(shrink).add_(weights.sum(-1, keepdim=True))
-                    torch.baddbmm(acc.mul_(shrink), weights, v[b, j].to(dtype), out=acc)
-                top = new_top
-            assert acc is not None
-            out[b, i] = acc.div_(norm).to(out.dtype)
-            lse[b, i] = norm.log_().add_(top).squeeze(-1)
+        lse = v.new_empty(*q.shape[:2], 1, dtype=dtype)
+        tiles, size = _tiles(q, k)
+        space = scratch("scores", v, size, dtype=dtype)
+        for b, i in tiles:
+            queries = q[b, i].to(dtype) * LOG2_E
+            lines = attend_tile(queries, k[b].to(dtype), v[b].to(dtype), space)
+            out[b, i], lse[b, i] = finish_tile(lines)
         ctx.save_for_backward(q, k, v, out, lse)
-        return out, lse
+        return out, (lse * (1 / LOG2_E)).squeeze(-1)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         refuse_second_derivative("softmax_attention_lse")
+        return _gradients(*ctx.saved_tensors, *grads)
+
+
+class _FusedAttention(torch.autograd.Function):
+    """torch's fused forward pass on the CPU, our backward pass: faster, finite for any score.
+
+    q, k, v are ``[B, 1, N, c]``, contiguous and of one width.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            q, k, v, 0.0, False, scale=1.0
+        )
+        ctx.save_for_backward(q, k, v, out, lse)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
+        refuse_second_derivative("softmax_attention_fused")
         q, k, v, out, lse = ctx.saved_tensors
-        grad_out, grad_lse = grads
-        dtype = _sum_dtype(v)
-        # d softmax = P · (dP − rowsum(dO·O) + d lse)
-        delta = (grad_out.to(dtype) * out).sum(-1).sub_(grad_lse).unsqueeze(-1)
-        grad_q, grad_k, grad_v = (torch.zeros_like(t, dtype=dtype) for t in (q, k, v))
-        for b, i, key_tiles in _tiles(q, k):
-            q_i, grad_i = q[b, i].to(dtype), grad_out[b, i].to(dtype)
-            for j in key_tiles:
-                k_j, v_j = k[b, j].to(dtype), v[b, j].to(dtype)
-                weights = torch.bmm(q_i, k_j.mT).sub_(lse[b, i].unsqueeze(-1)).exp_()
-                grad_v[b, j] += torch.bmm(weights.mT, grad_i)
-                grad_scores = torch.bmm(grad_i, v_j.mT).sub_(delta[b, i]).mul_(weights)
-                grad_q[b, i] += torch.bmm(grad_scores, k_j)
-                grad_k[b, j] += torch.bmm(grad_scores.mT, q_i)
-        return grad_q.to(q.dtype), grad_k.to(k.dtype), grad_v.to(v.dtype)
+        q, k, v, out, grad = (t.squeeze(1) for t in (q, k, v, out, grads[0]))
+        log2_sum = lse.view(*q.shape[:2], 1) * LOG2_E
+        found = _gradients(q, k, v, out, log2_sum, grad)
+        return tuple(t.unsqueeze(1) for t in found)
 
 
-def _sum_dtype(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
+def _gradients(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    grad_out: Tensor,
+    grad_lse: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients by rows q, k, v; lse is log2 of the sum of 2^score, ``[B, N, 1]``."""
+    dtype = sum_dtype(v)
+    tiles, size = _tiles(q, k, buffers=2)
+    space = scratch("scores", v, 2, size, dtype=dtype)
+    grad_q, grad_k, grad_v = (torch.zeros_like(t, dtype=dtype) for t in (q, k, v))
+    for b, i in tiles:
+        grad = grad_out[b, i].to(dtype)
+        delta = (grad * out[b, i]).sum(-1, keepdim=True)
+        if grad_lse is not None:
+            delta.sub_(grad_lse[b, i, None])
+        queries = q[b, i].to(dtype) * LOG2_E
+        for j in key_tiles(k.shape[1]):
+            keys, values = k[b, j].to(dtype), v[b, j].to(dtype)
+            by_q, by_k, by_v = tile_gradients(queries, keys, values, grad, lse[b, i], delta, space)
+            grad_q[b, i] += by_q
+            grad_k[b, j] += by_k
+            grad_v[b, j] += by_v
+    return grad_q.to(q.dtype), grad_k.to(k.dtype), grad_v.to(v.dtype)
+
+
+def _tiles(q: Tensor, k: Tensor, buffers: int = 1) -> tuple[list[tuple[slice, slice]], int]:
+    """Tiles (images, queries) and the scores that each buffer of one holds at once."""
+    keys = key_tiles(k.shape[1])[0].stop
+    tiles, group, rows = cut(q.shape[0], q.shape[1], keys, tile_size(q.device, buffers))
+    return tiles, group * rows * keys

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 
-from attention_zoo.softmax import merge, softmax_attention, softmax_attention_lse
+from attention_zoo.softmax import softmax_attention_fused, softmax_attention_lse
 from tests.reference import softmax as oracle
 from tests.reference.cases import TOLERANCES, assert_agrees, assert_close
 
@@ -26,7 +24,7 @@ def rows(
 @pytest.mark.parametrize(("queries", "keys"), [(1, 1), (1, 9), (9, 1), (6, 11)])
 def test_attention_agrees_with_the_oracle(queries: int, keys: int, dtype: torch.dtype) -> None:
     assert_agrees(
-        softmax_attention,
+        softmax_attention_fused,
         lambda q, k, v: oracle.softmax_attention_lse(q, k, v)[0],
         rows(0, queries, keys, dtype),
     )
@@ -38,7 +36,7 @@ def test_any_tiling_agrees_with_the_oracle(
     monkeypatch: pytest.MonkeyPatch, tile: int, key_tile: int, whole_row: int
 ) -> None:
     """Tiles of queries, keys (online softmax) and images, whole and broken."""
-    for name, size in [("_TILE", tile), ("_KEY_TILE", key_tile), ("_WHOLE_ROW", whole_row)]:
+    for name, size in [("_CPU_TILE", tile), ("_KEY_TILE", key_tile), ("_WHOLE_ROW", whole_row)]:
         monkeypatch.setattr(f"attention_zoo.softmax.{name}", size)
     inputs = rows(5, 5, 9, batch=3)
     for part in (0, 1):
@@ -57,7 +55,7 @@ def test_long_rows_agree_with_a_dense_product() -> None:
     scores = q.double() @ k.double().mT
     assert_close(out, scores.softmax(-1) @ v.double(), 1e-5)
     assert_close(lse, scores.logsumexp(-1), 1e-6)
-    assert_close(softmax_attention(q, k, v), out, 1e-5)
+    assert_close(softmax_attention_fused(q, k, v), out, 1e-5)
 
 
 @pytest.mark.parametrize("part", [0, 1])
@@ -88,50 +86,15 @@ def test_log_sum_exp_in_half_precision(dtype: torch.dtype) -> None:
 
 def test_gradcheck() -> None:
     inputs = rows(3, 4, 5, batch=1)
-    assert torch.autograd.gradcheck(softmax_attention, inputs)
+    assert torch.autograd.gradcheck(softmax_attention_fused, inputs)
     assert torch.autograd.gradcheck(softmax_attention_lse, inputs)
-
-
-@settings(max_examples=20, deadline=None)
-@given(
-    seed=st.integers(0, 1000),
-    parts=st.lists(st.integers(1, 6), min_size=1, max_size=4),
-    queries=st.integers(1, 5),
-)
-def test_merging_the_parts_of_a_split_of_the_keys_gives_the_whole(
-    seed: int, parts: list[int], queries: int
-) -> None:
-    q, k, v = rows(seed, queries, sum(parts))
-    pieces = [
-        softmax_attention_lse(q, keys, values)
-        for keys, values in zip(k.split(parts, dim=1), v.split(parts, dim=1), strict=True)
-    ]
-    merged = merge([out for out, _ in pieces], [lse for _, lse in pieces])
-    assert_close(merged, softmax_attention(q, k, v), 1e-12)
-
-
-def test_merge_passes_gradients_through_outputs_and_weights() -> None:
-    def in_two_parts(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        parts = [softmax_attention_lse(q, k[:, i], v[:, i]) for i in (slice(4), slice(4, None))]
-        return merge([out for out, _ in parts], [lse for _, lse in parts])
-
-    assert_agrees(
-        in_two_parts, lambda q, k, v: oracle.softmax_attention_lse(q, k, v)[0], rows(4, 5, 9)
-    )
-
-
-def test_merge_of_huge_log_sum_exps_stays_finite() -> None:
-    outs = [torch.full((1, 2, 3), 1.0), torch.full((1, 2, 3), 3.0)]
-    lses = [torch.tensor([[1000.0, -1000.0]]), torch.tensor([[1000.0, 1000.0]])]
-    merged = merge(outs, lses)
-    assert_close(merged, torch.tensor([2.0, 3.0]).view(1, 2, 1).expand(1, 2, 3), 1e-6)
 
 
 def test_huge_scores_do_not_overflow() -> None:
     q = torch.full((1, 2, 1), 30.0)
     k = torch.tensor([30.0, 29.0]).view(1, 2, 1)  # scores 900 and 870
     v = torch.tensor([1.0, 2.0]).view(1, 2, 1)
-    assert_close(softmax_attention(q, k, v), torch.ones(1, 2, 1), 1e-6)
+    assert_close(softmax_attention_fused(q, k, v), torch.ones(1, 2, 1), 1e-6)
     out, lse = softmax_attention_lse(q, k, v)
     assert_close(out, torch.ones(1, 2, 1), 1e-6)
     assert_close(lse, torch.full((1, 2), 900.0), 1e-6)

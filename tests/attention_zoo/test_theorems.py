@@ -24,7 +24,7 @@ from attention_zoo.enla import normalise, orthogonal_gaussian, phi, random_featu
 from attention_zoo.enlca import contrastive_loss
 from attention_zoo.nla import non_local_attention
 from attention_zoo.nlsa import normalise_keys, sparse_attention
-from attention_zoo.softmax import softmax_attention
+from attention_zoo.softmax import softmax_attention_fused
 from tests.reference import contrastive as contrastive_oracle
 from tests.reference import enla as oracle
 from tests.reference.cases import (
@@ -381,7 +381,7 @@ def test_nlsa_is_exact_where_its_windows_hold_every_position_alike(
     q, _, v = random_qkv(seed, (3 * size[0], size[1]))
     n = 3 * size[0] * size[1]
     rows = [x.flatten(2).mT for x in (q, q, v)]
-    exact = softmax_attention(rows[0], normalise_keys(rows[1]), rows[2]).mT.view_as(v)
+    exact = softmax_attention_fused(rows[0], normalise_keys(rows[1]), rows[2]).mT.view_as(v)
     for chunk_size in (n, 2 * n, n // 3):
         out = sparse_attention(q, q, v, rotations(seed, rounds=2), chunk_size)
         assert_close(out, exact, 1e-12)

@@ -1,0 +1,179 @@
+"""Which implementation of a core runs: chosen by a rule, or by name; never a silent fallback.
+
+A core is a function on (q, k, v) such as :func:`.nla.non_local_attention`. Each has several
+implementations of the same mathematics; all give the values and gradients of the oracle:
+
+- ``reference``: whole matrices, plain operations, autograd; runs everywhere, slow.
+- ``tiled``: tile by tile, O(N) memory, own backward pass; runs everywhere.
+- ``sdpa``: torch's fused kernel (NLA).
+- ``triton``: own kernels for CUDA (NLSA, ENLA).
+
+``auto``, the default, is a rule by device, dtype and width, in the core's own file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from .base import AttentionError
+
+AUTO = "auto"
+
+Core = Callable[..., Tensor]
+#: Takes what the core takes; why the implementation cannot run on that, None if it can.
+WhyNot = Callable[..., str | None]
+
+
+@dataclass
+class _Registered:
+    rule: Callable[..., str]
+    functions: dict[str, Core] = field(default_factory=dict)
+    why_not: dict[str, WhyNot] = field(default_factory=dict)
+
+
+_cores: dict[str, _Registered] = {}
+_choice: ContextVar[str] = ContextVar("implementation", default=AUTO)
+_watch: ContextVar[dict[str, str] | None] = ContextVar("implementations in use", default=None)
+
+
+def register_core(core: str, rule: Callable[..., str]) -> None:
+    """Make a core known.
+
+    Args:
+        core: its name, that of the attention where there is one: ``nla``, ``enla``, …
+        rule: takes what the core takes and gives the implementation that ``auto`` stands for.
+    """
+    _registered(core).rule = rule
+
+
+def implementation(core: str, name: str, why_not: WhyNot | None = None) -> Callable[[Core], Core]:
+    """Decorate an implementation of a core.
+
+    Args:
+        core: as in :func:`register_core`.
+        name: of the implementation.
+        why_not: if given, says why it cannot run on the arguments.
+    """
+
+    def register(function: Core) -> Core:
+        known = _registered(core)
+        known.functions[name] = function
+        if why_not is not None:
+            known.why_not[name] = why_not
+        return function
+
+    return register
+
+
+def run(core: str, *args: Any) -> Tensor:
+    """Run the chosen implementation of a core.
+
+    Raises:
+        AttentionError: the one asked for does not exist, or cannot run on these arguments.
+    """
+    known = _cores[core]
+    name = _parse(_choice.get()).get(core, AUTO)
+    if name == AUTO:
+        name = known.rule(*args)
+    if name not in known.functions:
+        raise AttentionError(
+            f"{core} has no implementation {name!r}: choose from {', '.join(_names(core))}"
+        )
+    if reason := why_not(core, name, *args):
+        raise AttentionError(f"implementation {name!r} of {core} cannot run here: {reason}")
+    watch = _watch.get()
+    if watch is not None:
+        watch[core] = name
+    return known.functions[name](*args)
+
+
+def why_not(core: str, name: str, *args: Any) -> str | None:
+    """Why an implementation cannot run on these arguments of the core; None if it can."""
+    reason = _cores[core].why_not.get(name)
+    return None if reason is None else reason(*args)
+
+
+def list_implementations() -> dict[str, list[str]]:
+    """The names of every core's implementations, ``auto`` first."""
+    return {core: _names(core) for core in sorted(_cores)}
+
+
+def choose_implementation(choice: str) -> None:
+    """From now on run these implementations, in this thread and context.
+
+    Args:
+        choice: a name, for all cores, or pairs such as ``enla=triton,contrast=tiled``; a core
+            that is not named is left to ``auto``.
+
+    Raises:
+        AttentionError: an unknown core or name.
+    """
+    _parse(choice)
+    _choice.set(choice)
+
+
+def chosen_implementation() -> str:
+    """What was chosen, ``auto`` if nothing was."""
+    return _choice.get()
+
+
+@contextmanager
+def use_implementation(choice: str) -> Iterator[None]:
+    """:func:`choose_implementation` within the block."""
+    _parse(choice)
+    token = _choice.set(choice)
+    try:
+        yield
+    finally:
+        _choice.reset(token)
+
+
+@contextmanager
+def watch_implementations() -> Iterator[dict[str, str]]:
+    """Gives a dictionary that tells which implementation each core ran last in the block."""
+    token = _watch.set({})
+    try:
+        seen = _watch.get()
+        assert seen is not None
+        yield seen
+    finally:
+        _watch.reset(token)
+
+
+def _registered(core: str) -> _Registered:
+    # The file with an implementation may be imported before that of the core.
+    return _cores.setdefault(core, _Registered(rule=lambda *_: "reference"))
+
+
+def _names(core: str) -> list[str]:
+    return [AUTO, *sorted(_cores[core].functions)]
+
+
+def _parse(choice: str) -> dict[str, str]:
+    """The name for each core."""
+    if "=" not in choice:
+        if choice not in {name for core in _cores for name in _names(core)}:
+            every = sorted({name for core in _cores for name in _names(core)})
+            raise AttentionError(
+                f"unknown implementation {choice!r}: choose from {', '.join(every)}"
+            )
+        return dict.fromkeys(_cores, choice)
+    chosen = {}
+    for pair in choice.split(","):
+        core, _, name = pair.partition("=")
+        if core not in _cores:
+            raise AttentionError(
+                f"unknown core {core!r} in {choice!r}: choose from {', '.join(sorted(_cores))}"
+            )
+        if name not in _names(core):
+            raise AttentionError(
+                f"{core} has no implementation {name!r}: choose from {', '.join(_names(core))}"
+            )
+        chosen[core] = name
+    return chosen

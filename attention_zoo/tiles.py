@@ -1,0 +1,155 @@
+"""Work tile by tile, so that what is written is read again while it is in the cache.
+
+torch's own threads share each operation on a tile; tiles are large enough (a few MB) for that to
+pay. Only work outside torch, such as numpy's sort, needs :func:`share_tiles`: threads of our own.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from threading import Barrier, local
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+from torch.utils import _python_dispatch
+
+Tile = TypeVar("Tile")
+
+# Numbers in the largest piece of memory that a thread keeps: 16 MB in float32.
+_MOST_KEPT = 2**22
+_memory = local()
+_NOTHING = torch.empty(0)
+
+
+def even_step(count: int, size: int, limit: int, workers: int = 1) -> int:
+    """Into how large pieces to cut ``count`` things, so that all are about as large.
+
+    Args:
+        count: how many things there are.
+        size: numbers that one of them takes.
+        limit: numbers that a piece may take, unless one thing takes more.
+        workers: of which each shall have as many pieces.
+    """
+    pieces = math.ceil(count / max(1, limit // size))
+    pieces = min(count, math.ceil(pieces / workers) * workers)
+    return math.ceil(count / pieces)
+
+
+def cut(
+    batch: int, n: int, size: int, limit: int, workers: int = 1
+) -> tuple[list[tuple[slice, slice]], int, int]:
+    """Tiles of ``batch`` images of ``n`` positions: whole images, or positions of one.
+
+    Args:
+        batch: images.
+        n: positions of an image.
+        size: numbers that one position takes.
+        limit: numbers that a tile may take, unless one position takes more.
+        workers: for which there shall be enough tiles.
+
+    Returns:
+        (images, positions) of each tile; images and positions of the largest.
+    """
+    width = even_step(n, size, limit, workers if batch < workers else 1)
+    group = even_step(batch, n * size, limit, workers) if width == n else 1
+    tiles = [
+        (slice(b, b + group), slice(i, i + width))
+        for b in range(0, batch, group)
+        for i in range(0, n, width)
+    ]
+    return tiles, group, width
+
+
+def share_tiles(
+    tiles: Sequence[Tile], device: torch.device, worker: Callable[[int], Callable[[Tile], None]]
+) -> None:
+    """Do the work of every tile, on the CPU by ``torch.get_num_threads()`` threads.
+
+    Which tiles a worker gets, and in which order, depends on their number and that of the threads
+    alone: what workers sum up is the same in every run.
+
+    Args:
+        tiles: descriptions of the tiles.
+        device: where the tensors are; off the CPU the caller does all tiles in turn.
+        worker: called on each thread with the worker's number, 0 … ``num_workers() - 1``; gives
+            the function that does a tile, with the memory that is this thread's own. No gradients
+            are recorded in either.
+
+    Raises:
+        Exception: what a worker raised first, by number.
+    """
+    count = min(num_workers(device), len(tiles))
+    inference = torch.is_inference_mode_enabled()
+
+    def run(numbers: range) -> None:
+        with torch.inference_mode(inference), torch.no_grad():
+            # All of them first: a profiler shall see the memory of threads that run at once.
+            works = [worker(number) for number in numbers]
+            for number, work in zip(numbers, works, strict=True):
+                for tile in tiles[number::count]:
+                    work(tile)
+
+    if count <= 1 or torch.autograd._profiler_enabled():  # it sees this thread only
+        run(range(count))
+        return
+    for future in [_pool(count).submit(run, range(n, n + 1)) for n in range(count)]:
+        future.result()
+
+
+def scratch(name: str, like: Tensor, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+    """Memory that the calling thread keeps from one call to the next: fresh pages are expensive.
+
+    Args:
+        name: what it is for; the next who asks for that on this thread gets the same memory.
+        like: a tensor on the device, and of the dtype if none is given.
+        shape: of the result, whose content is arbitrary.
+        dtype: of the result.
+    """
+    dtype = dtype or like.dtype
+    count = math.prod(shape)
+    with torch.inference_mode(False):  # it may be used in and out of that mode
+        # A profiler shall see the memory as if it were taken in each call.
+        if like.device.type != "cpu" or torch.autograd._profiler_enabled() or count > _MOST_KEPT:
+            return torch.empty(shape, dtype=dtype, device=like.device)
+        key = f"{name} {dtype}"
+        if getattr(_memory, key, _NOTHING).numel() < count:
+            setattr(_memory, key, torch.empty(count, dtype=dtype))
+        memory: Tensor = getattr(_memory, key)
+        return memory[:count].view(shape)
+
+
+def num_workers(device: torch.device) -> int:
+    """Most workers that :func:`share_tiles` will use."""
+    # Counters, fake tensors and the like see the operations of their own thread only.
+    if device.type != "cpu" or _python_dispatch._get_current_dispatch_mode() is not None:
+        return 1
+    return torch.get_num_threads()
+
+
+@cache
+def _pool(count: int) -> ThreadPoolExecutor:
+    threads = torch.get_num_threads()
+    started = Barrier(count + 1)
+
+    def start() -> None:
+        torch.get_num_threads()  # the first operation would set what is set before it anew
+        torch.set_num_threads(1)
+        started.wait()
+
+    pool = ThreadPoolExecutor(count, "tiles", initializer=start)
+    for _ in range(count):
+        pool.submit(int)
+    started.wait()
+    # The number is each thread's own, but threads to come take that which was set last.
+    torch.set_num_threads(threads)
+    return pool
+
+
+# A forked child has the pools, but not their threads.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_pool.cache_clear)

@@ -1,0 +1,172 @@
+"""Tiles on several threads: all done once, the same result each time, nothing left changed."""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from attention_zoo.enlca import contrastive_loss
+from attention_zoo.tiles import even_step, num_workers, scratch, share_tiles
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(params=[1, 2, 3])
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 7])
+def test_every_tile_is_done_once(threads: int, count: int) -> None:
+    done: list[tuple[int, int]] = []
+
+    def worker(number: int) -> Callable[[int], None]:
+        return lambda tile: done.append((number, tile))
+
+    share_tiles(list(range(count)), CPU, worker)
+    assert sorted(tile for _, tile in done) == list(range(count))
+    for number in range(threads):  # always the same tiles, in order
+        mine = [tile for worker_number, tile in done if worker_number == number]
+        assert mine == list(range(count))[number :: min(threads, max(count, 1))]
+
+
+def test_threads_run_operations_alone_and_the_callers_number_stays(threads: int) -> None:
+    seen: list[int] = []
+
+    def worker(_: int) -> Callable[[int], None]:
+        def work(_: int) -> None:
+            torch.ones(2**16).exp()  # the first operation settles the number
+            seen.append(torch.get_num_threads())
+
+        return work
+
+    share_tiles(range(4), CPU, worker)
+    assert seen == [1] * 4 if threads > 1 else seen == [threads] * 4
+    assert torch.get_num_threads() == threads
+    with ThreadPoolExecutor(1) as pool:  # a thread that did not exist yet
+        assert pool.submit(torch.get_num_threads).result() == threads
+
+
+def test_an_error_of_a_worker_comes_through(threads: int) -> None:
+    def worker(number: int) -> Callable[[int], None]:
+        def work(tile: int) -> None:
+            raise KeyError(f"tile {tile}")
+
+        return work
+
+    with pytest.raises(KeyError, match="tile 0"):
+        share_tiles(range(3), CPU, worker)
+
+
+@pytest.mark.parametrize("inference", [False, True])
+def test_no_gradient_is_recorded_and_the_mode_is_the_callers(threads: int, inference: bool) -> None:
+    weight, seen = torch.ones(2, requires_grad=True), []
+
+    def worker(_: int) -> Callable[[int], None]:
+        def work(_: int) -> None:
+            result = weight * 2
+            seen.append((result.requires_grad, result.is_inference()))
+
+        return work
+
+    with torch.inference_mode(inference):
+        share_tiles(range(4), CPU, worker)
+    assert seen == [(False, inference)] * 4
+
+
+def test_a_counter_sees_all_operations(threads: int) -> None:
+    def worker(_: int) -> Callable[[int], None]:
+        def work(_: int) -> None:
+            torch.mm(torch.ones(2, 3), torch.ones(3, 5))
+
+        return work
+
+    with FlopCounterMode(display=False) as counter:
+        assert num_workers(CPU) == 1
+        share_tiles(range(4), CPU, worker)
+    assert counter.get_total_flops() == 4 * 2 * 2 * 3 * 5
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_forked_child_has_threads_of_its_own() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        share_tiles(range(2), CPU, lambda _: lambda _: None)
+        child = os.fork()
+        if child == 0:
+            threading.Timer(20, os._exit, [1]).start()  # it would wait for ever
+            done: list[int] = []
+            share_tiles(range(4), CPU, lambda _: done.append)
+            os._exit(0 if sorted(done) == list(range(4)) else 2)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    finally:
+        torch.set_num_threads(before)
+
+
+@given(
+    count=st.integers(1, 5000),
+    size=st.integers(1, 10**6),
+    limit=st.integers(1, 10**7),
+    workers=st.integers(1, 9),
+)
+def test_even_steps_keep_the_limit_and_busy_all_workers(
+    count: int, size: int, limit: int, workers: int
+) -> None:
+    step = even_step(count, size, limit, workers)
+    assert 1 <= step <= count
+    assert step * size <= max(limit, size)
+    sizes = [min(step, count - i) for i in range(0, count, step)]
+    assert len(sizes) <= math.ceil(math.ceil(count / max(1, limit // size)) / workers) * workers
+    if count >= workers:
+        assert max(sizes) <= math.ceil(count / workers)
+
+
+def test_memory_is_kept_by_a_thread_for_itself() -> None:
+    first = scratch("test", torch.empty(0), 3, 4)
+    assert first.shape == (3, 4)
+    assert scratch("test", torch.empty(0), 12).data_ptr() == first.data_ptr()
+    assert scratch("test", torch.empty(0), 5).data_ptr() == first.data_ptr()
+    assert scratch("other", torch.empty(0), 12).data_ptr() != first.data_ptr()
+    assert scratch("test", torch.empty(0), 12, dtype=torch.float64).dtype == torch.float64
+    with ThreadPoolExecutor(1) as pool:
+        pointer = pool.submit(lambda: scratch("test", torch.empty(0), 12).data_ptr()).result()
+    assert pointer != first.data_ptr()
+    with torch.inference_mode():
+        made_inside = scratch("made in inference mode", torch.empty(0), 2).zero_()
+    made_inside.add_(1)  # refused for a tensor of that mode
+    assert scratch("huge", torch.empty(0, device="meta"), 2**40).device.type == "meta"
+
+
+def test_two_threads_give_the_contrastive_loss_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("attention_zoo.enlca._CPU_TILE", 2**9)
+    torch.manual_seed(0)
+    maps = [torch.randn(2, 4, 9, 8, requires_grad=True) for _ in range(2)]
+
+    def gradients() -> list[Tensor]:
+        return list(torch.autograd.grad(contrastive_loss(*maps), maps))
+
+    for a, b in zip(run_with(1, gradients), run_with(2, gradients), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
+
+
+def run_with(threads: int, function: Callable[[], list[Tensor]]) -> list[Tensor]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        return function()
+    finally:
+        torch.set_num_threads(before)
