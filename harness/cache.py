@@ -36,8 +36,9 @@ from rich.text import Text
 
 from .bicubic import crop_to_multiple, downscale
 from .errors import UserError
-from .files import write_atomic, write_json
+from .files import remove_leftovers, write_atomic, write_json
 from .images import ImageSet, read_image
+from .locks import lock
 
 #: Change it when the content of a cache changes for the same files.
 CACHE_VERSION = 1
@@ -75,7 +76,7 @@ def cache_folder() -> Path:
 
 
 def training_cache(sets: Sequence[ImageSet], scale: int) -> TrainingCache:
-    """Open the cache of these sets, building it first where need be.
+    """Open the cache of these sets, building it first where need be (one process at a time).
 
     Raises:
         UserError: there is no image, one cannot be used, or the cache cannot be written.
@@ -84,19 +85,24 @@ def training_cache(sets: Sequence[ImageSet], scale: int) -> TrainingCache:
     if not files:
         raise UserError("there are no training images: choose training sets that hold some")
     key = _key(files, scale)
+    names = [name for name, _ in files]
     index_path, payload_path = (cache_folder() / f"{key}.{ext}" for ext in ("json", "bin"))
-    if index_path.exists():
-        cache = _open(index_path, payload_path, scale)
-        if cache is not None:
-            return cache
-        print(
-            f"warning: the image cache {index_path.name} is damaged; building it again",
-            file=sys.stderr,
-        )
-    entries: list[dict[str, Any]] = []
-    write_atomic(payload_path, lambda file: entries.extend(_write_payload(file, files, scale)))
-    write_json(index_path, {"version": CACHE_VERSION, "scale": scale, "images": entries})
-    cache = _open(index_path, payload_path, scale)
+    if (cache := _open(index_path, payload_path, names, scale)) is not None:
+        return cache
+    with lock(index_path.with_suffix(".lock"), "the image cache"):
+        if (cache := _open(index_path, payload_path, names, scale)) is not None:
+            return cache  # another process has built it meanwhile
+        if index_path.exists():
+            print(
+                f"warning: the image cache {index_path.name} is damaged or of another version; "
+                "building it again",
+                file=sys.stderr,
+            )
+        remove_leftovers(payload_path.parent, payload_path.name)
+        entries: list[dict[str, Any]] = []
+        write_atomic(payload_path, lambda file: entries.extend(_write_payload(file, files, scale)))
+        write_json(index_path, {"version": CACHE_VERSION, "scale": scale, "images": entries})
+        cache = _open(index_path, payload_path, names, scale)
     if cache is None:
         raise UserError(
             f"the image cache {payload_path} does not read back as written: "
@@ -238,18 +244,24 @@ def _write_payload(
     return entries
 
 
-def _open(index_path: Path, payload_path: Path, scale: int) -> TrainingCache | None:
-    """Map a cache and check every digest; None if anything is amiss."""
+def _open(
+    index_path: Path, payload_path: Path, names: list[str], scale: int
+) -> TrainingCache | None:
+    """Map a cache and check names and every digest; None if anything is amiss."""
     try:
-        entries = json.loads(index_path.read_text(encoding="utf-8"))["images"]
+        index = json.loads(index_path.read_text(encoding="utf-8"))
+        if (index["version"], index["scale"]) != (CACHE_VERSION, scale):
+            return None
+        entries = index["images"]
         shapes = [(int(e["height"]), int(e["width"])) for e in entries]
-        names = [str(e["name"]) for e in entries]
+        if [e["name"] for e in entries] != names:
+            return None
         digests = [str(e["sha256"]) for e in entries]
         sizes = [3 * (h * w + (h // scale) * (w // scale)) for h, w in shapes]
         if payload_path.stat().st_size != sum(sizes):
             return None
         buffer = np.asarray(np.memmap(payload_path, dtype=np.uint8, mode="r"))
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None
     parts = np.split(buffer, np.cumsum(sizes)[:-1])
     if list(map_threads(lambda part: hashlib.sha256(part.data).hexdigest(), parts)) != digests:

@@ -88,12 +88,20 @@ def setting_notes(
         notes.append("No baseline (none) was trained in this setting: differences are empty.")
     elif shown:
         notes.append(_interval_note(shown))
+    if tiled := sorted({name for r in setting.runs for name in _tiled_images(r)}):
+        more = f" and {len(tiled) - 3} more" if len(tiled) > 3 else ""
+        notes.append(f"Evaluated in tiles, not whole, in some run: {', '.join(tiled[:3])}{more}.")
     if any(s and s.seeds > 1 for s in summaries):
         notes.append("± is the standard deviation over seeds.")
     repeats = len(setting.runs) - sum(len(runs) for runs in setting.runs_of.values())
     if repeats:
         notes.append(f"Left out: {plural(repeats, 'older repeat')} of a run with the same seed.")
     return notes
+
+
+def _tiled_images(run: dict[str, Any]) -> list[str]:
+    rows = ((name, row) for name, found in run["quality"].items() for row in found["images"])
+    return [f"{name}/{row['name']}" for name, row in rows if row["tile"] is not None]
 
 
 def _interval_note(summaries: Sequence[Summary]) -> str:

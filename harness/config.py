@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import attention_zoo
 from attention_zoo import Attention
+from attention_zoo.implementations import AUTO
 
 from .errors import UserError
 
@@ -202,6 +203,8 @@ class RunConfig:
 
     Protocol ``scratch`` has no ``start``. In ``warm-start`` the backbone begins with the weights
     of :attr:`baseline`, the same for every variant of a seed, and trains ``steps`` further.
+    ``implementation`` is a choice of ``attention_zoo.implementations``; ``auto`` is left out of
+    records and ids.
     """
 
     variant: Variant
@@ -226,6 +229,7 @@ class RunConfig:
     tile: int | None
     data: DataConfig
     start: StartConfig | None = None
+    implementation: str = AUTO
 
     def __post_init__(self) -> None:
         if self.protocol not in PROTOCOLS:
@@ -240,6 +244,14 @@ class RunConfig:
         if self.blocks < 4:
             raise UserError(
                 f"blocks must be at least 4 (attention follows each quarter), got {self.blocks}"
+            )
+        if not 0 <= self.seed < 2**32:
+            raise UserError(f"seed must be 0 to {2**32 - 1}, got {self.seed}")
+        if not math.isfinite(self.block_res_scale):
+            raise UserError(f"block res scale must be finite, got {self.block_res_scale}")
+        if not 0 <= self.auxiliary_weight < math.inf:
+            raise UserError(
+                f"auxiliary weight must be a finite number, at least 0, got {self.auxiliary_weight}"
             )
         if self.scale not in (2, 3, 4):
             raise UserError(f"scale must be 2, 3 or 4, got {self.scale}")
@@ -269,6 +281,8 @@ class RunConfig:
         del values["variant"]
         if self.start is None:
             del values["start"]
+        if self.implementation == AUTO:
+            del values["implementation"]
         values["betas"] = list(self.betas)
         return values
 

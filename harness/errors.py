@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import functools
 import io
 import sys
 from collections.abc import Callable, Iterator
+
+import torch
 
 from attention_zoo import AttentionError
 
@@ -16,14 +19,26 @@ class UserError(Exception):
 
 
 def command_line(main: Callable[[], None]) -> Callable[[], None]:
-    """Decorate a ``main``: a user's mistake prints one line and exits with status 2."""
+    """Decorate a ``main``: a user's mistake prints one line and exits with status 2.
+
+    It runs in a context of its own: what it chooses there, such as implementations, ends with it.
+    """
 
     @functools.wraps(main)
     def wrapped() -> None:
         try:
-            main()
+            contextvars.copy_context().run(main)
         except (UserError, AttentionError) as error:
             print(f"error: {error}", file=sys.stderr)
+            raise SystemExit(2) from None
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            print(
+                "error: the memory does not suffice: free some, choose a smaller network or "
+                "smaller sizes, or another --device",
+                file=sys.stderr,
+            )
             raise SystemExit(2) from None
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
@@ -33,6 +48,16 @@ def command_line(main: Callable[[], None]) -> Callable[[], None]:
             raise SystemExit(141) from None
 
     return wrapped
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, on any device."""
+    text = str(error).lower()
+    return (
+        isinstance(error, (MemoryError, torch.OutOfMemoryError))
+        or "out of memory" in text
+        or "allocate memory" in text
+    )
 
 
 @contextlib.contextmanager

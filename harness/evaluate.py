@@ -24,7 +24,7 @@ from torch import nn
 from . import machine
 from .bicubic import upscale
 from .data import TestImage, find_data
-from .errors import UserError, command_line, usage_errors
+from .errors import UserError, command_line, is_out_of_memory, usage_errors
 from .files import write_json
 from .metrics import Quality, psnr, quality
 from .official import load_official, published_method
@@ -37,6 +37,8 @@ from .weights import TrainedNetwork, find_weights, load_weights
 MAX_PSNR = 100.0
 #: Largest quarter, in LR pixels, that :func:`super_resolve` with ``chop`` does not cut again.
 CHOP_PIXELS = 120_000
+#: Smallest tile, in LR pixels, that an image is cut into where memory does not suffice.
+MIN_TILE = 32
 
 
 @torch.inference_mode()
@@ -99,6 +101,40 @@ def _forward(network: nn.Module, lr: np.ndarray) -> np.ndarray:
     return sr[0].clamp_(0, 1).mul_(255).round_().byte().permute(1, 2, 0).cpu().numpy()
 
 
+def within_memory(
+    network: nn.Module, image: TestImage, scale: int, tile: int | None, chop: bool
+) -> tuple[np.ndarray, int | None]:
+    """:func:`super_resolve`, in tiles of half the side as long as memory does not suffice.
+
+    Returns:
+        The SR image, and the side of the tiles that it took; None for a whole image.
+
+    Raises:
+        UserError: not even the smallest tiles fit, or ``chop`` asked for the authors' way.
+    """
+    while True:
+        try:
+            sr = super_resolve(network, image.lr, scale, tile, chop)
+            return sr, tile if tile is not None and max(image.lr.shape[:2]) > tile else None
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            # What the failed pass held is given back on leaving this block.
+        height, width = image.lr.shape[:2]
+        what = f"{image.name} (LR {width}x{height}) does not fit into memory"
+        smaller = min(tile or max(height, width), max(height, width)) // 2
+        if chop or smaller < MIN_TILE:
+            way = "with --chop" if chop else f"in tiles of {tile or max(height, width)}"
+            raise UserError(f"{what} {way}; free some, or use another --device")
+        where = "whole" if tile is None else f"in tiles of {tile}"
+        print(
+            f"warning: {what} {where}: taking tiles of {smaller} LR pixels, as the result will say",
+            file=sys.stderr,
+        )
+        tile = smaller
+        torch.cuda.empty_cache()
+
+
 def released_luma(image: NDArray[np.uint8]) -> NDArray[np.float64]:
     """Y up to a constant, not rounded, as EDSR-PyTorch, NLSN and ENLCA weigh it in their PSNR."""
     return image @ (np.array([65.738, 129.057, 25.064]) / 256)
@@ -151,11 +187,10 @@ def evaluate(
     with Progress(*columns) as progress:
         task = progress.add_task(label, total=total, psnr=float("nan"))
         for image in images:
-            sr = super_resolve(network, image.lr, scale, tile, chop)
+            sr, tiled = within_memory(network, image, scale, tile, chop)
             ours, bicubic = (
                 _quality(x, image.hr, scale, released_psnr) for x in (sr, upscale(image.lr, scale))
             )
-            tiled = tile if tile is not None and max(image.lr.shape[:2]) > tile else None
             rows.append(
                 {
                     "name": image.name,

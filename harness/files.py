@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import glob
 import json
 import os
 import secrets
@@ -15,6 +17,8 @@ from .errors import UserError
 def write_atomic(path: Path, write: Callable[[BinaryIO], Any]) -> None:
     """Let ``write`` fill a temporary file beside ``path``, sync it, and rename it into place.
 
+    The folder is synced too, so that the new name outlives a power failure.
+
     Raises:
         UserError: the folder cannot be written or the disk is full; ``path`` is untouched.
     """
@@ -27,6 +31,7 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], Any]) -> None:
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(path)
+            _sync_folder(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
     except OSError as error:
@@ -34,6 +39,27 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], Any]) -> None:
         raise UserError(
             f"cannot write {path}: {reason}; free space or choose another folder"
         ) from error
+
+
+def remove_leftovers(folder: Path, name: str | None = None) -> None:
+    """Delete what killed writers left: of one file of the folder, or of any.
+
+    Only for one who alone may write it now.
+    """
+    for temporary in folder.glob(f".{'*' if name is None else glob.escape(name)}.*.tmp"):
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name == "nt":  # a folder cannot be opened there
+        return
+    with contextlib.suppress(OSError):  # some file systems refuse it; the file is whole anyway
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import warnings
 from collections.abc import Iterator
@@ -69,6 +70,8 @@ def read_image(path: Path) -> NDArray[np.uint8]:
     """
     try:
         with Image.open(path, formats=_FORMATS) as image:
+            if image.width * image.height > (Image.MAX_IMAGE_PIXELS or math.inf):
+                raise Image.DecompressionBombError  # where the warning was not made an error
             # Pillow cuts 16-bit colour files to 8 bits on loading, and tells only here.
             deep = image.mode[0] in "IF" or any(";16" in str(t[3]) for t in image.tile)
             frames = getattr(image, "n_frames", 1)

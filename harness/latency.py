@@ -26,12 +26,19 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from attention_zoo import Attention
+from attention_zoo.implementations import (
+    AUTO,
+    choose_implementation,
+    chosen_implementation,
+    watch_implementations,
+)
 
 from . import machine
 from .config import TableName, Variant, find_preset
 from .edsr import build_network
-from .errors import UserError, command_line
+from .errors import UserError, command_line, is_out_of_memory
 from .flops import CORE_CHANNELS, MODULE_CHANNELS, Core, create_core
+from .graphs import captured
 from .memory import peak_memory
 from .options import describe_command, parse
 from .records import record_id, save_record
@@ -66,6 +73,7 @@ def measure(
     max_seconds: float | None = None,
     network: Callable[[Variant], nn.Module] | None = None,
     seed: int = 0,
+    graphs: bool = False,
     command: str = "",
     on_run: OnRun | None = None,
 ) -> dict[str, Any]:
@@ -78,7 +86,8 @@ def measure(
 
     Inputs are standard normal (images uniform in 0 … 1), channels-last as in the network, and the
     same for every variant. Memory is the peak of one call above its start, in MB (1e6 bytes). A
-    variant that runs out of memory gets a row with a note instead of numbers.
+    variant that runs out of memory gets a row with a note instead of numbers. Each row tells which
+    implementation ran; a choice other than auto is a setting of the record.
 
     Args:
         variants: what to time.
@@ -97,11 +106,13 @@ def measure(
         network: builds the network of a variant; a ``functools.partial`` of
             :func:`harness.edsr.build_network` is recorded with its sizes.
         seed: of weights, inputs and orders.
+        graphs: time replays of CUDA graphs: no launch is paid for. What cannot be recorded as one
+            gets a row with a note.
         command: recorded as what asked for this.
         on_run: told about progress.
 
     Raises:
-        UserError: a dtype that the device does not offer, or nothing to time.
+        UserError: a dtype that the device does not offer, graphs without CUDA, or nothing to time.
         AttentionError: a bad variant.
     """
     cuda = device.type == "cuda"
@@ -112,6 +123,8 @@ def measure(
         "max_seconds": 20.0 if max_seconds is None and not cuda else max_seconds,
         "seed": seed,
     }
+    if graphs and not cuda:
+        raise UserError(f"CUDA graphs need a CUDA device, not {device.type}")
     if parts is None:
         parts = PARTS if network else PARTS[:2]
     cases = [
@@ -130,7 +143,7 @@ def measure(
                     label = variants[int(name)].label
                     on_run((index + share) / len(cases), f"{case}: {label}")
 
-            rows += _time_case(case, variants, limits, report)
+            rows += _time_case(case, variants, limits, graphs, report)
     settings = limits | {
         "order": "in turn, newly drawn each round",
         "clock": "CUDA events" if cuda else "host clock, device synchronised",
@@ -138,6 +151,10 @@ def measure(
         "memory_format": "channels_last",
         "network": dict(network.keywords) if isinstance(network, partial) else None,
     }
+    if chosen_implementation() != AUTO:
+        settings["implementation"] = chosen_implementation()
+    if graphs:
+        settings["graphs"] = True
     content = {"command": command, "machine": described, "settings": settings, "rows": rows}
     return {"kind": "latency", "id": record_id(f"{device.type}-{dtype}", content), **content}
 
@@ -241,7 +258,11 @@ def _forward_backward(model: nn.Module, inputs: list[Tensor]) -> Callable[[], An
 
 
 def _time_case(
-    case: Case, variants: Sequence[Variant], limits: dict[str, Any], on_run: OnRun
+    case: Case,
+    variants: Sequence[Variant],
+    limits: dict[str, Any],
+    graphs: bool,
+    on_run: OnRun,
 ) -> list[dict[str, Any]]:
     rows, functions = [], {}
     for index, variant in enumerate(variants):
@@ -250,12 +271,18 @@ def _time_case(
         rows.append(row)
         try:
             function = case.function(variant)
-            function()  # what happens once, such as workspaces and tuning, is no part of the peak
+            with watch_implementations() as row["implementation"]:
+                function()  # what happens once, such as workspaces, is no part of the peak
             peak = peak_memory(function, case.device)
+            if graphs:
+                function = captured(function, case.device)
         except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
+            if is_out_of_memory(error):
+                row |= without_numbers("out of memory")
+            elif graphs:
+                row |= without_numbers(f"no CUDA graph: {str(error).splitlines()[0][:200]}")
+            else:
                 raise
-            row |= without_numbers("out of memory")
         else:
             row["peak_memory_mb"] = None if peak is None else peak / 1e6
             functions[str(index)] = function
@@ -272,16 +299,6 @@ def without_numbers(note: str) -> dict[str, Any]:
     """What a row has instead of times and memory: None, and why."""
     names = [field.name for field in dataclasses.fields(Timing)]
     return dict.fromkeys([*names, "peak_memory_mb"]) | {"note": note}
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, on any device."""
-    text = str(error).lower()
-    return (
-        isinstance(error, (MemoryError, torch.OutOfMemoryError))
-        or "out of memory" in text
-        or "allocate memory" in text
-    )
 
 
 @contextlib.contextmanager
@@ -316,10 +333,14 @@ class Options:
     """Feature maps in a call."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:<n> or mps."""
+    impl: str = "auto"
+    """Implementation of the attention: auto, reference, tiled, sdpa, triton, or enla=triton,…"""
     dtype: Literal["float32", "tf32", "bfloat16", "float16"] = "float32"
     """tf32 needs CUDA."""
     max_runs: int = MAX_RUNS
     """Most runs of each method."""
+    graphs: bool = False
+    """Time replays of CUDA graphs, without the launches; needs CUDA."""
     max_seconds: float | None = None
     """Time for each part, size and pass; no limit on CUDA and 20 elsewhere by default."""
     threads: int | None = None
@@ -412,6 +433,7 @@ def main() -> None:
         if value is not None and value < 1:
             raise UserError(f"{name.replace('_', '-')} must be at least 1, got {value}")
     machine.use_threads(options.threads)
+    choose_implementation(options.impl)
 
     network = partial(
         build_network,
@@ -432,6 +454,7 @@ def main() -> None:
             max_runs=options.max_runs,
             max_seconds=options.max_seconds,
             network=network,
+            graphs=options.graphs,
             command=describe_command("harness.latency", argv),
             on_run=on_run,
         )

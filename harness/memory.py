@@ -21,8 +21,10 @@ def peak_memory(function: Callable[[], Any], device: torch.device) -> int | None
     The result of the call counts, and so does what is kept for a backward pass.
 
     - CPU: exact. Every allocation and release of torch's CPU allocator on the calling thread
-      is seen, inside kernels too. Not seen: what libraries take past that allocator (oneDNN
-      scratchpads, MKL packing buffers), and the release of memory that is older than the call.
+      is seen, inside kernels too. :mod:`attention_zoo.tiles` then works on this thread, with
+      the tiles' memory of all its threads held; what operations on a tile return is counted
+      once. Not seen: what libraries take past that allocator (oneDNN scratchpads, MKL packing
+      buffers), and the release of memory that is older than the call.
     - CUDA: exact for torch's caching allocator, in blocks of 512 bytes. Not seen: CUDA's own
       context and libraries' private workspaces.
     - MPS: None. torch offers no peak there, only the memory allocated at this moment.

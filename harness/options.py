@@ -61,10 +61,10 @@ def parse(cls: type[T], argv: Sequence[str], description: str) -> tuple[T, list[
     return values, variants
 
 
-def describe_command(module: str, argv: Sequence[str]) -> str:
+def describe_command(module: str, argv: Sequence[str], launcher: str = "python -m") -> str:
     """The command as typed, absolute paths cut to their last part: records name no machine."""
     words = [Path(word).name if Path(word).is_absolute() else word for word in argv]
-    return shlex.join(["python", "-m", module, *words])
+    return shlex.join([*launcher.split(), module, *words])
 
 
 def _chosen(argv: Sequence[str]) -> list[str]:

@@ -17,7 +17,7 @@ from typing import Any
 from .errors import UserError
 from .files import read_json, write_json
 
-#: Version of the records' layout. A reader refuses a newer one.
+#: Version of the records' layout. A reader refuses any other.
 SCHEMA = 1
 #: Kinds of record, and the folder of each under ``<results>/records``.
 FOLDERS = {
@@ -27,6 +27,7 @@ FOLDERS = {
     "speed": "speed",
     "approximation": "approximation",
     "scaling": "scaling",
+    "gpu": "gpu",
 }
 
 _ADVICE = "restore the file, or delete it and measure again"
@@ -141,6 +142,7 @@ _SHAPES: dict[str, dict[str, Any]] = {
             }
         ],
     },
+    "gpu": _COMMON | {"piece": str, "settings": dict, "rows": [{"name": str}]},
     "approximation": _COMMON
     | {
         "settings": {
@@ -263,10 +265,9 @@ def _load(path: Path, kind: str) -> dict[str, Any]:
     except RecursionError:
         raise UserError(f"{path} is nested too deeply to be a record; delete it") from None
     schema = record.get("schema") if isinstance(record, dict) else None
-    if isinstance(schema, int) and schema > SCHEMA:
-        raise UserError(
-            f"{path} has schema {schema}, newer than this version's {SCHEMA}; update attention-zoo"
-        )
+    if isinstance(schema, int) and schema != SCHEMA:
+        age, way = ("newer", "update attention-zoo") if schema > SCHEMA else ("older", _ADVICE)
+        raise UserError(f"{path} has schema {schema}, {age} than this version's {SCHEMA}; {way}")
     if problem := _problem(record):
         raise UserError(f"{path} is no valid record: {problem}; {_ADVICE}")
     if (record["kind"], record["id"]) != (kind, path.stem):

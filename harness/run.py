@@ -5,8 +5,10 @@ Command line: ``python -m harness.run --attn enlca --m 16``.
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,18 +18,23 @@ import torch
 import tyro
 from rich.console import Console
 
-from . import flops, latency, machine
+from attention_zoo.implementations import choose_implementation
+
+from . import distributed, flops, latency, machine
+from .checkpoints import discard_checkpoints
 from .config import DataConfig, RunConfig, StartConfig, TableName, Variant, find_preset
 from .data import DataSource, TrainingCache, check_patch, find_data
 from .edsr import build_network
 from .errors import UserError, command_line
 from .evaluate import evaluate
-from .files import read_json, write_json
+from .files import read_json, remove_leftovers, write_json
+from .locks import lock
 from .options import describe_command, parse
 from .records import load_records, record_id, record_path, save_record
 from .settings import origin_note
+from .signals import resumable
 from .tables import summary
-from .train import Trainer, precision
+from .train import SAVE_EVERY, Trainer, precision
 from .weights import Architecture, load_strictly, load_weights, save_weights
 
 #: Seconds of timing for each part in the main job; ``harness.latency`` measures at length.
@@ -35,8 +42,8 @@ LATENCY_SECONDS = 5.0
 
 
 @dataclass(kw_only=True)
-class Options:
-    """Train, evaluate, count and time attention modules in the EDSR backbone."""
+class TrainingOptions:
+    """What is trained, how and where; of the main job and of sweeps alike."""
 
     attn: tuple[str, ...] = ("enlca",)
     """Modules, `all`, or your own as package.module:Class; their options follow, e.g. --m 16."""
@@ -88,10 +95,20 @@ class Options:
     """Evaluate in tiles of this many LR pixels; whole images by default."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:<n> or mps."""
+    impl: str = "auto"
+    """Implementation of the attention: auto, reference, tiled, sdpa, triton, or enla=triton,…"""
     threads: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
     """CPU threads; all cores by default."""
+    save_every: float = SAVE_EVERY
+    """Seconds between saved states of the training, which a killed run goes on from."""
     results: Path = Path("results")
     """Folder for records and working files."""
+
+
+@dataclass(kw_only=True)
+class Options(TrainingOptions):
+    """Train, evaluate, count and time attention modules in the EDSR backbone."""
+
     skip_training: bool = False
     """Only count and time; no images are needed."""
     skip_latency: bool = False
@@ -99,7 +116,7 @@ class Options:
 
 
 def configure(
-    options: Options,
+    options: TrainingOptions,
     variant: Variant,
     seed: int,
     device: torch.device,
@@ -162,6 +179,7 @@ def configure(
             test=test,
         ),
         start=start,
+        implementation=options.impl,
     )
 
 
@@ -172,8 +190,11 @@ def run(
     results: Path,
     device: torch.device,
     command: str,
+    save_every: float = SAVE_EVERY,
 ) -> dict[str, Any]:
     """Train and evaluate one variant with one seed; a finished run is only read.
+
+    While another process is at the same run, this one waits for it.
 
     Returns:
         The run's record, which lies under ``results/records/runs`` then.
@@ -183,13 +204,29 @@ def run(
             disk is at fault.
     """
     path = record_path(results, "run", config.run_id)
-    if path.exists():
-        record = next(r for r in load_records(results, "run") if r["id"] == config.run_id)
-        what = f"{config.variant.label} seed {config.seed} is finished"
-        print(origin_note([record], what), f"Read from {path}; another --results runs it anew.")
-        return record
-    trainer = train(config, cache, results, device)
-    network = trainer.network
+    what = f"{config.variant.label} seed {config.seed}"
+    if not distributed.agree(path.exists()):
+        with hold(results, config.run_id, what):
+            if not distributed.agree(path.exists()):  # another process may have finished it
+                trainer = train(config, cache, results, device, save_every)
+                if distributed.is_main():
+                    _finish(trainer, source, results, device, command)
+                distributed.wait()
+                return next(r for r in load_records(results, "run") if r["id"] == config.run_id)
+    record = next(r for r in load_records(results, "run") if r["id"] == config.run_id)
+    what = f"{what} is finished"
+    print(origin_note([record], what), f"Read from {path}; another --results runs it anew.")
+    if distributed.is_main():
+        with contextlib.suppress(OSError):  # of a process that was killed before it could
+            discard_checkpoints(results / "runs" / config.run_id)
+    return record
+
+
+def _finish(
+    trainer: Trainer, source: DataSource, results: Path, device: torch.device, command: str
+) -> None:
+    """Evaluate a trained network and write the run's record."""
+    config, network = trainer.config, trainer.network
     quality = {}
     with precision("float32", device):
         for name in config.data.test:
@@ -205,38 +242,65 @@ def run(
         "config": config.setting,
         "training": {
             "parameters": sum(p.numel() for p in network.parameters()),
+            "processes": distributed.processes(),
             "seconds": round(trainer.seconds, 1),
             "steps_per_second": round(config.steps / max(trainer.seconds, 1e-9), 3),
             "log": trainer.log,
         },
         "quality": quality,
     }
+    path = record_path(results, "run", config.run_id)
+    remove_leftovers(path.parent, path.name)
     save_record(results, record)
     trainer.discard_state()
-    return next(r for r in load_records(results, "run") if r["id"] == config.run_id)
 
 
-def train(config: RunConfig, cache: TrainingCache, results: Path, device: torch.device) -> Trainer:
+def lock_path(results: Path, identifier: str) -> Path:
+    """Lock file of a run or a cost record; none lies among the records, which are published."""
+    return results / "runs" / ".locks" / f"{identifier}.lock"
+
+
+def hold(results: Path, identifier: str, what: str) -> AbstractContextManager[None]:
+    """The lock of a run, held by the first of the processes that share it; see :mod:`.locks`."""
+    if distributed.is_main():
+        return lock(lock_path(results, identifier), what)
+    return contextlib.nullcontext()
+
+
+def train(
+    config: RunConfig,
+    cache: TrainingCache,
+    results: Path,
+    device: torch.device,
+    save_every: float = SAVE_EVERY,
+) -> Trainer:
     """Train one variant with one seed, or take its training up, and write its weights.
 
-    A warm start's baseline is trained first where its weights are not there.
+    A warm start's baseline is trained first where its weights are not there. The caller holds
+    the run's lock.
 
     Raises:
         UserError: as :func:`run`.
     """
     network = architecture(config).build(config.seed).to(device)
     if config.start is not None:
-        baseline = results / "runs" / config.baseline.run_id / "weights.safetensors"
-        if not baseline.exists():
-            train(config.baseline, cache, results, device).discard_state()
+        start = config.baseline
+        baseline = results / "runs" / start.run_id / "weights.safetensors"
+        if not distributed.agree(baseline.exists()):
+            with hold(results, start.run_id, f"the baseline, seed {start.seed}"):
+                if not distributed.agree(baseline.exists()):
+                    train(start, cache, results, device, save_every).discard_state()
         tensors = load_weights(baseline).network.state_dict()
         own = {k: v for k, v in network.state_dict().items() if k.startswith("attention.")}
         load_strictly(network, tensors | own, str(baseline))
     folder = results / "runs" / config.run_id
-    _claim(folder, config)
-    trainer = Trainer(config, network, cache, folder)
+    if distributed.is_main():
+        _claim(folder, config)
+    trainer = Trainer(config, network, cache, folder, save_every)
     trainer.train(f"{config.variant.label} seed {config.seed}")
-    save_weights(folder / "weights.safetensors", network, architecture(config), config.run_id)
+    if distributed.is_main():
+        save_weights(folder / "weights.safetensors", network, architecture(config), config.run_id)
+    distributed.wait()
     return trainer
 
 
@@ -255,6 +319,7 @@ def _claim(folder: Path, config: RunConfig) -> None:
     """Make the run's folder, or check that it is this run's."""
     content = {"variant": config.variant.to_dict(), "config": config.setting}
     path = folder / "config.json"
+    remove_leftovers(folder)
     if path.exists():
         if read_json(path) != content:
             raise UserError(
@@ -271,7 +336,8 @@ def measure_cost(variant: Variant, results: Path, command: str) -> dict[str, Any
     identifier = record_id(
         variant.label.lower().replace(":", "."), {**counts, "packages": description["packages"]}
     )
-    if not record_path(results, "cost", identifier).exists():
+    path = record_path(results, "cost", identifier)
+    if not path.exists():
         record = {
             "kind": "cost",
             "id": identifier,
@@ -279,7 +345,10 @@ def measure_cost(variant: Variant, results: Path, command: str) -> dict[str, Any
             "machine": description,
             **counts,
         }
-        save_record(results, record)
+        with lock(lock_path(results, identifier), f"cost of {variant.label}"):
+            remove_leftovers(path.parent, path.name)
+            if not path.exists():  # another process's command may have led to the same one
+                save_record(results, record)
     return next(r for r in load_records(results, "cost") if r["id"] == identifier)
 
 
@@ -320,14 +389,18 @@ def measure_latency(
 
 
 @command_line
+@resumable("harness.run")
 def main() -> None:
     """Entry point of ``python -m harness.run``."""
     options, variants = parse(Options, sys.argv[1:], Options.__doc__ or "")
-    command = describe_command("harness.run", sys.argv[1:])
     console = Console()
     preset = find_preset(options.preset)
-    device = machine.pick_device(options.device)
+    device = distributed.start(options.device)
+    command = describe_command("harness.run", sys.argv[1:], distributed.launcher())
     machine.use_threads(options.threads)
+    choose_implementation(options.impl)
+    if not options.save_every >= 0:
+        raise UserError(f"--save-every must be at least 0 seconds, got {options.save_every}")
     if not options.seeds:
         raise UserError("--seeds needs at least one number")
     channels = preset.channels if options.channels is None else options.channels
@@ -339,18 +412,26 @@ def main() -> None:
             options.data, train_sets=options.train_sets or None, holdout=options.holdout
         )
         configure(options, variants[0], 0, device, source, None)  # before images are decoded
-        cache = source.training_images(options.scale)
+        with distributed.main_first():
+            cache = source.training_images(options.scale)
         configs = [
             configure(options, variant, seed, device, source, cache)
             for seed in options.seeds
             for variant in variants
         ]
         check_patch(cache, configs[0].patch)
+        distributed.check_batch(configs[0].batch)
         # What a warm start begins with has a record too, of another setting than the runs.
         for config in {c.baseline.run_id: c.baseline for c in configs if c.start}.values():
-            run(config, source, cache, options.results, device, command)
+            run(config, source, cache, options.results, device, command, options.save_every)
         for config in configs:
-            runs.append(run(config, source, cache, options.results, device, command))
+            runs.append(
+                run(config, source, cache, options.results, device, command, options.save_every)
+            )
+    first = distributed.is_main()
+    distributed.stop()
+    if not first:
+        return
     costs = [measure_cost(variant, options.results, command) for variant in variants]
     timed = None
     if not options.skip_latency:

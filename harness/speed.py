@@ -22,9 +22,9 @@ from attention_zoo import enlca
 from . import machine, obvious
 from .config import Variant
 from .edsr import EDSR, build_network
-from .errors import UserError, command_line, usage_errors
+from .errors import UserError, command_line, is_out_of_memory, usage_errors
 from .flops import CORE_CHANNELS, MODULE_CHANNELS, count_network, create_core
-from .latency import Case, is_out_of_memory, progress, without_numbers
+from .latency import Case, progress, without_numbers
 from .memory import peak_memory
 from .options import describe_command
 from .records import load_records, record_id, save_record
@@ -329,11 +329,13 @@ def _row(
     return row | {"ratio": ratio, "ratio_low": low, "ratio_high": high}
 
 
-def machine_limits(device: torch.device, max_seconds: float = 2.0) -> dict[str, float]:
-    """Best measured rates in float32: of a large matrix product and of copying (read + write)."""
+def machine_limits(
+    device: torch.device, dtype: torch.dtype = torch.float32, max_seconds: float = 2.0
+) -> dict[str, float]:
+    """Best measured rates: of a large matrix product and of copying (read + write)."""
     side = _MATMUL_SIDE.get(device.type, 2048)
-    a, product = (torch.randn(side, side, device=device) for _ in range(2))
-    source, copy = (torch.randn(_COPY_NUMBERS, device=device) for _ in range(2))
+    a, product = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+    source, copy = (torch.randn(_COPY_NUMBERS, device=device, dtype=dtype) for _ in range(2))
     functions = {
         "matmul": lambda: torch.mm(a, a, out=product),
         "copy": lambda: copy.copy_(source),
@@ -341,7 +343,7 @@ def machine_limits(device: torch.device, max_seconds: float = 2.0) -> dict[str, 
     times = time_in_turn(functions, device, max_seconds=max_seconds)
     return {
         "matmul_gflops": 2 * side**3 / times["matmul"].min_ms / 1e6,
-        "copy_gb_per_s": 8 * _COPY_NUMBERS / times["copy"].min_ms / 1e6,
+        "copy_gb_per_s": 2 * dtype.itemsize * _COPY_NUMBERS / times["copy"].min_ms / 1e6,
     }
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -15,19 +15,27 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
+from . import distributed, signals
+from .checkpoints import (
+    Checkpoint,
+    discard_checkpoints,
+    find_checkpoints,
+    load_checkpoint,
+    save_checkpoint,
+)
 from .config import RunConfig, learning_rate
 from .data import TrainingCache, sample_batch
+from .diagnosis import where_not_finite
 from .edsr import EDSR
-from .errors import UserError
-from .files import write_atomic
+from .errors import UserError, is_out_of_memory
 from .machine import use_tf32
 
 #: Seconds between two saved states.
 SAVE_EVERY = 60.0
+#: An L1 loss above this has exploded: pixels are in 0…1, and an untrained network has about 0.3.
+MAX_LOSS = 100.0
 #: Rows of the training log that a record keeps.
 LOG_ROWS = 200
 
@@ -57,13 +65,21 @@ class Trainer:
         network: initial network, on the device already; trained in place.
         cache: training images.
         folder: where the state is saved, or None.
+        save_every: seconds between two saved states; 0 saves after every step.
     """
 
     def __init__(
-        self, config: RunConfig, network: EDSR, cache: TrainingCache, folder: Path | None = None
+        self,
+        config: RunConfig,
+        network: EDSR,
+        cache: TrainingCache,
+        folder: Path | None = None,
+        save_every: float = SAVE_EVERY,
     ) -> None:
         self.config, self.network, self.cache, self.folder = config, network, cache, folder
+        self.save_every = save_every
         self.device = next(network.parameters()).device
+        self._parallel = distributed.parallel(network)
         self.optimizer = torch.optim.Adam(
             network.parameters(), lr=config.learning_rate, betas=config.betas
         )
@@ -72,15 +88,22 @@ class Trainer:
         #: (step, mean L1, mean auxiliary loss, learning rate) per interval.
         self.log: list[list[float]] = []
         self._sums = [0.0, 0.0, 0]
+        self._saved: int | None = None
 
     def train(self, label: str) -> None:
         """Train to the last step, from a saved state if the folder holds one.
 
         Raises:
-            UserError: loss or gradient is not finite (the last saved state is kept), or the
-                saved state belongs to another configuration.
+            UserError: loss or gradient is not finite or the memory does not suffice (the last
+                saved state is kept), or the saved state belongs to another configuration.
+            signals.Stopped: SIGINT or SIGTERM came; the step was finished and its state saved.
         """
         self.restore()
+        if distributed.agree(self.step) != self.step:
+            raise UserError(
+                f"the processes see different states in {self.folder}: "
+                "--results must be one folder that all of them share"
+            )
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),
@@ -92,24 +115,37 @@ class Trainer:
         first, start, saved = self.step, time.monotonic(), time.monotonic()
         before = self.seconds
         self.network.train()
-        with Progress(*columns) as progress, precision(self.config.precision, self.device):
+        with (
+            signals.held() as stopped,
+            Progress(*columns) as progress,
+            precision(self.config.precision, self.device),
+        ):
             task = progress.add_task(
                 label, total=self.config.steps, completed=self.step, rate=0.0, loss=math.nan
             )
-            try:
-                while self.step < self.config.steps:
-                    loss = self.train_step()
-                    now = time.monotonic()
-                    self.seconds = before + now - start
-                    rate = (self.step - first) / (now - start)
-                    progress.update(task, completed=self.step, rate=rate, loss=loss)
-                    if now - saved > SAVE_EVERY:
-                        self.save()
-                        saved = now
-            except KeyboardInterrupt:
-                self.save()
+            while self.step < self.config.steps and not stopped:
+                loss = self._step_within_memory()
+                now = time.monotonic()
+                self.seconds = before + now - start
+                rate = (self.step - first) / max(now - start, 1e-9)
+                progress.update(task, completed=self.step, rate=rate, loss=loss)
+                if now - saved >= self.save_every:
+                    self.save()
+                    saved = now
+            self.save()
+
+    def _step_within_memory(self) -> float:
+        try:
+            return self.train_step()
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
                 raise
-        self.save()
+            config = self.config
+            raise UserError(
+                f"training stopped at step {self.step}: {self.device} has not the memory for "
+                f"{config.batch} patches of {config.patch}x{config.patch}; lower --batch or "
+                f"--patch, or --channels or --blocks, or use --precision bfloat16{self._kept()}"
+            ) from error
 
     def train_step(self) -> float:
         """One step; returns its L1 loss."""
@@ -135,33 +171,45 @@ class Trainer:
             patch=config.patch,
             scale=config.scale,
         )
-        sr = self.network(to_tensor(lr_images, self.device))
+        lr_images, hr_images = distributed.share(lr_images), distributed.share(hr_images)
+        lr_tensor = to_tensor(lr_images, self.device)
+        sr = self._parallel(lr_tensor)
         l1 = F.l1_loss(sr.float(), to_tensor(hr_images, self.device))
         auxiliary = self.network.auxiliary_loss() if with_auxiliary else l1.new_zeros(())
         self.optimizer.zero_grad(set_to_none=True)
         (l1 + config.auxiliary_weight * auxiliary).backward()
-        self._check_gradients(l1, auxiliary)
+        l1, auxiliary = distributed.mean(l1, auxiliary)
+        self._check(l1, auxiliary, lr_tensor)
         self.optimizer.step()
         self.step += 1
         return self._note(l1.item(), auxiliary.item(), rate)
 
-    def _check_gradients(self, l1: Tensor, auxiliary: Tensor) -> None:
+    def _check(self, l1: Tensor, auxiliary: Tensor, lr_images: Tensor) -> None:
+        """Stop before a step that would spoil the weights.
+
+        Raises:
+            UserError: loss or gradient is not finite, or the loss has exploded.
+        """
         gradients = [p.grad for p in self.network.parameters() if p.grad is not None]
         total = torch.nn.utils.get_total_norm([*gradients, l1.detach(), auxiliary.detach()])
-        if torch.isfinite(total):
+        finite = bool(torch.isfinite(total))
+        if finite and l1.item() <= MAX_LOSS:
             return
-        broken = next(
-            (
-                name
-                for name, p in self.network.named_parameters()
-                if p.grad is not None and not p.grad.isfinite().all()
-            ),
-            "the loss",
-        )
+        what = "the loss has exploded" if finite else "loss or gradient is not finite"
+        where = where_not_finite(self.network, lr_images)
+        # The weights of this step are bad, those before were not.
+        if self.folder is not None and distributed.is_main():
+            discard_checkpoints(self.folder, self.step)
         raise UserError(
-            f"training stopped at step {self.step}: {broken} is not finite (L1 {l1.item():.4g}, "
-            f"auxiliary {auxiliary.item():.4g}); lower --learning-rate, or use --precision float32"
+            f"training stopped at step {self.step}: {what}, {where} (L1 {l1.item():.4g}, "
+            f"auxiliary {auxiliary.item():.4g}); lower --learning-rate, or use "
+            f"--precision float32{self._kept()}"
         )
+
+    def _kept(self) -> str:
+        """Which state is there, for a message."""
+        paths = find_checkpoints(self.folder) if self.folder else []
+        return f"; the last good state is kept: {paths[-1]}" if paths else ""
 
     def _note(self, l1: float, auxiliary: float, rate: float) -> float:
         self._sums[0] += l1
@@ -178,56 +226,71 @@ class Trainer:
     # -- saved state --------------------------------------------------------------------
 
     def save(self) -> None:
-        """Write weights and optimiser state, whole or not at all."""
-        if self.folder is None:
+        """Write weights and optimiser state, whole or not at all, unless they are there."""
+        if self.folder is None or self._saved == self.step or not distributed.is_main():
             return
         tensors = {f"network.{k}": v for k, v in self.network.state_dict().items()}
         for i, moments in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{i}.{k}": v for k, v in moments.items()}
-        meta = {
+        content = {
             "config": _config_digest(self.config),
-            "step": self.step,
+            "numerics": _numerics(),
             "seconds": self.seconds,
             "log": self.log,
             "sums": self._sums,
         }
-        tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
-        data = save(tensors, metadata={"trainer": json.dumps(meta)})
-        write_atomic(self.folder / "state.safetensors", lambda file: file.write(data))
+        save_checkpoint(self.folder, Checkpoint(self.step, content, tensors))
+        self._saved = self.step
 
     def discard_state(self) -> None:
-        """Delete the saved state, once the weights are written and nothing is left to resume."""
-        if self.folder is not None:
-            (self.folder / "state.safetensors").unlink(missing_ok=True)
+        """Delete the saved states, once the weights are written and nothing is left to resume."""
+        if self.folder is not None and distributed.is_main():
+            discard_checkpoints(self.folder)
 
     def restore(self) -> None:
-        """Take up the saved state, if there is one."""
-        if self.folder is None or not (self.folder / "state.safetensors").exists():
+        """Take up the saved state, if there is one.
+
+        Raises:
+            UserError: it belongs to another configuration, or cannot be read.
+        """
+        found = load_checkpoint(self.folder) if self.folder is not None else None
+        if found is None:
             return
-        path = self.folder / "state.safetensors"
-        try:
-            with safe_open(path, framework="pt") as file:
-                meta = json.loads(file.metadata()["trainer"])
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-            raise UserError(
-                f"cannot read the saved state {path}: {error}; delete it to start anew"
-            ) from error
-        if meta["config"] != _config_digest(self.config):
+        content = found.content
+        if content["config"] != _config_digest(self.config):
             raise UserError(
                 f"{self.folder} holds a run of another configuration; delete it or use --results"
             )
+        if self.device.type == "cpu" and content["numerics"] != _numerics():
+            print(
+                f"warning: the training goes on with {_numerics()}, and began with "
+                f"{content['numerics']}: the last bits will differ",
+                file=sys.stderr,
+            )
+        parameters = list(self.network.parameters())
         state: dict[int, dict[str, Tensor]] = {}
-        for key, value in tensors.items():
+        for key, value in found.tensors.items():
             if key.startswith("optimizer."):
                 _, index, name = key.split(".")
-                state.setdefault(int(index), {})[name] = value
-        weights = {k.removeprefix("network."): v for k, v in tensors.items() if k.startswith("n")}
-        self.network.load_state_dict(weights)
+                # In the parameter's memory layout, by which the arithmetic goes.
+                like = parameters[int(index)]
+                moment = torch.empty_like(like).copy_(value) if value.dim() else value.clone()
+                state.setdefault(int(index), {})[name] = moment.detach()
+        prefix = "network."
+        weights = {k: v for k, v in found.tensors.items() if k.startswith(prefix)}
+        self.network.load_state_dict({k.removeprefix(prefix): v for k, v in weights.items()})
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
-        self.step, self.seconds, self.log = meta["step"], meta["seconds"], meta["log"]
-        self._sums = meta["sums"]
+        self.step = self._saved = found.step
+        self.seconds, self.log, self._sums = content["seconds"], content["log"], content["sums"]
+
+
+def _numerics() -> str:
+    """What the last bits on a CPU depend on, beside the configuration."""
+    return (
+        f"torch {torch.__version__}, threads: {torch.get_num_threads()}, vector instructions: "
+        f"{torch.backends.cpu.get_cpu_capability()}"
+    )
 
 
 def _config_digest(config: RunConfig) -> str:

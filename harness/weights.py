@@ -102,6 +102,7 @@ def load_weights(path: Path) -> TrainedNetwork:
             metadata = file.metadata() or {}
             content = json.loads(metadata["network"])
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        name = str(content["name"])
         architecture = Architecture.from_dict(content["architecture"])
         network = architecture.build()
     except FileNotFoundError:
@@ -113,7 +114,7 @@ def load_weights(path: Path) -> TrainedNetwork:
             raise
         raise UserError(f"{path} does not say which network its weights belong to") from error
     load_strictly(network, tensors, str(path))
-    return TrainedNetwork(str(content["name"]), architecture, network.eval())
+    return TrainedNetwork(name, architecture, network.eval())
 
 
 def load_strictly(module: torch.nn.Module, tensors: dict[str, torch.Tensor], source: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import time
@@ -104,7 +105,9 @@ def test_fingerprint_depends_on_names_pixels_and_scale_only(
     assert training_cache([same], 4).sha256 != first
 
 
-@pytest.mark.parametrize("damage", ["flip", "cut", "remove", "index", "empty index"])
+@pytest.mark.parametrize(
+    "damage", ["flip", "cut", "remove", "index", "empty index", "other version", "other scale"]
+)
 def test_a_damaged_cache_is_built_again(
     images: ImageSet, own_cache: Path, damage: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -120,10 +123,14 @@ def test_a_damaged_cache_is_built_again(
         payload.write_bytes(content[:-1])
     elif damage == "remove":
         payload.unlink()
+    elif damage.startswith("other"):
+        # Its pixels are whole, but a reader of this version must not trust what they mean.
+        key, value = {"other version": ("version", 0), "other scale": ("scale", 3)}[damage]
+        index.write_text(json.dumps(json.loads(index.read_text()) | {key: value}))
     else:
         index.write_text("{" if damage == "index" else "{}")
     again = training_cache([images], 2)
-    assert "is damaged; building it again" in capsys.readouterr().err
+    assert "is damaged or of another version; building it again" in capsys.readouterr().err
     assert again.sha256 == first.sha256
     for a, b in zip(again.hr, expected, strict=True):
         np.testing.assert_array_equal(a, b)
@@ -135,14 +142,33 @@ def test_two_builders_at_once(images: ImageSet, own_cache: Path) -> None:
     with ThreadPoolExecutor(4) as pool:
         caches = list(pool.map(lambda _: training_cache([images], 2), range(4)))
     assert len({cache.sha256 for cache in caches}) == 1
-    assert sorted(p.suffix for p in own_cache.iterdir()) == [".bin", ".json"]
+    assert sorted(p.suffix for p in own_cache.iterdir()) == [".bin", ".json", ".lock"]
+
+
+def test_what_a_killed_builder_left_is_removed(images: ImageSet, own_cache: Path) -> None:
+    training_cache([images], 2)
+    (payload,) = own_cache.glob("*.bin")
+    left = own_cache / f".{payload.name}.1234.abcd.tmp"
+    payload.rename(left)
+    training_cache([images], 2)
+    assert not left.exists()
+    assert payload.exists()
+
+
+def test_a_finished_cache_is_read_where_nothing_can_be_written(
+    images: ImageSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = training_cache([images], 2).sha256
+    monkeypatch.setattr(cache_module, "lock", None)
+    monkeypatch.setattr(cache_module, "write_atomic", None)
+    assert training_cache([images], 2).sha256 == expected
 
 
 def test_a_bad_image_stops_the_build_and_leaves_nothing(images: ImageSet, own_cache: Path) -> None:
     images.paths[1].write_bytes(images.paths[1].read_bytes()[:200])
     with pytest.raises(UserError, match=r"cannot read the image .*1\.png"):
         training_cache([images], 2)
-    assert not list(own_cache.iterdir())
+    assert [p.suffix for p in own_cache.iterdir()] == [".lock"]
 
 
 def test_refuses_what_cannot_be_trained_on(

@@ -110,6 +110,11 @@ def test_one_cycle_rises_to_its_peak_and_falls() -> None:
         ({"schedule": "cosine"}, "halving, one-cycle"),
         ({"precision": "int8"}, "float32, tf32, bfloat16"),
         ({"tile": 3}, "tile must be at least 16"),
+        ({"seed": -1}, "seed must be 0 to 4294967295, got -1"),
+        ({"seed": 2**32}, "seed must be 0 to 4294967295"),
+        ({"auxiliary_weight": float("nan")}, "auxiliary weight must be a finite number"),
+        ({"auxiliary_weight": -0.1}, "auxiliary weight must be a finite number, at least 0"),
+        ({"block_res_scale": float("inf")}, "block res scale must be finite"),
     ],
 )
 def test_bad_values_are_named(values: dict[str, Any], words: str) -> None:
@@ -130,3 +135,10 @@ def test_the_id_depends_on_every_value() -> None:
     ]
     assert len({config.run_id, *(other.run_id for other in others)}) == len(others) + 1
     assert config.run_id.startswith("baseline-quick-x4-s0-")
+
+
+def test_only_a_chosen_implementation_is_part_of_the_id() -> None:
+    auto, chosen = make_config(), make_config(implementation="reference")
+    assert "implementation" not in auto.setting
+    assert chosen.setting == auto.setting | {"implementation": "reference"}
+    assert chosen.run_id != auto.run_id

@@ -5,6 +5,7 @@ import math
 import sys
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,8 +16,9 @@ from harness import convert
 from harness import evaluate as evaluation
 from harness.bicubic import upscale
 from harness.config import Variant
-from harness.data import find_data
+from harness.data import TestImage, find_data
 from harness.edsr import build_network
+from harness.errors import UserError
 from harness.evaluate import MAX_PSNR, evaluate, super_resolve
 from harness.metrics import quality
 from harness.weights import Architecture, TrainedNetwork, save_weights
@@ -51,6 +53,55 @@ def test_tiles_fit_together(size: tuple[int, int]) -> None:
     """The receptive field of four blocks exceeds the overlap, so only the middle must agree."""
     lr = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
     assert np.array_equal(super_resolve(Nearest(), lr, 4, 16), super_resolve(Nearest(), lr, 4))
+
+
+class Small(Nearest):
+    """A network on a GPU that holds only so many LR pixels."""
+
+    def __init__(self, pixels: int) -> None:
+        super().__init__()
+        self.pixels = pixels
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.shape[2] * x.shape[3] > self.pixels:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return super().forward(x)
+
+
+def gradient_image(height: int, width: int) -> TestImage:
+    hr = np.random.default_rng(1).integers(0, 256, (4 * height, 4 * width, 3), dtype=np.uint8)
+    return TestImage("wall", hr, hr[::4, ::4].copy())
+
+
+def test_an_image_too_large_for_the_gpu_is_cut_into_tiles(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    images = [gradient_image(140, 150), gradient_image(40, 50)]
+    whole = evaluate(Nearest(), images, 2, 4, "test")
+    tiled = evaluate(Small(60 * 60), images, 2, 4, "test")
+    # 75 with its overlaps is too large still, 37 is not; the small image goes through whole.
+    assert [row["tile"] for row in tiled["images"]] == [37, None]
+    assert [row["psnr"] for row in tiled["images"]] == [row["psnr"] for row in whole["images"]]
+    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning")]
+    assert told == [
+        "warning: wall (LR 150x140) does not fit into memory whole: taking tiles of 75 "
+        "LR pixels, as the result will say",
+        "warning: wall (LR 150x140) does not fit into memory in tiles of 75: taking "
+        "tiles of 37 LR pixels, as the result will say",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({}, r"wall \(LR 150x140\) does not fit .* in tiles of 37; .*--device"),
+        ({"chop": True}, "with --chop"),
+        ({"tile": 40}, "in tiles of 40"),
+    ],
+)
+def test_a_gpu_too_small_for_any_tile(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        evaluate(Small(100), [gradient_image(140, 150)], 1, 4, "test", **values)
 
 
 def test_evaluate_reports_the_metrics_of_each_image(image_folder: Path) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import io
 import random
 import struct
+import warnings
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -139,12 +141,19 @@ def test_damaged_and_unreadable_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("limit", [400, 200], ids=["warning", "error"])
-@pytest.mark.filterwarnings("error::PIL.Image.DecompressionBombWarning")
-def test_decompression_bombs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
+@pytest.mark.parametrize("action", ["error", "ignore"])
+def test_decompression_bombs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int, action: Any
+) -> None:
     path = tmp_path / "bomb.png"
     Image.fromarray(RGB).save(path)  # 600 pixels
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
-    with pytest.raises(UserError, match=f"has more than {limit} pixels"):
+    warning = Image.DecompressionBombWarning
+    told = f"has more than {limit} pixels"
+    with (
+        warnings.catch_warnings(action=action, category=warning),
+        pytest.raises(UserError, match=told),
+    ):
         read_image(path)
 
 

@@ -296,6 +296,21 @@ def test_rows_of_table_5_are_the_default(
     assert "NLA" in capsys.readouterr().out
 
 
+def test_a_chosen_implementation_runs_and_is_recorded(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    quick = ("--attn", "nla", "enlca", "--sizes", "3x3", "--parts", "core", "--max-runs", "1")
+    quick = (*quick, "--passes", "forward", "--results", str(tmp_path))
+    command(monkeypatch, *quick, "--impl", "enla=reference")
+    (record,) = load_records(tmp_path, "latency")
+    assert record["settings"]["implementation"] == "enla=reference"
+    assert [r["implementation"] for r in record["rows"]] == [{"nla": "sdpa"}, {"enla": "reference"}]
+    command(monkeypatch, *quick)  # the choice ended with its command
+    auto = next(r for r in load_records(tmp_path, "latency") if r["id"] != record["id"])
+    assert "implementation" not in auto["settings"]
+    assert auto["rows"][1]["implementation"] == {"enla": "tiled"}
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -309,6 +324,8 @@ def test_rows_of_table_5_are_the_default(
         ("--attn", "nlsa", "--m", "3"),
         ("--attn", "enlca", "--m", "0"),
         ("--dtype", "tf32", "--device", "cpu"),
+        ("--impl", "fastest"),
+        ("--attn", "nla", "--impl", "triton"),
     ],
 )
 def test_command_line_mistakes(

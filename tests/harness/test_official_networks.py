@@ -82,6 +82,10 @@ def released_names(network: EDSR, theirs: released.Network) -> dict[str, str]:
         (NLSN, 10, 4, {"image_range": 255.0}),
         (released.NLA, 8, 2, {}),
         (released.CrissCross, 8, 3, {}),
+        # As deep as the authors'. (Wide ones differ where rounding turns the sign before a ReLU.)
+        (None, 32, 2, {"res_scale": 1.0}),
+        (ENLCN, 32, 4, {}),
+        (NLSN, 32, 3, {}),
     ],
 )
 def test_a_network_computes_what_the_released_one_does(

@@ -355,3 +355,16 @@ def test_notes_tell_both_schedules(ablation: Setting) -> None:
     assert table is not None
     assert r"n2 = 13 \%" in table.latex()
     assert r"1.5 \% & 32.42 &" in table.latex()
+
+
+def test_notes_tell_images_that_went_through_in_tiles() -> None:
+    runs = [synthetic.run(), synthetic.run("NLA")]
+    assert "in tiles" not in text(quality_table(Setting(runs, [])))
+    for image in runs[1]["quality"]["Set5"]["images"][:2]:
+        image["tile"] = 37
+    told = "Evaluated in tiles, not whole, in some run: Set5/img0.png, Set5/img1.png."
+    assert told in text(quality_table(Setting(runs, [])))
+    for name in ("Set5", "Urban100"):
+        for image in runs[1]["quality"][name]["images"]:
+            image["tile"] = 37
+    assert "Set5/img2.png and 3 more." in text(quality_table(Setting(runs, [])))

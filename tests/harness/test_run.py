@@ -168,6 +168,8 @@ def test_skip_training_needs_no_images(
         (["--device", "tpu"], ["unknown device 'tpu'"]),
         (["--threads", "0"], ["threads"]),
         (["--seeds"], ["--seeds"]),
+        (["--seeds", "-1"], ["seed must be 0 to 4294967295, got -1"]),
+        (["--save-every", "nan"], ["--save-every must be at least 0 seconds, got nan"]),
         (["--data", "/nowhere/at/all"], ["/nowhere/at/all does not exist"]),
         (["--scale", "5"], ["scale"]),
         (["--test-sets", "Urban10"], ["Urban10"]),

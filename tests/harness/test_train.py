@@ -1,18 +1,26 @@
 from __future__ import annotations
 
 import itertools
+import signal
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
 from harness import train
+from harness.checkpoints import find_checkpoints, load_checkpoint
 from harness.config import RunConfig, StartConfig, Variant
 from harness.data import TrainingCache, find_data, sample_batch
 from harness.edsr import EDSR, build_network
 from harness.errors import UserError
+from harness.signals import Stopped
 from harness.train import Trainer
 from tests.harness.tiny import make_config
+
+#: A clock that leaps by a day ahead and back.
+JUMPS = itertools.cycle([0.0, 86400.0, 1.0, 86000.0, -86400.0])
 
 
 @pytest.fixture
@@ -90,24 +98,32 @@ def test_resumed_training_ends_with_the_same_bits(
     assert whole.log == second.log
 
 
-def test_an_interrupt_saves_the_state(
-    cache: TrainingCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_training_after_the_step_with_its_state_saved(
+    signum: signal.Signals, cache: TrainingCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = make_config()
+    config = make_config("enlca")
+    whole = trained(config, cache)
     trainer = Trainer(config, network_of(config), cache, tmp_path)
-    step = trainer.train_step
+    step = trainer.optimizer.step
 
-    def interrupted() -> float:
-        if trainer.step == 4:
-            raise KeyboardInterrupt
-        return step()
+    def interrupted() -> None:
+        if trainer.step == 3:
+            signal.raise_signal(signum)  # in the midst of the step
+        step()
 
-    monkeypatch.setattr(trainer, "train_step", interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    monkeypatch.setattr(trainer.optimizer, "step", interrupted)
+    before = signal.getsignal(signum)
+    with pytest.raises(Stopped) as stop:
         trainer.train("test")
+    assert stop.value.signum == signum
+    assert signal.getsignal(signum) is before
     resumed = Trainer(config, network_of(config), cache, tmp_path)
     resumed.restore()
     assert resumed.step == 4
+    resumed.train("test")
+    assert same_state(whole.network, resumed.network)
+    assert whole.log == resumed.log
 
 
 def test_state_of_another_configuration_is_refused(cache: TrainingCache, tmp_path: Path) -> None:
@@ -117,12 +133,51 @@ def test_state_of_another_configuration_is_refused(cache: TrainingCache, tmp_pat
         Trainer(other, network_of(other), cache, tmp_path).restore()
 
 
-def test_torn_state_is_named(cache: TrainingCache, tmp_path: Path) -> None:
+def test_a_damaged_state_is_made_good_by_the_one_before(
+    cache: TrainingCache, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = make_config("enlca")
+    first = Trainer(config, network_of(config), cache, tmp_path, save_every=0)
+    first.train("test")
+    paths = sorted(tmp_path.glob("state-*"))
+    assert [p.name for p in paths] == [f"state-00000000{s}.safetensors" for s in (5, 6)]
+    paths[1].write_bytes(paths[1].read_bytes()[:-4])
+    again = Trainer(config, network_of(config), cache, tmp_path)
+    again.restore()
+    assert again.step == 5
+    assert "damaged" in capsys.readouterr().err
+    again.train("test")
+    assert same_state(first.network, again.network)
+    assert first.log == again.log
+
+
+def test_moments_keep_their_memory_layout(cache: TrainingCache, tmp_path: Path) -> None:
+    """Else the arithmetic on them would go another way, and the last bits with it."""
+    config = make_config("nlsa")
+    first = trained(config, cache, tmp_path)
+    again = Trainer(config, network_of(config), cache, tmp_path)
+    again.restore()
+    wanted, found = (t.optimizer.state_dict()["state"] for t in (first, again))
+    assert wanted.keys() == found.keys()
+    for a, b in ((wanted[i], found[i]) for i in wanted):
+        assert a["exp_avg_sq"].stride() == b["exp_avg_sq"].stride()
+        assert torch.equal(a["exp_avg_sq"], b["exp_avg_sq"])
+
+
+def test_other_threads_are_told(
+    cache: TrainingCache, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     trained(make_config(), cache, tmp_path)
-    path = tmp_path / "state.safetensors"
-    path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(UserError, match=r"state\.safetensors.*delete it"):
-        trained(make_config(), cache, tmp_path)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads + 1)
+        Trainer(make_config(), network_of(make_config()), cache, tmp_path).restore()
+    finally:
+        torch.set_num_threads(threads)
+    told = capsys.readouterr().err
+    assert f"threads: {threads}" in told
+    assert f"threads: {threads + 1}" in told
+    assert "last bits will differ" in told
 
 
 def test_auxiliary_loss_sets_in_after_the_warm_up(cache: TrainingCache) -> None:
@@ -164,8 +219,83 @@ def test_non_finite_gradients_stop_training(cache: TrainingCache) -> None:
     network = network_of(config)
     with torch.no_grad():
         network.attention_modules[1].value.weight.fill_(float("nan"))
-    with pytest.raises(UserError, match=r"stopped at step 0: .*not finite.*--learning-rate"):
+    with pytest.raises(
+        UserError,
+        match=r"stopped at step 0: .*not finite, first in the output of attention\.1\.value "
+        r"\(Conv2d\).*--learning-rate",
+    ):
         Trainer(config, network, cache).train("test")
+
+
+@pytest.mark.parametrize(
+    ("factor", "what"), [(1e3, "the loss has exploded, the largest output"), (1e30, "not finite")]
+)
+def test_an_exploding_run_keeps_its_last_good_state(
+    factor: float,
+    what: str,
+    cache: TrainingCache,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The update of step 3 spoils the weights; their state is saved before step 4 tells."""
+    config = make_config("nla")
+    trainer = Trainer(config, network_of(config), cache, tmp_path, save_every=0)
+    step = trainer.optimizer.step
+
+    def explode() -> None:
+        step()
+        if trainer.step == 3:
+            with torch.no_grad():
+                trainer.network.tail.weight.mul_(factor)
+                trainer.network.body_end.weight.mul_(factor)
+
+    monkeypatch.setattr(trainer.optimizer, "step", explode)
+    with pytest.raises(UserError, match=f"stopped at step 4: .*{what}") as stop:
+        trainer.train("test")
+    good = load_checkpoint(tmp_path)
+    assert good is not None
+    assert good.step == 3
+    assert str(stop.value).endswith(
+        f"the last good state is kept: {find_checkpoints(tmp_path)[-1]}"
+    )
+    # From there, an undisturbed run goes on.
+    resumed = trained(config, cache, tmp_path)
+    assert same_state(resumed.network, trained(config, cache).network)
+
+
+def test_out_of_memory_says_what_to_lower(
+    cache: TrainingCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_config()
+    trainer = Trainer(config, network_of(config), cache, tmp_path, save_every=0)
+    step = trainer.train_step
+
+    def full() -> float:
+        if trainer.step == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+        return step()
+
+    monkeypatch.setattr(trainer, "train_step", full)
+    with pytest.raises(UserError, match=r"step 2: cpu .* 2 patches of 8x8; lower --batch .*kept"):
+        trainer.train("test")
+    assert [p.name[6:15] for p in find_checkpoints(tmp_path)] == ["000000001", "000000002"]
+
+
+@pytest.mark.parametrize("clock", [lambda: 5.0, lambda: next(JUMPS)], ids=["stands", "jumps"])
+def test_clocks_that_stand_or_jump_change_nothing(
+    clock: Callable[[], float],
+    cache: TrainingCache,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = make_config("enlca")
+    whole = trained(config, cache)
+    monkeypatch.setattr(time, "time", lambda: next(JUMPS))
+    monkeypatch.setattr(train.time, "monotonic", clock)
+    other = trained(config, cache, tmp_path)
+    monkeypatch.undo()
+    assert same_state(whole.network, other.network)
+    assert whole.log == other.log
 
 
 def test_patches_are_the_same_for_every_variant(

@@ -41,11 +41,15 @@ def test_range_and_positions_are_kept_and_older_files_have_none(saved: Path) -> 
     assert found == Architecture.from_dict(other.to_dict())
 
 
-def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:
+def test_a_file_of_something_else_is_refused(saved: Path, tmp_path: Path) -> None:
     save_file({"a": torch.zeros(1)}, tmp_path / "other.safetensors")
+    nameless = saved.read_bytes().replace(b'\\"name\\": \\"enlca-', b'\\"nome\\": \\"enlca-')
+    assert nameless != saved.read_bytes()
+    (tmp_path / "nameless.safetensors").write_bytes(nameless)
     (tmp_path / "torn.safetensors").write_bytes(b"torn")
     for name, message in [
         ("other.safetensors", "does not say which network"),
+        ("nameless.safetensors", "does not say which network"),
         ("torn.safetensors", "cannot read weights"),
         ("nowhere.safetensors", "no weights at"),
     ]:

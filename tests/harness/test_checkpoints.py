@@ -1,0 +1,145 @@
+"""Saved states: the last two, whole, unaltered, of this version."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from harness.checkpoints import (
+    Checkpoint,
+    discard_checkpoints,
+    find_checkpoints,
+    load_checkpoint,
+    save_checkpoint,
+)
+from harness.errors import UserError
+
+TENSORS = {
+    "network.a": torch.arange(12.0).view(3, 4),
+    "network.b": torch.tensor(7),
+    "network.c": torch.empty(0),
+    "optimizer.0.d": torch.tensor([0.1], dtype=torch.bfloat16),
+}
+
+
+def state(step: int) -> Checkpoint:
+    return Checkpoint(step, {"log": [[step, 0.1 + step]], "sums": [0.3, 1e-9, 2]}, TENSORS)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for step in (3, 20, 100):
+        save_checkpoint(tmp_path, state(step))
+    return tmp_path
+
+
+def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
+    assert load_checkpoint(tmp_path / "missing") is None
+    save_checkpoint(tmp_path, state(5))
+    found = load_checkpoint(tmp_path)
+    assert found is not None
+    assert (found.step, found.content) == (5, state(5).content)
+    assert found.tensors.keys() == TENSORS.keys()
+    assert all(torch.equal(value, found.tensors[name]) for name, value in TENSORS.items())
+
+
+def test_the_last_two_are_kept(folder: Path) -> None:
+    assert [p.name for p in find_checkpoints(folder)] == [
+        "state-000000020.safetensors",
+        "state-000000100.safetensors",
+    ]
+    found = load_checkpoint(folder)
+    assert found is not None
+    assert found.step == 100
+    discard_checkpoints(folder)
+    assert list(folder.iterdir()) == []
+
+
+def test_any_flipped_bit_is_found(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of every byte of the file: the header's, the hash's, the tensors'."""
+    newest = find_checkpoints(folder)[-1]
+    whole = newest.read_bytes()
+    for i in range(len(whole)):
+        torn = bytearray(whole)
+        format_number = whole[:i].endswith(b'\\"format\\": ')
+        torn[i] ^= 2 if format_number else 1 << (i % 8)
+        newest.write_bytes(torn)
+        if format_number:  # it could be another version's: kept, and told
+            with pytest.raises(UserError, match="has format"):
+                load_checkpoint(folder)
+            continue
+        found = load_checkpoint(folder)
+        assert found is not None
+        if newest.exists():  # white space within the header may differ; the state is the same
+            assert (found.step, found.content) == (100, state(100).content)
+            assert all(torch.equal(v, found.tensors[n]) for n, v in TENSORS.items())
+            assert torn[i] in b" \t\n\r" or whole[i] in b" \t\n\r"
+        else:
+            assert found.step == 20
+            assert "taking the one before it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("share", [0, 0.01, 0.5, 0.9])
+def test_a_torn_state_is_found(
+    folder: Path, share: float, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = find_checkpoints(folder)
+    data = paths[1].read_bytes()
+    paths[1].write_bytes(data[: int(share * len(data))])
+    found = load_checkpoint(folder)
+    assert found is not None
+    assert found.step == 20
+    assert str(paths[1]) in capsys.readouterr().err
+    paths[0].write_bytes(b"")
+    assert load_checkpoint(folder) is None
+    assert "no other is left: starting anew" in capsys.readouterr().err
+    assert list(folder.iterdir()) == []
+
+
+def test_a_state_of_an_older_version_is_refused(tmp_path: Path) -> None:
+    save_file({"network.a": torch.ones(2)}, tmp_path / "state.safetensors")
+    with pytest.raises(UserError, match="older version"):
+        load_checkpoint(tmp_path)
+    assert (tmp_path / "state.safetensors").exists()
+
+
+def test_a_state_of_a_newer_version_is_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("harness.checkpoints.FORMAT", 2)
+    path = save_checkpoint(folder, state(200))
+    monkeypatch.undo()
+    with safe_open(path, framework="pt") as file:
+        assert json.loads(file.metadata()["checkpoint"])["format"] == 2
+    with pytest.raises(UserError, match="has format 2, this version writes 1"):
+        load_checkpoint(folder)
+    assert path.exists()
+
+
+def test_a_full_disk_leaves_the_states_before(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(UserError, match="No space left on device"):
+        save_checkpoint(folder, state(300))
+    assert sorted(p.name[6:15] for p in folder.iterdir()) == ["000000020", "000000100"]
+
+
+def test_a_state_that_cannot_be_opened_is_not_thrown_away(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def denied(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("harness.checkpoints.safe_open", denied)
+    with pytest.raises(UserError, match=r"cannot read the saved state .*Permission denied"):
+        load_checkpoint(folder)
+    assert len(find_checkpoints(folder)) == 2

@@ -1,0 +1,90 @@
+"""The module at which numbers stop being finite is named."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from harness.config import Variant
+from harness.diagnosis import where_not_finite
+from harness.edsr import EDSR, build_network
+
+IMAGES = torch.rand(1, 3, 12, 12, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def network() -> EDSR:
+    return build_network(Variant("enlca", {"m": 4}), blocks=4, channels=8, scale=2).train()
+
+
+class InfiniteGradient(torch.autograd.Function):
+    """Passes its input on, and no finite gradient back."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return gradients[0] / 0
+
+
+class Faulty(nn.Module):
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = InfiniteGradient.apply(self.inner(x))
+        return y
+
+
+def spoil(module: nn.Module, value: float) -> None:
+    with torch.no_grad():
+        next(module.parameters()).fill_(value)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e38])
+def test_output(network: EDSR, value: float) -> None:
+    spoil(network.blocks[2].conv2, value)
+    assert where_not_finite(network, IMAGES) == "first in the output of blocks.2.conv2 (Conv2d)"
+
+
+def test_output_of_an_attention_whose_parts_are_sound(
+    network: EDSR, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = network.attention_modules[1]
+    monkeypatch.setattr(module, "attend", lambda q, k, v: v * float("nan"))
+    found = where_not_finite(network, IMAGES)
+    assert found == "first in the output of attention.1 (EfficientNonLocalContrastiveAttention)"
+
+
+def test_auxiliary_loss(network: EDSR, monkeypatch: pytest.MonkeyPatch) -> None:
+    network.enable_auxiliary(True)
+    module = network.attention_modules[3]
+    monkeypatch.setattr(module, "contrast", lambda q, k: q.sum() / 0)
+    found = where_not_finite(network, IMAGES)
+    assert found.startswith("first in the auxiliary loss of attention.3 (")
+
+
+def test_gradient(network: EDSR) -> None:
+    """The module behind it is at fault: a gradient is that of an output."""
+    network.blocks[1] = Faulty(network.blocks[1])
+    assert where_not_finite(network, IMAGES).startswith(
+        "first in the gradient of blocks.1.inner (ResidualBlock)"
+    )
+
+
+def test_what_has_only_grown(network: EDSR) -> None:
+    spoil(network.body_end, 1e9)
+    found = where_not_finite(network, IMAGES)
+    assert found.startswith("the largest output (")
+    assert found.endswith(("upsampler.0", "upsampler.1", "upsampler", "tail"))
+
+
+def test_no_hook_is_left(network: EDSR) -> None:
+    where_not_finite(network, IMAGES)
+    assert not any(module._forward_hooks for module in network.modules())

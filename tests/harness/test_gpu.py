@@ -1,0 +1,233 @@
+"""The GPU benchmark's pieces, tried on the CPU with tiny sizes; nothing here is a result."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from harness import config, gpu, latency
+from harness.config import Variant, table_rows
+from harness.errors import UserError
+from harness.gpu import Setting, choose, find_record, list_pieces, measure
+from harness.records import load_records, save_record
+
+CPU = torch.device("cpu")
+TINY = Setting(CPU, 0.01, ((6, 6),))
+RATES = {"matmul_gflops": 10.0, "copy_gb_per_s": 2.0}
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "machine_limits", lambda device, dtype: RATES)
+    monkeypatch.setattr("gc.collect", lambda: 0)  # before each case it takes most of the time
+
+
+def command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["gpu", *arguments])
+    gpu.main()
+
+
+def test_pieces_cover_the_dtypes_and_presets() -> None:
+    names = list_pieces()
+    assert names[0] == "tests"
+    assert len(names) == len(set(names))
+    for dtype in ("float32", "tf32", "bfloat16"):
+        expected = {f"table5-{dtype}", f"limits-{dtype}"}
+        assert expected | {f"train-base-{dtype}", f"train-paper-{dtype}"} <= set(names)
+    assert choose(["train-paper", "flash"])[0] == "flash"
+    assert choose([]) == names
+    with pytest.raises(UserError, match="no piece begins with 'table6': choose from tests, table5"):
+        choose(["table6"])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_limits_and_errors(dtype: str, tmp_path: Path) -> None:
+    record = measure(f"limits-{dtype}", TINY)
+    rows = record["rows"]
+    assert len(rows) == 2 * len(table_rows("table5"))
+    tolerance = {"float32": 1e-5, "bfloat16": 2e-2}[dtype]
+    for row in rows:
+        assert row["median_ms"] > 0
+        assert row["share"] == pytest.approx(row["limit_ms"] / row["median_ms"])
+        if row["passes"] == "forward+backward":
+            assert row["value_rms_error"] < tolerance
+            assert row["gradient_rms_error"] < 2 * tolerance
+    by_name = {row["name"]: row for row in rows}
+    nla = by_name["NLA, 6x6, forward"]
+    assert nla["implementation"] == {"nla": "sdpa"}
+    # 2 N² (c + c_out) FLOPs, or 4 c N numbers.
+    itemsize = 4 if dtype == "float32" else 2
+    flops, touched = 2 * 36**2 * 128, itemsize * 4 * 64 * 36
+    assert nla["limit_ms"] == pytest.approx(max(flops / 10e9, touched / 2e9) * 1e3)
+    assert save_record(tmp_path, record).exists()
+
+
+def test_an_error_of_the_core_shows(monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = gpu._errors(Variant("nla"), 5, 5, "float32", CPU)
+    create = gpu.create_core
+
+    def spoilt(variant: Variant) -> Any:
+        core = create(variant)
+        attend = core.attend
+        core.attend = lambda q, k, v: attend(q, k, v) * (1 if v.dtype == torch.float64 else 1.01)
+        return core
+
+    monkeypatch.setattr(gpu, "create_core", spoilt)
+    wrong = gpu._errors(Variant("nla"), 5, 5, "float32", CPU)
+    assert max(honest.values()) < 1e-5
+    assert wrong["value_rms_error"] == pytest.approx(0.01, rel=1e-2)
+    assert wrong["gradient_rms_error"] == pytest.approx(0.01, rel=1e-2)
+
+
+def test_flash_beside_nla() -> None:
+    (row,) = measure("flash", TINY)["rows"]
+    assert row["ratio"] == pytest.approx(row["nla_ms"] / row["flash_ms"])
+    assert row["ratio_target"] is None  # it stands for an H200
+
+
+def test_training_rates(monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny = dataclasses.replace(config.PRESETS["base"], blocks=4, channels=8, patch={4: 6}, batch=1)
+    monkeypatch.setitem(config.PRESETS, "base", tiny)
+    rows = measure("train-base-bfloat16", TINY)["rows"]
+    assert [row["variant"]["label"] for row in rows] == [
+        *("Baseline", "Criss-Cross", "NLSA-r4", "ENLCA-m128", "NLA")
+    ]
+    for row in rows:
+        before, after = row["steps_per_second_before_auxiliary"], row["steps_per_second"]
+        seconds = 0.15 / before + 0.85 / after
+        assert row["steps_per_gpu_hour"] == pytest.approx(3600 / seconds)
+        assert row["projected_gpu_hours"] == pytest.approx(50_000 * seconds / 3600)
+    assert rows[3]["implementation"] == {"enla": "tiled", "contrast": "tiled"}
+
+
+def test_the_contrastive_loss_is_on_in_the_second_phase_only(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tiny = dataclasses.replace(config.PRESETS["base"], blocks=4, channels=8, patch={4: 6}, batch=1)
+    monkeypatch.setitem(config.PRESETS, "base", tiny)
+    seen = []
+
+    def rate(trainer: Any, seconds: float) -> float:
+        trainer.train_step()
+        seen.append(float(trainer.network.auxiliary_loss().detach()))
+        return 1.0
+
+    monkeypatch.setattr(gpu, "_steps_per_second", rate)
+    gpu._train_rates(TINY, Variant("enlca"), "base", "float32", 1)
+    assert seen[0] == 0.0
+    assert seen[1] > 0.0
+
+
+def test_table5_is_a_latency_record_and_finished_pieces_are_left_out(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    quick = ("--device", "cpu", "--seconds", "0.01", "--sizes", "4x4", "--results", str(tmp_path))
+    monkeypatch.setattr(gpu, "table_rows", lambda table: [Variant("conv"), Variant("criss-cross")])
+    command(monkeypatch, "--only", "table5-float32", *quick)
+    (record,) = load_records(tmp_path, "latency")
+    assert [r["variant"]["name"] for r in record["rows"]] == ["conv", "criss-cross"] * 4
+    assert str(tmp_path) not in json.dumps(record)
+    capsys.readouterr()
+    command(monkeypatch, "--only", "table5-float32", *quick)
+    assert f"table5-float32 is finished: {record['id']}" in " ".join(
+        capsys.readouterr().out.split()
+    )
+    command(monkeypatch, "--only", "table5-float32", "--again", *quick)
+    assert len(load_records(tmp_path, "latency")) == 2
+
+
+def test_a_record_of_other_code_or_size_does_not_count(tmp_path: Path) -> None:
+    record = measure("flash", TINY)
+    save_record(tmp_path, record)
+    assert find_record(tmp_path, "flash", TINY)["id"] == record["id"]  # type: ignore[index]
+    assert find_record(tmp_path, "flash", dataclasses.replace(TINY, sizes=((5, 5),))) is None
+    other = record | {"id": "flash-other"}
+    other["machine"] = record["machine"] | {"code": {"version": "0", "commit": "0000000"}}
+    save_record(tmp_path / "other", other)
+    assert find_record(tmp_path / "other", "flash", TINY) is None
+
+
+def test_out_of_memory_is_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "table_rows", lambda table: [Variant("nla")])
+
+    def full(*args: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(gpu, "_errors", full)
+    notes = {row["passes"]: row.get("note") for row in measure("limits-float32", TINY)["rows"]}
+    assert notes == {"forward": None, "forward+backward": "out of memory"}
+
+
+def test_failed_tests_leave_no_record(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Done:
+        returncode = 1
+        stdout = "x\nFAILED tests/test_a.py::test_b - boom\n1 failed in 1s"
+        stderr = ""
+
+    monkeypatch.setattr(gpu.subprocess, "run", lambda *a, **k: Done)
+    with pytest.raises(UserError, match="tests of CUDA failed: FAILED tests/test_a"):
+        measure("tests", TINY)
+    Done.returncode = 0
+    assert measure("tests", TINY)["rows"] == [{"name": "tests", "result": "1 failed in 1s"}]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "the GPU benchmark needs a CUDA device, and this machine has none"),
+        (("--device", "cuda:1"), "needs a CUDA device"),
+        (("--only", "nonsense"), "no piece begins with 'nonsense'"),
+        (("--seconds", "0"), "seconds must be above 0"),
+        (("--sizes", "5"), "size '5' is not height x width"),
+        (("--device", "cpu", "--only", "limits-float32", "--sizes", "5x6"), "must be square"),
+        (("--device", "cpu", "--only", "limits-tf32"), "tf32 needs a CUDA device"),
+    ],
+)
+def test_command_line_mistakes(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    arguments: tuple[str, ...],
+    message: str,
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        command(monkeypatch, *arguments, "--results", str(tmp_path))
+    assert stop.value.code == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("error: ")
+    assert message in err
+    assert err.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_pieces_are_listed_anywhere(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command(monkeypatch, "--pieces")
+    assert capsys.readouterr().out.split() == list_pieces()
+
+
+def test_graphs_need_cuda() -> None:
+    with pytest.raises(UserError, match="CUDA graphs need a CUDA device, not cpu"):
+        latency.measure([Variant("nla")], device=CPU, graphs=True)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("name", ["nla", "nlsa", "criss-cross", "enlca", "conv"])
+def test_a_graph_gives_what_the_call_gives(name: str) -> None:
+    case = latency.Case("core", "forward", 20, 21, device=torch.device("cuda", 0))
+    function = case.function(Variant(name))
+    expected = function().clone()
+    replay = gpu.captured(function, case.device)
+    replay()
+    torch.cuda.synchronize()
+    torch.testing.assert_close(replay(), expected)

@@ -1,0 +1,226 @@
+"""Full disks, folders that cannot be written, files of strangers: one line, and nothing lost."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import os
+import pickle
+import resource
+import stat
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from harness import run
+from harness.checkpoints import find_checkpoints, load_checkpoint
+from harness.data import find_data
+from harness.errors import UserError
+from harness.evaluate import evaluate
+from harness.records import load_records, save_record
+from harness.weights import load_weights
+from tests.harness import synthetic_records as synthetic
+from tests.harness.tiny import make_config
+
+ROOT = Path(__file__).parents[2]
+
+
+def train_and_evaluate(images: Path, results: Path, steps: int = 6) -> None:
+    source = find_data(images)
+    cache = source.training_images(4)
+    config = make_config("enlca", {"m": 4}, steps=steps)
+    run.run(config, source, cache, results, torch.device("cpu"), "test", save_every=0)
+
+
+def in_child(work: Callable[[], None]) -> str:
+    """What a user reads of an error that work gives in a forked process; empty if it gives none."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if not child:
+        try:
+            told = ""
+            with contextlib.redirect_stdout(None):
+                try:
+                    work()
+                except UserError as error:
+                    told = str(error)
+                except BaseException as error:
+                    told = f"no UserError: {error!r}"
+            os.write(writing, told.encode())
+        finally:
+            os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading) as file:
+        told = file.read()
+    assert os.waitpid(child, 0)[1] == 0
+    return told
+
+
+def limit_files(size: int) -> None:
+    """No file may grow beyond size bytes: writing ends as on a full disk, part way."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+
+def test_a_disk_that_fills_up_loses_nothing_that_was_saved(
+    image_folder: Path, tmp_path: Path
+) -> None:
+    """The disk takes weights, but no second state; with room again, the run goes on."""
+    train_and_evaluate(image_folder, tmp_path / "whole")
+    (expected,) = load_records(tmp_path / "whole", "run")
+    results = tmp_path / "full"
+    folder = results / "runs" / expected["id"]
+
+    def interrupted() -> None:
+        step = run.Trainer.train_step
+
+        def limited(self: run.Trainer) -> float:
+            if self.step == 3:
+                limit_files(10_000)
+            return step(self)
+
+        run.Trainer.train_step = limited  # type: ignore[method-assign]
+        train_and_evaluate(image_folder, results)
+
+    told = in_child(interrupted)
+    assert told.startswith(f"cannot write {folder}/state-000000004.safetensors: File too large")
+    assert told.count("\n") == 0
+    assert [p.name[6:15] for p in find_checkpoints(folder)] == ["000000002", "000000003"]
+    assert not list(folder.glob(".*.tmp"))
+
+    train_and_evaluate(image_folder, results)
+    (found,) = load_records(results, "run")
+    assert found["training"]["log"] == expected["training"]["log"]
+    weights = [
+        r / "runs" / found["id"] / "weights.safetensors" for r in (tmp_path / "whole", results)
+    ]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that another user may read, write and reach."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o777)
+        yield folder
+
+
+def as_nobody() -> None:
+    """Permissions do not bind root."""
+    if os.geteuid() == 0:
+        os.setgid(65534)
+        os.setuid(65534)
+
+
+def test_read_only_results(image_folder: Path, open_folder: Path) -> None:
+    """A finished run is read there; a new one says that nothing can be written."""
+    source = find_data(image_folder)
+    cache = source.training_images(4)
+    results = open_folder / "results"
+
+    def work(steps: int) -> None:
+        as_nobody()
+        config = make_config(steps=steps)
+        run.run(config, source, cache, results, torch.device("cpu"), "test")
+
+    run.run(make_config(steps=2), source, cache, results, torch.device("cpu"), "test")
+    for path in [results, *results.rglob("*")]:
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    try:
+        assert in_child(lambda: work(2)) == ""
+        told = in_child(lambda: work(3))
+    finally:
+        for path in [results, *results.rglob("*")]:
+            path.chmod(path.stat().st_mode | stat.S_IWUSR)
+    assert told.startswith(f"cannot write {results}/runs/.locks/")
+    assert "Permission denied; choose a folder that can be written" in told
+
+
+def test_a_record_cannot_be_saved_in_a_read_only_folder(open_folder: Path) -> None:
+    folder = open_folder / "results"
+    folder.mkdir(mode=0o555)
+
+    def work() -> None:
+        as_nobody()
+        save_record(folder, synthetic.run())
+
+    told = in_child(work)
+    assert told.startswith(f"cannot write {folder}/records/runs/baseline-small-s0.json: Permission")
+
+
+def test_an_evaluation_that_fails_leaves_the_trained_state(
+    image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And goes on from it, without a step of training."""
+
+    def fails(*_: object, **__: object) -> None:
+        raise UserError("cannot read the image")
+
+    monkeypatch.setattr(run, "evaluate", fails)
+    with pytest.raises(UserError, match="cannot read the image"):
+        train_and_evaluate(image_folder, tmp_path)
+    monkeypatch.setattr(run, "evaluate", evaluate)
+    monkeypatch.setattr(run.Trainer, "train_step", None)
+    train_and_evaluate(image_folder, tmp_path)
+    (record,) = load_records(tmp_path, "run")
+    assert record["training"]["log"][-1][0] == 6
+    assert not list((tmp_path / "runs" / record["id"]).glob("state*"))
+
+
+# -- files of strangers -----------------------------------------------------------------------
+
+#: Packages that run code out of a file that they read.
+_UNSAFE = {"cloudpickle", "dill", "joblib", "marshal", "pickle", "shelve"}
+
+
+def test_nothing_in_the_packages_unpickles() -> None:
+    """torch.load only of tensors, numpy.load nowhere, no pickle, no eval and exec."""
+    sources = [p for name in ("attention_zoo", "harness") for p in (ROOT / name).rglob("*.py")]
+    assert len(sources) > 40
+    loads = 0
+    for path in sources:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            where = f"{path.name}:{getattr(node, 'lineno', 0)}"
+            if isinstance(node, ast.Import):
+                assert not _UNSAFE & {alias.name.split(".")[0] for alias in node.names}, where
+            elif isinstance(node, ast.ImportFrom):
+                assert (node.module or "").split(".")[0] not in _UNSAFE, where
+            elif isinstance(node, ast.Call):
+                called = ast.unparse(node.func)
+                assert called not in {"eval", "exec", "np.load", "numpy.load"}, where
+                assert not called.endswith((".read_pickle", "hub.load")), where
+                if called == "torch.load":
+                    loads += 1
+                    arguments = {k.arg: ast.unparse(k.value) for k in node.keywords}
+                    assert arguments.get("weights_only") == "True", where
+    assert loads == 1
+
+
+class Malicious:
+    """Unpickling it writes a file."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> tuple[Callable[..., None], tuple[Path]]:
+        return Path.touch, (self.target,)
+
+
+def test_a_pickle_in_the_place_of_weights_or_a_state_is_not_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Both are safetensors, whatever a stranger put there."""
+    target, path = tmp_path / "executed", tmp_path / "state-000000009.safetensors"
+    content = pickle.dumps(Malicious(target))
+    pickle.loads(content)
+    assert target.exists()  # so it would
+    target.unlink()
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="cannot read weights"):
+        load_weights(path)
+    assert load_checkpoint(tmp_path) is None
+    assert "damaged" in capsys.readouterr().err
+    assert not target.exists()
