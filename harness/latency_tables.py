@@ -123,7 +123,11 @@ def conditions(record: Record, row: dict[str, Any]) -> dict[str, Any]:
         "dtype": row["dtype"],
         "cpu": [cpu.get("model"), cpu.get("logical_cores")],
         "gpu": [gpu.get("name"), gpu.get("driver")],
-        "torch": [torch.get("threads"), (machine.get("packages") or {}).get("torch")],
+        "torch": [
+            torch.get("threads"),
+            torch.get("wait_policy"),
+            (machine.get("packages") or {}).get("torch"),
+        ],
         "settings": {k: v for k, v in record["settings"].items() if k != "seed"},
     }
 

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+
+# A shell starts what it runs in the background with SIGINT ignored, and the harness leaves an
+# ignored signal alone: the tests of signals, and the processes they start, would see none.
+for _number, _default in (
+    (signal.SIGINT, signal.default_int_handler),
+    (signal.SIGTERM, signal.SIG_DFL),
+):
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, _default)
 
 # Two tests running side by side must not fight over the cores.
 if "PYTEST_XDIST_WORKER" in os.environ:
