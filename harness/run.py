@@ -35,7 +35,7 @@ from .settings import origin_note
 from .signals import resumable
 from .tables import summary
 from .train import SAVE_EVERY, Trainer, precision
-from .weights import Architecture, load_strictly, load_weights, save_weights
+from .weights import Architecture, load_strictly, load_weights, save_weights, weights_path
 
 #: Seconds of timing for each part in the main job; ``harness.latency`` measures at length.
 LATENCY_SECONDS = 5.0
@@ -276,8 +276,8 @@ def train(
 ) -> Trainer:
     """Train one variant with one seed, or take its training up, and write its weights.
 
-    A warm start's baseline is trained first where its weights are not there. The caller holds
-    the run's lock.
+    A warm start's baseline is trained first where its weights are neither here nor published. The
+    caller holds the run's lock.
 
     Raises:
         UserError: as :func:`run`.
@@ -285,12 +285,17 @@ def train(
     network = architecture(config).build(config.seed).to(device)
     if config.start is not None:
         start = config.baseline
-        baseline = results / "runs" / start.run_id / "weights.safetensors"
+        baseline = weights_path(results, start.run_id)
         if not distributed.agree(baseline.exists()):
             with hold(results, start.run_id, f"the baseline, seed {start.seed}"):
                 if not distributed.agree(baseline.exists()):
                     train(start, cache, results, device, save_every).discard_state()
-        tensors = load_weights(baseline).network.state_dict()
+        trained = load_weights(baseline)
+        if trained.name != start.run_id:
+            raise UserError(
+                f"{baseline} holds the weights of {trained.name}, not of {start.run_id}; delete it"
+            )
+        tensors = trained.network.state_dict()
         own = {k: v for k, v in network.state_dict().items() if k.startswith("attention.")}
         load_strictly(network, tensors | own, str(baseline))
     folder = results / "runs" / config.run_id

@@ -129,6 +129,17 @@ def load_strictly(module: torch.nn.Module, tensors: dict[str, torch.Tensor], sou
     module.load_state_dict(tensors)
 
 
+def weights_path(results: Path, identifier: str) -> Path:
+    """Weight file of a run: of its training here, else the one published with its record.
+
+    The former lies under ``runs/``, which stays on the machine, the latter under ``weights/``.
+    The path is the former's where there is neither.
+    """
+    own = results / "runs" / identifier / "weights.safetensors"
+    published = results / "weights" / f"{identifier}.safetensors"
+    return published if published.exists() and not own.exists() else own
+
+
 def find_weights(name: str, results: Path) -> Path:
     """Weight file of a run id (or an unambiguous beginning of one) or of a path.
 
@@ -140,16 +151,16 @@ def find_weights(name: str, results: Path) -> Path:
         return path
     if (path / "weights.safetensors").is_file():
         return path / "weights.safetensors"
-    found = sorted((results / "runs").glob("*/weights.safetensors"))
-    matching = [p for p in found if p.parent.name.startswith(name)]
+    trained = {p.parent.name for p in (results / "runs").glob("*/weights.safetensors")}
+    published = {p.stem for p in (results / "weights").glob("*.safetensors")}
+    found = sorted(trained | published)
+    matching = [identifier for identifier in found if identifier.startswith(name)]
     if len(matching) == 1:
-        return matching[0]
+        return weights_path(results, matching[0])
     if not matching:
-        known = ", ".join(p.parent.name for p in found) or "none"
         raise UserError(
             f"no weights of run {name!r} under {results / 'runs'} (weights stay on the machine "
-            f"that trained them); finished runs there: {known}"
+            f"that trained them) or {results / 'weights'} (those published); finished runs there: "
+            f"{', '.join(found) or 'none'}"
         )
-    raise UserError(
-        f"{name!r} could be any of {', '.join(p.parent.name for p in matching)}: give more of it"
-    )
+    raise UserError(f"{name!r} could be any of {', '.join(matching)}: give more of it")

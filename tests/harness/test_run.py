@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -288,7 +289,10 @@ def test_an_own_module_is_run_by_its_path(
 
 
 def test_a_warm_start_trains_every_variant_on_from_one_baseline(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, image_folder: Path
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    image_folder: Path,
 ) -> None:
     warm = ["--protocol", "warm-start", "--start-steps", "4", "--learning-rate", "1e-9"]
     common = [*TINY, *warm, "--data", image_folder, "--results", tmp_path, "--skip-latency"]
@@ -317,6 +321,23 @@ def test_a_warm_start_trains_every_variant_on_from_one_baseline(
     path.unlink()
     run_main(monkeypatch, "--attn", "conv", *common)
     assert path.read_bytes() == before
+    # Published weights stand in for those of a training here, if they are that run's.
+    other = tmp_path / "other"
+    published = other / "weights" / f"{start['id']}.safetensors"
+    published.parent.mkdir(parents=True)
+    shutil.copyfile(path, published)
+    record = Path("records", "runs", f"{start['id']}.json")
+    (other / record).parent.mkdir(parents=True)
+    shutil.copyfile(tmp_path / record, other / record)
+    elsewhere = [other if word == tmp_path else word for word in common]
+    run_main(monkeypatch, "--attn", "nla", *elsewhere)
+    nla = Path("runs", records["warm-start", "nla"]["id"], "weights.safetensors")
+    assert (other / nla).read_bytes() == (tmp_path / nla).read_bytes()
+    assert not (other / "runs" / start["id"]).exists()
+    shutil.copyfile(other / nla, published)
+    shutil.rmtree(other / "runs")
+    (other / "records" / "runs" / f"{nla.parent.name}.json").unlink()
+    assert "holds the weights of nla-" in refused(monkeypatch, capsys, "--attn", "nla", *elsewhere)
     # It is the run that the same options without a warm start give.
     alone = ["--attn", "none", *TINY, "--steps", "4", "--data", image_folder, "--skip-latency"]
     run_main(monkeypatch, *alone, "--results", tmp_path)

@@ -11,7 +11,14 @@ from safetensors.torch import load_file, save_file
 
 from harness.config import Variant
 from harness.errors import UserError
-from harness.weights import Architecture, find_weights, load_strictly, load_weights, save_weights
+from harness.weights import (
+    Architecture,
+    find_weights,
+    load_strictly,
+    load_weights,
+    save_weights,
+    weights_path,
+)
 
 ENLCA = Architecture(Variant("enlca", {"m": 4}), blocks=4, channels=8, scale=2)
 
@@ -76,3 +83,15 @@ def test_runs_are_found_by_the_beginning_of_their_id(saved: Path, tmp_path: Path
     save_weights(tmp_path / "runs" / "enlca-y" / "weights.safetensors", ENLCA.build(), ENLCA, "y")
     with pytest.raises(UserError, match="could be any of enlca-m4-x, enlca-y"):
         find_weights("enlca", tmp_path)
+
+
+def test_published_weights_are_found_where_the_run_was_not_trained_here(
+    saved: Path, tmp_path: Path
+) -> None:
+    published = tmp_path / "weights" / "nla-z.safetensors"
+    save_weights(published, ENLCA.build(), ENLCA, "nla-z")
+    assert find_weights("nla", tmp_path) == weights_path(tmp_path, "nla-z") == published
+    own = tmp_path / "runs" / "nla-z" / "weights.safetensors"
+    save_weights(own, ENLCA.build(), ENLCA, "nla-z")
+    assert find_weights("nla-z", tmp_path) == weights_path(tmp_path, "nla-z") == own
+    assert weights_path(tmp_path, "none-w") == tmp_path / "runs" / "none-w" / saved.name
