@@ -394,7 +394,7 @@ def measure_latency(
 
 
 @command_line
-@resumable("harness.run")
+@resumable("harness.run", distributed.launcher)
 def main() -> None:
     """Entry point of ``python -m harness.run``."""
     options, variants = parse(Options, sys.argv[1:], Options.__doc__ or "")

@@ -51,11 +51,17 @@ def held() -> Iterator[Held]:
         raise Stopped(state.signum)
 
 
-def resumable(module: str) -> Callable[[Callable[[], None]], Callable[[], None]]:
+def resumable(
+    module: str, launcher: Callable[[], str] = lambda: "python -m"
+) -> Callable[[Callable[[], None]], Callable[[], None]]:
     """Decorate the ``main`` of ``python -m <module>``, which goes on when it is started again.
 
     SIGINT and SIGTERM raise :class:`Stopped`; the line that goes on is printed, and the exit
     status is 128 + the signal's number.
+
+    Args:
+        module: what ``-m`` starts.
+        launcher: what stands before its name in that line, e.g. ``torchrun … -m --``.
     """
 
     def decorate(main: Callable[[], None]) -> Callable[[], None]:
@@ -66,7 +72,10 @@ def resumable(module: str) -> Callable[[Callable[[], None]], Callable[[], None]]
                     main()
             except KeyboardInterrupt as error:
                 signum = getattr(error, "signum", signal.SIGINT)
-                line = shlex.join([sys.executable, "-m", module, *sys.argv[1:]])
+                start = launcher().split()
+                if start[0] == "python":
+                    start[0] = sys.executable
+                line = shlex.join([*start, module, *sys.argv[1:]])
                 name = signal.Signals(signum).name
                 print(f"stopped by {name}; this line goes on:\n{line}", file=sys.stderr)
                 raise SystemExit(128 + signum) from None

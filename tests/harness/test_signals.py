@@ -106,3 +106,15 @@ def test_the_printed_line_finishes_the_run(
     done = subprocess.run(shlex.split(line), check=True, capture_output=True, env=os.environ)
     assert b"400/400" in done.stdout
     assert len(load_records(tmp_path, "run")) == 1
+
+
+def test_the_line_that_goes_on_names_the_launcher(capsys: pytest.CaptureFixture[str]) -> None:
+    @resumable("harness.run", lambda: "torchrun --nproc-per-node=2 -m --")
+    def main() -> None:
+        raise Stopped(signal.SIGTERM)
+
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 143
+    line = capsys.readouterr().err.splitlines()[1]
+    assert line.startswith("torchrun --nproc-per-node=2 -m -- harness.run")
