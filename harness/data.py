@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
@@ -290,11 +290,19 @@ def download(
         print(f"{name}: {'done' if download_archive(archive, data) else 'there already'}")
 
 
+#: What can be typed after ``python -m harness.data``.
+COMMANDS: dict[str, Callable[..., None]] = {
+    "list": list_sets,
+    "verify": verify,
+    "download": download,
+}
+
+
 @command_line
 def main() -> None:
     """Entry point of ``python -m harness.data``."""
     tyro.extras.subcommand_cli_from_dict(
-        {"list": list_sets, "verify": verify, "download": download},
+        COMMANDS,
         prog="python -m harness.data",
         description="List, verify and download images.",
     )

@@ -315,7 +315,12 @@ def _precision(dtype: str, device: torch.device) -> Iterator[None]:
 
 @dataclass(kw_only=True)
 class Options:
-    """Time attention modules in turn and write a latency record."""
+    """Time attention modules in turn and write a latency record.
+
+    Examples:
+      python -m harness.latency --rows table5
+      python -m harness.latency --attn nla enlca --m 16 --sizes 64x64 --device cuda --dtype bfloat16
+    """
 
     attn: tuple[str, ...] = ()
     """Modules, `all`, or your own as package.module:Class; their options follow, e.g. --m 16."""
@@ -424,7 +429,7 @@ def main() -> None:
     argv = sys.argv[1:]
     if not any(word.startswith(("--attn", "--rows")) for word in argv):
         argv = ["--rows", "table5", *argv]
-    options, variants = parse(Options, argv, Options.__doc__ or "")
+    options, variants = parse(Options, argv, "harness.latency")
     device = machine.pick_device(options.device)
     sizes = [parse_size(text) for text in options.sizes]
     preset = find_preset(options.preset)

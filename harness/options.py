@@ -23,13 +23,14 @@ from .errors import UserError, usage_errors
 T = TypeVar("T")
 
 
-def parse(cls: type[T], argv: Sequence[str], description: str) -> tuple[T, list[Variant]]:
+def parse(cls: type[T], argv: Sequence[str], module: str) -> tuple[T, list[Variant]]:
     """Parse a command line whose ``--attn`` modules bring options of their own.
 
     Args:
-        cls: dataclass of the command's own options, with fields ``attn`` and ``rows``.
+        cls: dataclass of the command's own options, with fields ``attn`` and ``rows``; ``--help``
+            shows its docstring.
         argv: arguments, without the program's name.
-        description: shown by ``--help``.
+        module: what is typed after ``python -m``.
 
     Returns:
         An instance of ``cls`` and the chosen variants, without repetition.
@@ -48,9 +49,13 @@ def parse(cls: type[T], argv: Sequence[str], description: str) -> tuple[T, list[
         if option not in own
     ]
     combined = dataclasses.make_dataclass("Options", fields, bases=(cls,), kw_only=True)
-    combined.__doc__ = cls.__doc__
     with usage_errors():
-        values: Any = tyro.cli(combined, args=list(argv), description=description)
+        values: Any = tyro.cli(
+            combined,
+            args=list(argv),
+            prog=f"python -m {module}",
+            description=inspect.getdoc(cls),
+        )
     if values.rows:
         return values, table_rows(values.rows)
     variants = []

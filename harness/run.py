@@ -107,7 +107,13 @@ class TrainingOptions:
 
 @dataclass(kw_only=True)
 class Options(TrainingOptions):
-    """Train, evaluate, count and time attention modules in the EDSR backbone."""
+    """Train, evaluate, count and time attention modules in the EDSR backbone.
+
+    Examples:
+      python -m harness.run --attn enlca --m 16                 images that ship with scikit-image
+      python -m harness.run --attn none nla nlsa --seeds 0 1 2 --preset small --data DIR
+      python -m harness.run --attn my_package.my_module:MyAttention --my-option 3
+    """
 
     skip_training: bool = False
     """Only count and time; no images are needed."""
@@ -397,7 +403,7 @@ def measure_latency(
 @resumable("harness.run", distributed.launcher)
 def main() -> None:
     """Entry point of ``python -m harness.run``."""
-    options, variants = parse(Options, sys.argv[1:], Options.__doc__ or "")
+    options, variants = parse(Options, sys.argv[1:], "harness.run")
     console = Console()
     preset = find_preset(options.preset)
     device = distributed.start(options.device)

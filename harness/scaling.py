@@ -139,7 +139,12 @@ def projected_seconds(variant: Variant, row: dict[str, Any], size: tuple[int, in
 
 @dataclass(kw_only=True)
 class Options:
-    """Time attention modules from small to large feature maps and fit how their cost grows."""
+    """Time attention modules from small to large feature maps and fit how their cost grows.
+
+    Examples:
+      python -m harness.scaling --rows table5
+      python -m harness.scaling --attn nlsa enlca --backward
+    """
 
     attn: tuple[str, ...] = ()
     """Modules, `all`, or your own as package.module:Class; their options follow, e.g. --m 16."""
@@ -212,7 +217,7 @@ def main() -> None:
     argv = sys.argv[1:]
     if not any(word.startswith(("--attn", "--rows")) for word in argv):
         argv = ["--rows", "table5", *argv]
-    options, variants = parse(Options, argv, Options.__doc__ or "")
+    options, variants = parse(Options, argv, "harness.scaling")
     if options.from_records:
         records = load_records(options.results, "scaling")
         if not records:

@@ -53,8 +53,13 @@ _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 @dataclass(kw_only=True)
 class Options(TrainingOptions):
-    """Run a grid of variants and seeds: skip what is finished, resume what is not, go on past
-    what fails."""
+    """Run a grid of variants and seeds: skip what is finished, resume the rest, survive failures.
+
+    Examples:
+      python -m harness.sweep --rows table4 --preset small --data DIR --seeds 0 1 2 --plan
+      python -m harness.sweep --rows table4 --preset small --data DIR --seeds 0 1 2 --budget 2h
+      python -m harness.sweep --attn nla enlca --engine ray --gpus 0.25
+    """
 
     engine: Literal["local", "ray", "slurm"] = "local"
     """local (processes here), ray (a cluster, or one started here) or slurm (by submitit)."""
@@ -201,7 +206,7 @@ def _note(member: Member, future: Future[int], stop: threading.Event, report: Re
 @resumable("harness.sweep")
 def main() -> None:
     """Entry point of ``python -m harness.sweep``."""
-    options, variants = parse(Options, sys.argv[1:], Options.__doc__ or "")
+    options, variants = parse(Options, sys.argv[1:], "harness.sweep")
     began = time.monotonic() - (time.time() - psutil.Process().create_time())
     budget = seconds_of(options.budget) if options.budget else math.inf
     device = _pick_device(options)

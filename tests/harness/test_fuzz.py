@@ -114,7 +114,7 @@ def source(image_folder: Path) -> DataSource:
 def test_any_command_line(words: list[tuple[str, list[str]]], source: DataSource) -> None:
     argv = [word for option, values in words for word in (option, *values)]
     try:
-        options, variants = parse(run.Options, argv, "")
+        options, variants = parse(run.Options, argv, "harness.run")
     except (UserError, AttentionError) as error:
         check_message(error)
         return

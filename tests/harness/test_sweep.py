@@ -83,7 +83,7 @@ def source_of(options: run.TrainingOptions) -> DataSource:
 
 
 def members_of(*words: str | Path) -> list[Member]:
-    options, variants = parse(sweep.Options, [str(w) for w in words], "")
+    options, variants = parse(sweep.Options, [str(w) for w in words], "harness.sweep")
     source = source_of(options)
     cache = source.training_images(options.scale)
     return find_members(options, variants, CPU, source, cache)
@@ -106,7 +106,7 @@ def test_a_members_command_leads_to_its_run(words: list[str], image_folder: Path
     ids = [member.config.run_id for member in found]
     assert len(set(ids)) == len(ids)
     for member in found:
-        options, variants = parse(run.Options, member.words, "")
+        options, variants = parse(run.Options, member.words, "harness.run")
         source = source_of(options)
         (variant,), (seed,) = variants, options.seeds
         cache = source.training_images(options.scale)

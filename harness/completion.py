@@ -1,0 +1,153 @@
+"""Shell completion of this project's commands.
+
+``eval "$(python -m harness.completion bash)"`` (or ``zsh``) completes, after ``python -m``,
+the commands and their options, modules, presets and tables.
+"""
+
+from __future__ import annotations
+
+import importlib
+import shlex
+import types
+import typing
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from attention_zoo import find_attention, list_attentions
+from attention_zoo.implementations import AUTO
+
+from .config import PRESETS
+from .errors import command_line, usage_errors
+
+_FOLDER = Path(__file__).parent
+#: What an option takes, where its type does not tell.
+_VALUES: dict[str, Callable[[], list[str]]] = {
+    "attn": lambda: [*list_attentions(), "all"],
+    "preset": lambda: list(PRESETS),
+    "protocol": lambda: ["scratch", "warm-start"],
+    "schedule": lambda: ["halving", "one-cycle"],
+    "precision": lambda: ["float32", "tf32", "bfloat16"],
+    "device": lambda: ["auto", "cpu", "cuda", "mps"],
+    "impl": lambda: [AUTO, "reference", "tiled", "sdpa", "triton"],
+}
+_BASH = """\
+_harness_complete() {
+    local current=${COMP_WORDS[COMP_CWORD]} command= option= at i
+    for ((i = 1; i < COMP_CWORD; i++)); do
+        [[ ${COMP_WORDS[i]} == -m ]] && at=$i && command=${COMP_WORDS[i + 1]}
+        [[ ${COMP_WORDS[i]} == -- && $command == -- ]] && command=${COMP_WORDS[i + 1]}
+        [[ -n $command && ${COMP_WORDS[i]} == --* ]] && option=${COMP_WORDS[i]}
+    done
+    COMPREPLY=()
+    [[ -z $at ]] && return
+    if [[ $current == "$command" ]]; then
+        COMPREPLY=($(compgen -W "@COMMANDS@" -- "$current"))
+        return
+    fi
+    if [[ $current == -* ]]; then
+        case $command in
+@OPTIONS@
+        esac
+        return
+    fi
+    case $command:$option in
+@VALUES@
+    esac
+}
+complete -o bashdefault -o default -F _harness_complete python python3 torchrun
+"""
+_ZSH = "autoload -U +X compinit && compinit\nautoload -U +X bashcompinit && bashcompinit\n"
+
+
+def commands() -> list[str]:
+    """What can be typed after ``python -m``: the modules that have an entry point."""
+    return [
+        f"harness.{path.stem}"
+        for path in sorted(_FOLDER.glob("*.py"))
+        if '__name__ == "__main__"' in path.read_text(encoding="utf-8")
+    ]
+
+
+def options_of(command: str) -> dict[str, list[str]]:
+    """Options of a command, each with the values it may be completed to (none: files).
+
+    Under "" stands what is typed without an option. The options of all modules are among those of
+    a command with ``--attn``.
+    """
+    module = importlib.import_module(command)
+    subcommands: dict[str, Callable[..., None]] = getattr(module, "COMMANDS", {})
+    found: dict[str, list[str]] = {"": list(subcommands), "--help": []}
+    for source in subcommands.values() if subcommands else [module.Options]:
+        for name, hint in typing.get_type_hints(source, include_extras=True).items():
+            if name != "return":
+                _add(found, name, hint)
+    if "--attn" in found:
+        for attention in list_attentions():
+            cls = find_attention(attention)
+            hints = typing.get_type_hints(cls.__init__)
+            for name in cls.options():
+                _add(found, name, hints.get(name))
+    return found
+
+
+def completion(shell: Literal["bash", "zsh"]) -> str:
+    """The script that teaches a shell to complete every command."""
+    known = {command: options_of(command) for command in commands()}
+    options, values = [], []
+    for command, takes in known.items():
+        options.append(f"        {command}) {_reply(' '.join(filter(None, takes)))} ;;")
+        values += [
+            f"    {command}:{option}) {_reply(' '.join(choices))} ;;"
+            for option, choices in takes.items()
+            if choices
+        ]
+    script = _BASH.replace("@COMMANDS@", " ".join(known))
+    script = script.replace("@OPTIONS@", "\n".join(options)).replace("@VALUES@", "\n".join(values))
+    return (_ZSH if shell == "zsh" else "") + script
+
+
+def _reply(words: str) -> str:
+    return f'COMPREPLY=($(compgen -W {shlex.quote(words)} -- "$current"))'
+
+
+def _add(found: dict[str, list[str]], name: str, hint: Any) -> None:
+    """Add the option of a parameter, and the values that its type or its name tell."""
+    parts = list(_parts(hint))
+    positional = "Positional" in map(str, parts)
+    flag = "" if positional else "--" + name.replace("_", "-")
+    values = [str(v) for p in parts if typing.get_origin(p) is Literal for v in typing.get_args(p)]
+    found[flag] = values or (_VALUES[name]() if name in _VALUES else [])
+    if bool in parts:
+        found["--no-" + flag[2:]] = []
+
+
+def _parts(hint: Any) -> Iterator[Any]:
+    """A type, and what its unions, annotations and containers are made of."""
+    yield hint
+    if typing.get_origin(hint) in (Annotated, typing.Union, types.UnionType, tuple):
+        for part in typing.get_args(hint):
+            yield from _parts(part)
+
+
+@dataclass(frozen=True)
+class Options:
+    """Print a script for bash or zsh; eval "$(python -m harness.completion bash)" loads it."""
+
+    shell: Annotated[Literal["bash", "zsh"], tyro.conf.Positional]
+    """Your shell."""
+
+
+@command_line
+def main() -> None:
+    """Entry point of ``python -m harness.completion``."""
+    with usage_errors():
+        options = tyro.cli(Options, prog="python -m harness.completion")
+    print(completion(options.shell), end="")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+"""Completion in a real shell, and options that are those of the commands."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from harness.completion import commands, completion, main, options_of
+
+SCRIPT = completion("bash")
+
+
+def complete(*words: str) -> list[str]:
+    """What bash offers for the last word."""
+    bash = shutil.which("bash")
+    if bash is None:
+        pytest.skip("no bash here")
+    typed = " ".join(f"'{word}'" for word in words)
+    ask = f"COMP_WORDS=({typed}); COMP_CWORD={len(words) - 1}; _harness_complete"
+    done = subprocess.run(
+        [bash, "-c", f'{SCRIPT}\n{ask}\nprintf "%s\\n" "${{COMPREPLY[@]}}"'],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert not done.stderr
+    return done.stdout.split()
+
+
+def test_every_command_is_known() -> None:
+    assert {"harness.run", "harness.sweep", "harness.tables", "harness.data"} <= {*commands()}
+    for command in commands():
+        assert "--help" in options_of(command), command
+
+
+def test_modules_and_their_options_are_known() -> None:
+    options = options_of("harness.run")
+    assert "--m" in options
+    assert "--chunk-size" in options
+    assert {"nla", "enlca", "all"} <= {*options["--attn"]}
+    assert "table4" in options["--rows"]
+    assert "--no-skip-latency" in options
+    assert options["--results"] == []
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        (["python", "-m", "harness.swe"], ["harness.sweep"]),
+        (["python3", "-m", "harness.run", "--chunk"], ["--chunk-size"]),
+        (["python", "-m", "harness.run", "--attn", "criss"], ["criss-cross"]),
+        (["python", "-m", "harness.run", "--attn", "nla", "enlc"], ["enlca"]),
+        (["python", "-m", "harness.run", "--attn", "nla", "--preset", "pa"], ["paper"]),
+        (["python", "-m", "harness.sweep", "--engine", "r"], ["ray"]),
+        (["python", "-m", "harness.data", "ver"], ["verify"]),
+        (["python", "-m", "harness.completion", "ba"], ["bash"]),
+        (
+            ["torchrun", "--nproc-per-node=2", "-m", "--", "harness.run", "--lear"],
+            ["--learning-rate"],
+        ),
+        (["python", "-m", "harness.tables", "--chunk"], []),
+        (["python", "-m", "http.server", "--b"], []),
+        (["python", "script.p"], []),
+        (["python", "-m", "harness.run", "--results", "resul"], []),
+    ],
+)
+def test_bash_completes(words: list[str], offered: list[str]) -> None:
+    assert complete(*words) == offered
+
+
+def test_the_command_prints_the_script(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["harness.completion", "zsh"])
+    main()
+    printed = capsys.readouterr().out
+    assert printed.startswith("autoload")
+    assert printed.endswith(SCRIPT)
+
+
+def test_another_shell_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["harness.completion", "csh"])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert caught.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert "bash" in error
+    assert error.count("\n") == 1
