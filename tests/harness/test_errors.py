@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -40,3 +45,21 @@ def test_a_fault_of_the_program_keeps_its_traceback() -> None:
 
     with pytest.raises(RuntimeError, match="shapes do not fit"):
         main()
+
+
+def test_ctrl_c_while_modules_are_loaded_is_told_in_a_line(tmp_path: Path) -> None:
+    """torch is stood in for by a module that says that it is being imported, and waits."""
+    (tmp_path / "torch.py").write_text("import time\nprint('loading', flush=True)\ntime.sleep(60)")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "harness.run", "--help"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={"PYTHONPATH": f"{tmp_path}:{Path(__file__).parents[2]}"},
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "loading\n"
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=30)
+    assert error == "interrupted\n"
+    assert process.returncode == -signal.SIGINT
