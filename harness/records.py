@@ -28,6 +28,7 @@ FOLDERS = {
     "approximation": "approximation",
     "scaling": "scaling",
     "gpu": "gpu",
+    "redraw": "redraws",
 }
 
 _ADVICE = "restore the file, or delete it and measure again"
@@ -139,6 +140,21 @@ _SHAPES: dict[str, dict[str, Any]] = {
                 "ratio_target": _NULLABLE,
                 "memory_target_mb": _NULLABLE,
                 "limit_ms": _NUMBER,
+            }
+        ],
+    },
+    "redraw": _COMMON
+    | {
+        "variant": _VARIANT,
+        "settings": {"network": str, "draws": int, "tile": (int, None)},
+        "rows": [
+            {
+                "test_set": str,
+                "m": (int, None),
+                "draw": int,
+                "psnr": _NUMBER,
+                "ssim": _NUMBER,
+                "images": int,
             }
         ],
     },

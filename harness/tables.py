@@ -34,6 +34,7 @@ from .errors import UserError, command_line, usage_errors
 from .latency_tables import find_benches, latency_details, table5
 from .quality_tables import quality_table, table1, table2, table3
 from .records import load_records
+from .redraws import redraw_table
 from .render import Table, write_table
 from .scaling_report import scaling_table
 from .settings import (
@@ -279,13 +280,13 @@ def write_tables(options: Options) -> list[tuple[Table, list[Path]]]:
     Raises:
         UserError: no records, none of the preset, a bad record, or a folder that cannot be written.
     """
-    kinds = ("run", "cost", "latency", "scaling", "speed")
+    kinds = ("run", "cost", "latency", "scaling", "speed", "redraw")
     records = [load_records(options.results, kind) for kind in kinds]
     if not any(records):
         raise UserError(
             f"no records under {options.results / 'records'}; run python -m harness.run first"
         )
-    runs, costs, latency, scaling, speed = records
+    runs, costs, latency, scaling, speed, redraws = records
     if options.preset is not None:
         found = sorted({run["config"]["preset"] for run in runs})
         runs = [run for run in runs if run["config"]["preset"] == options.preset]
@@ -297,6 +298,7 @@ def write_tables(options: Options) -> list[tuple[Table, list[Path]]]:
     output = options.output or options.results / "tables"
     tables = build(runs, costs, latency) + [("", scaling_table(record)) for record in scaling]
     tables += [("", speed_table(rows)) for rows in find_speeds(speed)]
+    tables += [("", redraw_table(redraws))] if redraws else []
     return [(table, write_table(table, output / folder)) for folder, table in tables]
 
 

@@ -1,0 +1,130 @@
+"""Redraws change the draws and nothing else, and are reported with their spread."""
+
+from __future__ import annotations
+
+import statistics
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from harness.config import Variant
+from harness.data import find_data
+from harness.records import load_records
+from harness.redraws import main, measure, redraw_table, redrawn
+from harness.tables import Options, write_tables
+from harness.weights import Architecture, TrainedNetwork, save_weights
+
+
+def trained(name: str, **options: object) -> TrainedNetwork:
+    """A network of random weights in which attention weighs much."""
+    architecture = Architecture(Variant(name, {"res_scale": 1.0, **options}), 4, 8, 4)
+    return TrainedNetwork(f"some-{name}", architecture, architecture.build().eval())
+
+
+def output(network: torch.nn.Module) -> torch.Tensor:
+    x = torch.rand(1, 3, 20, 20, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        return network(x)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("enlca", {"m": 4}), ("enla", {"m": 4}), ("nlsa", {"chunk_size": 16, "rounds": 1})],
+)
+def test_a_redraw_changes_the_output_and_is_taken_back(name: str, options: dict[str, int]) -> None:
+    network = trained(name, **options).network
+    before, state = output(network), {k: v.clone() for k, v in network.state_dict().items()}
+    with redrawn(network, 1):
+        one = output(network)
+    with redrawn(network, 2):
+        two = output(network)
+    with redrawn(network, 1):
+        again = output(network)
+    assert torch.equal(one, again)
+    assert not torch.equal(one, two)
+    assert not torch.equal(one, before)
+    assert torch.equal(output(network), before)
+    assert all(torch.equal(v, state[k]) for k, v in network.state_dict().items())
+
+
+def test_every_module_has_draws_of_its_own_and_m_of_the_asked_number() -> None:
+    network = trained("enlca", m=4).network
+    with redrawn(network, 1, 6):
+        drawn = [module.projection for module in network.attention_modules]
+        assert {tuple(p.shape) for p in drawn} == {(6, 2)}
+        assert len({tuple(p.flatten().tolist()) for p in drawn}) == len(drawn)
+
+
+def test_draw_zero_is_the_network_as_it_is_trained(image_folder: Path) -> None:
+    network, source = trained("enlca", m=4), find_data(image_folder)
+    sets = [source.test_set("Tiny", 4)]
+    rows = measure(network, sets, draws=2, m=(2, 4))
+    assert [(r["m"], r["draw"]) for r in rows] == [(4, 0), (4, 1), (4, 2), (2, 1), (2, 2)]
+    alone = measure(network, sets, draws=1)
+    assert alone == rows[:2]
+    assert len({row["psnr"] for row in rows}) == len(rows)
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *words: object) -> None:
+    monkeypatch.setattr(sys, "argv", ["harness.redraws", *map(str, words)])
+    main()
+
+
+def test_records_and_table(
+    tmp_path: Path,
+    image_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    paths = []
+    for network in (trained("enlca", m=4), trained("nlsa", chunk_size=16, rounds=1)):
+        paths.append(tmp_path / f"{network.name}.safetensors")
+        save_weights(paths[-1], network.network, network.architecture, network.name)
+    common = ["--data", image_folder, "--results", tmp_path, "--draws", 3, "--runs"]
+    run(monkeypatch, *common, *paths)
+    run(monkeypatch, *common, *paths)
+    assert capsys.readouterr().out.count("measured already") == 2
+    records = load_records(tmp_path, "redraw")
+    assert len(records) == 2
+    table = redraw_table(records)
+    for row, record in zip(table.data, sorted(records, key=lambda r: r["created"]), strict=True):
+        trained_psnr, *values = (r["psnr"] for r in record["rows"])
+        assert row["psnr_db_trained_draw"] == trained_psnr
+        assert row["psnr_db_redrawn_mean"] == pytest.approx(statistics.fmean(values))
+        assert row["psnr_db_redrawn_std"] == pytest.approx(statistics.stdev(values))
+        assert row["draws"] == 3
+    assert "redraws" in {t.name for t, _ in write_tables(Options(results=tmp_path))}
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "message"),
+    [
+        ("none", [], "draws nothing at random"),
+        ("nlsa", ["--m", 8], "--m is of ENLA and ENLCA"),
+        ("enlca", ["--m", 0], "--m must be at least 1"),
+        ("enlca", ["--draws", 0], "--draws must be at least 1"),
+        ("enlca", ["--tile", 2], "--tile must be at least 16"),
+    ],
+)
+def test_mistakes_are_told_in_a_line(
+    name: str,
+    words: list[object],
+    message: str,
+    tmp_path: Path,
+    image_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    options = {} if name == "none" else {"res_scale": 1.0}
+    architecture = Architecture(Variant(name, options), 4, 8, 4)
+    path = tmp_path / "network.safetensors"
+    save_weights(path, architecture.build(), architecture, "network")
+    with pytest.raises(SystemExit) as stop:
+        run(monkeypatch, "--data", image_folder, "--results", tmp_path, *words, "--runs", path)
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "records").exists()
