@@ -66,6 +66,13 @@ BOUNDS = {
     "criss-cross": Bound(4, 1, 4, "column and row are rounded; the own position is taken out"),
     "enla": Bound(1, 1, 2, "float32 throughout, rounded once; S bounds both exponents"),
     "enlca": Bound(1, 1, 2, "as enla"),
+    "region": Bound(2, 1, 2, "as nla"),
+}
+#: Modules that are no weighted means over positions: the error of ``attend`` on ordinary features,
+#: in units of u times the largest output, and why.
+ERRORS = {
+    "mdta": (16, "a weighted mean over channels, and a convolution that sums C products"),
+    "channel-attention": (8, "two layers in the dtype, whose sum of C products is rounded once"),
 }
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -85,10 +92,10 @@ KINDS = [
 SIZE = (5, 12)
 #: As inserted, and with the 64 channels of Table 4 for query and key as well.
 WIDTHS = [
-    *((name, 16, {}) for name in list_attentions()),
+    *((name, 16, {}) for name in BOUNDS),
     *(
         (name, 64, {"reduction": 1})
-        for name in list_attentions()
+        for name in BOUNDS
         if "reduction" in find_attention(name).options()
     ),
 ]
@@ -243,9 +250,26 @@ def test_error_of_attend_is_bounded(
         assert error <= limit, f"gradient of {what}: error {error:.3g}, bound {limit:.3g}"
 
 
+def test_every_module_has_a_bound() -> None:
+    assert sorted([*BOUNDS, *ERRORS]) == list_attentions()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", ERRORS)
+def test_error_of_other_modules_is_bounded(name: str, dtype: torch.dtype) -> None:
+    module = build(name, 16, dtype)
+    x = features("ordinary", 0, 16, dtype)
+    wanted = copy.deepcopy(module).double()
+    exact = [t.double() for t in module.project(x)]
+    out, exact_out = module.attend(*module.project(x)), wanted.attend(*exact)
+    assert out.dtype == dtype
+    error = (out.double() - exact_out).abs().max() / exact_out.abs().max()
+    assert error <= ERRORS[name][0] * torch.finfo(dtype).eps / 2
+
+
 @pytest.mark.parametrize("kind", ["ordinary", "large", "huge", "huge constant", "zero", "mixed"])
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("name", list_attentions())
+@pytest.mark.parametrize("name", BOUNDS)
 def test_error_of_the_weights_is_bounded(
     name: str, dtype: torch.dtype, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

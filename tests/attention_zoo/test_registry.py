@@ -22,7 +22,10 @@ from attention_zoo import (
     registry,
 )
 
-BUILT_IN = ["conv", "criss-cross", "enla", "enlca", "nla", "nlsa", "none"]
+BUILT_IN = [
+    *("conv", "criss-cross", "enla", "enlca", "nla", "nlsa", "none"),
+    *("channel-attention", "mdta", "region"),
+]
 
 
 class Doubled(Attention):
