@@ -1,8 +1,7 @@
-"""What every registered module keeps to; a new one is covered as soon as it is registered."""
+"""What every registered module keeps to, beyond the contract: see test_contract.py."""
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import pytest
@@ -19,7 +18,6 @@ from tests.reference.cases import (
     assert_close,
     perturb,
     random_map,
-    random_weights,
 )
 
 CHANNELS = 16
@@ -50,124 +48,6 @@ def test_any_shape_in_the_same_shape_out(
     assert y.shape == x.shape
     assert y.dtype == x.dtype
     assert torch.isfinite(y).all()
-
-
-@pytest.mark.parametrize("size", SIZES)
-def test_forward_is_project_attend_and_residual(name: str, size: tuple[int, int]) -> None:
-    module = build(name)
-    x = random_map(0, CHANNELS, size)
-    q, k, v = module.project(x)
-    out = module.attend(q, k, v)
-    assert q.shape == k.shape
-    assert v.shape == out.shape == x.shape
-    torch.testing.assert_close(module(x), module.residual(x, out))
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_lower_precision_is_close(name: str, dtype: torch.dtype) -> None:
-    """Hash codes may differ where two are near, so NLSA's outputs are compared on average."""
-    module = build(name)
-    x = random_map(0, CHANNELS, (9, 8)).detach()
-    low = build(name, dtype=dtype)
-    y, wanted = low(x.to(dtype)), module(x)
-    assert y.dtype == dtype
-    assert torch.isfinite(y).all()
-    assert (y.double() - wanted).abs().mean() < {torch.float32: 1e-5}.get(dtype, 0.02)
-
-
-@pytest.mark.parametrize("training", [False, True])
-def test_autocast(name: str, training: bool) -> None:
-    module = build(name, dtype=torch.float32).train(training)
-    x = random_map(0, CHANNELS, (9, 8), dtype=torch.float32)
-    wanted = module(x)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        y = module(x)
-        loss = module.auxiliary_loss()
-    assert torch.isfinite(y).all()
-    assert (y.float() - wanted).abs().mean() < 0.02
-    (y.float().square().mean() + loss).backward()
-    assert x.grad is not None
-    assert torch.isfinite(x.grad).all()
-    assert all(torch.isfinite(p.grad).all() for p in module.parameters() if p.grad is not None)
-
-
-@pytest.mark.parametrize("memory_format", FORMATS)
-def test_memory_format_changes_nothing(name: str, memory_format: torch.memory_format) -> None:
-    module = build(name)
-    x = random_map(0, CHANNELS, (6, 7)).detach()
-    wanted = module(x)
-    module = module.to(memory_format=memory_format)
-    assert_close(module(x.contiguous(memory_format=memory_format)), wanted, 1e-12)
-
-
-def test_evaluation_is_deterministic_and_leaves_the_random_state_alone(name: str) -> None:
-    module = build(name)
-    x = random_map(0, CHANNELS, (6, 7))
-    torch.manual_seed(1)
-    state = torch.get_rng_state()
-    first = module(x)
-    assert torch.equal(torch.get_rng_state(), state)
-    torch.manual_seed(2)
-    assert torch.equal(module(x), first)
-    torch.manual_seed(3)
-    assert torch.equal(copy.deepcopy(module)(x), first)
-
-
-def test_training_is_reproducible_by_the_global_seed(name: str) -> None:
-    results = []
-    for _ in range(2):
-        module = build(name).train()
-        torch.manual_seed(7)
-        y = module(random_map(0, CHANNELS, (6, 7)))
-        results.append((y, module.auxiliary_loss()))
-    assert torch.equal(results[0][0], results[1][0])
-    assert torch.equal(results[0][1], results[1][1])
-
-
-def test_state_dict_holds_all_there_is(name: str) -> None:
-    module, other = build(name, seed=0), build(name, seed=1)
-    other.load_state_dict(module.state_dict())
-    x = random_map(0, CHANNELS, (6, 7))
-    assert torch.equal(other(x), module(x))
-
-
-def test_an_image_does_not_depend_on_the_others_in_its_batch(name: str) -> None:
-    module = build(name)
-    x = random_map(0, CHANNELS, (6, 7), batch=3)
-    together = module(x)
-    for i in range(3):
-        assert_close(module(x[i : i + 1]), together[i : i + 1], 1e-12)
-
-
-def test_gradient_reaches_the_input_and_every_parameter(name: str) -> None:
-    module = build(name).train()
-    x = random_map(0, CHANNELS, (6, 7))
-    y = module(x)
-    ((y * random_weights(y)).sum() + module.auxiliary_loss()).backward()
-    for what, leaf in [("x", x), *module.named_parameters()]:
-        assert leaf.grad is not None, what
-        assert torch.isfinite(leaf.grad).all(), what
-        if leaf.dim() > 1:  # a key's bias adds the same to all scores of a row: no gradient
-            assert leaf.grad.abs().max() > 0, what
-
-
-def test_auxiliary_loss_is_of_the_last_training_forward_only(name: str) -> None:
-    module = build(name)
-    x = random_map(0, CHANNELS, (6, 7))
-    module(x)
-    assert module.auxiliary_loss().shape == ()
-    assert module.auxiliary_loss() == 0
-    module.train()(x)
-    loss = module.auxiliary_loss()
-    assert loss.shape == ()
-    assert torch.isfinite(loss)
-    module.auxiliary_enabled = False
-    module(x)
-    assert module.auxiliary_loss() == 0
-    module.auxiliary_enabled = True
-    module(x)
-    module.eval()(x)
-    assert module.auxiliary_loss() == 0
 
 
 def weights_of(module: Attention, x: Tensor, position: tuple[int, int]) -> Tensor:
@@ -206,19 +86,6 @@ def test_correlation_outside_the_map_is_refused(name: str, position: tuple[int, 
 def test_correlation_takes_one_image(name: str) -> None:
     with pytest.raises(AttentionError, match="batch of 2"):
         build(name).correlation(torch.zeros(2, CHANNELS, 3, 4).double(), (0, 0))
-
-
-@pytest.mark.parametrize(
-    "shape",
-    [(CHANNELS, 4, 4), (1, CHANNELS - 1, 4, 4), (1, CHANNELS, 0, 4), (1, CHANNELS, 4, 4, 1)],
-)
-def test_bad_input_is_told_in_one_line(name: str, shape: tuple[int, ...]) -> None:
-    with pytest.raises(AttentionError) as caught:
-        build(name)(torch.zeros(shape).double())
-    message = str(caught.value)
-    assert str(list(shape)) in message
-    assert str(CHANNELS) in message
-    assert "\n" not in message
 
 
 @pytest.mark.parametrize(

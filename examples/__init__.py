@@ -1,0 +1,1 @@
+"""Published attention modules, each in one short file of its own."""

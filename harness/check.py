@@ -1,0 +1,124 @@
+"""Whether an attention module keeps to this suite's contract.
+
+``python -m harness.check my_package.my_module:MyAttention [--my-option 3]`` prints a verdict for
+each check of :mod:`attention_zoo.contract`, and how time grows with the number of positions.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from rich.console import Console
+from rich.text import Text
+
+from attention_zoo import AttentionError, find_attention
+from attention_zoo.contract import Subject, Verdict, judge
+
+from .config import TableName, Variant
+from .errors import UserError, command_line
+from .options import parse
+from .scaling import measure
+from .scaling_report import fit_exponent
+
+#: Feature maps on which growth is measured: large enough that a call's fixed cost is small.
+SIDES = (96, 128, 192, 256)
+_MARKS = {True: ("ok", "green"), False: ("FAILED", "bold red"), None: ("skipped", "yellow")}
+
+
+@dataclass(kw_only=True)
+class Options:
+    """Run the suite's contract on a module: shapes, gradients, determinism, precision, cost.
+
+    Examples:
+      python -m harness.check my_package.my_module:MyAttention --my-option 3
+      python -m harness.check nlsa --rounds 2
+    """
+
+    channels: int = 16
+    """Channels C of most checks."""
+    skip_timing: bool = False
+    """Do not measure how time grows with the number of positions."""
+    attn: tuple[str, ...] = ()
+    """The same as naming the module without --attn."""
+    rows: TableName | None = None
+    """The modules of one of the paper's tables."""
+
+
+def growth(variant: Variant) -> Verdict:
+    """How the time of the core grows with N, beside the growth that the class states."""
+    record = measure(
+        [variant],
+        device=torch.device("cpu"),
+        sizes=[(side, side) for side in SIDES],
+        max_seconds=2.0,
+        size_seconds=1.0,
+    )
+    rows = [row for row in record["rows"] if row["median_ms"] is not None]
+    stated = find_attention(variant.name).complexity or "nothing"
+    name = "growth of time"
+    fit = fit_exponent(
+        [row["height"] * row["width"] for row in rows], [row["median_ms"] for row in rows]
+    )
+    if fit is None:
+        return Verdict(name, None, f"too slow to time at {len(SIDES)} sizes; stated: {stated}")
+    return Verdict(name, True, f"as N^({fit}), {len(rows)} sizes; stated: {stated}")
+
+
+def examine(variant: Variant, options: Options, console: Console) -> bool:
+    """Print the verdicts on a variant; whether nothing failed."""
+    console.print(Text(f"{variant.label}: {variant.name}", style="bold"))
+    subject = Subject(variant.name, variant.options, options.channels)
+    try:
+        subject.build()
+    except AttentionError:
+        raise
+    except Exception as error:
+        text = " ".join(str(error).split())
+        raise UserError(
+            f"{variant.name} cannot be built with {options.channels} channels: "
+            f"{type(error).__name__}: {text}"
+        ) from error
+    failed = 0
+    for verdict in judge(subject):
+        failed += verdict.passed is False
+        _print(verdict, console)
+    if not options.skip_timing and not failed:
+        _print(growth(variant), console)
+    console.print(f"{failed} failed" if failed else "It keeps to the contract.")
+    return not failed
+
+
+def _print(verdict: Verdict, console: Console) -> None:
+    mark, style = _MARKS[verdict.passed]
+    line = Text(f"  {mark:8}", style=style)
+    line.append(f"{verdict.check}: {verdict.detail}", style="default")
+    console.print(line)
+
+
+def _arguments(argv: Sequence[str]) -> list[str]:
+    """Names before the first option stand behind ``--attn``."""
+    words = list(argv)
+    if words and not words[0].startswith("-"):
+        words.insert(0, "--attn")
+    if not any(word.startswith(("--attn", "--rows", "-h", "--help")) for word in words):
+        raise UserError("name a module: python -m harness.check my_package.my_module:MyAttention")
+    return words
+
+
+@command_line
+def main() -> None:
+    """Entry point of ``python -m harness.check``; exit status 1 if a check failed."""
+    options, variants = parse(Options, _arguments(sys.argv[1:]), "harness.check")
+    if options.channels < 1:
+        raise UserError(f"--channels must be at least 1, got {options.channels}")
+    console = Console(soft_wrap=True, highlight=False)
+    good = [examine(variant, options, console) for variant in variants]
+    if not all(good):
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()

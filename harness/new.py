@@ -1,0 +1,74 @@
+"""A new attention module's file: ``python -m harness.new my_attention``."""
+
+from __future__ import annotations
+
+import keyword
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from string import Template
+from typing import Annotated
+
+import tyro
+
+from .errors import UserError, command_line, usage_errors
+from .files import write_text
+
+_TEMPLATE = Path(__file__).parent / "templates"
+
+
+@dataclass(frozen=True)
+class Options:
+    """Write a working attention module to start from, and its test."""
+
+    name: Annotated[str, tyro.conf.Positional]
+    """Name of the module's file, e.g. my_attention; the class is then MyAttention."""
+    folder: Path = Path()
+    """Where the files go."""
+
+
+def write_module(name: str, folder: Path) -> list[Path]:
+    """Write ``<name>.py`` and ``test_<name>.py`` from the templates; returns both.
+
+    Raises:
+        UserError: a name that Python cannot import, a file that exists, or no such folder.
+    """
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or keyword.iskeyword(name):
+        raise UserError(
+            f"{name!r} cannot be a module's name: take small letters, digits and underscores, "
+            "e.g. my_attention"
+        )
+    if not folder.is_dir():
+        raise UserError(f"there is no folder {folder}: make it, or choose another --folder")
+    words = [word for word in name.split("_") if word]
+    values = {
+        "module": name,
+        "cls": "".join(word.capitalize() for word in words),
+        "label": " ".join(words).capitalize(),
+    }
+    paths = [folder / f"{name}.py", folder / f"test_{name}.py"]
+    for path in paths:
+        if path.exists():
+            raise UserError(f"{path} exists already: choose another name, or remove it")
+    for path, template in zip(paths, ("module", "test"), strict=True):
+        text = (_TEMPLATE / f"{template}.py.txt").read_text(encoding="utf-8")
+        write_text(path, Template(text).substitute(values))
+    return paths
+
+
+@command_line
+def main() -> None:
+    """Entry point of ``python -m harness.new``."""
+    with usage_errors():
+        options = tyro.cli(Options, prog="python -m harness.new")
+    paths = write_module(options.name, options.folder)
+    cls = re.search(r"^class (\w+)", paths[0].read_text(encoding="utf-8"), re.MULTILINE)
+    assert cls is not None
+    spec = f"{options.name}:{cls[1]}"
+    print(f"{paths[0]} and {paths[1].name} are there. Next, in that folder:")
+    print(f"  python -m harness.check {spec}")
+    print(f"  python -m harness.run --attn {spec}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+"""The worked examples: short, right, and usable as they stand."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from attention_zoo.contract import CHECKS, NotApplicable, Subject
+from examples.efficient_attention import efficient_attention
+from harness.run import main
+from tests.reference.cases import SIZES, TOLERANCES, assert_agrees, random_qkv
+from tests.reference.maps import to_map, vectors
+
+EXAMPLE = "examples.efficient_attention:EfficientAttention"
+
+
+def by_position(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Eq. 4, position by position."""
+    images = []
+    for b in range(q.shape[0]):
+        queries, keys, values = vectors(q, b), torch.stack(vectors(k, b)), vectors(v, b)
+        shares = keys.exp() / keys.exp().sum(0)  # [N, c]
+        contexts = [
+            sum(shares[j, i] * value for j, value in enumerate(values)) for i in range(q.shape[1])
+        ]
+        images.append(
+            [
+                sum(w * context for w, context in zip(query.softmax(0), contexts, strict=True))
+                for query in queries
+            ]
+        )
+    return to_map(images, *q.shape[2:])
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES)
+@pytest.mark.parametrize("size", SIZES)
+def test_efficient_attention_agrees_with_its_equation(
+    size: tuple[int, int], dtype: torch.dtype
+) -> None:
+    assert_agrees(efficient_attention, by_position, random_qkv(0, size, dtype=dtype))
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_it_keeps_to_the_contract(check: str) -> None:
+    try:
+        CHECKS[check](Subject(EXAMPLE))
+    except NotApplicable as reason:
+        pytest.skip(str(reason))
+
+
+def test_it_is_short() -> None:
+    path = Path(__file__).parents[2] / "examples" / "efficient_attention.py"
+    assert len(path.read_text(encoding="utf-8").splitlines()) < 60
+
+
+def test_it_runs_and_joins_the_table(
+    tmp_path: Path, image_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["--attn", EXAMPLE, "--reduction", "2", "--data", str(image_folder)]
+    words += ["--blocks", "4", "--channels", "8", "--patch", "8", "--batch", "2", "--steps", "2"]
+    words += ["--skip-latency", "--results", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["harness.run", *words])
+    main()
+    (record,) = (tmp_path / "records" / "runs").glob("*.json")
+    variant = json.loads(record.read_text())["variant"]
+    assert variant["name"] == EXAMPLE
+    assert variant["label"] == "Efficient attention"
+    assert variant["options"]["reduction"] == 2
