@@ -32,6 +32,7 @@ from .cells import (
 )
 from .errors import UserError, command_line, usage_errors
 from .latency_tables import find_benches, latency_details, table5
+from .module_tables import modules_table
 from .quality_tables import quality_table, table1, table2, table3
 from .records import load_records
 from .redraws import redraw_table
@@ -269,9 +270,10 @@ def build(
             made = [*filter(None, few), *made, table6(setting), quality_table(setting)]
         tables += [(setting.label, table) for table in made]
     nearest = settings[0] if settings else Setting([], [])
-    for bench in find_benches(latency):
+    benches = find_benches(latency)
+    for bench in benches:
         tables += [("", table5(bench, nearest)), ("", latency_details(bench))]
-    return tables
+    return [*tables, ("", modules_table(settings, benches))]
 
 
 def write_tables(options: Options) -> list[tuple[Table, list[Path]]]:

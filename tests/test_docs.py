@@ -16,6 +16,7 @@ import tyro
 from attention_zoo import find_attention, list_attentions
 from harness.completion import commands
 from harness.data import COMMANDS
+from harness.new import write_module
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*(ROOT / "docs").glob("*.md"), ROOT / "README.md"])
@@ -60,6 +61,7 @@ def test_commands_are_understood(
         if path := re.match(r"# (\S+\.py)\n", code):
             (import_folder / path[1]).parent.mkdir(parents=True, exist_ok=True)
             (import_folder / path[1]).write_text(code)
+    write_module("my_attention", import_folder)
     argv = [word for word in shlex.split(words, comments=True) if word != "\\"]
     monkeypatch.setattr(sys, "argv", [module, *argv])
     parse = tyro.cli

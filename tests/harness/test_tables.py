@@ -195,7 +195,11 @@ def test_costs_alone_make_table4_without_quality() -> None:
     assert cells(table)["NLA"][:2] == ["25.60", "25.60"]
     assert cells(table)["NLA"][8:] == [""] * 4
     assert "Bicubic" not in cells(table)
-    assert [folder for folder, _ in build([], [synthetic.cost("NLA", 1.0)], [])] == ["costs-only"]
+    built = build([], [synthetic.cost("NLA", 1.0)], [])
+    assert [(folder, table.name) for folder, table in built] == [
+        ("costs-only", "table4"),
+        ("", "modules"),
+    ]
 
 
 def test_costs_at_another_size_are_not_the_papers() -> None:
@@ -292,7 +296,7 @@ def test_settings_are_never_mixed() -> None:
     assert cells(table4(settings[1]))["NLA"][8] == "27.30"
     assert cells(table4(settings[2]))["NLA"][8:] == ["27.00", "0.6750", "", "1"]
     folders = {folder for folder, _ in build(runs, [], [])}
-    assert folders == {s.label for s in settings}
+    assert folders == {s.label for s in settings} | {""}
     assert find_settings([], []) == []
 
 
@@ -631,7 +635,7 @@ def test_the_same_records_give_the_same_bytes(results: Path, tmp_path: Path) -> 
     write_tables(Options(results=results, output=second))
     files = sorted(p.relative_to(first) for p in first.rglob("*.*"))
     assert files == sorted(p.relative_to(second) for p in second.rglob("*.*"))
-    assert len(files) == 7 * 3
+    assert len(files) == 8 * 3
     for name in files:
         assert (first / name).read_bytes() == (second / name).read_bytes()
 
@@ -663,7 +667,7 @@ def test_preset_picks_runs(results: Path, tmp_path: Path) -> None:
 
 def test_scaling_records_give_tables_too(tmp_path: Path) -> None:
     save_record(tmp_path, synthetic.scaling({"NLA": (2.0, 1.0)}, identifier="made-up"))
-    ((table, paths),) = write_tables(Options(results=tmp_path))
+    _, (table, paths) = write_tables(Options(results=tmp_path))
     assert table.name == "scaling-made-up"
     assert {p.name for p in paths} == {f"scaling-made-up.{s}" for s in ("csv", "md", "tex")}
 
