@@ -14,10 +14,14 @@ import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
+from attention_zoo import list_attentions
 from harness.config import Variant, table_rows
 from harness.latency import Case
 
-VARIANTS = table_rows("table5")
+#: Table 5's rows, then every other module with its default options.
+VARIANTS = list(
+    {v.label: v for v in (*table_rows("table5"), *map(Variant, list_attentions()))}.values()
+)
 
 
 @pytest.fixture(params=VARIANTS, ids=lambda variant: variant.label)
