@@ -66,7 +66,7 @@ def summarise(
         resamples: number of bootstrap resamples.
         seed: of the bootstrap's generator.
     """
-    ours, theirs = (_by_seed(r, test_set, metric) for r in (runs, baseline_runs))
+    ours, theirs = (by_seed(r, test_set, metric) for r in (runs, baseline_runs))
     means = [float(np.mean(list(images.values()))) for images in ours.values()]
     differences = paired_differences(ours, theirs)
     low, high = bootstrap_interval(differences, resamples=resamples, seed=seed)
@@ -103,15 +103,20 @@ def bootstrap_interval(
     """
     if table.size < 2:
         return None, None
+    tail = (1 - CONFIDENCE) / 2
+    means = bootstrap_means(table, resamples=resamples, seed=seed)
+    low, high = np.quantile(means, [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def bootstrap_means(table: FloatArray, *, resamples: int = 10_000, seed: int = 0) -> FloatArray:
+    """Mean of ``table [seeds, images]`` in each resample ``[resamples]``; see :func:`summarise`."""
     seeds, images = table.shape
     drawn_seeds, drawn_images = (
         _weights(seeds, resamples, seed, 0),
         _weights(images, resamples, seed, 1),
     )
-    means = ((drawn_seeds @ table) * drawn_images).sum(axis=1)
-    tail = (1 - CONFIDENCE) / 2
-    low, high = np.quantile(means, [tail, 1 - tail])
-    return float(low), float(high)
+    return ((drawn_seeds @ table) * drawn_images).sum(axis=1)
 
 
 def median_ratio(
@@ -144,9 +149,10 @@ def _weights(count: int, resamples: int, seed: int, level: int) -> FloatArray:
     return generator.multinomial(count, np.full(count, 1 / count), size=resamples) / count
 
 
-def _by_seed(
+def by_seed(
     runs: Sequence[Mapping[str, Any]], test_set: str, metric: str
 ) -> dict[int, dict[str, float]]:
+    """``{seed: {image: value}}`` of run records."""
     return {
         run["config"]["seed"]: {
             image["name"]: image[metric] for image in run["quality"][test_set]["images"]

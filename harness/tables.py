@@ -30,6 +30,7 @@ from .cells import (
     setting_notes,
     variant_columns,
 )
+from .claims import claims_table
 from .errors import UserError, command_line, usage_errors
 from .latency_tables import find_benches, latency_details, table5
 from .module_tables import modules_table
@@ -266,7 +267,7 @@ def build(
     for setting in settings:
         made = [table4(setting)]
         if setting.runs:
-            few = [make(setting) for make in (table1, table2, table3)]
+            few = [make(setting) for make in (claims_table, table1, table2, table3)]
             made = [*filter(None, few), *made, table6(setting), quality_table(setting)]
         tables += [(setting.label, table) for table in made]
     nearest = settings[0] if settings else Setting([], [])

@@ -1,0 +1,143 @@
+"""Claims: levels against brute force and simulation, Holm's correction, and plain sentences."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from harness.claims import CLAIMS, Claim, claims_table, find_claims, holm, levels, p_above
+from harness.config import Variant
+from harness.settings import Setting
+from tests.harness import synthetic_records as synthetic
+
+BETTER = Claim(Variant("nlsa"), Variant("nla"))
+CLOSE = Claim(Variant("nlsa"), Variant("nla"), margin=0.5)
+
+
+def table_of(seeds: int, images: int, mean: float, noise: float, seed: int = 0) -> np.ndarray:
+    """Differences in which every seed and every image has an effect of its own."""
+    draw = np.random.default_rng(seed)
+    return (
+        mean
+        + draw.normal(0, noise, (seeds, 1))
+        + draw.normal(0, noise, (1, images))
+        + draw.normal(0, noise, (seeds, images))
+    )
+
+
+@pytest.mark.parametrize("bound", [-0.3, 0.0, 0.2])
+def test_level_is_the_larger_of_bootstrap_and_t(bound: float) -> None:
+    table = table_of(4, 20, 0.1, 0.3)
+    draw, below = np.random.default_rng(5), 0
+    for _ in range(4000):
+        drawn = table[draw.integers(4, size=4)][:, draw.integers(20, size=20)]
+        below += drawn.mean() <= bound
+    by_t = stats.ttest_1samp(table.mean(axis=1), bound, alternative="greater").pvalue
+    assert p_above(table, bound) == pytest.approx(max(below / 4000, by_t), abs=0.02)
+
+
+def test_levels_of_certain_tables() -> None:
+    sure = table_of(5, 30, 10.0, 0.01)
+    assert levels(BETTER, sure)[0] < 0.001
+    assert levels(BETTER, sure)[1] > 0.999
+    assert levels(BETTER, -sure)[1] < 0.001
+    equal = table_of(5, 30, 0.0, 0.01)
+    assert levels(CLOSE, equal)[0] < 0.001
+    assert levels(CLOSE, equal)[1] == 1.0
+    assert levels(CLOSE, sure)[0] > 0.999
+    assert levels(CLOSE, sure)[1] < 0.002
+    assert levels(CLOSE, -sure)[1] < 0.002
+    assert p_above(np.ones((3, 4)), 0) == pytest.approx(1 / 10_001)
+    assert p_above(np.zeros((3, 4)), 0) == 1.0
+    assert p_above(sure[:1], 0) == 1.0
+
+
+def test_false_alarms_are_as_rare_as_stated() -> None:
+    """Three seeds, no true difference: 400 tables, two-sided at 5 %; 9 % would be 4 sigma off."""
+    alarms = 0
+    for seed in range(400):
+        alarms += 2 * min(levels(BETTER, table_of(3, 30, 0.0, 1.0, seed))) < 0.05
+    assert alarms / 400 < 0.09
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
+def test_holm_decides_as_its_definition(found: list[float]) -> None:
+    """Step down from the smallest; stop at the first that misses alpha / (tests left)."""
+    adjusted = holm(found)
+    for alpha in (0.01, 0.05, 0.5):
+        rejected, left = set(), len(found)
+        for index in sorted(range(len(found)), key=lambda i: found[i]):
+            if left * found[index] > alpha:
+                break
+            rejected.add(index)
+            left -= 1
+        assert {i for i, p in enumerate(adjusted) if p <= alpha} == rejected
+    assert all(p >= q for p, q in zip(adjusted, found, strict=True))
+
+
+def runs(label: str, gain: float, seeds: int = 3) -> list[dict]:  # type: ignore[type-arg]
+    return [
+        synthetic.run(label, s, [26.0 + gain + 0.01 * s, 27.0 + gain, 28.0 + gain - 0.01 * s])
+        for s in range(seeds)
+    ]
+
+
+def test_verdicts() -> None:
+    setting = Setting([*runs("Baseline", 0.0), *runs("NLA", 0.5), *runs("NLSA-r4", 0.2)], [])
+    found = {f.claim.text: f for f in find_claims(setting)}
+    assert found["NLA over Baseline"].verdict == "reproduced"
+    assert found["NLSA-r4 over NLA"].verdict == "not reproduced"
+    assert found["NLSA-r4 over NLA"].sentence.startswith("NLSA-r4 over NLA: -0.300 dB, 95 % [-0.3")
+    assert found["NLSA-r4 over NLA"].sentence.endswith("], 3 seeds: not reproduced")
+    assert set(found) == {"NLA over Baseline", "NLSA-r4 over NLA"}
+
+
+def test_one_seed_decides_nothing() -> None:
+    setting = Setting([*runs("Baseline", 0.0, 1), *runs("NLA", 5.0, 1)], [])
+    (found,) = find_claims(setting)
+    assert found.verdict == "not decided (one seed)"
+    assert (found.p, found.adjusted) == (None, None)
+    assert ", 1 seed: not decided (one seed)" in found.sentence
+
+
+def test_noise_decides_nothing() -> None:
+    draw = np.random.default_rng(0)
+    values = {s: list(26 + draw.normal(0, 1, 9)) for s in range(6)}
+    noisy = [
+        synthetic.run(name, s, values[s + 3 * (name == "NLA")])
+        for name in ("Baseline", "NLA")
+        for s in range(3)
+    ]
+    (found,) = find_claims(Setting(noisy, []))
+    assert found.verdict == "not decided"
+
+
+def test_table_sets_the_papers_differences_beside() -> None:
+    setting = Setting([*runs("Baseline", 0.0), *runs("NLA", 0.5)], [])
+    table = claims_table(setting)
+    assert table is not None
+    (row,) = table.rows
+    assert row[:2] == ["NLA over Baseline", "+0.23"]
+    assert row[2].startswith("+0.500 [")
+    assert row[3:] == ["3", row[4], "reproduced"]
+    assert float(row[4]) < 0.05
+    assert table.data[0]["sentence"] + "." in table.notes
+    assert claims_table(Setting(runs("NLA", 0.5), [])) is None
+
+
+def test_the_paper_makes_these_claims() -> None:
+    """Its printed PSNRs bear out every claim that has both."""
+    everything = [synthetic.run(v.to_dict(), 0) for c in CLAIMS for v in (c.better, c.than)]
+    table = claims_table(Setting(everything, []))
+    assert table is not None
+    assert [row["claim"] for row in table.data] == [claim.text for claim in CLAIMS]
+    for claim, row in zip(CLAIMS, table.data, strict=True):
+        if row["difference_db_paper"] is None:
+            assert claim.than.name == "enla"  # which the paper's tables do not have
+        elif claim.margin is None:
+            assert row["difference_db_paper"] > 0
+        else:
+            assert abs(row["difference_db_paper"]) <= claim.margin
