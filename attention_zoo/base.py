@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -177,6 +178,14 @@ def embedding_channels(channels: int, reduction: int) -> int:
     return channels // reduction
 
 
+def check_heads(heads: int, *widths: int) -> None:
+    """Raise AttentionError unless every one of these numbers of channels is a multiple of heads."""
+    require_at_least("heads", heads, 1)
+    for width in widths:
+        if width % heads:
+            raise AttentionError(f"heads {heads} does not divide the {width} channels to split")
+
+
 def check_qkv(q: Tensor, k: Tensor, v: Tensor) -> None:
     """Raise AttentionError unless q, k are ``[B, c, H, W]`` and v is ``[B, c_out, H, W]``."""
     shapes = [list(t.shape) for t in (q, k, v)]
@@ -200,3 +209,14 @@ def to_rows(x: Tensor) -> Tensor:
 def to_map(rows: Tensor, like: Tensor) -> Tensor:
     """``[B, N, C]`` back to ``[B, C, H, W]``, H and W as in ``like``: a view."""
     return rows.transpose(1, 2).unflatten(2, like.shape[2:])
+
+
+def split_heads(x: Tensor, heads: int) -> Tensor:
+    """``[B, C, H, W]`` to ``[B, heads, C / heads, H, W]``, a view; AttentionError if it cannot."""
+    check_heads(heads, x.shape[1])
+    return x.unflatten(1, (heads, -1))
+
+
+def linear(layer: nn.Linear, x: Tensor) -> Tensor:
+    """``layer(x)`` in the dtype of x, ``[…, in]`` to ``[…, out]``."""
+    return F.linear(x, layer.weight.to(x.dtype), layer.bias.to(x.dtype))

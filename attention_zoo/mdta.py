@@ -1,70 +1,67 @@
-"""Transposed attention: channels attend to channels, their likeness summed over positions."""
+"""Multi-Dconv head Transposed Attention of Restormer: channels attend to channels."""
 
 from __future__ import annotations
 
-import math
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .base import Attention, AttentionError, Cost, check_qkv, require_at_least
+from .base import Attention, AttentionError, Cost, check_heads, check_qkv, split_heads
+from .nlsa import MIN_NORM
 from .registry import register_attention
 from .softmax import no_autocast, sum_dtype
 
-#: Rows are divided by their norm, but by no less than this.
-MIN_NORM = 1e-12
-
 
 def transposed_attention(q: Tensor, k: Tensor, v: Tensor, temperature: Tensor) -> Tensor:
-    """Eq. 1 of Restormer: ``V · softmax(α K Q)``, head by head.
+    """Eq. 1 of the Restormer paper, without its projections.
 
-    Each channel of q and k is a row over positions, of unit length. O(N) time and memory.
+    In each head, channel i of the output is ``sum_j softmax_j(t cos(q_i, k_j)) v_j``, the cosine
+    being that of whole channels, over all positions: c/heads x c/heads weights, whatever the map.
 
     Args:
-        q: queries ``[B, C, H, W]``.
+        q: queries ``[B, C, H, W]``; heads are runs of C / heads channels.
         k: keys ``[B, C, H, W]``.
         v: values ``[B, C, H, W]``.
-        temperature: α of each head, ``[heads]``.
+        temperature: the factor t of each head, ``[heads]``.
 
     Returns:
-        ``[B, C, H, W]`` in the dtype of v.
+        ``[B, C, H, W]``. Norms of channels count as 5e-5 at least.
 
     Raises:
-        AttentionError: the shapes do not fit together, or heads do not divide the channels.
-
-    Numerics: products are summed in float32 at least; finite for features up to 1e18.
+        AttentionError: the shapes do not fit together.
     """
     check_qkv(q, k, v)
-    heads = len(temperature)
-    if v.shape[1] != q.shape[1] or v.shape[1] % heads:
+    if v.shape[1] != q.shape[1]:
         raise AttentionError(
-            f"transposed attention takes q, k, v of the same channels, a multiple of the {heads} "
-            f"heads, got {q.shape[1]} and {v.shape[1]}"
+            f"channels attend to channels: q and v must have as many, got {q.shape[1]} and "
+            f"{v.shape[1]}"
         )
+    dtype = sum_dtype(v)
+    heads = temperature.shape[0]
+    queries, keys, values = (split_heads(t, heads).flatten(3).to(dtype) for t in (q, k, v))
     with no_autocast(v):
-        queries, keys, values = (
-            t.to(sum_dtype(v)).flatten(2).unflatten(1, (heads, -1)) for t in (q, k, v)
+        # The norms divide the few products, not the maps.
+        norm_q, norm_k = (
+            torch.linalg.vector_norm(t, dim=-1, keepdim=True).clamp_min(MIN_NORM)
+            for t in (queries, keys)
         )
-        queries, keys = (F.normalize(t, dim=-1, eps=MIN_NORM) for t in (queries, keys))
-        scores = torch.matmul(queries, keys.mT) * temperature.to(queries.dtype).view(-1, 1, 1)
-        out = torch.matmul(scores.softmax(-1), values)
-    return out.to(v.dtype).view(v.shape)
+        cosines = torch.matmul(queries, keys.mT) / (norm_q * norm_k.mT)
+        weights = (cosines * temperature.to(dtype).view(heads, 1, 1)).softmax(-1)
+        return torch.matmul(weights, values).view(v.shape).to(v.dtype)
 
 
 @register_attention("mdta")
 class TransposedAttention(Attention):
-    """Restormer's multi-Dconv head transposed attention (MDTA).
+    """MDTA: 1x1, then depthwise 3x3 convolutions make q, k and v; none of them has a bias.
 
-    q, k and v by 1x1 and depthwise 3x3 convolutions without bias, then attention between channels
-    and a 1x1 convolution. Restormer's layer normalisation before it is left out, as every module
-    here takes the backbone's features as they are.
+    The paper's LayerNorm and feed-forward network are left out. One head is what its stages at
+    full resolution have. Norms are clamped at 5e-5, not at the released 1e-12, whose inverse half
+    precision cannot hold.
 
     Args:
         channels: channels C of input and output.
-        heads: a divisor of C; by default heads of about 48 channels, as Restormer's, in a power
-            of 2.
+        heads: attention heads, each with a temperature of its own.
         res_scale: weight of the attention in ``y = x + res_scale · attention``.
     """
 
@@ -72,34 +69,31 @@ class TransposedAttention(Attention):
     source: ClassVar[str] = "Restormer, Zamir et al., CVPR 2022, Eq. 1"
     complexity: ClassVar[str] = "O(N)"
 
-    def __init__(self, channels: int, *, heads: int | None = None, res_scale: float = 0.1) -> None:
+    def __init__(self, channels: int, *, heads: int = 1, res_scale: float = 0.1) -> None:
         super().__init__(channels, res_scale=res_scale)
-        if heads is None:
-            heads = math.gcd(channels, 2 ** max(0, round(math.log2(channels / 48))))
-        require_at_least("heads", heads, 1)
-        if channels % heads:
-            raise AttentionError(f"heads {heads} does not divide the {channels} channels")
-        self.heads = heads
-        self.query, self.key, self.value = (
-            nn.Sequential(
-                nn.Conv2d(channels, channels, 1, bias=False),
-                nn.Conv2d(channels, channels, 3, padding=1, groups=channels, bias=False),
-            )
-            for _ in range(3)
+        check_heads(heads, channels)
+        self.pointwise = nn.Conv2d(channels, 3 * channels, 1, bias=False)
+        self.depthwise = nn.Conv2d(
+            3 * channels, 3 * channels, 3, padding=1, groups=3 * channels, bias=False
         )
         self.temperature = nn.Parameter(torch.ones(heads))
-        self.out = nn.Conv2d(channels, channels, 1, bias=False)
+        self.output = nn.Conv2d(channels, channels, 1, bias=False)
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """``[B, C, H, W]`` to q, k and v of the same shape."""
-        return self.query(x), self.key(x), self.value(x)
+        """``[B, C, H, W]`` to q, k, v, each ``[B, C, H, W]``."""
+        q, k, v = self.depthwise(self.pointwise(x)).chunk(3, dim=1)
+        return q, k, v
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """:func:`transposed_attention`, then the 1x1 convolution."""
-        return self.out(transposed_attention(q, k, v, self.temperature))
+        """:func:`transposed_attention` and the 1x1 convolution that joins the heads.
+
+        Numerics: error up to ``(3 u + 2 min(1, g)) max|v| max_o sum|weight|``, see
+        :mod:`.softmax`, with N + C in place of c; S is the largest temperature.
+        """
+        return self.output(transposed_attention(q, k, v, self.temperature))
 
     def cost(self, height: int, width: int) -> Cost:
-        """Core N (2 C² / heads + C²) MACs; projections 3 N (C² + 9 C)."""
-        n, channels = height * width, self.channels
-        core = n * (2 * channels**2 // self.heads + channels**2)
-        return Cost(projections=3 * n * (channels**2 + 9 * channels), core=core, executed=core)
+        """Core 2 N C² / heads MACs; executed: N C² more, to join the heads."""
+        n, c = height * width, self.channels
+        core = 2 * n * c**2 // self.temperature.shape[0]
+        return Cost(projections=3 * n * c * (c + 9), core=core, executed=core + n * c**2)

@@ -92,9 +92,21 @@ OPTIONS = {
     "criss-cross": {"recurrence": st.integers(1, 3)},
     "enla": {"m": st.integers(1, 40)},
     "region": {"grid": st.integers(1, 5)},
-    "mdta": {"heads": st.sampled_from([1, 2, 8])},
-    "channel-attention": {"squeeze": st.integers(1, 20)},
     "enlca": {"m": st.integers(1, 40), "reduction": st.sampled_from([1, 8])},
+    "window": {
+        "window": st.integers(1, 12),
+        "heads": st.sampled_from([1, 2]),
+        "reduction": st.sampled_from([1, 2, 4]),
+    },
+    "shifted-window": {"window": st.integers(1, 12), "heads": st.sampled_from([1, 8])},
+    "mdta": {"heads": st.sampled_from([1, 2, 8])},
+    "channel-attention": {"squeeze": st.integers(1, 70)},
+    "atd": {
+        "tokens": st.integers(1, 70),
+        "category_size": st.integers(1, 200),
+        "heads": st.sampled_from([1, 2]),
+        "reduction": st.sampled_from([1, 2, 4]),
+    },
 }
 
 
@@ -128,9 +140,10 @@ def test_executed_operations_equal_the_counters_at_real_sizes(
 def test_costs_grow_with_the_area_and_are_whole_numbers(name: str) -> None:
     module = create_attention(name, channels=16)
     small, large = module.cost(24, 36), module.cost(48, 72)  # whole chunks of NLSA
-    times = 1 if name == "channel-attention" else 4  # its layers see means alone
+    fixed = module.cost(0, 0)  # what works on no position: weights of channels, learned tokens
     for part in ("projections", "core", "executed", "module"):
-        assert getattr(large, part) >= times * getattr(small, part)
+        of_small, of_large = (getattr(cost, part) - getattr(fixed, part) for cost in (small, large))
+        assert of_large >= 4 * of_small
     assert isinstance(small.projections, int)
     assert isinstance(small.executed, int)
     assert module.cost(20, 30) == module.cost(30, 20)

@@ -23,8 +23,19 @@ from attention_zoo import (
 )
 
 BUILT_IN = [
-    *("conv", "criss-cross", "enla", "enlca", "nla", "nlsa", "none"),
-    *("channel-attention", "mdta", "region"),
+    "atd",
+    "channel-attention",
+    "conv",
+    "criss-cross",
+    "enla",
+    "enlca",
+    "mdta",
+    "nla",
+    "nlsa",
+    "none",
+    "region",
+    "shifted-window",
+    "window",
 ]
 
 
@@ -94,6 +105,12 @@ def test_every_module_names_its_source_and_complexity(name: str) -> None:
         ("enla", {"m": 64}, "ENLA-m64"),
         ("enlca", {}, "ENLCA-m128"),
         ("enlca", {"m": 16, "k": 3.0}, "ENLCA-m16"),
+        ("window", {}, "Window-w8"),
+        ("window", {"window": 16}, "Window-w16"),
+        ("shifted-window", {}, "Shifted window-w8"),
+        ("mdta", {"heads": 2}, "MDTA"),
+        ("channel-attention", {}, "RCAN CA"),
+        ("atd", {}, "ATD"),
     ],
 )
 def test_labels(name: str, options: dict[str, float], label: str) -> None:
