@@ -38,7 +38,7 @@ def transposed_attention(q: Tensor, k: Tensor, v: Tensor, temperature: Tensor) -
             f"{v.shape[1]}"
         )
     dtype = sum_dtype(v)
-    heads = temperature.shape[0]
+    heads = int(temperature.shape[0])  # a tensor while torch.jit traces, as counters do
     queries, keys, values = (split_heads(t, heads).flatten(3).to(dtype) for t in (q, k, v))
     with no_autocast(v):
         # The norms divide the few products, not the maps.

@@ -90,9 +90,11 @@ def _import(path: str) -> type[Attention]:
     module_name, _, class_name = path.partition(":")
     try:
         module = importlib.import_module(module_name)
-    except (ImportError, ValueError, TypeError) as error:  # the latter two: no module's name
+    except Exception as error:  # it runs the user's file
+        kind = "" if isinstance(error, ImportError) else f"{type(error).__name__}: "
+        reason = " ".join(f"{kind}{error}".split())
         raise AttentionError(
-            f"cannot import {module_name!r} for attention {path!r}: {error}"
+            f"cannot import {module_name!r} for attention {path!r}: {reason}"
         ) from error
     try:
         cls = getattr(module, class_name)

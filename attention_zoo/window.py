@@ -49,7 +49,8 @@ def window_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, shift: int =
     check_qkv(q, k, v)
     if bias.dim() != 3 or bias.shape[1] != bias.shape[2] or bias.shape[1] % 2 == 0:
         raise AttentionError(f"bias must be [heads, 2M - 1, 2M - 1], got {list(bias.shape)}")
-    heads, window = bias.shape[0], (bias.shape[1] + 1) // 2
+    # Tensors while torch.jit traces, as counters of operations do.
+    heads, window = int(bias.shape[0]), (int(bias.shape[1]) + 1) // 2
     check_heads(heads, q.shape[1], v.shape[1])
     if not 0 <= shift < window:
         raise AttentionError(f"shift must be 0 … {window - 1} for windows of {window}, got {shift}")
@@ -57,9 +58,9 @@ def window_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, shift: int =
     strips = [
         [
             _attend_alike([t[:, :, rows, columns] for t in (q, k, v)], pairs[:, :h, :w, :h, :w])
-            for columns, w in _cuts(v.shape[3], window, shift)
+            for columns, w in _cuts(int(v.shape[3]), window, shift)
         ]
-        for rows, h in _cuts(v.shape[2], window, shift)
+        for rows, h in _cuts(int(v.shape[2]), window, shift)
     ]
     return torch.cat([torch.cat(strip, dim=3) for strip in strips], dim=2)
 
@@ -82,7 +83,7 @@ def _pairwise(bias: Tensor) -> Tensor:
 
 def _attend_alike(qkv: Sequence[Tensor], bias: Tensor) -> Tensor:
     """Maps q, k, v that windows of h x w fill; bias ``[heads, h, w, h, w]``."""
-    heads, h, w = bias.shape[:3]
+    heads, h, w = map(int, bias.shape[:3])
     # Positions come last, as in the maps: the copy keeps their order.
     windows = (
         split_heads(t, heads)

@@ -60,6 +60,7 @@ def test_a_module_that_fails(
         (["json:JSONDecoder"], "json:JSONDecoder is not a subclass of attention_zoo.Attention"),
         (["nla", "--m", 3], "nla has no option --m"),
         (["nla", "--channels", 0], "--channels must be at least 1"),
+        (["typo:Class"], "cannot import 'typo' for attention 'typo:Class': SyntaxError: "),
         (["fails:Fails"], "fails:Fails cannot be built with 16 channels: ZeroDivisionError"),
     ],
 )
@@ -70,6 +71,7 @@ def test_mistakes_are_told_in_a_line(
     capsys: pytest.CaptureFixture[str],
     import_folder: Path,
 ) -> None:
+    (import_folder / "typo.py").write_text("class Class(:\n")
     (import_folder / "fails.py").write_text(
         "from attention_zoo import Attention\n"
         "class Fails(Attention):\n"
