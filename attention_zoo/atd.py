@@ -197,7 +197,7 @@ class AdaptiveTokenDictionaryAttention(Attention):
     def cost(self, height: int, width: int) -> Cost:
         """Core N (M + n_s)(c + C) MACs; executed: n_s at most N, the tokens' maps, and N C²."""
         n, c = height * width, self.embedding + self.channels
-        tokens = self.dictionary.shape[0]
+        tokens = len(self.dictionary)
         return Cost(
             projections=n * self.channels * (2 * self.embedding + self.channels),
             core=n * (tokens + self.category_size) * c,

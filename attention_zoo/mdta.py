@@ -38,7 +38,7 @@ def transposed_attention(q: Tensor, k: Tensor, v: Tensor, temperature: Tensor) -
             f"{v.shape[1]}"
         )
     dtype = sum_dtype(v)
-    heads = int(temperature.shape[0])  # a tensor while torch.jit traces, as counters do
+    heads = len(temperature)
     queries, keys, values = (split_heads(t, heads).flatten(3).to(dtype) for t in (q, k, v))
     with no_autocast(v):
         # The norms divide the few products, not the maps.
@@ -95,5 +95,5 @@ class TransposedAttention(Attention):
     def cost(self, height: int, width: int) -> Cost:
         """Core 2 N C² / heads MACs; executed: N C² more, to join the heads."""
         n, c = height * width, self.channels
-        core = 2 * n * c**2 // self.temperature.shape[0]
+        core = 2 * n * c**2 // len(self.temperature)
         return Cost(projections=3 * n * c * (c + 9), core=core, executed=core + n * c**2)

@@ -50,7 +50,6 @@ def region_attention(q: Tensor, k: Tensor, v: Tensor, grid: int = 2) -> Tensor:
 
 
 def _cuts(length: int, grid: int) -> Iterator[slice]:
-    length = int(length)  # a tensor while torch.jit traces, as counters of operations do
     step = max(1, -(-length // grid))
     for start in range(0, length, step):
         yield slice(start, min(start + step, length))

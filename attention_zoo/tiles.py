@@ -113,8 +113,10 @@ def scratch(name: str, like: Tensor, *shape: int, dtype: torch.dtype | None = No
     dtype = dtype or like.dtype
     count = math.prod(shape)
     with torch.inference_mode(False):  # it may be used in and out of that mode
-        # A profiler shall see the memory as if it were taken in each call.
-        if like.device.type != "cpu" or torch.autograd._profiler_enabled() or count > _MOST_KEPT:
+        # A profiler shall see the memory as if it were taken in each call; a tracer, with which
+        # counters of operations work, knows no tensor of an earlier trace.
+        watched = torch.autograd._profiler_enabled() or torch.jit.is_tracing()
+        if like.device.type != "cpu" or watched or count > _MOST_KEPT:
             return torch.empty(shape, dtype=dtype, device=like.device)
         key = f"{name} {dtype}"
         if getattr(_memory, key, _NOTHING).numel() < count:

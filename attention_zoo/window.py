@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -49,41 +48,35 @@ def window_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, shift: int =
     check_qkv(q, k, v)
     if bias.dim() != 3 or bias.shape[1] != bias.shape[2] or bias.shape[1] % 2 == 0:
         raise AttentionError(f"bias must be [heads, 2M - 1, 2M - 1], got {list(bias.shape)}")
-    # Tensors while torch.jit traces, as counters of operations do.
-    heads, window = int(bias.shape[0]), (int(bias.shape[1]) + 1) // 2
+    heads, window = len(bias), (bias.shape[1] + 1) // 2
     check_heads(heads, q.shape[1], v.shape[1])
     if not 0 <= shift < window:
         raise AttentionError(f"shift must be 0 … {window - 1} for windows of {window}, got {shift}")
-    pairs = _pairwise(bias.to(sum_dtype(v)))
-    strips = [
-        [
-            _attend_alike([t[:, :, rows, columns] for t in (q, k, v)], pairs[:, :h, :w, :h, :w])
-            for columns, w in _cuts(int(v.shape[3]), window, shift)
-        ]
-        for rows, h in _cuts(int(v.shape[2]), window, shift)
-    ]
+    # By query and key, [heads, M, M, M, M]: offsets grow with the query and shrink with the key.
+    pairs = bias.to(sum_dtype(v)).flip(1, 2).unfold(1, window, 1).unfold(2, window, 1).flip(1, 2)
+    down, across = (_cuts(length, window, shift) for length in v.shape[2:])
+    strips = []
+    for (_, h), *rows in zip(down, *(_split(t, down, 2) for t in (q, k, v)), strict=True):
+        parts = zip(across, *(_split(t, across, 3) for t in rows), strict=True)
+        strips.append([_attend_alike(pairs[:, :h, :w, :h, :w], *qkv) for (_, w), *qkv in parts])
     return torch.cat([torch.cat(strip, dim=3) for strip in strips], dim=2)
 
 
-def _cuts(length: int, window: int, shift: int) -> list[tuple[slice, int]]:
-    """(positions, length of a window) where windows of one length follow each other."""
+def _cuts(length: int, window: int, shift: int) -> list[tuple[int, int]]:
+    """(positions, length of a window) of each run of windows that are of one length."""
     first = min(shift, length)
-    last = length - (length - first) % window
-    cuts = [(0, first, first), (first, last, window), (last, length, length - last)]
-    return [(slice(start, stop), size) for start, stop, size in cuts if start < stop]
+    last = (length - first) % window
+    cuts = [(first, first), (length - first - last, window), (last, last)]
+    return [(positions, size) for positions, size in cuts if positions]
 
 
-def _pairwise(bias: Tensor) -> Tensor:
-    """``[heads, 2M − 1, 2M − 1]`` by offset to ``[heads, M, M, M, M]`` by query and key."""
-    window = (bias.shape[1] + 1) // 2
-    places = torch.arange(window, device=bias.device)
-    offsets = places[:, None] - places + window - 1
-    return bias[:, offsets[:, None, :, None], offsets[None, :, None, :]]
+def _split(x: Tensor, cuts: list[tuple[int, int]], dim: int) -> tuple[Tensor, ...]:
+    return x.split([positions for positions, _ in cuts], dim)
 
 
-def _attend_alike(qkv: Sequence[Tensor], bias: Tensor) -> Tensor:
-    """Maps q, k, v that windows of h x w fill; bias ``[heads, h, w, h, w]``."""
-    heads, h, w = map(int, bias.shape[:3])
+def _attend_alike(bias: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Bias ``[heads, h, w, h, w]``; maps that windows of h x w fill."""
+    heads, (h, w) = len(bias), bias.shape[1:3]
     # Positions come last, as in the maps: the copy keeps their order.
     windows = (
         split_heads(t, heads)
@@ -91,11 +84,10 @@ def _attend_alike(qkv: Sequence[Tensor], bias: Tensor) -> Tensor:
         .unflatten(3, (-1, h))
         .permute(0, 3, 5, 1, 2, 4, 6)
         .reshape(-1, heads, t.shape[1] // heads, h * w)
-        for t in qkv
+        for t in (q, k, v)
     )
-    with no_autocast(bias):
+    with no_autocast(v):
         out = _Windows.apply(*windows, bias.reshape(heads, h * w, h * w))
-    v = qkv[2]
     down, across = v.shape[2] // h, v.shape[3] // w
     out = out.view(-1, down, across, heads, v.shape[1] // heads, h, w)
     return out.permute(0, 3, 4, 1, 5, 2, 6).reshape(v.shape)
@@ -116,13 +108,14 @@ class _Windows(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
         refuse_second_derivative("window_attention")
         *qkv, bias = ctx.saved_tensors
+        grad = grads[0].contiguous()  # else torch multiplies window by window
         found = [torch.empty_like(t) for t in qkv]
         by_bias = torch.zeros_like(bias)
         for i in _tiles(qkv[0]):
             with torch.enable_grad():
                 leaves = [t.detach().requires_grad_() for t in (*(t[i] for t in qkv), bias)]
                 out = _attend_windows(*leaves)
-            *parts, part = torch.autograd.grad(out, leaves, grads[0][i])
+            *parts, part = torch.autograd.grad(out, leaves, grad[i])
             for whole, one in zip(found, parts, strict=True):
                 whole[i] = one
             by_bias += part
@@ -206,8 +199,8 @@ class WindowAttention(Attention):
         """Core N M² (c + C) MACs; executed: windows as the border cuts them, and N C² to join."""
         n, c = height * width, self.embedding + self.channels
         pairs = math.prod(
-            sum((part.stop - part.start) * size for part, size in cuts)
-            for cuts in (_cuts(length, self.window, self.shift) for length in (height, width))
+            sum(positions * size for positions, size in _cuts(length, self.window, self.shift))
+            for length in (height, width)
         )
         return Cost(
             projections=n * self.channels * (2 * self.embedding + self.channels),

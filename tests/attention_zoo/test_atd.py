@@ -128,7 +128,11 @@ def test_equal_categories_keep_the_order_of_positions() -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"tokens": 3, "category_size": 6, "heads": 1, "reduction": 4, "res_scale": 0.3}]
+    "options",
+    [
+        {"tokens": 9},
+        {"tokens": 3, "category_size": 6, "heads": 1, "reduction": 4, "res_scale": 0.3},
+    ],
 )
 @pytest.mark.parametrize("size", SIZES)
 def test_module_agrees_with_the_oracle(size: tuple[int, int], options: dict[str, float]) -> None:

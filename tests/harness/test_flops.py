@@ -82,10 +82,7 @@ def test_all_counters_run_and_print_nothing(name: str, capfd: pytest.CaptureFixt
     for part in ("core", "module"):
         figures = {k: v for k, v in counts["parts"][part].items() if k.endswith("_gflops")}
         assert len(figures) == 5
-        failed = [counter for counter, gflops in figures.items() if gflops is None]
-        # torch.jit, with which fvcore traces, does not take a function of its own twice.
-        assert failed == (["fvcore_gflops"] if (name, part) == ("region", "module") else [])
-        assert bool(failed) == any(n.startswith(f"{part}: fvcore failed") for n in counts["notes"])
+        assert None not in figures.values()
 
 
 def test_random_state_is_left_alone() -> None:
