@@ -66,7 +66,7 @@ def summarise(
         resamples: number of bootstrap resamples.
         seed: of the bootstrap's generator.
     """
-    ours, theirs = (_by_seed(r, test_set, metric) for r in (runs, baseline_runs))
+    ours, theirs = (by_seed(r, test_set, metric) for r in (runs, baseline_runs))
     means = [float(np.mean(list(images.values()))) for images in ours.values()]
     differences = paired_differences(ours, theirs)
     low, high = bootstrap_interval(differences, resamples=resamples, seed=seed)
@@ -144,9 +144,10 @@ def _weights(count: int, resamples: int, seed: int, level: int) -> FloatArray:
     return generator.multinomial(count, np.full(count, 1 / count), size=resamples) / count
 
 
-def _by_seed(
+def by_seed(
     runs: Sequence[Mapping[str, Any]], test_set: str, metric: str
 ) -> dict[int, dict[str, float]]:
+    """``{seed: {image: value}}`` of the runs."""
     return {
         run["config"]["seed"]: {
             image["name"]: image[metric] for image in run["quality"][test_set]["images"]
