@@ -37,12 +37,17 @@ def write_report(record: Row, results: Path) -> list[Path]:
     Raises:
         UserError: a folder cannot be written.
     """
-    stem = f"approximation-{record['id']}"
-    csv = results / "figures" / f"{stem}.csv"
+    csv = results / "figures" / f"approximation-{record['id']}.csv"
     write_text(csv, table(record))
-    paths = [csv]
+    return [csv, *save_figures(record, results / "figures")]
+
+
+def save_figures(record: Row, folder: Path) -> list[Path]:
+    """Write every figure as ``approximation-<id>-<name>.{png,pdf}``; returns the paths."""
+    stem = f"approximation-{record['id']}"
+    paths = []
     for name, figure in figures(record).items():
-        paths += save_figure(figure, results / "figures" / f"{stem}-{name}")
+        paths += save_figure(figure, folder / f"{stem}-{name}")
     return paths
 
 
@@ -152,6 +157,8 @@ def _share(row: Row, quantity: str) -> str:
 
 def figures(record: Row) -> dict[str, Figure]:
     """Every figure that the record gives, by name."""
+    if not _groups(record):
+        return {}
     makers: dict[str, Callable[[Row], Figure]] = {}
     if record["enla"]:
         makers |= {

@@ -39,8 +39,6 @@ def setting_text(setting: Setting) -> str:
     """Preset, scale, protocol, steps, data, device and seeds of a setting with runs."""
     config = setting.config
     data = config["data"]
-    seeds = sorted({len(runs) for runs in setting.runs_of.values()})
-    count = plural(seeds[0], "seed") if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]} seeds"
     start = config.get("start")
     steps = f"{config['steps']} steps"
     if start:
@@ -49,8 +47,14 @@ def setting_text(setting: Setting) -> str:
         f"preset {config['preset']} ({config['blocks']} blocks × {config['channels']} channels), "
         f"×{config['scale']}, protocol {config['protocol']}, {steps}, trained on "
         f"{' + '.join(data['train'])} ({plural(data['train_images'], 'image')} of {data['name']}), "
-        f"device {config['device']}, {config.get('precision', 'float32')}, {count}"
+        f"device {config['device']}, {config.get('precision', 'float32')}, {seed_count(setting)}"
     )
+
+
+def seed_count(setting: Setting) -> str:
+    """How many seeds the variants have, e.g. ``3 seeds`` or ``1 to 3 seeds``."""
+    seeds = sorted({len(runs) for runs in setting.runs_of.values()})
+    return plural(seeds[0], "seed") if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]} seeds"
 
 
 def _setting_columns(setting: Setting) -> dict[str, Any]:

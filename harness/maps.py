@@ -34,10 +34,10 @@ from attention_zoo import Attention
 from .bicubic import crop_to_multiple, downscale
 from .edsr import EDSR
 from .errors import UserError, command_line, usage_errors
-from .files import read_json, write_json
+from .files import write_json
 from .images import read_image
 from .options import describe_command
-from .plotting import PAGE, house_style, new_figure, save_figure
+from .plotting import PAGE, claim_record, house_style, new_figure, save_figure
 from .settings import variant_key, variant_labels
 from .train import to_tensor
 from .weights import TrainedNetwork, find_weights, load_weights
@@ -296,10 +296,6 @@ def low_resolution(
     return downscale(image, scale), (position[0] // scale, position[1] // scale)
 
 
-def _agrees(record: Any, content: dict[str, Any]) -> bool:
-    return isinstance(record, dict) and {key: record.get(key) for key in content} == content
-
-
 @command_line
 def main() -> None:
     """Entry point of ``python -m harness.maps``."""
@@ -333,8 +329,7 @@ def main() -> None:
         "module": options.module,
         "runs": [run.name for run in runs],
     }
-    if record.exists() and not _agrees(read_json(record), content):
-        raise UserError(f"{record} tells of other maps: delete it or give another --output")
+    claim_record(record, content)
     maps = correlation_maps(runs, lr, position, options.module)
     paths = save_figure(draw(lr, position, maps, options.module), stem)
     command = describe_command("harness.maps", sys.argv[1:])

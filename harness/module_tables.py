@@ -19,8 +19,8 @@ _SIZE = 100
 def modules_table(settings: Sequence[Setting], benches: Sequence[Bench]) -> Table:
     """A row for each module of ``attention_zoo`` with its default options.
 
-    Latency is that of a CPU in float32 with the most modules, then the newest; the PSNR difference that of the setting with the
-    most runs among those at x4 with Urban100 and a baseline.
+    Latency is that of a CPU in float32 with the most modules, then the newest; the PSNR difference
+    that of the setting with the most runs among those at x4 with Urban100 and a baseline.
     """
     bench = max(
         (b for b in benches if (b.row["device"], b.row["dtype"]) == ("cpu", "float32")),

@@ -21,7 +21,7 @@ from .cells import (
 )
 from .config import TableName, table_rows
 from .render import Table
-from .settings import Setting, paper_table, plural, row_order, variant_labels
+from .settings import Setting, paper_table, plural, variant_labels
 from .statistics import Summary, summarise
 
 # Test set of the paper's Tables 2 and 3.
@@ -63,7 +63,7 @@ def table1(setting: Setting) -> Table | None:
                 | {"test_set": name, "scale": scale}
             )
         rows.append([*cells, ""])
-    order = _trained(setting)
+    order = setting.trained
     ablations = variant_labels(
         variant.to_dict() for table in get_args(TableName) for variant in table_rows(table)
     )
@@ -230,7 +230,7 @@ def table3(setting: Setting) -> Table | None:
 def quality_table(setting: Setting) -> Table:
     """PSNR and SSIM of every trained variant on every test set; the CSV has one row for each."""
     rows, data, summaries = [], [], []
-    variants: list[tuple[str, str | None]] = [("Bicubic", None), *_trained(setting)]
+    variants: list[tuple[str, str | None]] = [("Bicubic", None), *setting.trained]
     for label, key in variants:
         cells = [label]
         for name in setting.test_sets:
@@ -264,13 +264,6 @@ def quality_table(setting: Setting) -> Table:
         data=data,
         rule_after=1,
     )
-
-
-def _trained(setting: Setting) -> list[tuple[str, str]]:
-    """(label, key) of every trained variant, Table 4's first."""
-    paper = [row["method"] for row in paper_table(4)]
-    labels = {key: label for key, label in setting.labels.items() if key in setting.runs_of}
-    return [(label, key) for label, key in row_order(labels, paper) if key]
 
 
 def _joined(cells: Sequence[str]) -> str:

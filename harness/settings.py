@@ -189,6 +189,13 @@ class Setting:
         }
 
     @cached_property
+    def trained(self) -> list[tuple[str, str]]:
+        """(label, key) of every trained variant, Table 4's first."""
+        labels = {key: label for key, label in self.labels.items() if key in self.runs_of}
+        order = row_order(labels, [row["method"] for row in paper_table(4)])
+        return [(label, key) for label, key in order if key]
+
+    @cached_property
     def baseline(self) -> list[Record]:
         found = (runs for runs in self.runs_of.values() if runs[0]["variant"]["name"] == "none")
         return next(found, [])

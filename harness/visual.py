@@ -1,0 +1,349 @@
+"""Visual comparison: the crops of test images on which networks differ most.
+
+Figure 5 of the ENLCA paper. No crop is chosen by hand: in every image it is the window in which
+the mean squared errors of the networks lie farthest apart, and of the images those come first
+whose windows do so most (:func:`find_crop`). Beside the HR image stand the crop of HR, of bicubic
+and of each network, with PSNR and SSIM of the crop.
+
+Command line: ``python -m harness.visual --runs RUN … --test-set Urban100 --data DIR``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import tyro
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure, SubFigure
+from matplotlib.patches import Rectangle
+from numpy.typing import NDArray
+
+from . import machine
+from .bicubic import upscale
+from .data import TestImage, TestSet, find_data
+from .errors import UserError, command_line, usage_errors
+from .evaluate import MAX_PSNR, within_memory
+from .files import write_json
+from .images import ImageSet
+from .metrics import SSIM_WINDOW, Quality, psnr, quality, rgb_to_y, ssim
+from .options import describe_command
+from .plotting import PAGE, claim_record, house_style, new_figure, save_figure
+from .records import slug
+from .settings import variant_key, variant_labels
+from .train import precision
+from .weights import TrainedNetwork, find_weights, load_weights
+
+#: Most panels in a row beside the image.
+COLUMNS = 5
+#: Share of the page's width that the image has.
+_IMAGE = 0.3
+RULE = (
+    "in each image the window (every position inside the border) in which the mean squared errors "
+    "of Y of the networks (of network and bicubic where there is one network) lie farthest apart, "
+    "first from the top left; then the images of which this distance is largest"
+)
+
+Pixels = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A result's crop, uint8 ``[size, size, 3]``, with its quality and the whole image's.
+
+    Attributes:
+        label: the variant's row label, or Bicubic.
+        run: the run's id, or the stem of its weight file; None for bicubic.
+        tile: side of the tiles that the image was cut into; None for a whole image.
+    """
+
+    label: str
+    run: str | None
+    pixels: Pixels
+    crop: Quality
+    image: Quality
+    tile: int | None = None
+
+    def numbers(self) -> dict[str, Any]:
+        """The panel as the file beside the figure holds it."""
+        return {
+            "label": self.label,
+            "run": self.run,
+            "psnr": round(min(self.crop.psnr, MAX_PSNR), 6),
+            "ssim": round(self.crop.ssim, 8),
+            "image_psnr": round(min(self.image.psnr, MAX_PSNR), 6),
+            "image_ssim": round(self.image.ssim, 8),
+            "tile": self.tile,
+        }
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One image: HR uint8 ``[H, W, 3]``, the crop in it, and every result's.
+
+    Attributes:
+        spread: largest less smallest mean squared error of Y in the crop.
+    """
+
+    name: str
+    hr: Pixels
+    top: int
+    left: int
+    size: int
+    spread: float
+    panels: Sequence[Panel]
+
+    def numbers(self) -> dict[str, Any]:
+        """The image as the file beside the figure holds it."""
+        return {
+            "image": self.name,
+            "hr_sha256": hashlib.sha256(self.hr.tobytes()).hexdigest(),
+            "top": self.top,
+            "left": self.left,
+            "mse_spread": self.spread,
+            "panels": [panel.numbers() for panel in self.panels],
+        }
+
+
+def find_crop(
+    hr: Pixels, results: Sequence[Pixels], size: int, border: int
+) -> tuple[int, int, float]:
+    """Top, left and spread of the window in which the results' errors lie farthest apart.
+
+    The spread is the largest less the smallest mean squared error of Y among the results; sums
+    are of whole numbers, so exact. Of equal windows it is the first by rows, then columns.
+
+    Args:
+        hr: uint8 ``[H, W, 3]``.
+        results: the same, at least two.
+        size: side of the window.
+        border: pixels at each side that no window touches.
+
+    Raises:
+        UserError: no window fits.
+    """
+    height, width = hr.shape[:2]
+    if min(height, width) < size + 2 * border:
+        raise UserError(
+            f"a crop of {size}x{size} does not fit into {width}x{height} pixels inside a border "
+            f"of {border}: give a smaller --crop or larger images"
+        )
+    inside = slice(border, height - border), slice(border, width - border)
+    y = rgb_to_y(hr)[inside].astype(np.int64)
+    sums = np.stack([_window_sums((rgb_to_y(result)[inside] - y) ** 2, size) for result in results])
+    spread = sums.max(axis=0) - sums.min(axis=0)
+    top, left = np.unravel_index(int(spread.argmax()), spread.shape)
+    return int(top) + border, int(left) + border, float(spread[top, left]) / size**2
+
+
+def _window_sums(values: NDArray[np.int64], size: int) -> NDArray[np.int64]:
+    """Sums over every ``size`` x ``size`` window."""
+    total = np.pad(values, ((1, 0), (1, 0))).cumsum(0).cumsum(1)
+    return total[size:, size:] - total[:-size, size:] - total[size:, :-size] + total[:-size, :-size]
+
+
+def compare(
+    image: TestImage,
+    runs: Sequence[TrainedNetwork],
+    labels: Sequence[str],
+    size: int,
+    tile: int | None = None,
+) -> Comparison:
+    """Results of bicubic and of every network on one image, and the crop to look at.
+
+    Args:
+        image: HR and LR at the networks' scale.
+        runs: networks of one scale.
+        labels: of the networks.
+        size: side of the crop in HR pixels.
+        tile: as for :func:`harness.evaluate.super_resolve`.
+
+    Raises:
+        UserError: the crop does not fit into the image, or the image not into memory.
+    """
+    scale = runs[0].architecture.scale
+    outputs = [within_memory(run.network, image, scale, tile, chop=False) for run in runs]
+    bicubic = upscale(image.lr, scale)
+    compared = [sr for sr, _ in outputs]
+    if len(compared) == 1:
+        compared.append(bicubic)
+    top, left, spread = find_crop(image.hr, compared, size, scale)
+    window = slice(top, top + size), slice(left, left + size)
+
+    def panel(label: str, run: str | None, sr: Pixels, tiled: int | None = None) -> Panel:
+        ours, theirs = rgb_to_y(sr[window]), rgb_to_y(image.hr[window])
+        crop = Quality(psnr(ours, theirs, 0), ssim(ours, theirs, 0))
+        whole = quality(sr, image.hr, scale)
+        return Panel(label, run, sr[window].copy(), crop, whole, tiled)
+
+    panels = [panel("Bicubic", None, bicubic)] + [
+        panel(label, run.name, sr, tiled)
+        for label, run, (sr, tiled) in zip(labels, runs, outputs, strict=True)
+    ]
+    return Comparison(image.name, image.hr, top, left, size, spread, panels)
+
+
+def panel_labels(runs: Sequence[TrainedNetwork]) -> list[str]:
+    """Row labels of the runs; those that several share are numbered."""
+    variants = [run.architecture.variant.to_dict() for run in runs]
+    labels = variant_labels(variants)
+    names = [labels[variant_key(variant)] for variant in variants]
+    shared = Counter(names)
+    return [
+        name if shared[name] == 1 else f"{name}, run {i}" for i, name in enumerate(names, start=1)
+    ]
+
+
+def draw(comparisons: Sequence[Comparison]) -> Figure:
+    """A block for each image: HR with the crop marked, then the crops, HR's first."""
+    count = len(comparisons[0].panels) + 1
+    columns = min(COLUMNS, max(2, math.ceil(count / 2)))
+    rows = math.ceil(count / columns)
+    side = PAGE * (1 - _IMAGE) / columns
+    with house_style():
+        figure = new_figure(PAGE, len(comparisons) * rows * (side + 0.33) + 0.2)
+        figure.supxlabel("PSNR (dB) / SSIM of Y, of the crop", fontsize=7)
+        blocks = figure.subfigures(len(comparisons), 1, squeeze=False)[:, 0]
+        for block, comparison in zip(blocks, comparisons, strict=True):
+            _draw_block(block, comparison, rows, columns)
+    return figure
+
+
+def _draw_block(block: SubFigure, comparison: Comparison, rows: int, columns: int) -> None:
+    share = (1 - _IMAGE) / columns
+    grid = block.add_gridspec(rows, columns + 1, width_ratios=[_IMAGE, *[share] * columns])
+    axes = block.add_subplot(grid[:, 0])
+    axes.imshow(comparison.hr)
+    corner, size = (comparison.left - 0.5, comparison.top - 0.5), comparison.size
+    for colour, width in (("white", 2.4), ("red", 1.2)):
+        axes.add_patch(Rectangle(corner, size, size, fill=False, edgecolor=colour, linewidth=width))
+    _finish(axes, comparison.name, "")
+    rest = slice(comparison.top, comparison.top + size), slice(comparison.left, None)
+    hr = comparison.hr[rest][:, :size]
+    shown = [(hr, "HR", "PSNR / SSIM")] + [
+        (p.pixels, p.label, f"{min(p.crop.psnr, MAX_PSNR):.2f} / {p.crop.ssim:.4f}")
+        for p in comparison.panels
+    ]
+    for index, (pixels, label, note) in enumerate(shown):
+        axes = block.add_subplot(grid[index // columns, 1 + index % columns])
+        axes.imshow(pixels, interpolation="none")
+        _finish(axes, label, note)
+
+
+def _finish(axes: Axes, title: str, note: str) -> None:
+    axes.set_title(title, fontsize=7, pad=2)
+    axes.set_xlabel(note, fontsize=7, labelpad=2)
+    axes.set(xticks=[], yticks=[])
+    axes.spines[:].set_visible(False)
+
+
+# -- command line -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Draw the crops of test images on which the runs differ most, with PSNR and SSIM."""
+
+    runs: tuple[str, ...]
+    """Run ids (or unambiguous beginnings), run folders or weight files, of one scale."""
+    image: tuple[Path, ...] = ()
+    """HR images; by default those of the test set."""
+    test_set: str | None = None
+    """A test set of the folder; its first by default."""
+    data: Path | None = None
+    """Folder of images (see README); else SR_DATA, else images that ship with scikit-image."""
+    crop: int = 64
+    """Side of a crop in HR pixels."""
+    count: int = 1
+    """How many images to show, those with the largest differences first."""
+    tile: int | None = None
+    """Cut images into tiles of this many LR pixels; whole images by default."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:<n> or mps."""
+    threads: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
+    """CPU threads; all cores by default."""
+    results: Path = Path("results")
+    """Folder that holds runs/."""
+    output: Path | None = None
+    """Files without suffix; by default <results>/figures/visual-<test set or image>."""
+
+
+def _load(options: Options) -> list[TrainedNetwork]:
+    if not options.runs:
+        raise UserError("--runs needs at least one run")
+    runs = [
+        load_weights(find_weights(name, options.results)) for name in dict.fromkeys(options.runs)
+    ]
+    scales = {run.name: run.architecture.scale for run in runs}
+    if len({*scales.values()}) > 1:
+        said = ", ".join(f"{name} x{scale}" for name, scale in scales.items())
+        raise UserError(f"the runs are of different scales ({said}): give runs of one")
+    return runs
+
+
+def _images(options: Options, scale: int) -> TestSet:
+    if options.image:
+        if options.test_set is not None or options.data is not None:
+            raise UserError("give either --image, or --test-set and --data")
+        name = options.image[0].stem if len(options.image) == 1 else "images"
+        return TestSet(ImageSet(name, options.image), scale)
+    source = find_data(options.data)
+    if not source.test_sets:
+        raise UserError(f"{source.name} has no test sets: put images into <Set>/HR/")
+    return source.test_set(options.test_set or source.test_sets[0], scale)
+
+
+@command_line
+def main() -> None:
+    """Entry point of ``python -m harness.visual``."""
+    with usage_errors():
+        options = tyro.cli(Options, prog="python -m harness.visual")
+    if options.crop < SSIM_WINDOW:
+        raise UserError(f"--crop must be at least {SSIM_WINDOW} (SSIM's window)")
+    if options.count < 1:
+        raise UserError(f"--count must be at least 1, got {options.count}")
+    if options.tile is not None and options.tile < 16:
+        raise UserError("--tile must be at least 16 LR pixels")
+    device = machine.pick_device(options.device)
+    machine.use_threads(options.threads)
+    runs = _load(options)
+    images = _images(options, runs[0].architecture.scale)
+    stem = options.output or options.results / "figures" / f"visual-{slug(images.name)}"
+    record = stem.with_name(f"{stem.name}.json")
+    content = {
+        "rule": RULE,
+        "set": images.name,
+        "images": len(images),
+        "scale": images.scale,
+        "crop": options.crop,
+        "count": options.count,
+        "tile": options.tile,
+        "runs": [run.name for run in runs],
+    }
+    claim_record(record, content)
+    for run in runs:
+        run.network.to(device)
+    labels = panel_labels(runs)
+    chosen: list[Comparison] = []
+    with precision("float32", device), torch.inference_mode():
+        for image in images:
+            chosen.append(compare(image, runs, labels, options.crop, options.tile))
+            # Sorting is stable: of equals the earlier image stays first.
+            chosen = sorted(chosen, key=lambda c: -c.spread)[: options.count]
+    paths = save_figure(draw(chosen), stem)
+    command = describe_command("harness.visual", sys.argv[1:])
+    found = {"crops": [comparison.numbers() for comparison in chosen]}
+    write_json(record, {"command": command} | content | found)
+    print(*paths, record, sep="\n")
+
+
+if __name__ == "__main__":
+    main()

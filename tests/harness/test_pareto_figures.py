@@ -1,0 +1,97 @@
+"""PSNR against cost: points from the records, front against brute force."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import synthetic_records as synthetic
+from hypothesis import given
+from hypothesis import strategies as st
+from matplotlib.axes import Axes
+
+from harness.latency_tables import find_benches
+from harness.pareto_figures import family_label, pareto_front, pareto_gflops, pareto_latency
+from harness.settings import Setting, paper_table
+
+levels = st.integers(0, 5).map(float)
+
+
+@given(st.lists(st.tuples(levels, levels), max_size=12))
+def test_the_front_is_what_no_other_pair_beats(points: list[tuple[float, float]]) -> None:
+    def beaten(p: tuple[float, float]) -> bool:
+        return any(q != p and q[0] <= p[0] and q[1] >= p[1] for q in points)
+
+    assert pareto_front(points) == sorted({p for p in points if not beaten(p)})
+
+
+def some_runs() -> list[dict[str, Any]]:
+    return [
+        synthetic.run(),
+        synthetic.run("NLA", values=[26.1, 27.3, 28.2]),
+        synthetic.run("NLSA-r4", values=[26.2, 27.4, 28.6]),
+        synthetic.run("Criss-Cross", values=[26.0, 27.1, 28.1]),
+    ]
+
+
+def points_of(axis: Axes) -> dict[tuple[float, float], None]:
+    """Positions of all markers of an axis."""
+    lines = [line for line in axis.get_lines() if line.get_marker() not in ("None", "_", "|")]
+    return {tuple(point): None for line in lines for point in line.get_xydata().tolist()}
+
+
+def step_of(axis: Axes) -> list[list[float]]:
+    (line,) = (line for line in axis.get_lines() if line.get_label() == "Pareto front")
+    return line.get_xydata().tolist()
+
+
+def test_gflops_are_the_records_and_the_papers_are_beside() -> None:
+    costs = [synthetic.cost("NLA", 4.0), synthetic.cost("NLSA-r4", 1.0)]
+    figure = pareto_gflops(Setting(some_runs(), costs))
+    assert figure is not None
+    ours, theirs = figure.axes
+    approx = {(round(x, 6), round(y, 6)) for x, y in points_of(ours)}
+    assert approx == {(4.0, 27.2), (1.0, 27.4)}  # Criss-Cross has no cost record
+    printed = {
+        (float(row["gflops"]), float(row["psnr_db"]))
+        for row in paper_table(4)
+        if row["method"] != "Baseline" and row["psnr_db"]
+    }
+    assert set(points_of(theirs)) == printed
+    # From the baseline at the left edge up to NLSA, whose better and cheaper NLA is not.
+    left, first, last = step_of(ours)
+    assert (left[1], first, last[1]) == (27.0, [1.0, pytest.approx(27.4)], pytest.approx(27.4))
+    assert left[0] < 1.0
+    assert ours.get_xlim() == theirs.get_xlim()
+    (legend,) = figure.legends
+    names = [text.get_text() for text in legend.get_texts()]
+    assert len(names) == len({*names})
+    assert {"NLA", "NLSA", "ENLCA", "baseline", "Pareto front"} <= {*names} | {"NLSA"}
+
+
+def test_latency_is_the_benchs_and_its_machine_is_named() -> None:
+    rows = [
+        synthetic.latency_row("NLA", 9.0),
+        synthetic.latency_row("NLA", 90.0, size=150),
+        synthetic.latency_row("NLSA-r4", 3.0),
+        synthetic.latency_row("Criss-Cross", None),
+    ]
+    (bench,) = find_benches([synthetic.latency(rows)])
+    figure = pareto_latency(Setting(some_runs(), []), bench)
+    assert figure is not None
+    ours, theirs = figure.axes
+    assert {x for x, _ in points_of(ours)} == {9.0, 3.0}
+    assert "Made-up CPU" in ours.get_title()
+    assert "RTX 2080 Ti" in theirs.get_title()
+    printed = {float(row["latency_ms_100x100"]) for row in paper_table(5)}
+    assert {x for x, _ in points_of(theirs)} == printed
+
+
+def test_two_counted_variants_are_needed() -> None:
+    assert pareto_gflops(Setting(some_runs(), [synthetic.cost("NLA", 4.0)])) is None
+    assert pareto_gflops(Setting([], [])) is None
+
+
+def test_family_label() -> None:
+    assert family_label(["ENLCA-m2", "ENLCA-m16"]) == "ENLCA"
+    assert family_label(["NLSA-r4", "NLSA-r4"]) == "NLSA-r4"

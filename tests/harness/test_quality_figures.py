@@ -1,0 +1,159 @@
+"""Figures of quality from made-up records: PSNR against k and m, and every image's difference."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import synthetic_records as synthetic
+
+from attention_zoo import list_attentions
+from harness.config import Variant, table_rows
+from harness.plotting import COLOURS, MARKERS
+from harness.quality_figures import FAMILIES, figure6, paired_figure, psnr_m, style_of
+from harness.settings import Setting, paper_table
+
+
+def enlca(k: float, **options: Any) -> dict[str, Any]:
+    return Variant("enlca", {"k": k, **options}).to_dict()
+
+
+def runs(*ks: float) -> list[dict[str, Any]]:
+    found = [synthetic.run(values=[25.0, 26.0, 27.0])]
+    for k in ks:
+        values = [25.5 + k / 100, 26.4, 27.6]
+        found.append(synthetic.run(enlca(k), values=values, identifier=f"enlca-k{k:g}"))
+    return found
+
+
+def test_rows_of_figure_6() -> None:
+    none, *rows = table_rows("figure6")
+    assert none.label == "Baseline"
+    assert [row.resolved["k"] for row in rows] == [1.0, 2.0, 4.0, 6.0, 8.0, 10.0]
+    # At the default k it is the variant that the tables have, hence the same run.
+    assert rows[3].to_dict() == Variant("enlca", {"m": 128}).to_dict()
+
+
+def test_figure_6_shows_psnr_with_intervals_against_k() -> None:
+    setting = Setting(runs(2.0, 4.0), [])
+    figure = figure6(setting, [synthetic.approximation("another"), synthetic.approximation(None)])
+    assert figure is not None
+    (axis,) = figure.axes
+    assert axis.get_ylabel() == "PSNR (dB), Set5 ×4"
+    line, baseline = axis.get_lines()[0], axis.get_lines()[-1]
+    assert line.get_xydata().tolist() == [
+        [2.0, pytest.approx((25.52 + 26.4 + 27.6) / 3)],
+        [4.0, pytest.approx((25.54 + 26.4 + 27.6) / 3)],
+    ]
+    assert list(baseline.get_ydata()) == [26.0, 26.0]
+    summary = setting.summary(next(k for k in setting.runs_of if '"k":2.0' in k), "Set5")
+    assert summary is not None
+    assert summary.low is not None
+    (bars,) = (c for c in axis.collections if hasattr(c, "get_segments"))
+    (_, low), (_, high) = bars.get_segments()[0]
+    assert (low, high) == pytest.approx((26 + summary.low, 26 + (summary.high or 0)))
+
+
+def test_figure_6_adds_the_variance_of_the_settings_own_network() -> None:
+    records = [
+        synthetic.approximation("enlca-k4", created="2026-02-01T00:00:00+00:00"),
+        synthetic.approximation("another", created="2026-03-01T00:00:00+00:00"),
+    ]
+    figure = figure6(Setting(runs(2.0, 4.0), []), records)
+    assert figure is not None
+    panel = figure.axes[1]
+    assert panel.get_yscale() == "log"
+    closed = panel.get_lines()[0]
+    assert closed.get_xydata().tolist() == [[2.0, 6400.0], [4.0, 640_000.0]]
+    assert len(panel.containers) == 3
+
+
+def test_figure_6_needs_several_k_and_no_other_option() -> None:
+    others = [synthetic.run(enlca(2.0, m=16), identifier="m16")]
+    assert figure6(Setting([*runs(4.0), *others], []), []) is None
+    assert figure6(Setting([synthetic.run()], []), []) is None
+
+
+def test_without_a_baseline_there_are_no_intervals() -> None:
+    figure = figure6(Setting(runs(2.0, 4.0)[1:], []), [])
+    assert figure is not None
+    (axis,) = figure.axes
+    (bars,) = (c for c in axis.collections if hasattr(c, "get_segments"))
+    assert all(low[1] == high[1] for low, high in bars.get_segments())
+
+
+def over_m(*ms: int, seeds: int = 1, **options: Any) -> list[dict[str, Any]]:
+    """A baseline of 26 dB, and ENLCA of 26 + log2(m) / 10 dB on average."""
+    values = np.array([25.0, 26.0, 27.0])
+    found = [synthetic.run(seed=seed, values=list(values)) for seed in range(seeds)]
+    for m in ms:
+        variant = Variant("enlca", {"m": m, **options}).to_dict()
+        better = values + np.log2(m) / 10 + np.array([-0.1, 0, 0.1])
+        found += [
+            synthetic.run(variant, seed, list(better), identifier=f"enlca-m{m}-s{seed}")
+            for seed in range(seeds)
+        ]
+    return found
+
+
+def test_psnr_against_m_with_intervals_above_the_papers() -> None:
+    setting = Setting(over_m(16, 2, 128), [])
+    figure = psnr_m(setting)
+    assert figure is not None
+    ours, paper = figure.axes
+    assert ours.get_ylabel() == "PSNR (dB), Urban100 ×4"
+    assert ours.get_lines()[0].get_xydata().tolist() == [
+        [m, pytest.approx(26 + np.log2(m) / 10)] for m in (2, 16, 128)
+    ]
+    assert list(ours.get_lines()[-1].get_ydata()) == [26.0, 26.0]
+    (bars,) = (c for c in ours.collections if hasattr(c, "get_segments"))
+    for (low, high), m in zip(bars.get_segments(), (2, 16, 128), strict=True):
+        assert low[1] < 26 + np.log2(m) / 10 < high[1]
+        assert high[1] - low[1] == pytest.approx(0.2, abs=0.15)
+    printed = {int(r["m"]): float(r["psnr_db"]) for r in paper_table(4) if r["m"]}
+    assert dict(paper.get_lines()[0].get_xydata()) == printed
+    assert paper.get_lines()[0].get_fillstyle() == "none"
+    assert psnr_m(Setting(over_m(16), [])) is None
+    assert psnr_m(Setting(over_m(16, 2, k=2.0), [])) is None
+
+
+def test_paired_differences_show_every_image_and_the_tables_interval() -> None:
+    runs = over_m(16, 2, seeds=2) + [synthetic.run("NLA", s, [25.0, 26.5, 26.0]) for s in (0, 1)]
+    setting = Setting(runs, [])
+    figure = paired_figure(setting)
+    assert figure is not None
+    assert [axis.get_title() for axis in figure.axes] == [
+        "Set5 ×4 (3 images)",
+        "Urban100 ×4 (3 images)",
+    ]
+    first, axis = figure.axes
+    labels = [tick.get_text() for tick in first.get_yticklabels()]
+    assert labels == ["NLA", "ENLCA-m16", "ENLCA-m2"]
+    dots = [line for line in axis.get_lines() if line.get_marker() == "."]
+    assert [pytest.approx(line.get_xdata()) for line in dots] == [
+        [0, 0.5, -1.0],
+        [0.3, 0.4, 0.5],
+        [0.0, 0.1, 0.2],
+    ]
+    for row, line in enumerate(dots):  # dots stay in their own row, apart from each other
+        heights = line.get_ydata()
+        assert np.all(np.abs(heights - row) < 0.5)
+        assert len({*heights}) == len(heights)
+    bars = [c.get_segments() for c in axis.collections if hasattr(c, "get_segments")]
+    for (_, key), (((low, _), (high, _)),) in zip(setting.trained[1:], bars, strict=True):
+        summary = setting.summary(key, "Urban100")
+        assert summary is not None
+        assert (low, high) == pytest.approx((summary.low, summary.high))
+
+
+def test_paired_differences_need_a_baseline_of_the_same_seed() -> None:
+    assert paired_figure(Setting([synthetic.run("NLA")], [])) is None
+    assert paired_figure(Setting([synthetic.run(), synthetic.run("NLA", 1)], [])) is None
+
+
+def test_no_two_modules_look_alike() -> None:
+    styles = [style_of(name) for name in list_attentions()]
+    looks = {(s % len(COLOURS), s % len(MARKERS)) for s in [*styles, style_of("my.module:My")]}
+    assert len(looks) == len(styles) + 1
+    assert [style_of(name) for name in FAMILIES] == list(range(len(FAMILIES)))
