@@ -13,7 +13,6 @@ import hashlib
 import math
 import re
 import sys
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +37,7 @@ from .files import write_json
 from .images import read_image
 from .options import describe_command
 from .plotting import PAGE, claim_record, house_style, new_figure, save_figure
-from .settings import variant_key, variant_labels
+from .settings import distinct_labels
 from .train import to_tensor
 from .weights import TrainedNetwork, find_weights, load_weights
 
@@ -138,13 +137,9 @@ def correlation_maps(
         AttentionError: a position outside the image.
     """
     modules = [_attention(run, module) for run in runs]
-    variants = [run.architecture.variant.to_dict() for run in runs]
-    labels = variant_labels(variants)
-    names = [labels[variant_key(variant)] for variant in variants]
-    shared = Counter(names)
+    labels = distinct_labels([run.architecture.variant.to_dict() for run in runs])
     maps = []
-    for i, (run, attention) in enumerate(zip(runs, modules, strict=True), start=1):
-        label = names[i - 1] if shared[names[i - 1]] == 1 else f"{names[i - 1]}, run {i}"
+    for run, attention, label in zip(runs, modules, labels, strict=True):
         features = features_before(run.network, attention, lr)
         for kind, weights in _weights(attention, features, position):
             if not weights.isfinite().all():

@@ -65,6 +65,15 @@ def variant_labels(variants: Iterable[Mapping[str, Any]]) -> dict[str, str]:
     return labels
 
 
+def distinct_labels(variants: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Row label of each of a row of panels; those that several share are numbered."""
+    labels = variant_labels(variants)
+    names = [labels[variant_key(variant)] for variant in variants]
+    return [
+        name if names.count(name) == 1 else f"{name}, run {i}" for i, name in enumerate(names, 1)
+    ]
+
+
 def _untold_options(
     variant: Mapping[str, Any], namesakes: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:

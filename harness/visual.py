@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 import math
 import sys
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +37,7 @@ from .metrics import SSIM_WINDOW, Quality, psnr, quality, rgb_to_y, ssim
 from .options import describe_command
 from .plotting import PAGE, claim_record, house_style, new_figure, save_figure
 from .records import slug
-from .settings import variant_key, variant_labels
+from .settings import distinct_labels
 from .train import precision
 from .weights import TrainedNetwork, find_weights, load_weights
 
@@ -191,17 +190,6 @@ def compare(
     return Comparison(image.name, image.hr, top, left, size, spread, panels)
 
 
-def panel_labels(runs: Sequence[TrainedNetwork]) -> list[str]:
-    """Row labels of the runs; those that several share are numbered."""
-    variants = [run.architecture.variant.to_dict() for run in runs]
-    labels = variant_labels(variants)
-    names = [labels[variant_key(variant)] for variant in variants]
-    shared = Counter(names)
-    return [
-        name if shared[name] == 1 else f"{name}, run {i}" for i, name in enumerate(names, start=1)
-    ]
-
-
 def draw(comparisons: Sequence[Comparison]) -> Figure:
     """A block for each image: HR with the crop marked, then the crops, HR's first."""
     count = len(comparisons[0].panels) + 1
@@ -331,7 +319,7 @@ def main() -> None:
     claim_record(record, content)
     for run in runs:
         run.network.to(device)
-    labels = panel_labels(runs)
+    labels = distinct_labels([run.architecture.variant.to_dict() for run in runs])
     chosen: list[Comparison] = []
     with precision("float32", device), torch.inference_mode():
         for image in images:
