@@ -37,17 +37,11 @@ def write_report(record: Row, results: Path) -> list[Path]:
     Raises:
         UserError: a folder cannot be written.
     """
-    csv = results / "figures" / f"approximation-{record['id']}.csv"
-    write_text(csv, table(record))
-    return [csv, *save_figures(record, results / "figures")]
-
-
-def save_figures(record: Row, folder: Path) -> list[Path]:
-    """Write every figure as ``approximation-<id>-<name>.{png,pdf}``; returns the paths."""
     stem = f"approximation-{record['id']}"
-    paths = []
+    paths = [results / "figures" / f"{stem}.csv"]
+    write_text(paths[0], table(record))
     for name, figure in figures(record).items():
-        paths += save_figure(figure, folder / f"{stem}-{name}")
+        paths += save_figure(figure, results / "figures" / f"{stem}-{name}")
     return paths
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import tyro
 from matplotlib.figure import Figure
 
-from .approximation_report import save_figures
+from .approximation_report import figures as approximation_figures
 from .errors import UserError, command_line, usage_errors
 from .latency_tables import Bench, find_benches
 from .pareto_figures import pareto_gflops, pareto_latency
@@ -44,6 +44,29 @@ def setting_figures(
     yield from ((name, figure) for name, figure in drawn.items() if figure)
 
 
+def all_figures(results: Path) -> Iterator[tuple[Path, Figure]]:
+    """Every figure of a results folder, with its file's path, without suffix, in ``figures/``.
+
+    Raises:
+        UserError: no records, or a bad one.
+    """
+    kinds = ("run", "cost", "latency", "approximation", "scaling")
+    records = [load_records(results, kind) for kind in kinds]
+    if not any(records):
+        raise UserError(f"no records under {results / 'records'}; run python -m harness.run first")
+    runs, costs, latency, approximations, scaling = records
+    benches = find_benches(latency)
+    for setting in find_settings(runs, costs) if runs else []:
+        with house_style():
+            drawn = list(setting_figures(setting, approximations, benches))
+        yield from ((Path(setting.label) / name, figure) for name, figure in drawn)
+    for record in approximations:
+        for name, figure in approximation_figures(record).items():
+            yield Path(f"approximation-{record['id']}-{name}"), figure
+    for record in scaling:
+        yield Path(f"scaling-{record['id']}"), scaling_figure(record)
+
+
 @dataclass(frozen=True)
 class Options:
     """Draw all figures that need the records alone, as PNG and PDF."""
@@ -61,25 +84,10 @@ def write_figures(options: Options) -> list[Path]:
         UserError: no records, no figure that they suffice for, a bad record, or a folder that
             cannot be written.
     """
-    kinds = ("run", "cost", "latency", "approximation", "scaling")
-    records = [load_records(options.results, kind) for kind in kinds]
-    if not any(records):
-        raise UserError(
-            f"no records under {options.results / 'records'}; run python -m harness.run first"
-        )
-    runs, costs, latency, approximations, scaling = records
     output = options.output or options.results / "figures"
-    benches = find_benches(latency)
     paths = []
-    for setting in find_settings(runs, costs) if runs else []:
-        with house_style():
-            figures = list(setting_figures(setting, approximations, benches))
-        for name, figure in figures:
-            paths += save_figure(figure, output / setting.label / name)
-    for record in approximations:
-        paths += save_figures(record, output)
-    for record in scaling:
-        paths += save_figure(scaling_figure(record), output / f"scaling-{record['id']}")
+    for stem, figure in all_figures(options.results):
+        paths += save_figure(figure, output / stem)
     if not paths:
         raise UserError(
             f"the records under {options.results / 'records'} suffice for no figure: train "

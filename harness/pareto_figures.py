@@ -51,6 +51,37 @@ def pareto_front(points: Iterable[tuple[float, float]]) -> list[tuple[float, flo
     return front
 
 
+def gflops_points(setting: Setting) -> list[Point]:
+    """Trained variants by the GFLOPs of the core at 100x100, 64 channels, as the paper counts."""
+    costs = {key: cost["parts"]["core"]["paper_gflops"] for key, cost in setting.cost_of.items()}
+    return _points(setting, costs)
+
+
+def latency_points(setting: Setting, bench: Bench) -> list[Point]:
+    """Trained variants by mean latency in ms of the core's forward at 100x100, 64 channels."""
+    found = {key: bench.find(key, "core", "forward", 100)[0] for _, key in setting.trained}
+    return _points(setting, {key: row["mean_ms"] for key, row in found.items() if row})
+
+
+def paper_gflops_points() -> list[Point]:
+    """Table 4 of the paper: GFLOPs and PSNR on Urban100 x4."""
+    names = _paper_names()
+    return [
+        Point(names[row["method"]], row["method"], float(row["gflops"]), float(row["psnr_db"]))
+        for row in paper_table(4)
+        if row["psnr_db"] and row["method"] != "Baseline"
+    ]
+
+
+def paper_latency_points() -> list[Point]:
+    """Table 5 of the paper: latency at 100x100 in ms on an RTX 2080 Ti, and PSNR."""
+    names, column = _paper_names(), "latency_ms_100x100"
+    return [
+        Point(names[row["method"]], row["method"], float(row[column]), float(row["psnr_db"]))
+        for row in paper_table(5)
+    ]
+
+
 def pareto_gflops(setting: Setting) -> Figure | None:
     """PSNR against the GFLOPs of the core at 100x100, 64 channels, in the paper's convention.
 
@@ -60,15 +91,9 @@ def pareto_gflops(setting: Setting) -> Figure | None:
     Returns:
         None if fewer than two variants beside the baseline were trained and counted.
     """
-    costs = {key: cost["parts"]["core"]["paper_gflops"] for key, cost in setting.cost_of.items()}
-    names = _paper_names()
-    paper = [
-        Point(names[row["method"]], row["method"], float(row["gflops"]), float(row["psnr_db"]))
-        for row in paper_table(4)
-        if row["psnr_db"] and row["method"] != "Baseline"
-    ]
+    points, paper = gflops_points(setting), f"paper: {PAPER_NETWORK}"
     label = "core GFLOPs, 100×100, C = 64"
-    return _figure(setting, costs, paper, label, MEASURED, f"paper: {PAPER_NETWORK}", shared=True)
+    return _figure(setting, points, paper_gflops_points(), label, MEASURED, paper, shared=True)
 
 
 def pareto_latency(setting: Setting, bench: Bench) -> Figure | None:
@@ -76,22 +101,10 @@ def pareto_latency(setting: Setting, bench: Bench) -> Figure | None:
 
     As :func:`pareto_gflops`; the paper's latencies are of another device.
     """
-    found = {key: bench.find(key, "core", "forward", 100)[0] for _, key in setting.trained}
-    costs = {key: row["mean_ms"] for key, row in found.items() if row}
-    names = _paper_names()
-    paper = [
-        Point(
-            names[row["method"]],
-            row["method"],
-            float(row["latency_ms_100x100"]),
-            float(row["psnr_db"]),
-        )
-        for row in paper_table(5)
-    ]
+    points, paper = latency_points(setting, bench), f"paper: {PAPER_NETWORK}\nRTX 2080 Ti"
     measured = f"{MEASURED}\n{describe_machine(bench.records[-1]).partition(', torch')[0]}"
     label = f"core latency (ms), 100×100, C = 64, {bench.row['dtype']}"
-    printed = f"paper: {PAPER_NETWORK}\nRTX 2080 Ti"
-    return _figure(setting, costs, paper, label, measured, printed, shared=False)
+    return _figure(setting, points, paper_latency_points(), label, measured, paper, shared=False)
 
 
 def _paper_names() -> dict[str, str]:
@@ -100,7 +113,7 @@ def _paper_names() -> dict[str, str]:
 
 def _figure(
     setting: Setting,
-    costs: dict[str, float | None],
+    measured: Sequence[Point],
     paper: Sequence[Point],
     cost_label: str,
     measured_title: str,
@@ -109,11 +122,6 @@ def _figure(
     shared: bool,
 ) -> Figure | None:
     """Measured above, the paper's below, each with a PSNR axis of its own."""
-    measured = [
-        _point(label, key, cost, summary)
-        for label, key in plain_variants(setting)
-        if (cost := costs.get(key)) and (summary := setting.psnr_by_key.get(key))
-    ]
     if len(measured) < 2:
         return None
     printed = {row["method"]: row["psnr_db"] for row in paper_table(4)}
@@ -154,6 +162,14 @@ def _figure(
 def family_label(labels: Sequence[str]) -> str:
     """The common name of a module's variants: ``ENLCA`` of ENLCA-m2 and ENLCA-m16."""
     return labels[0] if len({*labels}) == 1 else labels[0].rpartition("-")[0]
+
+
+def _points(setting: Setting, costs: dict[str, float | None]) -> list[Point]:
+    return [
+        _point(label, key, cost, summary)
+        for label, key in plain_variants(setting)
+        if (cost := costs.get(key)) and (summary := setting.psnr_by_key.get(key))
+    ]
 
 
 def _point(label: str, key: str, cost: float, summary: Summary) -> Point:

@@ -63,25 +63,28 @@ def new_figure(width: float = COLUMN, height: float = 2.4) -> Figure:
 def save_figure(figure: Figure, stem: Path) -> list[Path]:
     """Write ``<stem>.png`` and ``<stem>.pdf``; returns both paths.
 
-    A PNG without pictures in it has a palette, which makes it a third of the size.
-
     Raises:
         UserError: the folder cannot be written.
     """
-    metadata = {"png": {"Software": None}, "pdf": {"CreationDate": None, "Producer": None}}
-    pictures = any(axes.images for axes in figure.axes)
     paths = []
-    for suffix, entries in metadata.items():
-        path = stem.with_name(f"{stem.name}.{suffix}")
-        drawn = io.BytesIO()
-        with house_style():
-            figure.savefig(drawn, format=suffix, metadata=entries)
-        content = drawn.getvalue()
-        if suffix == "png" and not pictures:
-            content = _with_palette(content)
+    for suffix in ("png", "pdf"):
+        path, content = stem.with_name(f"{stem.name}.{suffix}"), figure_bytes(figure, suffix)
         write_atomic(path, lambda file, content=content: file.write(content))  # type: ignore[misc]
         paths.append(path)
     return paths
+
+
+def figure_bytes(figure: Figure, suffix: str) -> bytes:
+    """The figure as ``png`` or ``pdf``.
+
+    A PNG without pictures in it has a palette, which makes it a third of the size.
+    """
+    metadata = {"png": {"Software": None}, "pdf": {"CreationDate": None, "Producer": None}}
+    drawn = io.BytesIO()
+    with house_style():
+        figure.savefig(drawn, format=suffix, metadata=metadata[suffix])
+    pictures = any(axes.images for axes in figure.axes)
+    return drawn.getvalue() if suffix == "pdf" or pictures else _with_palette(drawn.getvalue())
 
 
 def _with_palette(png: bytes) -> bytes:

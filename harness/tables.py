@@ -277,11 +277,11 @@ def build(
     return [*tables, ("", modules_table(settings, benches))]
 
 
-def write_tables(options: Options) -> list[tuple[Table, list[Path]]]:
-    """Build and write all tables; returns each with its files.
+def all_tables(options: Options) -> list[tuple[str, Table]]:
+    """Every table of a results folder, each with its folder ("" or the setting's).
 
     Raises:
-        UserError: no records, none of the preset, a bad record, or a folder that cannot be written.
+        UserError: no records, none of the preset, or a bad record.
     """
     kinds = ("run", "cost", "latency", "scaling", "speed", "redraw")
     records = [load_records(options.results, kind) for kind in kinds]
@@ -298,11 +298,19 @@ def write_tables(options: Options) -> list[tuple[Table, list[Path]]]:
                 f"no runs of preset {options.preset!r} under {options.results / 'records'}; "
                 f"there are runs of: {', '.join(found) or 'no preset'}"
             )
-    output = options.output or options.results / "tables"
     tables = build(runs, costs, latency) + [("", scaling_table(record)) for record in scaling]
     tables += [("", speed_table(rows)) for rows in find_speeds(speed)]
-    tables += [("", redraw_table(redraws))] if redraws else []
-    return [(table, write_table(table, output / folder)) for folder, table in tables]
+    return tables + ([("", redraw_table(redraws))] if redraws else [])
+
+
+def write_tables(options: Options) -> list[tuple[Table, list[Path]]]:
+    """Build and write all tables; returns each with its files.
+
+    Raises:
+        UserError: as :func:`all_tables`, or a folder that cannot be written.
+    """
+    output = options.output or options.results / "tables"
+    return [(table, write_table(table, output / folder)) for folder, table in all_tables(options)]
 
 
 @command_line
