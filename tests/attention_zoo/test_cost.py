@@ -99,6 +99,7 @@ OPTIONS = {
         "reduction": st.sampled_from([1, 2, 4]),
     },
     "shifted-window": {"window": st.integers(1, 12), "heads": st.sampled_from([1, 8])},
+    "performer": {"m": st.integers(1, 40), "reduction": st.sampled_from([1, 8])},
     "mdta": {"heads": st.sampled_from([1, 2, 8])},
     "channel-attention": {"squeeze": st.integers(1, 70)},
     "atd": {

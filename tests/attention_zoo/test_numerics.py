@@ -35,6 +35,7 @@ from attention_zoo.enla import (
 from attention_zoo.enlca import contrastive_loss
 from attention_zoo.mdta import TransposedAttention
 from attention_zoo.nlsa import NonLocalSparseAttention, hash_codes
+from attention_zoo.performer import PerformerAttention
 from attention_zoo.rcan import ChannelAttention
 from attention_zoo.window import WindowAttention
 from tests.reference import contrastive as contrastive_oracle
@@ -81,6 +82,7 @@ BOUNDS = {
     "mdta": Bound(3, 3, 2, "as window"),
     "channel-attention": Bound(2, 2, 1, "float32 throughout: the weight, and its product"),
     "atd": Bound(4, 4, 4, "as window; the mean of the token values, and the sum of both"),
+    "performer": Bound(1, 1, 2, "as enla"),
 }
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -152,8 +154,10 @@ def least_norm(x: Tensor, dims: int | tuple[int, int] = 1) -> float:
 def largest_score(module: Attention, q: Tensor, k: Tensor) -> float:
     """S of :class:`Bound`: no score, or exponent, is larger in magnitude, nor are its terms."""
     if isinstance(module, EfficientNonLocalAttention):
-        rows = module.projection.double().norm(dim=1).max().item()
-        return 2 * (rows * math.sqrt(module.k) + module.k / 2)
+        return 2 * (longest_row(module) * math.sqrt(module.k) + module.k / 2)
+    if isinstance(module, PerformerAttention):
+        lengths = [x / q.shape[1] ** 0.25 for x in (largest_norm(q), largest_norm(k))]
+        return 1 + sum(longest_row(module) * x + x**2 / 2 for x in lengths)
     if module.name == "nlsa":
         return largest_norm(q)
     if module.name == "conv":
@@ -197,8 +201,14 @@ def largest_gradients(
     d_score = 2 * at_a_position * v.double().abs().max().item()
     d_v = n * largest
     if isinstance(module, EfficientNonLocalAttention):
-        d_score *= module.projection.double().norm(dim=1).max().item() * math.sqrt(module.k)
+        d_score *= longest_row(module) * math.sqrt(module.k)
         return [d_score / least_norm(q), n * d_score / least_norm(k), d_v]
+    if isinstance(module, PerformerAttention):
+        root = q.shape[1] ** 0.25
+        by_q, by_k = (
+            d_score * (longest_row(module) + largest_norm(x) / root) / root for x in (q, k)
+        )
+        return [by_q, n * by_k, d_v]
     if module.name == "nlsa":
         return [d_score, n * d_score * largest_norm(q) / least_norm(k), d_v]
     by_q, by_k = d_score * largest_norm(k), n * d_score * largest_norm(q)
@@ -206,6 +216,10 @@ def largest_gradients(
         d_cosine = 2 * at_a_position * largest_token_value(module) * largest_scale(module)
         by_q += d_cosine / least_norm(q)
     return [by_q, by_k, d_v]
+
+
+def longest_row(module: EfficientNonLocalAttention | PerformerAttention) -> float:
+    return module.projection.double().norm(dim=1).max().item()
 
 
 def largest_gain(module: Attention) -> float:

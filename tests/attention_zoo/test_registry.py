@@ -33,6 +33,7 @@ BUILT_IN = [
     "nla",
     "nlsa",
     "none",
+    "performer",
     "region",
     "shifted-window",
     "window",
@@ -111,6 +112,7 @@ def test_every_module_names_its_source_and_complexity(name: str) -> None:
         ("mdta", {"heads": 2}, "MDTA"),
         ("channel-attention", {}, "RCAN CA"),
         ("atd", {}, "ATD"),
+        ("performer", {"m": 64}, "Performer-m64"),
     ],
 )
 def test_labels(name: str, options: dict[str, float], label: str) -> None:
