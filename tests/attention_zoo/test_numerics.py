@@ -21,6 +21,7 @@ from attention_zoo import (
     find_attention,
     list_attentions,
 )
+from attention_zoo.agent import AgentAttention, regions
 from attention_zoo.atd import (
     AdaptiveTokenDictionaryAttention,
     token_attention,
@@ -35,6 +36,7 @@ from attention_zoo.enla import (
 from attention_zoo.enlca import contrastive_loss
 from attention_zoo.mdta import TransposedAttention
 from attention_zoo.nlsa import NonLocalSparseAttention, hash_codes
+from attention_zoo.nystrom import NystromAttention, landmark_inverse, landmarks
 from attention_zoo.performer import PerformerAttention
 from attention_zoo.rcan import ChannelAttention
 from attention_zoo.window import WindowAttention
@@ -83,6 +85,8 @@ BOUNDS = {
     "channel-attention": Bound(2, 2, 1, "float32 throughout: the weight, and its product"),
     "atd": Bound(4, 4, 4, "as window; the mean of the token values, and the sum of both"),
     "performer": Bound(1, 1, 2, "as enla"),
+    "nystrom": Bound(3, 3, 8, "as agent; what the pseudo-inverse magnifies is in gain and growth"),
+    "agent": Bound(3, 3, 4, "a mean of means, a depthwise convolution, and the sum of both"),
 }
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -169,7 +173,12 @@ def largest_score(module: Attention, q: Tensor, k: Tensor) -> float:
         return entering + module.up.bias.double().abs().max().item()
     if isinstance(module, TransposedAttention):
         return module.temperature.double().abs().max().item()
+    if isinstance(module, AgentAttention):
+        longest = largest_norm(q)
+        return longest * max(longest, largest_norm(k)) / math.sqrt(q.shape[1])
     score = largest_norm(q) * largest_norm(k)
+    if isinstance(module, NystromAttention):
+        return magnified(module, q) * score / math.sqrt(q.shape[1])
     if isinstance(module, WindowAttention):
         d = q.shape[1] / module.bias.shape[0]
         return score / math.sqrt(d) + module.bias.double().abs().max().item()
@@ -185,7 +194,7 @@ def largest_gradients(
     if module.name == "none":
         return [0.0, 0.0, 0.0]
     n = SIZE[0] * SIZE[1]
-    gain = largest_gain(module)
+    gain = largest_gain(module, q, k)
     largest = gain * gradient.double().abs().max().item()
     at_a_position = gain * gradient.double().abs().sum(1).max().item()
     if module.name == "conv":
@@ -209,6 +218,12 @@ def largest_gradients(
             d_score * (longest_row(module) + largest_norm(x) / root) / root for x in (q, k)
         )
         return [by_q, n * by_k, d_v]
+    if isinstance(module, AgentAttention | NystromAttention):
+        of_q, of_k = (d_score * largest_norm(x) / math.sqrt(q.shape[1]) for x in (q, k))
+        pooled = 4 * n * (of_q + of_k)  # a position is part of four regions at most
+        if isinstance(module, NystromAttention):
+            return [*[magnified(module, q) * (max(of_q, of_k) + pooled)] * 2, d_v]
+        return [of_q + pooled, n * of_q, d_v]
     if module.name == "nlsa":
         return [d_score, n * d_score * largest_norm(q) / least_norm(k), d_v]
     by_q, by_k = d_score * largest_norm(k), n * d_score * largest_norm(q)
@@ -222,14 +237,32 @@ def longest_row(module: EfficientNonLocalAttention | PerformerAttention) -> floa
     return module.projection.double().norm(dim=1).max().item()
 
 
-def largest_gain(module: Attention) -> float:
-    """By how much the convolution that ends some modules can magnify values and gradients."""
-    last = last_convolution(module)
-    return 1.0 if last is None else max(1.0, *largest_sums(last.weight))
+def magnified(module: NystromAttention, q: Tensor) -> float:
+    """What the iteration for the pseudo-inverse makes of an error of the weights of landmarks."""
+    return (13 / 4) ** module.steps * math.prod(regions(module.grid, *q.shape[2:]))
+
+
+def largest_gain(module: Attention, q: Tensor, k: Tensor) -> float:
+    """By how much the convolution of some modules can magnify values and gradients.
+
+    With Nyström attention, the pseudo-inverse too: that of float32 and that of float64.
+    """
+    last, gain = last_convolution(module), 1.0
+    if isinstance(module, NystromAttention):
+        for dtype in (torch.float32, torch.float64):
+            of_q, of_k = (landmarks(x.detach().to(dtype), module.grid) for x in (q, k))
+            inverse = landmark_inverse(of_q, of_k, module.steps)
+            gain = max(gain, inverse.abs().sum(2).max().item())
+    if last is None:
+        return gain
+    if last.groups > 1:  # depthwise, of the values, added to the attention
+        return gain + largest_sums(last.weight)[0]
+    return max(1.0, *largest_sums(last.weight))
 
 
 def last_convolution(module: Attention) -> torch.nn.Conv2d | None:
-    return getattr(module, "conv", None) or getattr(module, "output", None)
+    names = ("conv", "output", "local")
+    return next((found for name in names if (found := getattr(module, name, None))), None)
 
 
 def largest_sums(weight: Tensor) -> tuple[float, float]:
@@ -251,6 +284,9 @@ def growth(module: Attention, q: Tensor, k: Tensor) -> float:
     terms = q.shape[1]
     if isinstance(module, TransposedAttention | ChannelAttention):
         terms += q.shape[2] * q.shape[3]  # sums over positions
+    if isinstance(module, AgentAttention | NystromAttention):  # sums over those of a region
+        cells = regions(module.grid, *q.shape[2:])
+        terms += math.prod(length // n + 2 for length, n in zip(q.shape[2:], cells, strict=True))
     exponent = 2 * (terms + 4) * 2**-24 * largest_score(module, q, k)
     return math.expm1(min(600.0, exponent))
 
@@ -298,11 +334,12 @@ def test_error_of_attend_is_bounded(
     u, floor = torch.finfo(dtype).eps / 2, torch.finfo(dtype).eps * torch.finfo(dtype).tiny
     alone = module.project(v)[0] is module.project(v)[2]  # it sees its value alone
     change = growth(module, v, v) if alone else growth(module, q, k)
-    largest = v.double().abs().max().item() * largest_gain(module)
+    gain = largest_gain(module, q, k)
+    largest = v.double().abs().max().item() * gain
     last = last_convolution(module)
     if last is not None and last.bias is not None:
         largest += last.bias.double().abs().max().item()
-    flushed = 0 if last is None else 2**-126 * largest_gain(module)
+    flushed = 0 if last is None else 2**-126 * gain
     if isinstance(module, AdaptiveTokenDictionaryAttention):
         largest += largest_token_value(module)
     assert out.dtype == dtype

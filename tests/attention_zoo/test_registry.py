@@ -23,6 +23,7 @@ from attention_zoo import (
 )
 
 BUILT_IN = [
+    "agent",
     "atd",
     "channel-attention",
     "conv",
@@ -33,6 +34,7 @@ BUILT_IN = [
     "nla",
     "nlsa",
     "none",
+    "nystrom",
     "performer",
     "region",
     "shifted-window",
@@ -111,7 +113,9 @@ def test_every_module_names_its_source_and_complexity(name: str) -> None:
         ("shifted-window", {}, "Shifted window-w8"),
         ("mdta", {"heads": 2}, "MDTA"),
         ("channel-attention", {}, "RCAN CA"),
+        ("agent", {"grid": 3}, "Agent-3x3"),
         ("atd", {}, "ATD"),
+        ("nystrom", {}, "Nyström-8x8"),
         ("performer", {"m": 64}, "Performer-m64"),
     ],
 )
