@@ -109,6 +109,8 @@ OPTIONS = {
         "skip": st.booleans(),
         "reduction": st.sampled_from([1, 8]),
     },
+    "focused-linear": {"focus": st.floats(1, 6), "reduction": st.sampled_from([1, 8])},
+    "nla-flash": {"reduction": st.sampled_from([1, 2, 4]), "released": st.booleans()},
     "mdta": {"heads": st.sampled_from([1, 2, 8])},
     "channel-attention": {"squeeze": st.integers(1, 70)},
     "atd": {

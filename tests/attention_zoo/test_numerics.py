@@ -34,6 +34,7 @@ from attention_zoo.enla import (
     random_feature_attention,
 )
 from attention_zoo.enlca import contrastive_loss
+from attention_zoo.focused_linear import FocusedLinearAttention, focused_features
 from attention_zoo.mdta import TransposedAttention
 from attention_zoo.nlsa import NonLocalSparseAttention, hash_codes
 from attention_zoo.nystrom import NystromAttention, landmark_inverse, landmarks
@@ -86,6 +87,8 @@ BOUNDS = {
     "atd": Bound(4, 4, 4, "as window; the mean of the token values, and the sum of both"),
     "performer": Bound(1, 1, 2, "as enla"),
     "nystrom": Bound(3, 3, 8, "as agent; what the pseudo-inverse magnifies is in gain and growth"),
+    "focused-linear": Bound(3, 3, 2, "sums of positive terms, a depthwise convolution, both added"),
+    "nla-flash": Bound(2, 1, 2, "as nla"),
     "agent": Bound(3, 3, 4, "a mean of means, a depthwise convolution, and the sum of both"),
 }
 
@@ -166,6 +169,8 @@ def largest_score(module: Attention, q: Tensor, k: Tensor) -> float:
         return largest_norm(q)
     if module.name == "conv":
         return 9.0  # taps
+    if isinstance(module, FocusedLinearAttention):
+        return module.focus + 1
     if isinstance(module, ChannelAttention):
         hidden = largest_sums(module.down.weight)[0] * q.double().abs().max().item()
         hidden += module.down.bias.double().abs().max().item()
@@ -224,6 +229,14 @@ def largest_gradients(
         if isinstance(module, NystromAttention):
             return [*[magnified(module, q) * (max(of_q, of_k) + pooled)] * 2, d_v]
         return [of_q + pooled, n * of_q, d_v]
+    if isinstance(module, FocusedLinearAttention):
+        c, (queries, keys) = q.shape[1], (x.detach().double() for x in (q, k))
+        powers, lengths = focused_features(keys, module.focus)
+        sums = (powers * lengths).sum(2)  # the least is in every query's normaliser
+        least, most = sums.min().item(), sums.max().item()
+        of_q = 2 * c * module.focus * most / least / queries.amax(1).clamp_min(1e-6).min().item()
+        of_k = 2 * c**1.5 * (module.focus + 1) / least
+        return [d_score * of_q, n * d_score * of_k, d_v]
     if module.name == "nlsa":
         return [d_score, n * d_score * largest_norm(q) / least_norm(k), d_v]
     by_q, by_k = d_score * largest_norm(k), n * d_score * largest_norm(q)
@@ -282,7 +295,7 @@ def largest_scale(module: AdaptiveTokenDictionaryAttention) -> float:
 def growth(module: Attention, q: Tensor, k: Tensor) -> float:
     """Relative change of weights by the rounding of scores, see :class:`Bound`."""
     terms = q.shape[1]
-    if isinstance(module, TransposedAttention | ChannelAttention):
+    if isinstance(module, TransposedAttention | ChannelAttention | FocusedLinearAttention):
         terms += q.shape[2] * q.shape[3]  # sums over positions
     if isinstance(module, AgentAttention | NystromAttention):  # sums over those of a region
         cells = regions(module.grid, *q.shape[2:])
