@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from attention_zoo import create_attention, list_attentions
+from attention_zoo.nystrom import NystromAttention
 from tests.reference.cases import counted_macs
 
 TABLE_4 = [
@@ -99,6 +101,16 @@ OPTIONS = {
         "reduction": st.sampled_from([1, 2, 4]),
     },
     "shifted-window": {"window": st.integers(1, 12), "heads": st.sampled_from([1, 8])},
+    "performer": {"m": st.integers(1, 40), "reduction": st.sampled_from([1, 8])},
+    "agent": {"grid": st.integers(1, 9), "reduction": st.sampled_from([1, 8])},
+    "nystrom": {
+        "grid": st.integers(1, 9),
+        "steps": st.integers(1, 7),
+        "skip": st.booleans(),
+        "reduction": st.sampled_from([1, 8]),
+    },
+    "focused-linear": {"focus": st.floats(1, 6), "reduction": st.sampled_from([1, 8])},
+    "nla-flash": {"reduction": st.sampled_from([1, 2, 4]), "released": st.booleans()},
     "mdta": {"heads": st.sampled_from([1, 2, 8])},
     "channel-attention": {"squeeze": st.integers(1, 70)},
     "atd": {
@@ -141,6 +153,9 @@ def test_costs_grow_with_the_area_and_are_whole_numbers(name: str) -> None:
     module = create_attention(name, channels=16)
     small, large = module.cost(24, 36), module.cost(48, 72)  # whole chunks of NLSA
     fixed = module.cost(0, 0)  # what works on no position: weights of channels, learned tokens
+    if isinstance(module, NystromAttention):  # and what landmarks do among themselves
+        macs = module.landmark_macs(module.grid**2)
+        fixed = replace(fixed, core=macs, executed=macs)
     for part in ("projections", "core", "executed", "module"):
         of_small, of_large = (getattr(cost, part) - getattr(fixed, part) for cost in (small, large))
         assert of_large >= 4 * of_small

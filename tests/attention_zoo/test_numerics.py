@@ -21,6 +21,7 @@ from attention_zoo import (
     find_attention,
     list_attentions,
 )
+from attention_zoo.agent import AgentAttention, regions
 from attention_zoo.atd import (
     AdaptiveTokenDictionaryAttention,
     token_attention,
@@ -33,8 +34,11 @@ from attention_zoo.enla import (
     random_feature_attention,
 )
 from attention_zoo.enlca import contrastive_loss
+from attention_zoo.focused_linear import FocusedLinearAttention, focused_features
 from attention_zoo.mdta import TransposedAttention
 from attention_zoo.nlsa import NonLocalSparseAttention, hash_codes
+from attention_zoo.nystrom import NystromAttention, landmark_inverse, landmarks
+from attention_zoo.performer import PerformerAttention
 from attention_zoo.rcan import ChannelAttention
 from attention_zoo.window import WindowAttention
 from tests.reference import contrastive as contrastive_oracle
@@ -81,6 +85,11 @@ BOUNDS = {
     "mdta": Bound(3, 3, 2, "as window"),
     "channel-attention": Bound(2, 2, 1, "float32 throughout: the weight, and its product"),
     "atd": Bound(4, 4, 4, "as window; the mean of the token values, and the sum of both"),
+    "performer": Bound(1, 1, 2, "as enla"),
+    "nystrom": Bound(3, 3, 8, "as agent; what the pseudo-inverse magnifies is in gain and growth"),
+    "focused-linear": Bound(3, 3, 2, "sums of positive terms, a depthwise convolution, both added"),
+    "nla-flash": Bound(2, 1, 2, "as nla"),
+    "agent": Bound(3, 3, 4, "a mean of means, a depthwise convolution, and the sum of both"),
 }
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -152,12 +161,16 @@ def least_norm(x: Tensor, dims: int | tuple[int, int] = 1) -> float:
 def largest_score(module: Attention, q: Tensor, k: Tensor) -> float:
     """S of :class:`Bound`: no score, or exponent, is larger in magnitude, nor are its terms."""
     if isinstance(module, EfficientNonLocalAttention):
-        rows = module.projection.double().norm(dim=1).max().item()
-        return 2 * (rows * math.sqrt(module.k) + module.k / 2)
+        return 2 * (longest_row(module) * math.sqrt(module.k) + module.k / 2)
+    if isinstance(module, PerformerAttention):
+        lengths = [x / q.shape[1] ** 0.25 for x in (largest_norm(q), largest_norm(k))]
+        return 1 + sum(longest_row(module) * x + x**2 / 2 for x in lengths)
     if module.name == "nlsa":
         return largest_norm(q)
     if module.name == "conv":
         return 9.0  # taps
+    if isinstance(module, FocusedLinearAttention):
+        return module.focus + 1
     if isinstance(module, ChannelAttention):
         hidden = largest_sums(module.down.weight)[0] * q.double().abs().max().item()
         hidden += module.down.bias.double().abs().max().item()
@@ -165,7 +178,12 @@ def largest_score(module: Attention, q: Tensor, k: Tensor) -> float:
         return entering + module.up.bias.double().abs().max().item()
     if isinstance(module, TransposedAttention):
         return module.temperature.double().abs().max().item()
+    if isinstance(module, AgentAttention):
+        longest = largest_norm(q)
+        return longest * max(longest, largest_norm(k)) / math.sqrt(q.shape[1])
     score = largest_norm(q) * largest_norm(k)
+    if isinstance(module, NystromAttention):
+        return magnified(module, q) * score / math.sqrt(q.shape[1])
     if isinstance(module, WindowAttention):
         d = q.shape[1] / module.bias.shape[0]
         return score / math.sqrt(d) + module.bias.double().abs().max().item()
@@ -181,7 +199,7 @@ def largest_gradients(
     if module.name == "none":
         return [0.0, 0.0, 0.0]
     n = SIZE[0] * SIZE[1]
-    gain = largest_gain(module)
+    gain = largest_gain(module, q, k)
     largest = gain * gradient.double().abs().max().item()
     at_a_position = gain * gradient.double().abs().sum(1).max().item()
     if module.name == "conv":
@@ -197,8 +215,28 @@ def largest_gradients(
     d_score = 2 * at_a_position * v.double().abs().max().item()
     d_v = n * largest
     if isinstance(module, EfficientNonLocalAttention):
-        d_score *= module.projection.double().norm(dim=1).max().item() * math.sqrt(module.k)
+        d_score *= longest_row(module) * math.sqrt(module.k)
         return [d_score / least_norm(q), n * d_score / least_norm(k), d_v]
+    if isinstance(module, PerformerAttention):
+        root = q.shape[1] ** 0.25
+        by_q, by_k = (
+            d_score * (longest_row(module) + largest_norm(x) / root) / root for x in (q, k)
+        )
+        return [by_q, n * by_k, d_v]
+    if isinstance(module, AgentAttention | NystromAttention):
+        of_q, of_k = (d_score * largest_norm(x) / math.sqrt(q.shape[1]) for x in (q, k))
+        pooled = 4 * n * (of_q + of_k)  # a position is part of four regions at most
+        if isinstance(module, NystromAttention):
+            return [*[magnified(module, q) * (max(of_q, of_k) + pooled)] * 2, d_v]
+        return [of_q + pooled, n * of_q, d_v]
+    if isinstance(module, FocusedLinearAttention):
+        c, (queries, keys) = q.shape[1], (x.detach().double() for x in (q, k))
+        powers, lengths = focused_features(keys, module.focus)
+        sums = (powers * lengths).sum(2)  # the least is in every query's normaliser
+        least, most = sums.min().item(), sums.max().item()
+        of_q = 2 * c * module.focus * most / least / queries.amax(1).clamp_min(1e-6).min().item()
+        of_k = 2 * c**1.5 * (module.focus + 1) / least
+        return [d_score * of_q, n * d_score * of_k, d_v]
     if module.name == "nlsa":
         return [d_score, n * d_score * largest_norm(q) / least_norm(k), d_v]
     by_q, by_k = d_score * largest_norm(k), n * d_score * largest_norm(q)
@@ -208,14 +246,36 @@ def largest_gradients(
     return [by_q, by_k, d_v]
 
 
-def largest_gain(module: Attention) -> float:
-    """By how much the convolution that ends some modules can magnify values and gradients."""
-    last = last_convolution(module)
-    return 1.0 if last is None else max(1.0, *largest_sums(last.weight))
+def longest_row(module: EfficientNonLocalAttention | PerformerAttention) -> float:
+    return module.projection.double().norm(dim=1).max().item()
+
+
+def magnified(module: NystromAttention, q: Tensor) -> float:
+    """What the iteration for the pseudo-inverse makes of an error of the weights of landmarks."""
+    return (13 / 4) ** module.steps * math.prod(regions(module.grid, *q.shape[2:]))
+
+
+def largest_gain(module: Attention, q: Tensor, k: Tensor) -> float:
+    """By how much the convolution of some modules can magnify values and gradients.
+
+    With Nyström attention, the pseudo-inverse too: that of float32 and that of float64.
+    """
+    last, gain = last_convolution(module), 1.0
+    if isinstance(module, NystromAttention):
+        for dtype in (torch.float32, torch.float64):
+            of_q, of_k = (landmarks(x.detach().to(dtype), module.grid) for x in (q, k))
+            inverse = landmark_inverse(of_q, of_k, module.steps)
+            gain = max(gain, inverse.abs().sum(2).max().item())
+    if last is None:
+        return gain
+    if last.groups > 1:  # depthwise, of the values, added to the attention
+        return gain + largest_sums(last.weight)[0]
+    return max(1.0, *largest_sums(last.weight))
 
 
 def last_convolution(module: Attention) -> torch.nn.Conv2d | None:
-    return getattr(module, "conv", None) or getattr(module, "output", None)
+    names = ("conv", "output", "local")
+    return next((found for name in names if (found := getattr(module, name, None))), None)
 
 
 def largest_sums(weight: Tensor) -> tuple[float, float]:
@@ -235,8 +295,11 @@ def largest_scale(module: AdaptiveTokenDictionaryAttention) -> float:
 def growth(module: Attention, q: Tensor, k: Tensor) -> float:
     """Relative change of weights by the rounding of scores, see :class:`Bound`."""
     terms = q.shape[1]
-    if isinstance(module, TransposedAttention | ChannelAttention):
+    if isinstance(module, TransposedAttention | ChannelAttention | FocusedLinearAttention):
         terms += q.shape[2] * q.shape[3]  # sums over positions
+    if isinstance(module, AgentAttention | NystromAttention):  # sums over those of a region
+        cells = regions(module.grid, *q.shape[2:])
+        terms += math.prod(length // n + 2 for length, n in zip(q.shape[2:], cells, strict=True))
     exponent = 2 * (terms + 4) * 2**-24 * largest_score(module, q, k)
     return math.expm1(min(600.0, exponent))
 
@@ -284,11 +347,12 @@ def test_error_of_attend_is_bounded(
     u, floor = torch.finfo(dtype).eps / 2, torch.finfo(dtype).eps * torch.finfo(dtype).tiny
     alone = module.project(v)[0] is module.project(v)[2]  # it sees its value alone
     change = growth(module, v, v) if alone else growth(module, q, k)
-    largest = v.double().abs().max().item() * largest_gain(module)
+    gain = largest_gain(module, q, k)
+    largest = v.double().abs().max().item() * gain
     last = last_convolution(module)
     if last is not None and last.bias is not None:
         largest += last.bias.double().abs().max().item()
-    flushed = 0 if last is None else 2**-126 * largest_gain(module)
+    flushed = 0 if last is None else 2**-126 * gain
     if isinstance(module, AdaptiveTokenDictionaryAttention):
         largest += largest_token_value(module)
     assert out.dtype == dtype

@@ -23,16 +23,21 @@ from attention_zoo import (
 )
 
 BUILT_IN = [
+    "agent",
     "atd",
     "channel-attention",
     "conv",
     "criss-cross",
     "enla",
     "enlca",
+    "focused-linear",
     "mdta",
     "nla",
+    "nla-flash",
     "nlsa",
     "none",
+    "nystrom",
+    "performer",
     "region",
     "shifted-window",
     "window",
@@ -110,7 +115,12 @@ def test_every_module_names_its_source_and_complexity(name: str) -> None:
         ("shifted-window", {}, "Shifted window-w8"),
         ("mdta", {"heads": 2}, "MDTA"),
         ("channel-attention", {}, "RCAN CA"),
+        ("agent", {"grid": 3}, "Agent-3x3"),
         ("atd", {}, "ATD"),
+        ("focused-linear", {}, "Focused linear-p3"),
+        ("nla-flash", {}, "NLA (flash)"),
+        ("nystrom", {}, "Nyström-8x8"),
+        ("performer", {"m": 64}, "Performer-m64"),
     ],
 )
 def test_labels(name: str, options: dict[str, float], label: str) -> None:
