@@ -10,18 +10,26 @@ from typing import Any
 from harness.records import load_records
 from harness.tables import Options, write_tables
 
-#: ENLCA redraws its projections every second forward and every third step, and counts both.
-MODULE = ("--attn", "enlca", "--m", "4", "--redraw-every", "2", "--steps-per-epoch", "3")
-
 
 def words(
-    images: Path, results: Path, *, steps: int, save_every: float, seed: int = 0
+    images: Path,
+    results: Path,
+    *,
+    steps: int,
+    save_every: float,
+    seed: int = 0,
+    redraw_every: int = 2,
 ) -> list[str]:
-    """Options of a tiny main job."""
+    """Options of a tiny main job: ENLCA redraws its projections every third step, an epoch.
+
+    And every ``redraw_every`` forwards, which it counts.
+    """
+    module = ["--attn", "enlca", "--m", "4", "--redraw-every", str(redraw_every)]
+    module += ["--steps-per-epoch", "3"]
     sizes = ["--blocks", "4", "--channels", "8", "--batch", "2", "--patch", "8"]
     times = ["--steps", str(steps), "--save-every", str(save_every), "--seeds", str(seed)]
     places = ["--data", str(images), "--results", str(results), "--device", "cpu", "--threads", "1"]
-    return [*MODULE, *sizes, *times, *places, "--skip-latency"]
+    return [*module, *sizes, *times, *places, "--skip-latency"]
 
 
 def command(images: Path, results: Path, **values: Any) -> list[str]:

@@ -1,17 +1,21 @@
 """A run killed at any moment and started again ends like one that nothing disturbed.
 
 ``SURVIVAL_KILLS=200 pytest -m slow -s -k random tests/harness/test_survival.py`` is the longer
-campaign.
+campaign; ``SURVIVAL_SEED=1`` gives another one.
 """
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +25,19 @@ import torch
 from harness import run
 from harness.config import StartConfig
 from harness.data import find_data
+from tests.harness import killable, survival
 from tests.harness.conftest import write_image
-from tests.harness.survival import command, differences, outcome
+from tests.harness.killable import PHASES, watch_changes
+from tests.harness.survival import differences, outcome
 from tests.harness.tiny import make_config
 
+ROOT = Path(__file__).parents[2]
+Process = subprocess.Popen[str]
+
 #: Kills of the campaign with real processes.
-KILLS = int(os.environ.get("SURVIVAL_KILLS", "25"))
+KILLS = int(os.environ.get("SURVIVAL_KILLS", "26"))
 
 # -- before every single change of the file system ------------------------------------------------
-
-_CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.truncate"}
 
 
 def _run(images: Path, results: Path) -> None:
@@ -66,19 +73,7 @@ def _in_child(images: Path, results: Path, kill_at: int | None = None) -> int:
                 os.kill(os.getpid(), signal.SIGKILL)
             changes += 1
 
-        def hook(event: str, arguments: tuple[Any, ...]) -> None:
-            writes = event == "open" and arguments[2] and arguments[2] & (os.O_WRONLY | os.O_RDWR)
-            if (writes or event in _CHANGES) and str(arguments[0]).startswith(str(results)):
-                count()
-
-        sync = os.fsync
-
-        def counted_sync(descriptor: int) -> None:
-            count()
-            sync(descriptor)
-
-        os.fsync = counted_sync
-        sys.addaudithook(hook)
+        watch_changes(results, count)
         _run(images, results)
         (results.parent / "changes").write_text(str(changes))
         status = 0
@@ -136,62 +131,84 @@ def more_images(tmp_path: Path) -> Path:
     return folder
 
 
+def _start(folder: Path, words: list[str], kill_in: str = "", kill_at: int = -1) -> Process:
+    """The main job under ``folder``, with an image cache of its own; see killable.py."""
+    folder.mkdir(exist_ok=True)
+    return subprocess.Popen(
+        [sys.executable, killable.__file__, str(folder), kill_in, str(kill_at), *words],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        # Somebody may commit while this goes on, and records hold the commit: git finds none here.
+        env=os.environ
+        | {"GIT_DIR": os.devnull, "SR_CACHE": str(folder / "cache"), "PYTHONPATH": str(ROOT)},
+    )
+
+
+def _kill(process: Process, folder: Path, phase: str, seconds: float) -> None:
+    """Kill it so long after it came to the phase for the first time, unless it ends before."""
+    begun = math.inf
+    while process.poll() is None and time.monotonic() < begun + seconds:
+        if begun == math.inf and _phase(folder) == phase:
+            begun = time.monotonic()
+        time.sleep(0.0005)
+    process.kill()
+
+
+def _phase(folder: Path) -> str:
+    """How far a process is, or was when it was killed."""
+    try:
+        return PHASES[(folder / "phase").read_bytes()[0]]
+    except (OSError, IndexError):  # it has only just begun
+        return PHASES[0]
+
+
 @pytest.mark.slow
-def test_killed_at_random_moments(more_images: Path, tmp_path: Path) -> None:
-    """Real processes, from their start on: imports, training, saving, evaluation, counting."""
-    seed = int(os.environ.get("SURVIVAL_SEED", "0"))
-    chance = random.Random(seed)
-    values = {"steps": 60, "save_every": 0}
-    start = time.monotonic()
-    _finish(command(more_images, tmp_path / "whole", **values))
-    duration = time.monotonic() - start
-    expected = outcome(tmp_path / "whole")
-    kills = runs = 0
-    phases: dict[str, int] = {}
-    while kills < KILLS:
-        results = tmp_path / f"killed-{runs}"
-        words = command(more_images, results, **values)
-        while _phase(results) != "done" and kills < KILLS:
-            process = subprocess.Popen(
-                words,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                text=True,
-                env=_environment(),
-            )
-            try:
-                _, told = process.communicate(timeout=chance.uniform(0, duration))
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.communicate()
-                kills += 1
-                phase = _phase(results)
-                phases[phase] = phases.get(phase, 0) + 1
-            else:
-                assert process.returncode == 0, told
-        _finish(words)
-        assert not differences(outcome(results), expected), f"run {runs} of seed {seed}"
-        runs += 1
-        print(f"{kills} kills in {runs} runs, all ended with the same bits; killed: {phases}")
+@pytest.mark.parametrize("redraw_every", [0, 2])
+def test_killed_at_random_moments(redraw_every: int, more_images: Path, tmp_path: Path) -> None:
+    """Real processes, from their start on, half at any time, half before a change of a file.
 
+    Projections are redrawn every epoch, and in one of the two campaigns every second forward too.
+    """
+    chance = random.Random(f"{os.environ.get('SURVIVAL_SEED', '0')} {redraw_every}")
 
-def _environment() -> dict[str, str]:
-    """Somebody may commit while this goes on, and records hold the commit: git finds none here."""
-    return os.environ | {"GIT_DIR": os.devnull}
+    def words(folder: Path) -> list[str]:
+        values = {"steps": 40, "save_every": 0, "redraw_every": redraw_every}
+        return survival.words(more_images, folder / "results", **values)
 
-
-def _finish(words: list[str]) -> None:
-    subprocess.run(words, check=True, capture_output=True, env=_environment())
-
-
-def _phase(results: Path) -> str:
-    """How far a killed run had come, by its files."""
-    if list(results.glob("records/costs/*.json")):
-        return "done"
-    if list(results.glob("records/runs/*.json")):
-        return "counting"
-    if list(results.glob("runs/*/weights.safetensors")):
-        return "evaluating"
-    if list(results.glob("runs/*/state-*.safetensors")):
-        return "training"
-    return "starting"
+    whole = tmp_path / "whole"
+    process = _start(whole, words(whole))
+    _, told = process.communicate()
+    assert process.returncode == 0, told
+    measured = json.loads((whole / "measured.json").read_text())
+    expected = outcome(whole / "results")
+    kills: Counter[str] = Counter()
+    runs, wrong, ended = 0, [], True
+    while kills.total() < KILLS / 2 or not ended:
+        if ended:
+            runs += 1
+            folder = tmp_path / f"killed-{runs}"
+        phase = chance.choice(PHASES)
+        changes, seconds = measured["changes"][phase], measured["seconds"][phase]
+        if kills.total() >= KILLS / 2:
+            process = _start(folder, words(folder))
+        elif changes and chance.random() < 0.5:
+            process = _start(folder, words(folder), phase, chance.randrange(changes))
+            process.wait()
+        else:
+            process = _start(folder, words(folder))
+            _kill(process, folder, phase, chance.uniform(0, seconds))
+        _, told = process.communicate()
+        assert process.returncode in (0, -signal.SIGKILL), told
+        ended = process.returncode == 0
+        if not ended:
+            kills[_phase(folder)] += 1
+            continue
+        wrong += [f"run {runs} {x}" for x in differences(outcome(folder / "results"), expected)]
+        shutil.rmtree(folder)
+        print(
+            f"redraw_every {redraw_every}: {kills.total()} kills and as many resumes in {runs} "
+            f"runs, {len(wrong)} differences to the undisturbed run; killed: {dict(kills)}",
+            flush=True,
+        )
+    assert not wrong

@@ -1,0 +1,124 @@
+"""``python killable.py FOLDER PHASE CHANGE ARGUMENTS``: harness.run that shows how far it is.
+
+The first byte of ``FOLDER/phase`` is the index of the present one of :data:`PHASES`, whenever the
+process is killed. It kills itself with SIGKILL before the CHANGE-th change of the file system that
+it makes under FOLDER in PHASE; -1: never. If it comes to its end, ``FOLDER/measured.json`` tells
+the seconds and the changes of each phase.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+PHASES = (
+    "importing",
+    "preparing",
+    "decoding",
+    "training",
+    "saving",
+    "evaluating",
+    "recording",
+    "counting",
+)
+
+_CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.truncate"}
+
+
+def watch_changes(folder: Path, on_change: Callable[[], None]) -> None:
+    """Call a function before every change that this process makes to the files of a folder."""
+
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        writes = event == "open" and arguments[2] and arguments[2] & (os.O_WRONLY | os.O_RDWR)
+        if (writes or event in _CHANGES) and str(arguments[0]).startswith(str(folder)):
+            on_change()
+
+    sync = os.fsync
+
+    def counted_sync(descriptor: int) -> None:
+        on_change()
+        sync(descriptor)
+
+    os.fsync = counted_sync
+    sys.addaudithook(hook)
+
+
+class Phases:
+    """The present phase, in a file that survives the process; seconds and changes of each."""
+
+    def __init__(self, folder: Path, kill_in: str, kill_at: int) -> None:
+        self.kill_in, self.kill_at = kill_in, kill_at
+        self.seconds = dict.fromkeys(PHASES, 0.0)
+        self.changes = dict.fromkeys(PHASES, 0)
+        with (folder / "phase").open("w+b") as file:
+            file.write(bytes(1))
+            file.flush()
+            self._shown = mmap.mmap(file.fileno(), 1)
+        self._since = time.monotonic()
+        self.now = PHASES[0]
+
+    def enter(self, phase: str) -> str:
+        """Begin a phase; gives the one that it ends."""
+        before, now = self.now, time.monotonic()
+        self.seconds[before] += now - self._since
+        self.now, self._since = phase, now
+        self._shown[0] = PHASES.index(phase)
+        return before
+
+    def count(self) -> None:
+        """A change of the file system is about to be made."""
+        if (self.now, self.changes[self.now]) == (self.kill_in, self.kill_at):
+            os.kill(os.getpid(), signal.SIGKILL)
+        self.changes[self.now] += 1
+
+    def mark(self, place: Any, name: str, phase: str) -> None:
+        """Let a function or method be a phase of its own."""
+        function = getattr(place, name)
+
+        def marked(*arguments: Any, **named: Any) -> Any:
+            if threading.current_thread() is not threading.main_thread():
+                return function(*arguments, **named)
+            before = self.enter(phase)
+            try:
+                return function(*arguments, **named)
+            finally:
+                self.enter(before)
+
+        setattr(place, name, marked)
+
+
+def main() -> None:
+    """See the module's text."""
+    folder = Path(sys.argv[1])
+    phases = Phases(folder, sys.argv[2], int(sys.argv[3]))
+    watch_changes(folder, phases.count)
+
+    from harness import data, run, train
+
+    phases.mark(data, "training_cache", "decoding")
+    phases.mark(run.Trainer, "train", "training")
+    phases.mark(train, "save_checkpoint", "saving")
+    phases.mark(run, "save_weights", "saving")
+    phases.mark(run, "evaluate", "evaluating")
+    phases.mark(run, "save_record", "recording")
+    phases.mark(run, "_claim", "recording")
+    phases.mark(run.Trainer, "discard_state", "recording")
+    phases.mark(run, "measure_cost", "counting")
+    phases.enter("preparing")
+    sys.argv = ["harness.run", *sys.argv[4:]]
+    run.main()
+    phases.enter("importing")
+    measured = {"seconds": phases.seconds, "changes": phases.changes}
+    (folder / "measured.json").write_text(json.dumps(measured))
+
+
+if __name__ == "__main__":
+    main()
