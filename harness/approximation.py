@@ -52,6 +52,7 @@ from .features import Features, cropped, network_features, synthetic_features
 from .metrics import psnr, rgb_to_y
 from .options import describe_command
 from .records import load_records, record_id, save_record, slug
+from .signals import resumable
 from .weights import TrainedNetwork, find_weights, load_weights
 
 #: Largest amplification at which Eq. 7, up to exp(6k), stays in range.
@@ -574,6 +575,7 @@ def _has(trained: TrainedNetwork, kind: type) -> bool:
 
 
 @command_line
+@resumable("harness.approximation", anew=True)
 def main() -> None:
     """Entry point of ``python -m harness.approximation``."""
     with usage_errors():

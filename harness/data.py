@@ -34,6 +34,7 @@ from .download import download as download_archive
 from .errors import UserError, command_line
 from .images import ImageSet, find_images, natural_key, read_image
 from .metrics import SSIM_WINDOW
+from .signals import resumable
 from .verify import lr_path, verify_files
 
 __all__ = [
@@ -299,6 +300,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
 
 
 @command_line
+@resumable("harness.data")
 def main() -> None:
     """Entry point of ``python -m harness.data``."""
     tyro.extras.subcommand_cli_from_dict(

@@ -30,6 +30,7 @@ from .metrics import Quality, psnr, quality
 from .official import load_official, published_method
 from .options import describe_command
 from .settings import paper_table
+from .signals import resumable
 from .train import precision, to_tensor
 from .weights import TrainedNetwork, find_weights, load_weights
 
@@ -288,6 +289,7 @@ def table(trained: TrainedNetwork, results: dict[str, dict[str, Any]]) -> Table:
 
 
 @command_line
+@resumable("harness.evaluate", anew=True)
 def main() -> None:
     """Entry point of ``python -m harness.evaluate``."""
     with usage_errors():

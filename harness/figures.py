@@ -24,6 +24,7 @@ from .quality_figures import figure6, paired_figure, psnr_m
 from .records import load_records
 from .scaling_report import scaling_figure
 from .settings import Record, Setting, find_settings
+from .signals import resumable
 from .training_figures import training_figure
 
 
@@ -97,6 +98,7 @@ def write_figures(options: Options) -> list[Path]:
 
 
 @command_line
+@resumable("harness.figures", anew=True)
 def main() -> None:
     """Entry point of ``python -m harness.figures``."""
     with usage_errors():

@@ -39,6 +39,7 @@ from .flops import CORE_CHANNELS, Core, create_core
 from .graphs import captured
 from .latency import DTYPES, PASSES, Case, is_out_of_memory, parse_size
 from .records import load_records, record_id, save_record
+from .signals import resumable
 from .speed import Comparison, machine_limits
 from .timing import MAX_RUNS, time_in_turn
 from .train import Trainer, precision
@@ -489,6 +490,7 @@ class Options:
 
 
 @command_line
+@resumable("harness.gpu")
 def main() -> None:
     """Entry point of ``python -m harness.gpu``."""
     with usage_errors():

@@ -42,6 +42,7 @@ from .graphs import captured
 from .memory import peak_memory
 from .options import describe_command, parse
 from .records import record_id, save_record
+from .signals import resumable
 from .timing import MAX_RUNS, OnRun, Timing, time_in_turn
 
 #: Feature maps (height, width) of the ENLCA paper's Table 5.
@@ -424,6 +425,7 @@ def progress() -> Iterator[OnRun]:
 
 
 @command_line
+@resumable("harness.latency", anew=True)
 def main() -> None:
     """Entry point of ``python -m harness.latency``."""
     argv = sys.argv[1:]

@@ -38,6 +38,7 @@ from .images import read_image
 from .options import describe_command
 from .plotting import PAGE, claim_record, house_style, new_figure, save_figure
 from .settings import distinct_labels
+from .signals import resumable
 from .train import to_tensor
 from .weights import TrainedNetwork, find_weights, load_weights
 
@@ -292,6 +293,7 @@ def low_resolution(
 
 
 @command_line
+@resumable("harness.maps", anew=True)
 def main() -> None:
     """Entry point of ``python -m harness.maps``."""
     with usage_errors():

@@ -33,6 +33,7 @@ from .options import describe_command
 from .records import record_id, record_path, save_record
 from .render import Table
 from .settings import Record, by_age, describe_machine, origin_note, variant_key
+from .signals import resumable
 from .train import precision
 from .weights import TrainedNetwork, find_weights, load_weights
 
@@ -202,6 +203,7 @@ class Options:
 
 
 @command_line
+@resumable("harness.redraws")
 def main() -> None:
     """Entry point of ``python -m harness.redraws``."""
     with usage_errors():

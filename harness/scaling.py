@@ -23,6 +23,7 @@ from .flops import create_core
 from .options import describe_command, parse
 from .records import load_records, record_id, save_record
 from .scaling_report import positions, statements, write_report
+from .signals import resumable
 from .timing import MAX_RUNS, OnRun
 
 SIZES = tuple((side, side) for side in (32, 64, 100, 128, 192, 256, 384, 512))
@@ -212,6 +213,7 @@ def run(options: Options, variants: Sequence[Variant], command: str) -> dict[str
 
 
 @command_line
+@resumable("harness.scaling", anew=True)
 def main() -> None:
     """Entry point of ``python -m harness.scaling``."""
     argv = sys.argv[1:]

@@ -52,16 +52,17 @@ def held() -> Iterator[Held]:
 
 
 def resumable(
-    module: str, launcher: Callable[[], str] = lambda: "python -m"
+    module: str, launcher: Callable[[], str] = lambda: "python -m", *, anew: bool = False
 ) -> Callable[[Callable[[], None]], Callable[[], None]]:
-    """Decorate the ``main`` of ``python -m <module>``, which goes on when it is started again.
+    """Decorate the ``main`` of ``python -m <module>``, which can be started again.
 
-    SIGINT and SIGTERM raise :class:`Stopped`; the line that goes on is printed, and the exit
+    SIGINT and SIGTERM raise :class:`Stopped`; the line to go on with is printed, and the exit
     status is 128 + the signal's number.
 
     Args:
         module: what ``-m`` starts.
         launcher: what stands before its name in that line, e.g. ``torchrun … -m --``.
+        anew: it keeps nothing of what it has not finished, and begins from the start.
     """
 
     def decorate(main: Callable[[], None]) -> Callable[[], None]:
@@ -77,7 +78,8 @@ def resumable(
                     start[0] = sys.executable
                 line = shlex.join([*start, module, *sys.argv[1:]])
                 name = signal.Signals(signum).name
-                print(f"stopped by {name}; this line goes on:\n{line}", file=sys.stderr)
+                way = "begins anew" if anew else "goes on"
+                print(f"stopped by {name}; this line {way}:\n{line}", file=sys.stderr)
                 raise SystemExit(128 + signum) from None
 
         return wrapped

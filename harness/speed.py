@@ -28,6 +28,7 @@ from .latency import Case, progress, without_numbers
 from .memory import peak_memory
 from .options import describe_command
 from .records import load_records, record_id, save_record
+from .signals import resumable
 from .speed_tables import find_speeds, speed_table
 from .statistics import median_ratio
 from .timing import MAX_RUNS, OnRun, Timing, sample_in_turn, time_in_turn
@@ -377,6 +378,7 @@ def choose(only: Sequence[str]) -> list[Comparison]:
 
 
 @command_line
+@resumable("harness.speed", anew=True)
 def main() -> None:
     """Entry point of ``python -m harness.speed``."""
     with usage_errors():

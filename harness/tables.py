@@ -50,6 +50,7 @@ from .settings import (
     variant_key,
     variant_labels,
 )
+from .signals import resumable
 from .speed_tables import find_speeds, speed_table
 from .statistics import Summary
 
@@ -314,6 +315,7 @@ def write_tables(options: Options) -> list[tuple[Table, list[Path]]]:
 
 
 @command_line
+@resumable("harness.tables", anew=True)
 def main() -> None:
     """``python -m harness.tables``."""
     with usage_errors():

@@ -38,6 +38,7 @@ from .options import describe_command
 from .plotting import PAGE, claim_record, house_style, new_figure, save_figure
 from .records import slug
 from .settings import distinct_labels
+from .signals import resumable
 from .train import precision
 from .weights import TrainedNetwork, find_weights, load_weights
 
@@ -290,6 +291,7 @@ def _images(options: Options, scale: int) -> TestSet:
 
 
 @command_line
+@resumable("harness.visual", anew=True)
 def main() -> None:
     """Entry point of ``python -m harness.visual``."""
     with usage_errors():

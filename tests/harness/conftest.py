@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 
@@ -25,3 +27,12 @@ def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for i in range(2):
         write_image(folder / "Tiny" / "HR" / f"e{i}.png", 48, 60, 10 + i)
     return folder
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """For tests that fork: OpenMP's threads are not there in a child, which would wait for them."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -1,21 +1,23 @@
 """``python killable.py FOLDER PHASE CHANGE ARGUMENTS``: harness.run that shows how far it is.
 
 The first byte of ``FOLDER/phase`` is the index of the present one of :data:`PHASES`, whenever the
-process is killed. It kills itself with SIGKILL before the CHANGE-th change of the file system that
-it makes under FOLDER in PHASE; -1: never. If it comes to its end, ``FOLDER/measured.json`` tells
-the seconds and the changes of each phase.
+process is killed; further bytes tell of each whether it has begun. The process kills itself with
+SIGKILL before the CHANGE-th change of the file system that it makes under FOLDER in PHASE; -1:
+never. If it comes to its end, ``FOLDER/measured.json`` tells seconds and changes of each phase.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import mmap
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,9 +61,9 @@ class Phases:
         self.seconds = dict.fromkeys(PHASES, 0.0)
         self.changes = dict.fromkeys(PHASES, 0)
         with (folder / "phase").open("w+b") as file:
-            file.write(bytes(1))
+            file.write(bytes(1 + len(PHASES)))
             file.flush()
-            self._shown = mmap.mmap(file.fileno(), 1)
+            self._shown = mmap.mmap(file.fileno(), 0)
         self._since = time.monotonic()
         self.now = PHASES[0]
 
@@ -71,6 +73,7 @@ class Phases:
         self.seconds[before] += now - self._since
         self.now, self._since = phase, now
         self._shown[0] = PHASES.index(phase)
+        self._shown[1 + PHASES.index(phase)] = 1
         return before
 
     def count(self) -> None:
@@ -93,6 +96,62 @@ class Phases:
                 self.enter(before)
 
         setattr(place, name, marked)
+
+
+# -- for those who start it -----------------------------------------------------------------------
+
+
+def environment(folder: Path) -> dict[str, str]:
+    """Of a process under ``folder``: an image cache of its own, this checkout, and no git.
+
+    Somebody may commit while a test goes on, and records hold the commit.
+    """
+    own = {"GIT_DIR": os.devnull, "SR_CACHE": str(folder / "cache")}
+    return os.environ | own | {"PYTHONPATH": str(Path(__file__).parents[2])}
+
+
+def start(
+    folder: Path, words: Sequence[str], kill_in: str = "", kill_at: int = -1
+) -> subprocess.Popen[str]:
+    """Start it; see the module's text."""
+    folder.mkdir(exist_ok=True)
+    (folder / "phase").unlink(missing_ok=True)  # of the one before it
+    return subprocess.Popen(
+        [sys.executable, __file__, str(folder), kill_in, str(kill_at), *words],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(folder),
+    )
+
+
+def phase_of(folder: Path) -> str:
+    """How far a process is, or was when it was killed."""
+    try:
+        return PHASES[(folder / "phase").read_bytes()[0]]
+    except (OSError, IndexError):  # it has only just begun
+        return PHASES[0]
+
+
+def _begun(folder: Path, flag: int) -> bool:
+    shown = (folder / "phase").read_bytes() if (folder / "phase").exists() else b""
+    return flag == 1 or (len(shown) > flag and bool(shown[flag]))
+
+
+def send(
+    process: subprocess.Popen[str],
+    folder: Path,
+    phase: str,
+    seconds: float,
+    signum: signal.Signals,
+) -> None:
+    """Send a signal so long after a phase has begun, unless the process ends before."""
+    at, flag = math.inf, 1 + PHASES.index(phase)
+    while process.poll() is None and time.monotonic() < at:
+        if at == math.inf and _begun(folder, flag):
+            at = time.monotonic() + seconds
+        time.sleep(0.0005)
+    process.send_signal(signum)
 
 
 def main() -> None:

@@ -17,6 +17,7 @@ from harness.tables import Options, write_tables
 from tests.harness.survival import command
 from tests.harness.tiny import make_config
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 CONTEXT = multiprocessing.get_context("fork")
 
 

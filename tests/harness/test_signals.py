@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
+import json
 import os
+import random
 import shlex
 import signal
 import subprocess
@@ -16,7 +19,8 @@ import pytest
 from harness.checkpoints import find_checkpoints
 from harness.records import load_records
 from harness.signals import Stopped, held, resumable
-from tests.harness.survival import command
+from tests.harness import killable
+from tests.harness.survival import command, differences, outcome, words
 
 
 def test_held_signals_come_at_the_end() -> None:
@@ -76,6 +80,40 @@ def test_the_line_that_goes_on(
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("command", "way"),
+    [
+        ("approximation --synthetic", "begins anew"),
+        ("evaluate --weights some-run", "begins anew"),
+        ("latency --attn nla", "begins anew"),
+        ("redraws --runs some-run", "goes on"),
+        ("run --attn nla", "goes on"),
+        ("scaling --attn nla", "begins anew"),
+        ("speed --only core", "begins anew"),
+    ],
+)
+def test_commands_that_measure_say_which_line_measures_again(
+    command: str,
+    way: str,
+    signum: signal.Signals,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    name, *words = command.split()
+    words += ["--results", str(tmp_path)]
+    module = importlib.import_module(f"harness.{name}")
+    monkeypatch.setattr(module.machine, "use_threads", lambda _: signal.raise_signal(signum))
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", *words])
+    with pytest.raises(SystemExit) as stop:
+        module.main()
+    assert stop.value.code == 128 + signum
+    told, line = capsys.readouterr().err.splitlines()
+    assert told == f"stopped by {signum.name}; this line {way}:"
+    assert shlex.split(line) == [sys.executable, "-m", f"harness.{name}", *words]
+
+
 def test_an_error_within_goes_before_the_signal() -> None:
     def work() -> None:
         with held():
@@ -106,6 +144,86 @@ def test_the_printed_line_finishes_the_run(
     done = subprocess.run(shlex.split(line), check=True, capture_output=True, env=os.environ)
     assert b"400/400" in done.stdout
     assert len(load_records(tmp_path, "run")) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_in_any_phase_of_the_main_job(
+    signum: signal.Signals, tmp_path: Path, image_folder: Path
+) -> None:
+    """It tells the line that goes on, which ends as if nothing had come."""
+    chance = random.Random(signum)
+    values = {"steps": 12, "save_every": 0}
+    whole = tmp_path / "whole"
+    assert killable.start(whole, words(image_folder, whole / "results", **values)).wait() == 0
+    expected = outcome(whole / "results")
+    measured = json.loads((whole / "measured.json").read_text())
+    for phase in killable.PHASES[1:]:
+        for attempt in range(9):  # some phases last a few milliseconds
+            folder = tmp_path / f"{phase}-{attempt}"
+            process = killable.start(folder, words(image_folder, folder / "results", **values))
+            after = chance.uniform(0, measured["seconds"][phase] / 2)
+            killable.send(process, folder, phase, after, signum)
+            _, told = process.communicate(timeout=120)
+            if process.returncode:
+                break
+        assert process.returncode == 128 + signum, told
+        assert not list(folder.rglob("*.tmp"))
+        said, line = told.splitlines()[-2:]
+        assert said == f"stopped by {signum.name}; this line goes on:"
+        subprocess.run(
+            shlex.split(line), check=True, capture_output=True, env=killable.environment(folder)
+        )
+        assert not differences(outcome(folder / "results"), expected), phase
+
+
+SHORT = {
+    "latency": "--attn conv --sizes 32x32 --max-seconds 1",
+    "scaling": "--attn conv --sizes 32x32 48x48 --size-seconds 1 --fit-from 1",
+    "approximation": "--synthetic --sides 24 --images 1",
+    "speed": "--only module-conv --seconds 1",
+    "redraws": "--draws 2",
+    "evaluate": "--output {results}/evaluation.json",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SHORT)
+def test_a_signal_leaves_nothing_half_written(
+    name: str, tmp_path: Path, image_folder: Path
+) -> None:
+    """Real processes and random moments; the line that is told brings the work to its end."""
+    chance = random.Random(name)
+    subprocess.run(command(image_folder, tmp_path, steps=2, save_every=9), check=True)
+    (run,) = load_records(tmp_path, "run")
+    line = [sys.executable, "-m", f"harness.{name}", *SHORT[name].split()]
+    line = [word.format(results=tmp_path) for word in line] + ["--results", str(tmp_path)]
+    if name in ("redraws", "evaluate"):
+        option = {"redraws": "--runs", "evaluate": "--weights"}[name]
+        line += [option, run["id"], "--data", str(image_folder)]
+    stopped = 0
+    begin = time.monotonic()
+    subprocess.run([*line, "--help"], check=True, capture_output=True)
+    imports = time.monotonic() - begin
+    for attempt in range(20):
+        signum = (signal.SIGINT, signal.SIGTERM)[attempt % 2]
+        process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        try:
+            process.wait(imports + chance.uniform(-0.5, 1))
+        except subprocess.TimeoutExpired:
+            process.send_signal(signum)
+        _, told = process.communicate(timeout=120)
+        assert process.returncode in (0, -signum, 128 + signum), told
+        assert not list(tmp_path.rglob("*.tmp"))
+        load_records(tmp_path)
+        if process.returncode == 128 + signum and "this line" in told:
+            assert shlex.split(told.splitlines()[-1]) == line
+            stopped += 1
+        if stopped == 3:
+            break
+    assert stopped
+    subprocess.run(line, check=True, capture_output=True)
+    load_records(tmp_path)
 
 
 def test_the_line_that_goes_on_names_the_launcher(capsys: pytest.CaptureFixture[str]) -> None:

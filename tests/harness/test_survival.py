@@ -7,14 +7,10 @@ campaign; ``SURVIVAL_SEED=1`` gives another one.
 from __future__ import annotations
 
 import json
-import math
 import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -31,8 +27,7 @@ from tests.harness.killable import PHASES, watch_changes
 from tests.harness.survival import differences, outcome
 from tests.harness.tiny import make_config
 
-ROOT = Path(__file__).parents[2]
-Process = subprocess.Popen[str]
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 #: Kills of the campaign with real processes.
 KILLS = int(os.environ.get("SURVIVAL_KILLS", "26"))
@@ -131,38 +126,6 @@ def more_images(tmp_path: Path) -> Path:
     return folder
 
 
-def _start(folder: Path, words: list[str], kill_in: str = "", kill_at: int = -1) -> Process:
-    """The main job under ``folder``, with an image cache of its own; see killable.py."""
-    folder.mkdir(exist_ok=True)
-    return subprocess.Popen(
-        [sys.executable, killable.__file__, str(folder), kill_in, str(kill_at), *words],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        # Somebody may commit while this goes on, and records hold the commit: git finds none here.
-        env=os.environ
-        | {"GIT_DIR": os.devnull, "SR_CACHE": str(folder / "cache"), "PYTHONPATH": str(ROOT)},
-    )
-
-
-def _kill(process: Process, folder: Path, phase: str, seconds: float) -> None:
-    """Kill it so long after it came to the phase for the first time, unless it ends before."""
-    begun = math.inf
-    while process.poll() is None and time.monotonic() < begun + seconds:
-        if begun == math.inf and _phase(folder) == phase:
-            begun = time.monotonic()
-        time.sleep(0.0005)
-    process.kill()
-
-
-def _phase(folder: Path) -> str:
-    """How far a process is, or was when it was killed."""
-    try:
-        return PHASES[(folder / "phase").read_bytes()[0]]
-    except (OSError, IndexError):  # it has only just begun
-        return PHASES[0]
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("redraw_every", [0, 2])
 def test_killed_at_random_moments(redraw_every: int, more_images: Path, tmp_path: Path) -> None:
@@ -173,42 +136,45 @@ def test_killed_at_random_moments(redraw_every: int, more_images: Path, tmp_path
     chance = random.Random(f"{os.environ.get('SURVIVAL_SEED', '0')} {redraw_every}")
 
     def words(folder: Path) -> list[str]:
-        values = {"steps": 40, "save_every": 0, "redraw_every": redraw_every}
+        values = {"steps": 24, "save_every": 0, "redraw_every": redraw_every}
         return survival.words(more_images, folder / "results", **values)
 
     whole = tmp_path / "whole"
-    process = _start(whole, words(whole))
+    process = killable.start(whole, words(whole))
     _, told = process.communicate()
     assert process.returncode == 0, told
     measured = json.loads((whole / "measured.json").read_text())
     expected = outcome(whole / "results")
     kills: Counter[str] = Counter()
-    runs, wrong, ended = 0, [], True
+    before_changes, runs, wrong, ended = 0, 0, [], True
     while kills.total() < KILLS / 2 or not ended:
         if ended:
             runs += 1
             folder = tmp_path / f"killed-{runs}"
         phase = chance.choice(PHASES)
         changes, seconds = measured["changes"][phase], measured["seconds"][phase]
+        at_change = changes > 0 and chance.random() < 0.5
         if kills.total() >= KILLS / 2:
-            process = _start(folder, words(folder))
-        elif changes and chance.random() < 0.5:
-            process = _start(folder, words(folder), phase, chance.randrange(changes))
-            process.wait()
+            process = killable.start(folder, words(folder))
+        elif at_change:  # rather one of the first: what is resumed makes fewer of them
+            change = int(changes * chance.random() ** 2)
+            process = killable.start(folder, words(folder), phase, change)
         else:
-            process = _start(folder, words(folder))
-            _kill(process, folder, phase, chance.uniform(0, seconds))
+            process = killable.start(folder, words(folder))
+            killable.send(process, folder, phase, chance.uniform(0, seconds), signal.SIGKILL)
         _, told = process.communicate()
         assert process.returncode in (0, -signal.SIGKILL), told
         ended = process.returncode == 0
         if not ended:
-            kills[_phase(folder)] += 1
+            kills[killable.phase_of(folder)] += 1
+            before_changes += at_change
             continue
         wrong += [f"run {runs} {x}" for x in differences(outcome(folder / "results"), expected)]
         shutil.rmtree(folder)
         print(
-            f"redraw_every {redraw_every}: {kills.total()} kills and as many resumes in {runs} "
-            f"runs, {len(wrong)} differences to the undisturbed run; killed: {dict(kills)}",
+            f"redraw_every {redraw_every}: {kills.total()} kills ({before_changes} of them before "
+            f"a change of a file) and as many resumes in {runs} runs, {len(wrong)} differences to "
+            f"the undisturbed run; killed while {dict(kills)}",
             flush=True,
         )
     assert not wrong

@@ -25,6 +25,7 @@ from harness.weights import load_weights
 from tests.harness import synthetic_records as synthetic
 from tests.harness.tiny import make_config
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 ROOT = Path(__file__).parents[2]
 
 
