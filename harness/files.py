@@ -63,8 +63,11 @@ def _sync_folder(folder: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text atomically."""
-    write_atomic(path, lambda file: file.write(text.encode()))
+    """Write UTF-8 text atomically.
+
+    A byte of a file's name that is not UTF-8 becomes ``\\udcXX``, which JSON reads back.
+    """
+    write_atomic(path, lambda file: file.write(text.encode(errors="backslashreplace")))
 
 
 def write_json(path: Path, data: Any) -> None:
@@ -76,7 +79,7 @@ def read_json(path: Path) -> Any:
     """Read a JSON file.
 
     Raises:
-        UserError: it is missing or is not JSON.
+        UserError: it is missing, is not JSON, or is nested too deeply.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -86,3 +89,5 @@ def read_json(path: Path) -> Any:
         raise UserError(
             f"{path} is not valid JSON ({error}); delete it and measure again"
         ) from error
+    except RecursionError:
+        raise UserError(f"{path} is nested too deeply to be ours; delete it") from None

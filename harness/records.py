@@ -276,10 +276,7 @@ def _content(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _load(path: Path, kind: str) -> dict[str, Any]:
-    try:
-        record = read_json(path)
-    except RecursionError:
-        raise UserError(f"{path} is nested too deeply to be a record; delete it") from None
+    record = read_json(path)
     schema = record.get("schema") if isinstance(record, dict) else None
     if isinstance(schema, int) and schema != SCHEMA:
         age, way = ("newer", "update attention-zoo") if schema > SCHEMA else ("older", _ADVICE)

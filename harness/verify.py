@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -20,6 +21,19 @@ from .images import ImageSet, find_images, read_image
 
 MANIFEST = "MANIFEST.csv"
 LR_HASHES = "LR_bicubic_pixels.csv"
+#: Columns that are used of each, and what may stand there.
+_COLUMNS = {
+    MANIFEST: {"path": r"[^\0]*[^\0/]", "bytes": r"\d+", "sha256": r"\w*"},
+    LR_HASHES: {
+        "set": r".+",
+        "image": r".+",
+        "scale": r"[2-8]",
+        "width": r"\d+",
+        "height": r"\d+",
+        "channels": r"[13]",
+        "sha256_of_uint8_pixels": r"\w*",
+    },
+}
 
 
 @dataclass
@@ -69,7 +83,7 @@ def verify_files(root: Path | None, train: Sequence[ImageSet], test: Sequence[Im
     counted; a difference is no fault, as other makers of LR images are in use.
 
     Raises:
-        UserError: anything failed.
+        UserError: anything failed, or one of the two files is not such a list.
     """
     hashes = _rows(root, LR_HASHES)
     known: dict[tuple[str, str], dict[int, dict[str, str]]] = defaultdict(dict)
@@ -147,8 +161,21 @@ def _merge(report: Report, part: Report) -> None:
 def _rows(root: Path | None, file_name: str) -> list[dict[str, str]]:
     if root is None or not (root / file_name).is_file():
         return []
-    with (root / file_name).open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+    path = root / file_name
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, csv.Error, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"cannot read {path}: {reason}; mend it or take it away") from error
+    for number, row in enumerate(rows, start=2):
+        for column, pattern in _COLUMNS[file_name].items():
+            if not re.fullmatch(pattern, row.get(column) or "", re.DOTALL):
+                raise UserError(
+                    f"{path}, row {number}: column {column} is {row.get(column)!r}; "
+                    "mend it or take the file away"
+                )
+    return rows
 
 
 def _table(report: Report) -> Table:

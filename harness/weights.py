@@ -109,7 +109,7 @@ def load_weights(path: Path) -> TrainedNetwork:
         raise UserError(f"no weights at {path}") from None
     except (SafetensorError, OSError) as error:
         raise UserError(f"cannot read weights {path}: {error}") from error
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         if isinstance(error, AttentionError):
             raise
         raise UserError(f"{path} does not say which network its weights belong to") from error

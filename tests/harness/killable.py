@@ -17,9 +17,10 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 PHASES = (
     "importing",
@@ -110,19 +111,83 @@ def environment(folder: Path) -> dict[str, str]:
     return os.environ | own | {"PYTHONPATH": str(Path(__file__).parents[2])}
 
 
+class Process(Protocol):
+    """What :func:`start` gives: a part of ``subprocess.Popen``."""
+
+    returncode: int | Any
+
+    def poll(self) -> int | None: ...
+    def wait(self) -> int: ...
+    def send_signal(self, signum: int, /) -> None: ...
+
+
 def start(
-    folder: Path, words: Sequence[str], kill_in: str = "", kill_at: int = -1
-) -> subprocess.Popen[str]:
-    """Start it; see the module's text."""
+    folder: Path,
+    words: Sequence[str],
+    kill_in: str = "",
+    kill_at: int = -1,
+    *,
+    forked: bool = False,
+) -> Process:
+    """Start it; see the module's text. What it says on stderr is in ``folder/told``.
+
+    Args:
+        forked: fork it off this process, which has imported everything already, as seconds go
+            by otherwise until it does anything.
+    """
     folder.mkdir(exist_ok=True)
     (folder / "phase").unlink(missing_ok=True)  # of the one before it
-    return subprocess.Popen(
-        [sys.executable, __file__, str(folder), kill_in, str(kill_at), *words],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment(folder),
-    )
+    arguments = [str(folder), kill_in, str(kill_at), *words]
+    if forked:
+        return _Forked(folder, arguments)
+    with (folder / "told").open("wb") as told:
+        return subprocess.Popen(
+            [sys.executable, __file__, *arguments],
+            stdout=subprocess.DEVNULL,
+            stderr=told,
+            env=environment(folder),
+        )
+
+
+class _Forked:
+    def __init__(self, folder: Path, arguments: list[str]) -> None:
+        self.returncode: int | None = None
+        self.pid = os.fork()
+        if self.pid:
+            return
+        status = 1
+        try:
+            sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
+            sys.stderr = (folder / "told").open("w", buffering=1)
+            os.environ.update(environment(folder))
+            sys.argv = [__file__, *arguments]
+            main()
+            status = 0
+        except SystemExit as stop:
+            status = int(stop.code or 0)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(status)
+
+    def poll(self) -> int | None:
+        return self._wait(os.WNOHANG)
+
+    def wait(self) -> int:
+        status = self._wait(0)
+        assert status is not None
+        return status
+
+    def send_signal(self, signum: int, /) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, signum)
+
+    def _wait(self, options: int) -> int | None:
+        if self.returncode is None:
+            pid, status = os.waitpid(self.pid, options)
+            if pid:
+                self.returncode = os.waitstatus_to_exitcode(status)
+        return self.returncode
 
 
 def phase_of(folder: Path) -> str:
@@ -139,7 +204,7 @@ def _begun(folder: Path, flag: int) -> bool:
 
 
 def send(
-    process: subprocess.Popen[str],
+    process: Process,
     folder: Path,
     phase: str,
     seconds: float,
@@ -150,7 +215,7 @@ def send(
     while process.poll() is None and time.monotonic() < at:
         if at == math.inf and _begun(folder, flag):
             at = time.monotonic() + seconds
-        time.sleep(0.0005)
+        time.sleep(0.002)
     process.send_signal(signum)
 
 

@@ -1,22 +1,27 @@
 """Whatever is typed, configured or read: it is taken whole, or refused with a message.
 
-``FUZZ_EXAMPLES=5000 pytest tests/harness/test_fuzz.py --hypothesis-show-statistics`` tries more.
+``FUZZ_EXAMPLES=20000 pytest -k any --hypothesis-show-statistics tests/harness/test_fuzz.py
+tests/harness/test_records.py`` tries more.
 """
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import dataclasses
+import importlib
 import io
 import json
 import math
-import os
+import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import save
@@ -31,54 +36,21 @@ from harness.errors import UserError
 from harness.images import read_image
 from harness.official import read_state_dict
 from harness.options import parse
+from harness.records import save_record
+from harness.tables import Options, write_tables
+from harness.verify import verify_files
 from harness.weights import Architecture, load_weights, save_weights
+from tests.harness import synthetic_records as synthetic
+from tests.harness.fuzzing import (
+    anything,
+    change_one,
+    check_message,
+    fuzz,
+    mutated,
+    numbers,
+    slow_fuzz,
+)
 from tests.harness.tiny import make_config
-
-EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "60"))
-fuzz = settings(
-    max_examples=EXAMPLES,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
-
-numbers = (
-    st.integers()
-    | st.integers(-2, 9)
-    | st.floats()
-    | st.sampled_from([2**31, 2**63, 2**64, -(2**63), 1e308, 5e-324])
-)
-
-
-def mutated(content: bytes) -> st.SearchStrategy[bytes]:
-    """The content with some bytes changed, put in or taken out, or cut, or anything else."""
-    place = st.integers(0, len(content) - 1)
-    edit = st.tuples(place, place.map(lambda i: i % 9), st.binary(max_size=9))
-
-    def apply(edits: list[tuple[int, int, bytes]]) -> bytes:
-        out = content
-        for start, gone, new in edits:
-            out = out[:start] + new + out[start + gone :]
-        return out
-
-    flips = st.lists(st.tuples(place, st.integers(0, 7)), min_size=1, max_size=20)
-
-    def flip(bits: list[tuple[int, int]]) -> bytes:
-        out = bytearray(content)
-        for at, bit in bits:
-            out[at] ^= 1 << bit
-        return bytes(out)
-
-    edited = st.lists(edit, min_size=1, max_size=4).map(apply)
-    return flips.map(flip) | edited | place.map(lambda n: content[:n]) | st.binary(max_size=99)
-
-
-def check_message(error: Exception, *words: object) -> None:
-    """A refusal is one line that names what is at fault."""
-    text = str(error)
-    assert text
-    assert "\n" not in text
-    assert all(str(word) in text for word in words)
-
 
 # -- command line and configuration ---------------------------------------------------------------
 
@@ -94,6 +66,7 @@ VALUES = st.one_of(
     numbers.map(str),
     st.sampled_from([*list_attentions(), *PRESETS, *PROTOCOLS, "table4", "all", "", "-", "--"]),
     st.text(max_size=6),
+    st.just("\udce9"),  # a byte that is not UTF-8
 )
 
 
@@ -102,7 +75,7 @@ def source(image_folder: Path) -> DataSource:
     return find_data(image_folder)
 
 
-@settings(fuzz, max_examples=EXAMPLES // 3)  # the parser takes a tenth of a second
+@slow_fuzz
 @given(
     words=st.lists(
         st.tuples(st.sampled_from(OPTIONS) | VALUES, st.lists(VALUES, max_size=2)), max_size=5
@@ -133,6 +106,83 @@ def test_any_command_line(words: list[tuple[str, list[str]]], source: DataSource
                 assert_runnable(config)
 
 
+class ReachedError(UserError):
+    """The command line was taken, and work would begin."""
+
+
+#: Options without which a command does nothing, and the functions that do its work.
+COMMANDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "approximation": (("--synthetic",), ("measure", "synthetic_features", "network_features")),
+    "evaluate": (("--weights", "WEIGHTS"), ("evaluate",)),
+    "latency": ((), ("measure",)),
+    "redraws": (("--runs", "WEIGHTS"), ("measure",)),
+    "run": (("--data", "IMAGES"), ("run", "measure_cost", "measure_latency")),
+    "scaling": ((), ("measure",)),
+    "speed": ((), ("measure",)),
+    "sweep": (("--data", "IMAGES"), ("open_engine", "print_plan")),
+}
+
+
+def options_of(command: str) -> list[str]:
+    """Its options, without those that name files to be written."""
+    module = importlib.import_module(f"harness.{command}")
+    names = {f.name for f in dataclasses.fields(module.Options)} - {"results", "output", "data"}
+    if "attn" in names:
+        names |= {option for name in list_attentions() for option in find_attention(name).options()}
+    return sorted("--" + name.replace("_", "-") for name in names)
+
+
+@pytest.fixture(scope="module")
+def places(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """A folder of images and a file of weights."""
+    path = tmp_path_factory.mktemp("weights") / "a.safetensors"
+    architecture = Architecture(Variant("enla", {"m": 2}), 4, 4, 4)
+    save_weights(path, architecture.build(), architecture, "a")
+    return {"IMAGES": str(image_folder), "WEIGHTS": str(path)}
+
+
+@slow_fuzz
+@given(data=st.data(), command=st.sampled_from(sorted(COMMANDS)))
+def test_any_command(
+    data: st.DataObject, command: str, places: dict[str, str], tmp_path: Path
+) -> None:
+    """It begins to work, prints its help, or ends with one line and status 2."""
+    module = importlib.import_module(f"harness.{command}")
+    given_words, work = COMMANDS[command]
+    option = st.tuples(st.sampled_from(options_of(command)), st.lists(VALUES, max_size=2))
+    words = [places.get(word, word) for word in given_words]
+    for name, values in data.draw(st.lists(option, max_size=3)):
+        words += [name, *values]
+
+    def reached(*_: object, **__: object) -> None:
+        raise ReachedError("reached")
+
+    def set_threads(count: int) -> None:
+        assert 1 <= count < 2**15
+
+    create = Variant.create
+
+    def create_small(self: Variant, channels: int) -> Any:
+        sizes = [channels, *(v for v in self.options.values() if type(v) is int)]
+        return None if max(sizes) > 4096 else create(self, channels)
+
+    told = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(told):
+        for name in work:
+            patch.setattr(module, name, reached)
+        patch.setattr(torch, "set_num_threads", set_threads)
+        patch.setattr(Variant, "create", create_small)
+        patch.setattr(sys, "argv", [f"harness.{command}", *words])
+        patch.chdir(tmp_path)
+        with contextlib.redirect_stdout(io.StringIO()), pytest.raises(SystemExit) as stop:
+            module.main()
+    lines = told.getvalue().splitlines()
+    errors = [line for line in lines if not line.startswith("Decoding training images")]
+    assert stop.value.code in (0, None) or (stop.value.code == 2 and len(errors) == 1), lines
+    assert all(line.startswith("error: ") for line in errors)
+    assert not list(tmp_path.iterdir())
+
+
 def assert_runnable(config: RunConfig) -> None:
     """It has an id, can be written as JSON, and has a rate and random numbers for each step."""
     assert config.run_id
@@ -141,6 +191,18 @@ def assert_runnable(config: RunConfig) -> None:
         assert 0 <= learning_rate(config, step) < math.inf
     np.array([config.seed, 0], dtype=np.uint64)
     torch.Generator().manual_seed(config.seed + 2**32)
+
+
+@fuzz
+@given(content=mutated(b'{"variant": {"name": "none"}, "config": {"seed": 0}}'))
+@example(content=b"[" * 100_000)
+def test_any_configuration_of_a_runs_folder(content: bytes, tmp_path: Path) -> None:
+    """The run is another one's, or unreadable; it is never taken up."""
+    config = make_config()
+    (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(UserError) as refused:
+        run._claim(tmp_path, config)
+    check_message(refused.value, tmp_path)
 
 
 NUMBERS = [
@@ -259,13 +321,6 @@ def test_any_bytes_as_weights(
         check_message(error)
 
 
-anything = st.recursive(
-    st.none() | st.booleans() | st.integers(-2, 40) | st.floats() | st.text(max_size=4),
-    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=4), inner),
-    max_leaves=4,
-)
-
-
 @fuzz
 @given(data=st.data(), value=anything)
 def test_any_architecture_in_the_header(data: st.DataObject, value: Any, tmp_path: Path) -> None:
@@ -284,6 +339,62 @@ def test_any_architecture_in_the_header(data: st.DataObject, value: Any, tmp_pat
         load_weights(path)
     except (UserError, AttentionError) as error:
         check_message(error)
+
+
+RECORDS = [
+    *(synthetic.run(name, seed) for name in ("Baseline", "NLA") for seed in (0, 1)),
+    synthetic.cost("NLA", 25.6),
+    synthetic.latency([synthetic.latency_row("NLA", 12.0)]),
+    synthetic.speed([synthetic.speed_row("core-nla-100", 12.0, 3.0)]),
+    synthetic.approximation("enlca-k2"),
+    synthetic.scaling({"NLA": (2.0, 1.0)}),
+]
+
+
+@slow_fuzz
+@given(data=st.data(), value=anything, index=st.integers(0, len(RECORDS) - 1))
+def test_any_record_with_a_fitting_hash(
+    data: st.DataObject, value: Any, index: int, tmp_path: Path
+) -> None:
+    """Somebody else's program may have written it: tables come out, or one line says why not."""
+    records = copy.deepcopy(RECORDS)
+    change_one(records[index], value, data)
+    shutil.rmtree(tmp_path / "records", ignore_errors=True)
+    try:
+        for record in records:
+            save_record(tmp_path, record)
+        write_tables(Options(results=tmp_path))
+    except UserError as error:
+        check_message(error)
+
+
+@fuzz
+@given(data=st.data())
+@pytest.mark.parametrize("name", ["MANIFEST.csv", "LR_bicubic_pixels.csv"])
+def test_any_list_of_hashes(
+    name: str, data: st.DataObject, image_folder: Path, tmp_path: Path
+) -> None:
+    """``harness.data verify`` checks by it, or says what is wrong with it."""
+    image = image_folder / "Tiny" / "HR" / "e0.png"
+    path = tmp_path / "Tiny" / "HR" / image.name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(image, path)
+    (tmp_path / name).write_bytes(
+        data.draw(
+            mutated(
+                b"path,width,height,bytes,sha256\nTiny/HR/e0.png,60,48,9,0a\n"
+                if name == "MANIFEST.csv"
+                else b"set,image,scale,width,height,channels,sha256_of_uint8_pixels\n"
+                b"Tiny,e0,4,15,12,3,0a\nTiny,e0,2,30,24,1,0a\n"
+            )
+        )
+    )
+    source = find_data(tmp_path)
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        try:
+            verify_files(source.root, source.train, source.test)
+        except UserError as error:
+            check_message(error)
 
 
 @fuzz

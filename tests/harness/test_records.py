@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import synthetic_records as synthetic
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.errors import UserError
@@ -25,6 +25,7 @@ from harness.records import (
     setting_of,
     slug,
 )
+from tests.harness.fuzzing import fuzz
 
 RECORDS = {
     "run": synthetic.run(),
@@ -233,9 +234,7 @@ json_values = st.recursive(
 )
 
 
-@settings(
-    max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@fuzz
 @given(value=json_values, data=st.data())
 def test_any_json_in_any_place_is_loaded_whole_or_refused(
     tmp_path: Path, value: Any, data: st.DataObject
@@ -263,7 +262,7 @@ def test_any_json_in_any_place_is_loaded_whole_or_refused(
             load_records(tmp_path, "run")
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@fuzz
 @given(text=st.binary(max_size=40) | json_values.map(lambda v: json.dumps(v).encode()))
 def test_any_bytes_are_refused(tmp_path: Path, text: bytes) -> None:
     path = record_path(tmp_path, "cost", "x")
