@@ -160,6 +160,20 @@ def agree(value: T) -> T:
     return values[0]
 
 
+def any_of(value: bool) -> bool:
+    """Whether it is true in any process; all have to ask."""
+    if _accelerator is None:
+        return value
+    found: Any = _accelerator.reduce(torch.tensor(float(value), device=_accelerator.device), "sum")
+    return bool(found > 0)
+
+
+def is_lost(error: BaseException) -> bool:
+    """Whether an error says that another process does not answer any more."""
+    lost = isinstance(error, torch.distributed.DistError) or "gloo" in str(error)
+    return _accelerator is not None and lost
+
+
 def wait() -> None:
     """Wait until all processes are here."""
     if _accelerator is not None:

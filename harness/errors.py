@@ -26,6 +26,10 @@ def command_line(main: Callable[[], None]) -> Callable[[], None]:
 
     @functools.wraps(main)
     def wrapped() -> None:
+        for stream in (sys.stdout, sys.stderr):
+            # A sign or a name that the terminal cannot show is escaped, and ends nothing.
+            if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+                stream.reconfigure(errors="backslashreplace")
         try:
             contextvars.copy_context().run(main)
         except (UserError, AttentionError) as error:

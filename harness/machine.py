@@ -18,6 +18,8 @@ import torch
 from . import __version__
 from .errors import UserError
 
+#: More than any machine has cores; OpenMP ends the process when it cannot start its threads.
+MAX_THREADS = 1024
 _PACKAGES = ("torch", "numpy", "pillow", "scikit-image", "fvcore", "ptflops")
 
 
@@ -50,12 +52,13 @@ def use_threads(threads: int | None) -> None:
     """Let torch use so many CPU threads; None leaves it at all cores.
 
     Raises:
-        UserError: less than one.
+        UserError: less than one, or more than :data:`MAX_THREADS`.
     """
     if threads is None:
         return
-    if threads < 1:
-        raise UserError(f"--threads must be at least 1, got {threads}")
+    if not 1 <= threads <= MAX_THREADS:
+        least, most = "at least 1", f"at most {MAX_THREADS}"
+        raise UserError(f"--threads must be {least if threads < 1 else most}, got {threads}")
     torch.set_num_threads(threads)
 
 

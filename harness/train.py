@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -123,7 +124,8 @@ class Trainer:
             task = progress.add_task(
                 label, total=self.config.steps, completed=self.step, rate=0.0, loss=math.nan
             )
-            while self.step < self.config.steps and not stopped:
+            # A signal may come to one process between two steps, and to another after them.
+            while self.step < self.config.steps and not distributed.any_of(bool(stopped)):
                 loss = self._step_within_memory()
                 now = time.monotonic()
                 self.seconds = before + now - start
@@ -133,11 +135,18 @@ class Trainer:
                     self.save()
                     saved = now
             self.save()
+            if self.step < self.config.steps and not stopped:
+                raise signals.Stopped(signal.SIGTERM)  # another process was told
 
     def _step_within_memory(self) -> float:
         try:
             return self.train_step()
         except (RuntimeError, MemoryError) as error:
+            if distributed.is_lost(error):
+                raise UserError(
+                    f"training stopped at step {self.step}: another process of this run has "
+                    f"ended; start it again, and it goes on{self._kept()}"
+                ) from error
             if not is_out_of_memory(error):
                 raise
             config = self.config

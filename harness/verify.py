@@ -23,7 +23,7 @@ MANIFEST = "MANIFEST.csv"
 LR_HASHES = "LR_bicubic_pixels.csv"
 #: Columns that are used of each, and what may stand there.
 _COLUMNS = {
-    MANIFEST: {"path": r"[^\0]*[^\0/]", "bytes": r"\d+", "sha256": r"\w*"},
+    MANIFEST: {"path": r"[^\0]*[^\0/]", "bytes": r"\d+", "sha256": r"\w+"},
     LR_HASHES: {
         "set": r".+",
         "image": r".+",
@@ -31,7 +31,7 @@ _COLUMNS = {
         "width": r"\d+",
         "height": r"\d+",
         "channels": r"[13]",
-        "sha256_of_uint8_pixels": r"\w*",
+        "sha256_of_uint8_pixels": r"\w+",
     },
 }
 

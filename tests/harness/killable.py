@@ -212,10 +212,11 @@ def send(
 ) -> None:
     """Send a signal so long after a phase has begun, unless the process ends before."""
     at, flag = math.inf, 1 + PHASES.index(phase)
+    pause = min(max(seconds / 20, 0.002), 0.02)
     while process.poll() is None and time.monotonic() < at:
         if at == math.inf and _begun(folder, flag):
             at = time.monotonic() + seconds
-        time.sleep(0.002)
+        time.sleep(pause)
     process.send_signal(signum)
 
 

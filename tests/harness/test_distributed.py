@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import itertools
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
+import psutil  # type: ignore[import-untyped]
 import pytest
 from safetensors.torch import load_file
 
@@ -25,17 +28,23 @@ TINY += ["--batch", "4", "--patch", "12", "--learning-rate", "1e-4", "--device",
 TINY += ["--skip-latency"]
 
 
-def torchrun(*words: str | Path, processes: int = 2) -> subprocess.CompletedProcess[str]:
-    command = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+def start(*words: str | Path) -> subprocess.Popen[str]:
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     root = Path(__file__).parents[2]
-    return subprocess.run(
+    return subprocess.Popen(
         [sys.executable, *command, "-m", "--", "harness.run", *map(str, words)],
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
         cwd=root,
         env=os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
-        timeout=300,
     )
+
+
+def torchrun(*words: str | Path) -> subprocess.CompletedProcess[str]:
+    process = start(*words)
+    out, told = process.communicate(timeout=300)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, told)
 
 
 def run_alone(monkeypatch: pytest.MonkeyPatch, *words: str | Path) -> None:
@@ -120,6 +129,46 @@ def test_a_saved_state_is_taken_up_by_any_number_of_processes(
     (parts,) = load_records(tmp_path / "parts", "run")
     for expected, found in zip(whole["training"]["log"], parts["training"]["log"], strict=True):
         assert found == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("signum", "rank", "message"),
+    [
+        (signal.SIGKILL, 0, "another process of this run has ended; start it again"),
+        (signal.SIGKILL, 1, "another process of this run has ended; start it again"),
+        (signal.SIGTERM, 1, "stopped by SIGTERM; this line goes on:\ntorchrun --nproc-per-node=2"),
+    ],
+)
+def test_a_process_that_dies_ends_the_run_and_the_same_command_goes_on(
+    signum: signal.Signals, rank: int, message: str, tmp_path: Path, image_folder: Path
+) -> None:
+    """With two processes again it ends with the bits of an undisturbed one."""
+    words = ["--attn", "enlca", "--m", "8", "--redraw-every", "2", *TINY, "--steps", "60"]
+    words += ["--save-every", "0", "--data", str(image_folder)]
+    done = torchrun(*words, "--results", tmp_path / "whole")
+    assert done.returncode == 0, done.stderr
+    process = start(*words, "--results", tmp_path / "parts")
+    while len(list((tmp_path / "parts" / "runs").glob("*/state-*.safetensors"))) < 2:
+        assert process.poll() is None
+        time.sleep(0.002)
+    ranks = [p for p in psutil.Process(process.pid).children() if p.environ().get("LOCAL_RANK")]
+    (victim,) = [p for p in ranks if p.environ()["LOCAL_RANK"] == str(rank)]
+    victim.send_signal(signum)
+    _, told = process.communicate(timeout=120)
+    assert process.returncode
+    assert message in told
+    assert load_records(tmp_path / "parts", "run") == []
+    done = torchrun(*words, "--results", tmp_path / "parts")
+    assert done.returncode == 0, done.stderr
+    (whole,) = load_records(tmp_path / "whole", "run")
+    (parts,) = load_records(tmp_path / "parts", "run")
+    assert whole["training"]["log"] == parts["training"]["log"]
+    assert whole["quality"] == parts["quality"]
+    files = [
+        tmp_path / x / "runs" / whole["id"] / "weights.safetensors" for x in ("whole", "parts")
+    ]
+    assert files[0].read_bytes() == files[1].read_bytes()
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import signal
 import subprocess
 import sys
@@ -36,6 +37,19 @@ def test_one_line_and_a_status(
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1
     assert lines[0].startswith(told)
+
+
+def test_what_a_terminal_cannot_show_is_escaped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A byte of a file's name that is not UTF-8, and signs that ASCII has not."""
+    shown = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(shown, encoding="ascii"))
+
+    @command_line
+    def main() -> None:
+        print("×4 \udce9", flush=True)
+
+    main()
+    assert shown.getvalue() == b"\\xd74 \\udce9\n"
 
 
 def test_a_fault_of_the_program_keeps_its_traceback() -> None:

@@ -164,3 +164,9 @@ def test_description_of_a_real_gpu() -> None:
     described = describe(pick_device("cuda"))
     assert described["gpu"]["name"] == torch.cuda.get_device_name(0)
     assert json.dumps(described)
+
+
+@pytest.mark.parametrize(("threads", "told"), [(0, "at least 1"), (2**31, "at most 1024")])
+def test_threads_that_no_machine_has(threads: int, told: str) -> None:
+    with pytest.raises(UserError, match=f"--threads must be {told}, got {threads}"):
+        machine.use_threads(threads)

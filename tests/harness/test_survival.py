@@ -121,7 +121,7 @@ def more_images(tmp_path: Path) -> Path:
     folder = tmp_path / "images"
     for i in range(3):
         write_image(folder / "train" / "Some" / f"t{i}.png", 64, 72, i)
-    for i in range(12):
+    for i in range(4):
         write_image(folder / "Tiny" / "HR" / f"e{i}.png", 192, 240, 10 + i)
     return folder
 
@@ -136,7 +136,7 @@ def test_killed_at_random_moments(redraw_every: int, more_images: Path, tmp_path
     chance = random.Random(f"{os.environ.get('SURVIVAL_SEED', '0')} {redraw_every}")
 
     def words(folder: Path) -> list[str]:
-        values = {"steps": 24, "save_every": 0, "redraw_every": redraw_every}
+        values = {"steps": 16, "save_every": 0, "redraw_every": redraw_every}
         return survival.words(more_images, folder / "results", **values)
 
     whole = tmp_path / "whole"
@@ -153,7 +153,7 @@ def test_killed_at_random_moments(redraw_every: int, more_images: Path, tmp_path
         changes, seconds = measured["changes"][phase], measured["seconds"][phase]
         at_change = changes > 0 and chance.random() < 0.5
         # The first seconds of a process are the same each time: most are spared them.
-        forked = phase != "importing" and chance.random() < 0.8
+        forked = phase != "importing" and chance.random() < 0.9
         change = -1
         if at_change:  # rather one of the first: what is resumed makes fewer of them
             change = int(changes * chance.random() ** 2)

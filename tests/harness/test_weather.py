@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import dataclasses
 import os
 import pickle
 import resource
+import shutil
 import stat
 import tempfile
 from collections.abc import Callable, Iterator
@@ -21,6 +23,7 @@ from harness.data import find_data
 from harness.errors import UserError
 from harness.evaluate import evaluate
 from harness.records import load_records, save_record
+from harness.tables import Options, write_tables
 from harness.weights import load_weights
 from tests.harness import synthetic_records as synthetic
 from tests.harness.tiny import make_config
@@ -169,6 +172,27 @@ def test_an_evaluation_that_fails_leaves_the_trained_state(
     (record,) = load_records(tmp_path, "run")
     assert record["training"]["log"][-1][0] == 6
     assert not list((tmp_path / "runs" / record["id"]).glob("state*"))
+
+
+def test_names_that_are_not_utf8(image_folder: Path, tmp_path: Path) -> None:
+    """Of a test set and an image: the record holds them, and is read back."""
+    images = tmp_path / "images"
+    shutil.copytree(image_folder, images)
+    try:
+        (images / "Tiny").rename(images / "T\udce9")
+    except OSError:
+        pytest.skip("this file system takes UTF-8 alone")
+    (images / "T\udce9" / "HR" / "e0.png").rename(images / "T\udce9" / "HR" / "e\udce8.png")
+    source = find_data(images)
+    cache = source.training_images(4)
+    data = dataclasses.replace(make_config().data, test=source.test_sets)
+    config = make_config(steps=2, data=data)
+    results = tmp_path / "results"
+    run.run(config, source, cache, results, torch.device("cpu"), "test")
+    (record,) = load_records(results, "run")
+    assert {i["name"] for i in record["quality"]["T\udce9"]["images"]} == {"e1", "e\udce8"}
+    for _, paths in write_tables(Options(results=results)):
+        assert all(path.read_text(encoding="utf-8") for path in paths)
 
 
 # -- files of strangers -----------------------------------------------------------------------
