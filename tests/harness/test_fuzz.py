@@ -368,7 +368,7 @@ def test_any_record_with_a_fitting_hash(
         check_message(error)
 
 
-@fuzz
+@slow_fuzz
 @given(data=st.data())
 @pytest.mark.parametrize("name", ["MANIFEST.csv", "LR_bicubic_pixels.csv"])
 def test_any_list_of_hashes(
