@@ -43,7 +43,7 @@ def start(*words: str | Path) -> subprocess.Popen[str]:
 
 def torchrun(*words: str | Path) -> subprocess.CompletedProcess[str]:
     process = start(*words)
-    out, told = process.communicate(timeout=300)
+    out, told = process.communicate(timeout=1200)
     return subprocess.CompletedProcess(process.args, process.returncode, out, told)
 
 
@@ -155,7 +155,7 @@ def test_a_process_that_dies_ends_the_run_and_the_same_command_goes_on(
     ranks = [p for p in psutil.Process(process.pid).children() if p.environ().get("LOCAL_RANK")]
     (victim,) = [p for p in ranks if p.environ()["LOCAL_RANK"] == str(rank)]
     victim.send_signal(signum)
-    _, told = process.communicate(timeout=120)
+    _, told = process.communicate(timeout=600)
     assert process.returncode
     assert message in told
     assert load_records(tmp_path / "parts", "run") == []
