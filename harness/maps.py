@@ -42,8 +42,6 @@ from .signals import resumable
 from .train import to_tensor
 from .weights import TrainedNetwork, find_weights, load_weights
 
-#: Attention modules in the backbone (:mod:`harness.edsr`).
-MODULES = 5
 #: Most panels in a row.
 COLUMNS = 4
 #: Colours begin here, in multiples of the uniform weight 1/N; black is less, or no weight at all.
@@ -120,7 +118,7 @@ def correlation_maps(
     runs: Sequence[TrainedNetwork],
     lr: NDArray[np.uint8],
     position: tuple[int, int],
-    module: int = MODULES,
+    module: int,
 ) -> list[CorrelationMap]:
     """Maps of every run, in their order; two for ENLA and ENLCA.
 
@@ -131,13 +129,13 @@ def correlation_maps(
         runs: networks in evaluation mode.
         lr: uint8 ``[H, W, 3]``.
         position: row and column in ``lr``.
-        module: which of the five modules, from 1.
+        module: which module, from 1; see :func:`module_number`.
 
     Raises:
-        UserError: a run without weights over positions, or whose weights are not finite.
+        UserError: a run whose weights are not finite.
         AttentionError: a position outside the image.
     """
-    modules = [_attention(run, module) for run in runs]
+    modules = [run.network.attention_modules[module - 1] for run in runs]
     labels = distinct_labels([run.architecture.variant.to_dict() for run in runs])
     maps = []
     for run, attention, label in zip(runs, modules, labels, strict=True):
@@ -149,11 +147,32 @@ def correlation_maps(
     return maps
 
 
-def _attention(run: TrainedNetwork, module: int) -> Attention:
-    modules = run.network.attention_modules
-    if not modules or type(modules[0]).attention_weights is Attention.attention_weights:
-        raise UserError(f"run {run.name} ({run.label}) has no weights over positions: leave it out")
-    return modules[module - 1]
+def module_number(runs: Sequence[TrainedNetwork], wanted: int | None = None) -> tuple[int, int]:
+    """Which attention module to draw, from 1, and how many each of the runs has.
+
+    Args:
+        runs: at least one.
+        wanted: the number asked for; the last module if None.
+
+    Raises:
+        UserError: a run without weights over positions, runs with different numbers of modules
+            (an official network may have other than five), or no module of that number.
+    """
+    counts = {}
+    for run in runs:
+        modules = run.network.attention_modules
+        if not modules or type(modules[0]).attention_weights is Attention.attention_weights:
+            raise UserError(
+                f"run {run.name} ({run.label}) has no weights over positions: leave it out"
+            )
+        counts[run.name] = len(modules)
+    if len({*counts.values()}) > 1:
+        said = ", ".join(f"{name} {count}" for name, count in counts.items())
+        raise UserError(f"the runs differ in their number of attention modules ({said})")
+    (count,) = {*counts.values()}
+    if wanted is not None and not 1 <= wanted <= count:
+        raise UserError(f"module must be 1 to {count}, got {wanted}")
+    return wanted or count, count
 
 
 @torch.inference_mode()
@@ -175,7 +194,7 @@ def draw(
     lr: NDArray[np.uint8],
     position: tuple[int, int],
     maps: Sequence[CorrelationMap],
-    module: int = MODULES,
+    module: str = "",
 ) -> Figure:
     """The image and the maps side by side under one logarithmic colour scale.
 
@@ -186,7 +205,7 @@ def draw(
         lr: uint8 ``[H, W, 3]``.
         position: row and column, marked by a red ring.
         maps: weights ``[H, W]`` each.
-        module: named under the image.
+        module: stands under the image.
     """
     height, width = lr.shape[:2]
     n = height * width
@@ -207,7 +226,7 @@ def draw(
         for unused in axes[len(maps) + 1 :]:
             unused.set_visible(False)
         axes[0].imshow(lr, interpolation=interpolation)
-        _finish(axes[0], position, "Input", f"attention module {module} of {MODULES}")
+        _finish(axes[0], position, "Input", module)
         for ax, m in zip(axes[1:], maps, strict=False):
             colours = ax.imshow(m.weights * n, norm=norm, cmap=cmap, interpolation=interpolation)
             note = f"{m.effective_positions:,.0f} effective positions"
@@ -244,8 +263,8 @@ class Options:
     """Run ids (or unambiguous beginnings), run folders or weight files, of one scale."""
     hr: bool = False
     """The image is an HR image: its LR image is made by bicubic at the networks' scale."""
-    module: int = MODULES
-    """Which of the five attention modules, 1 to 5; the last by default."""
+    module: int | None = None
+    """Which of the attention modules, from 1; the last by default."""
     results: Path = Path("results")
     """Folder that holds runs/."""
     output: Path | None = None
@@ -299,8 +318,6 @@ def main() -> None:
     with usage_errors():
         options = tyro.cli(Options, prog="python -m harness.maps")
     marked = parse_position(options.at)
-    if not 1 <= options.module <= MODULES:
-        raise UserError(f"module must be 1 to {MODULES}, got {options.module}")
     if not options.runs:
         raise UserError("--runs needs at least one run")
     image = read_image(options.image)
@@ -311,6 +328,7 @@ def main() -> None:
     if len({*scales.values()}) > 1:
         said = ", ".join(f"{name} x{scale}" for name, scale in scales.items())
         raise UserError(f"the runs are of different scales ({said}): give runs of one")
+    module, count = module_number(runs, options.module)
     name, scale = options.image.name, runs[0].architecture.scale
     lr, position = low_resolution(image, marked, name, scale, options.hr)
     stem = options.output or (
@@ -323,12 +341,13 @@ def main() -> None:
         "lr_size": list(lr.shape[:2]),
         "lr_position": list(position),
         "scale": scale,
-        "module": options.module,
+        "module": module,
         "runs": [run.name for run in runs],
     }
     claim_record(record, content)
-    maps = correlation_maps(runs, lr, position, options.module)
-    paths = save_figure(draw(lr, position, maps, options.module), stem)
+    maps = correlation_maps(runs, lr, position, module)
+    under = f"attention module {module} of {count}"
+    paths = save_figure(draw(lr, position, maps, under), stem)
     command = describe_command("harness.maps", sys.argv[1:])
     write_json(record, {"command": command} | content | {"panels": [m.statistics() for m in maps]})
     print(*paths, record, sep="\n")

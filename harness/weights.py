@@ -23,6 +23,8 @@ from .edsr import EDSR, build_network
 from .errors import UserError
 from .files import write_atomic
 
+_FOREIGN = "a file of the papers' authors is first converted by python -m harness.convert"
+
 
 @dataclass(frozen=True)
 class Architecture:
@@ -107,12 +109,18 @@ def load_weights(path: Path) -> TrainedNetwork:
         network = architecture.build()
     except FileNotFoundError:
         raise UserError(f"no weights at {path}") from None
-    except (SafetensorError, OSError) as error:
+    except OSError as error:
         raise UserError(f"cannot read weights {path}: {error}") from error
+    except SafetensorError as error:
+        raise UserError(
+            f"cannot read weights {path}: damaged, or no safetensors file ({error}); {_FOREIGN}"
+        ) from error
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         if isinstance(error, AttentionError):
             raise
-        raise UserError(f"{path} does not say which network its weights belong to") from error
+        raise UserError(
+            f"{path} does not say which network its weights belong to; {_FOREIGN}"
+        ) from error
     load_strictly(network, tensors, str(path))
     return TrainedNetwork(name, architecture, network.eval())
 

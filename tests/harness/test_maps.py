@@ -35,9 +35,15 @@ VARIANTS = {
 }
 
 
-def make(name: str, variant: Variant, scale: int = 2, seed: int = 0) -> TrainedNetwork:
+def make(
+    name: str,
+    variant: Variant,
+    scale: int = 2,
+    seed: int = 0,
+    positions: tuple[int, ...] | None = None,
+) -> TrainedNetwork:
     """A tiny network whose attention is far from uniform and differs from module to module."""
-    architecture = Architecture(variant, blocks=4, channels=8, scale=scale)
+    architecture = Architecture(variant, 4, 8, scale, positions=positions)
     network = architecture.build(seed).eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -114,7 +120,7 @@ def test_modules_differ(lr: np.ndarray) -> None:
 def test_panels_say_what_they_are(lr: np.ndarray) -> None:
     names = ["enla-m4", "enla-m4-k1", "nla"]
     runs = [make(name, VARIANTS[name]) for name in names] + [make("other", VARIANTS["nla"])]
-    found = [(m.label, m.kind, m.run) for m in correlation_maps(runs, lr, AT)]
+    found = [(m.label, m.kind, m.run) for m in correlation_maps(runs, lr, AT, 5)]
     assert found == [
         ("ENLA-m4", "exact", "enla-m4"),
         ("ENLA-m4", "random features", "enla-m4"),
@@ -153,7 +159,7 @@ def test_drawing(count: int, rows: int, lr: np.ndarray) -> None:
         CorrelationMap(f"L{i}", "exact" if i else "", "run", w.reshape(ROWS, COLS))
         for i, w in enumerate(weights)
     ]
-    figure = draw(lr, AT, drawn, module=2)
+    figure = draw(lr, AT, drawn, "attention module 2 of 5")
     shown = [ax for ax in figure.axes if ax.images]
     assert len(shown) == count + 1
     assert len({ax.get_subplotspec().rowspan.start for ax in shown}) == rows  # type: ignore[union-attr]
@@ -243,6 +249,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Runs of every variant, and some that cannot be drawn."""
     runs = [make(f"{name}-run", variant) for name, variant in VARIANTS.items()]
     runs += [make("conv-run", Variant("conv")), make("none-run", Variant("none"))]
+    runs += [make("two-modules", Variant("nla"), positions=(0, 4))]
     runs += [make("x3-run", Variant("nla"), scale=3), make("diverged", Variant("nla"))]
     with torch.no_grad():
         for module in runs[-1].network.attention_modules:
@@ -328,9 +335,24 @@ def test_command_line_with_an_hr_image(
     assert record["panels"] == [m.statistics() for m in correlation_maps([run], lr, (4, 6), 2)]
 
 
+def test_an_official_network_may_have_other_than_five_modules(
+    monkeypatch: pytest.MonkeyPatch, results: Path, tmp_path: Path
+) -> None:
+    """One before the first block and one after each eighth: two of a network of eight blocks."""
+    usual = ("--image", str(tmp_path / "windows.png"), "--at", "7,3", "--runs", "two-modules")
+    command(monkeypatch, results, *usual)
+    record = json.loads((results / "figures" / "maps-windows-7-3.json").read_text())
+    assert record["module"] == 2
+    run = load_weights(results / "runs" / "two-modules" / "weights.safetensors")
+    found = correlation_maps([run], read_image(tmp_path / "windows.png"), AT, 2)
+    assert record["panels"] == [m.statistics() for m in found]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (("--runs", "nla-run", "two-modules"), "differ in their number of attention modules (nla-"),
+        (("--runs", "two-modules", "--module", "3"), "module must be 1 to 2, got 3"),
         (("--runs", "nla-run", "conv-run"), "run conv-run (Conv) has no weights over positions"),
         (("--runs", "none-run"), "run none-run (Baseline) has no weights over positions"),
         (("--runs", "diverged"), "run diverged has weights that are not finite"),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,7 @@ from harness.errors import UserError
 from harness.official import load_official, published_method, read_state_dict
 from harness.weights import Architecture
 from tests.reference import released
-from tests.reference.cases import perturb
+from tests.reference.cases import perturb, random_weights
 from tests.reference.released import assert_same_function
 
 NLSN = partial(released.NLSA, chunk_size=6)
@@ -113,6 +115,136 @@ def test_a_network_computes_what_the_released_one_does(
     names = released_names(ours, theirs)
     x = torch.rand(1, 3, 5, 4, generator=torch.Generator().manual_seed(1))
     assert_same_function(ours, theirs, x, names, image_range)
+
+
+Gradients = dict[str, Tensor]
+
+
+@dataclass
+class Relus:
+    """Stands for every ReLU: keeps what goes in, and passes what is positive, or what is given."""
+
+    given: list[Tensor] | None = None
+    inputs: list[Tensor] = field(default_factory=list)
+
+    def __call__(self, u: Tensor, inplace: bool = False) -> Tensor:
+        passed = u.detach() > 0 if self.given is None else self.given[len(self.inputs)]
+        self.inputs.append(u.detach())
+        return u * passed
+
+
+def gradients(
+    network: nn.Module, x: Tensor, given: list[Tensor] | None = None
+) -> tuple[Gradients, list[Tensor]]:
+    """Gradient by each parameter, in float64, and the inputs of the ReLUs."""
+    relus = Relus(given)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(torch, "relu_", relus)
+        patched.setattr(torch.nn.functional, "relu", relus)
+        y = network(x.to(next(network.parameters()).dtype))
+    wanted = {name: p for name, p in network.named_parameters() if p.requires_grad}
+    found = torch.autograd.grad((y * random_weights(y)).sum(), [*wanted.values()])
+    return {name: g.double() for name, g in zip(wanted, found, strict=True)}, relus.inputs
+
+
+def sides(inputs: list[Tensor]) -> list[Tensor]:
+    return [u > 0 for u in inputs]
+
+
+def turned(inputs: list[Tensor], wanted: list[Tensor]) -> int:
+    """How many ReLUs are on the other side of 0."""
+    pairs = zip(sides(inputs), sides(wanted), strict=True)
+    return sum(int((a != b).sum()) for a, b in pairs)
+
+
+def largest_error(found: Gradients, wanted: Gradients) -> float:
+    """Of single tensors, as in :func:`assert_same_function`."""
+    assert found.keys() == wanted.keys()
+    floor = 1e-2 * max(g.abs().max().item() for g in wanted.values())
+    return max(
+        (found[key] - g).abs().max().item() / max(g.abs().max().item(), floor)
+        for key, g in wanted.items()
+    )
+
+
+def error_together(found: Gradients, wanted: Gradients) -> float:
+    """Of all tensors as one vector, relative to its length."""
+    a, b = (torch.cat([g[key].flatten() for key in wanted]) for g in (found, wanted))
+    return ((a - b).norm() / b.norm()).item()
+
+
+def to_the_edge(network: released.Network, x: Tensor) -> None:
+    """Biases such that each channel's ReLU in each block gets 0, but for rounding, at (1, 1)."""
+    exact = copy.deepcopy(network).double()
+
+    def shift(conv: Any, _: Any, out: Tensor) -> Tensor:
+        offset = out[0, :, 1, 1].clone()
+        conv.bias -= offset
+        return out - offset.view(-1, 1, 1)
+
+    for module in exact.modules():
+        if isinstance(module, released.Block):
+            module.body[0].register_forward_hook(shift)
+    with torch.no_grad():
+        exact(x.double())
+    network.load_state_dict(exact.state_dict())
+
+
+@pytest.mark.parametrize("edge", [False, True])
+@pytest.mark.parametrize("attention", [None, ENLCN])
+def test_gradients_of_a_deep_network_are_the_same_but_for_relus_at_zero(
+    attention: Callable[[int], nn.Module] | None, edge: bool, tmp_path: Path
+) -> None:
+    """In float64 all agree; in float32 all do, but where a ReLU gets 0 but for rounding.
+
+    There its derivative is 0 or 1 as rounding will have it, and single tensors of the released
+    network differ from its own float64 gradients as much as ours do from them. On given sides of
+    0 they all agree again.
+    """
+    torch.manual_seed(0)
+    theirs = released.Network(32, 8, 2, attention)
+    x = torch.rand(1, 3, 3, 2)
+    if edge:
+        to_the_edge(theirs, x)
+    path = write(theirs.state_dict(), tmp_path / "a.pt")
+    ours = load_official(path, block_res_scale=0.1).network
+    names = released_names(ours, theirs)
+
+    def of_ours(
+        network: nn.Module, given: list[Tensor] | None = None
+    ) -> tuple[Gradients, list[Tensor]]:
+        found, inputs = gradients(network, x, given)
+        return {names[key]: g for key, g in found.items()}, inputs
+
+    wanted, inputs = gradients(copy.deepcopy(theirs).double(), x)
+    given = sides(inputs)
+    assert largest_error(of_ours(copy.deepcopy(ours).double(), given)[0], wanted) <= 1e-10
+    assert largest_error(gradients(theirs, x, given)[0], wanted) <= 1e-4
+    assert largest_error(of_ours(ours, given)[0], wanted) <= 1e-4
+
+    both = [gradients(theirs, x), of_ours(ours)]
+    if edge:
+        assert all(turned(found, inputs) for _, found in both)
+        errors = [largest_error(found, wanted) for found, _ in both]
+        assert min(errors) > 1e-2
+        assert max(errors) < 10 * min(errors)
+    else:
+        assert not any(turned(found, inputs) for _, found in both)
+        assert all(largest_error(found, wanted) <= 1e-4 for found, _ in both)
+
+
+def test_one_relu_on_the_other_side_of_zero_is_seen_in_single_tensors_only() -> None:
+    """The one of 147,456 whose input is nearest to 0; the wider the network, the more there are."""
+    torch.manual_seed(0)
+    network, x = released.Network(32, 32, 2).double(), torch.rand(1, 3, 12, 12)
+    wanted, inputs = gradients(network, x)
+    nearest = min(range(32), key=lambda i: inputs[i].abs().min())
+    given = sides(inputs)
+    given[nearest].flatten()[inputs[nearest].abs().argmin()].logical_not_()
+    found, _ = gradients(network, x, given)
+    assert inputs[nearest].abs().min() < 1e-5
+    assert largest_error(found, wanted) > 1e-3
+    assert error_together(found, wanted) < 1e-4
 
 
 def test_what_is_read_off_the_tensors(tmp_path: Path) -> None:
@@ -222,6 +354,7 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
         ("mixed.pt", state | mixed(state)),
         ("mean.pt", state | {"sub_mean.bias": torch.zeros(3)}),
         ("nan.pt", state | {"add_mean.weight": torch.full((3, 3, 1, 1), torch.nan)}),
+        ("infinite.pt", state | {"tail.1.bias": torch.tensor([0.0, torch.inf, 0.0])}),
         ("foreign.pt", state | {f"body.0.{i}.w": torch.zeros(1) for i in range(99)}),
     ]:
         write(content, tmp_path / name)
@@ -237,6 +370,7 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
         ("mixed.pt", "body.0 is ENLCA-m5 and body.9 ENLCA-m2; all"),
         ("mean.pt", r"sub_mean\.bias is \[0\.0, 0\.0, 0\.0\], not the mean of DIV2K"),
         ("nan.pt", r"add_mean\.weight is \[nan, .* another normalisation"),
+        ("infinite.pt", r"tail\.1\.bias has values that are not finite"),
         ("foreign.pt", r"body\.0\.0\.w is surplus; .*; and 94 more"),
     ]:
         with pytest.raises(UserError, match=words) as error:

@@ -90,6 +90,27 @@ def test_main_job_leaves_records_and_prints_a_table(
     assert any(name.startswith("table5") for name in written)
 
 
+def test_a_users_manga109_joins_table_1(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, image_folder: Path
+) -> None:
+    """The set is not free to pass on; a folder of its name is measured and stands in its column."""
+    folder = shutil.copytree(image_folder, tmp_path / "images")
+    (folder / "Tiny").rename(folder / "Manga109")
+    words = ["--attn", "none", "enlca", "--scale", "2", *TINY, "--skip-latency"]
+    run_main(monkeypatch, *words, "--data", folder, "--results", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["harness.tables", "--results", str(tmp_path)])
+    tables.main()
+    (path,) = (tmp_path / "tables").rglob("table1.csv")
+    with path.open() as file:
+        rows = {r["method"]: r for r in csv.DictReader(file) if r["test_set"] == "Manga109"}
+    assert rows["ENLCN"]["psnr_db_paper"] == "39.64"
+    measured = {m: r["psnr_db_measured"] for m, r in rows.items() if r["source"] == "measured"}
+    assert measured.keys() == {"Baseline", "ENLCA-m128"}
+    for record in load_records(tmp_path, "run"):
+        psnr = float(measured[record["variant"]["label"]])
+        assert psnr == pytest.approx(record["quality"]["Manga109"]["psnr"], abs=1e-4)
+
+
 def test_same_command_same_result(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, image_folder: Path
 ) -> None:
