@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -47,6 +48,7 @@ _LATEX = {
     "“": "``",
     "”": "''",
     "\n": " ",
+    "\0": "{}",
 }
 # Of what lies beyond ASCII, letters with accents up to here are LaTeX's own.
 _LAST_ACCENT = "ž"
@@ -177,6 +179,7 @@ def latex_escape(text: str) -> str:
 
     What pdflatex's own fonts do not have is named by its number, so that any text compiles.
     """
+    text = re.sub("-(?=-)", "-\0", text)  # two hyphens would become a dash
     return "".join(_LATEX.get(character) or _latex_character(character) for character in text)
 
 

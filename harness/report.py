@@ -241,8 +241,9 @@ def _plotly_script() -> str:
         import markdown_it  # noqa: F401
         from plotly.offline import get_plotlyjs
     except ImportError as error:
+        package = str(error.name).partition(".")[0]
         raise UserError(
-            f"the report needs {error.name}: pip install 'attention-zoo[report]'"
+            f"the report needs {package}: pip install 'attention-zoo[report]'"
         ) from None
     return re.sub(r"</(?=script)", r"<\\/", get_plotlyjs(), flags=re.IGNORECASE)
 

@@ -32,6 +32,7 @@ _HEAD = r"""% Every table and figure of the report; compile with pdflatex, twice
 \usepackage{booktabs,graphicx}
 \extrafloats{400}
 \emergencystretch=4em
+\setlength{\belowcaptionskip}{6pt}
 \renewcommand{\topfraction}{1}
 \renewcommand{\bottomfraction}{1}
 \renewcommand{\textfraction}{0}
