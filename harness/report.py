@@ -9,6 +9,7 @@ Built from the records alone; the same records give the same bytes.
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -111,7 +112,12 @@ class Page:
 
 @dataclass(frozen=True)
 class Options:
-    """Write one HTML page of all tables, figures and records, and a folder for LaTeX."""
+    """Write one HTML page of all tables, figures and records, and a folder for LaTeX.
+
+    Examples:
+      python -m harness.report
+      python -m harness.report --results other-results --output my-report
+    """
 
     results: Path = Path("results")
     """Folder that holds records/."""
@@ -183,8 +189,8 @@ def build_page(
     machines = _machines(records)
     values: dict[str, set[str]] = {name: set() for name in _FILTERS}
     for record in records:
-        for name, found in record_tags(record).items():
-            values[name].update(found)
+        for name, several in record_tags(record).items():
+            values[name].update(several)
     contents = [
         ("guide", "How to read this page"),
         *([("findings", "The paper’s claims, and what these data say")] if findings else []),
@@ -516,7 +522,9 @@ def _records_table(records: Sequence[Record]) -> TableBlock:
 def main() -> None:
     """Entry point of ``python -m harness.report``."""
     with usage_errors():
-        options = tyro.cli(Options, prog="python -m harness.report")
+        options = tyro.cli(
+            Options, prog="python -m harness.report", description=inspect.getdoc(Options)
+        )
     for path in write_report(options):
         print(path)
 

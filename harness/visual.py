@@ -11,6 +11,7 @@ Command line: ``python -m harness.visual --runs RUN … --test-set Urban100 --da
 from __future__ import annotations
 
 import hashlib
+import inspect
 import math
 import sys
 from collections.abc import Sequence
@@ -238,7 +239,12 @@ def _finish(axes: Axes, title: str, note: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Draw the crops of test images on which the runs differ most, with PSNR and SSIM."""
+    """Draw the crops of test images on which the runs differ most, with PSNR and SSIM.
+
+    Examples:
+      python -m harness.visual --runs baseline-small nla-small --test-set Urban100 --data DIR
+      python -m harness.visual --runs baseline-quick enlca-m16-quick --count 3
+    """
 
     runs: tuple[str, ...]
     """Run ids (or unambiguous beginnings), run folders or weight files, of one scale."""
@@ -293,7 +299,9 @@ def _images(options: Options, scale: int) -> TestSet:
 def main() -> None:
     """Entry point of ``python -m harness.visual``."""
     with usage_errors():
-        options = tyro.cli(Options, prog="python -m harness.visual")
+        options = tyro.cli(
+            Options, prog="python -m harness.visual", description=inspect.getdoc(Options)
+        )
     if options.crop < SSIM_WINDOW:
         raise UserError(f"--crop must be at least {SSIM_WINDOW} (SSIM's window)")
     if options.count < 1:
