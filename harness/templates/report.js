@@ -71,7 +71,7 @@
       return `${found.filter((e) => !e.closest("[hidden]")).length} of ${found.length}`;
     };
     form.querySelector("output").textContent =
-      `Shown: ${shown(".table-block")} tables, ${shown("figure")} figures, `
+      `Shown: ${shown(".table-block")} tables, ${shown("figure:not(.plot-block)")} figures, `
       + `${shown("#records tbody tr")} records`;
     for (const plot of all(".plot.js-plotly-plot")) {
       if (!plot.closest("[hidden]")) window.Plotly.Plots.resize(plot);
