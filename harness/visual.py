@@ -14,6 +14,7 @@ import hashlib
 import inspect
 import math
 import sys
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -194,12 +195,15 @@ def compare(
 def draw(comparisons: Sequence[Comparison]) -> Figure:
     """A block for each image: HR with the crop marked, then the crops, HR's first."""
     count = len(comparisons[0].panels) + 1
-    columns = min(COLUMNS, max(2, math.ceil(count / 2)))
+    columns = count if count <= 3 else min(COLUMNS, math.ceil(count / 2))
     rows = math.ceil(count / columns)
     side = PAGE * (1 - _IMAGE) / columns
     with house_style():
-        figure = new_figure(PAGE, len(comparisons) * rows * (side + 0.33) + 0.2)
-        figure.supxlabel("PSNR (dB) / SSIM of Y, of the crop", fontsize=7)
+        runs = ", ".join(panel.run for panel in comparisons[0].panels if panel.run)
+        told = textwrap.wrap(f"PSNR (dB) / SSIM of Y, of the crop; runs: {runs}", 130)
+        height = len(comparisons) * rows * (side + 0.33) + 0.08 + 0.12 * len(told)
+        figure = new_figure(PAGE, height)
+        figure.supxlabel("\n".join(told), fontsize=7)
         blocks = figure.subfigures(len(comparisons), 1, squeeze=False)[:, 0]
         for block, comparison in zip(blocks, comparisons, strict=True):
             _draw_block(block, comparison, rows, columns)
