@@ -10,6 +10,7 @@ softmax of u·w = k·cos, and ENLA's kernel value phi(u)·phi(w) estimates exp(u
 
 from __future__ import annotations
 
+import inspect
 import math
 import re
 import sys
@@ -411,7 +412,12 @@ def _rounded(value: float) -> float:
 
 @dataclass(frozen=True)
 class Options:
-    """Measure ENLA against exact attention, and NLSA's buckets; write record, CSV and figures."""
+    """Measure ENLA against exact attention, and NLSA's buckets; write record, CSV and figures.
+
+    Examples:
+      python -m harness.approximation --synthetic
+      python -m harness.approximation --weights enlca-m128-small --data DIR
+    """
 
     weights: str | None = None
     """A trained network with ENLA modules: run id (or its beginning) or weight file. One with NLSA
@@ -579,7 +585,9 @@ def _has(trained: TrainedNetwork, kind: type) -> bool:
 def main() -> None:
     """Entry point of ``python -m harness.approximation``."""
     with usage_errors():
-        options = tyro.cli(Options, prog="python -m harness.approximation")
+        options = tyro.cli(
+            Options, prog="python -m harness.approximation", description=inspect.getdoc(Options)
+        )
     machine.use_threads(options.threads)
     if options.from_records:
         records = load_records(options.results, "approximation")

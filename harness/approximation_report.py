@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -167,7 +168,27 @@ def figures(record: Row) -> dict[str, Figure]:
     if record["network"]:
         makers["psnr"] = _psnr_figure
     with house_style():
-        return {name: make(record) for name, make in makers.items()}
+        drawn = {name: make(record) for name, make in makers.items()}
+        for figure in drawn.values():
+            _draw_origin(figure, record)
+    return drawn
+
+
+def _draw_origin(figure: Figure, record: Row) -> None:
+    """Network, data, device and number of redraws above a figure, which grows by their lines."""
+    settings = record["settings"]
+    text = "synthetic features"
+    if network := settings["network"]:
+        images, sets = network.get("images"), " + ".join(network.get("test_sets", []))
+        text = f"network {network['name']}"
+        if images:
+            text += f", {plural(images, 'crop')} of {sets} ×{network['scale']}"
+    if device := record.get("machine", {}).get("device"):
+        text += f", {device}"
+    text += f"; bars: ± one standard deviation over {settings['draws']} redraws"
+    lines = textwrap.wrap(text, round(19.5 * figure.get_figwidth()))
+    figure.set_figheight(figure.get_figheight() + 0.13 * len(lines))
+    figure.suptitle("\n".join(lines), fontsize=6.5)
 
 
 def _groups(record: Row) -> list[str]:
@@ -195,10 +216,19 @@ def _panels(record: Row, *labels: str, log: bool = False) -> tuple[Figure, Any, 
     return figure, axes, names
 
 
-def plot_line(axis: Axes, rows: Iterable[Row], x: str, y: str, label: str, style: int) -> None:
+def plot_line(
+    axis: Axes,
+    rows: Iterable[Row],
+    x: str,
+    y: str,
+    label: str,
+    style: int,
+    fill: Literal["none", "full"] = "none",
+) -> None:
     """One line through the rows, with bars of ± one standard deviation where they have one.
 
-    A bar that would reach below zero on a log axis, already scaled so, has its upper half only.
+    Markers are in outline unless filled: what lies below stays in sight. A bar that would reach
+    below zero on a log axis, already scaled so, has its upper half only.
     """
     points = sorted(rows, key=lambda row: row[x])
     values = [row[y] for row in points]
@@ -212,6 +242,7 @@ def plot_line(axis: Axes, rows: Iterable[Row], x: str, y: str, label: str, style
         label=label,
         color=COLOURS[style % len(COLOURS)],
         marker=MARKERS[style % len(MARKERS)],
+        fillstyle=fill,
         capsize=1.5,
         elinewidth=0.8,
     )
@@ -417,7 +448,7 @@ def _psnr_figure(record: Row) -> Figure:
     crops = plural(network["images"], "crop")
     axis.set_ylabel(f"PSNR (dB), {crops} of {sets} ×{network['scale']}")
     axis.ticklabel_format(axis="y", useOffset=False)
-    figure.legend(loc="outside upper center", ncols=2, frameon=False)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False)
     _label_x([axis], "m", (row["m"] for row in ours))
     return figure
 

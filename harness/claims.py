@@ -221,9 +221,10 @@ def claims_table(setting: Setting) -> Table | None:
         notes=[
             f"Differences in PSNR on {setting.test_set} ×{setting.config['scale']}, paired over "
             "the same images and seeds; the paper's are of Urban100 ×4. In brackets the 95 % "
-            "interval of the crossed bootstrap over images and seeds.",
+            "interval: that of the crossed bootstrap over images and seeds, or of Student's t of "
+            "the seeds' means where that reaches further.",
             "Decided at 5 % after Holm's correction for all claims of this table. A level is the "
-            "larger of that bootstrap's and that of Student's t of the seeds' means, two-sided; "
+            "larger of that bootstrap's and that of Student's t, two-sided; "
             "'within' is tested as equivalence. Not decided means just that.",
             *(f"{found.sentence}." for found in findings),
             *setting_notes(setting, []),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
@@ -19,9 +20,9 @@ from .weights import save_weights
 class Options:
     """Write an official EDSR, NLSN or ENLCN file as safetensors that --weights opens."""
 
-    file: tyro.conf.Positional[Path]
+    file: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FILE")]
     """The authors' file, pickled or safetensors."""
-    output: tyro.conf.Positional[Path]
+    output: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="OUT.safetensors")]
     """File to write; it must not exist."""
     block_res_scale: float | None = None
     """The released --res_scale, of blocks and attention alike; by default the published one."""

@@ -5,6 +5,7 @@ Command line: ``python -m harness.evaluate --official FILE --data DIR``, or ``--
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -214,7 +215,12 @@ def evaluate(
 
 @dataclass(kw_only=True)
 class Options:
-    """PSNR and SSIM of the authors' networks, or of ours, on whole test images."""
+    """PSNR and SSIM of the authors' networks, or of ours, on whole test images.
+
+    Examples:
+      python -m harness.evaluate --official ENLCAx4.pt --data DIR --test-sets Urban100 --chop
+      python -m harness.evaluate --weights enlca-m16-small --data DIR
+    """
 
     official: Path | None = None
     """The authors' file of EDSR, NLSN or ENLCN: pickled tensors or safetensors."""
@@ -293,7 +299,9 @@ def table(trained: TrainedNetwork, results: dict[str, dict[str, Any]]) -> Table:
 def main() -> None:
     """Entry point of ``python -m harness.evaluate``."""
     with usage_errors():
-        options = tyro.cli(Options, prog="python -m harness.evaluate")
+        options = tyro.cli(
+            Options, prog="python -m harness.evaluate", description=inspect.getdoc(Options)
+        )
     if options.tile is not None and (options.chop or options.tile < 16):
         wrong = "and --chop exclude each other" if options.chop else "must be at least 16 LR pixels"
         raise UserError(f"--tile {wrong}")

@@ -10,6 +10,7 @@ Command line: ``python -m harness.maps --image FILE --at ROW,COL --runs RUN …`
 from __future__ import annotations
 
 import hashlib
+import inspect
 import math
 import re
 import sys
@@ -253,7 +254,11 @@ def _finish(ax: Axes, position: tuple[int, int], title: str, note: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Draw the attention weights of one position of an image, for each run."""
+    """Draw the attention weights of one position of an image, for each run.
+
+    Examples:
+      python -m harness.maps --image photo.png --hr --at 240,256 --runs nla-small enlca-m16-small
+    """
 
     image: Path
     """An LR image (or an HR image with --hr)."""
@@ -316,7 +321,9 @@ def low_resolution(
 def main() -> None:
     """Entry point of ``python -m harness.maps``."""
     with usage_errors():
-        options = tyro.cli(Options, prog="python -m harness.maps")
+        options = tyro.cli(
+            Options, prog="python -m harness.maps", description=inspect.getdoc(Options)
+        )
     marked = parse_position(options.at)
     if not options.runs:
         raise UserError("--runs needs at least one run")

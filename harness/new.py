@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import keyword
 import re
 from dataclasses import dataclass
@@ -19,9 +20,13 @@ _TEMPLATE = Path(__file__).parent / "templates"
 
 @dataclass(frozen=True)
 class Options:
-    """Write a working attention module to start from, and its test."""
+    """Write a working attention module to start from, and its test.
 
-    name: Annotated[str, tyro.conf.Positional]
+    Examples:
+      python -m harness.new my_attention
+    """
+
+    name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")]
     """Name of the module's file, e.g. my_attention; the class is then MyAttention."""
     folder: Path = Path()
     """Where the files go."""
@@ -60,7 +65,9 @@ def write_module(name: str, folder: Path) -> list[Path]:
 def main() -> None:
     """Entry point of ``python -m harness.new``."""
     with usage_errors():
-        options = tyro.cli(Options, prog="python -m harness.new")
+        options = tyro.cli(
+            Options, prog="python -m harness.new", description=inspect.getdoc(Options)
+        )
     paths = write_module(options.name, options.folder)
     cls = re.search(r"^class (\w+)", paths[0].read_text(encoding="utf-8"), re.MULTILINE)
     assert cls is not None

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patheffects import withStroke
 
 from .config import table_rows
 from .latency_tables import Bench
@@ -134,7 +135,7 @@ def _figure(
         (theirs, paper, float(printed["Baseline"]), "none"),
     ):
         ranged = [*measured, *paper] if shared else points
-        low = min(point.cost for point in ranged) / 2
+        low = min(point.cost for point in ranged) / 3
         high = max(point.cost for point in ranged) * 2
         axis.set_xscale("log")
         axis.set_xlim(low, high)
@@ -161,7 +162,8 @@ def _figure(
 
 def family_label(labels: Sequence[str]) -> str:
     """The common name of a module's variants: ``ENLCA`` of ENLCA-m2 and ENLCA-m16."""
-    return labels[0] if len({*labels}) == 1 else labels[0].rpartition("-")[0]
+    common = labels[0].rpartition("-")[0]
+    return common if common and len({*labels}) > 1 else labels[0]
 
 
 def _points(setting: Setting, costs: dict[str, float | None]) -> list[Point]:
@@ -225,5 +227,6 @@ def _draw_points(axis: Axes, points: Sequence[Point], fill: str) -> dict[str, Li
                     textcoords="offset points",
                     ha=side,
                     fontsize=6,
+                    path_effects=[withStroke(linewidth=2, foreground="white")],
                 )
     return handles

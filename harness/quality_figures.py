@@ -153,7 +153,7 @@ def figure6(setting: Setting, approximations: Sequence[Record]) -> Figure | None
         ]
         panels[1].set_yscale("log")
         for style, (quantity, label) in enumerate(VARIANCES.items()):
-            plot_line(panels[1], rows, "k", quantity, label, style)
+            plot_line(panels[1], rows, "k", quantity, label, style, fill="full")
         panels[1].set_ylabel("variance of φ(q)·φ(k)")
     for panel in panels:
         panel.legend()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import inspect
 import statistics
 import sys
 from collections.abc import Iterator, Sequence
@@ -180,7 +181,11 @@ def redraw_table(records: Sequence[Record]) -> Table:
 
 @dataclass(kw_only=True)
 class Options:
-    """Evaluate trained networks under newly drawn projections and rotations, and with another m."""
+    """Evaluate trained networks under newly drawn projections and rotations, and with another m.
+
+    Examples:
+      python -m harness.redraws --runs enlca-m128-small nlsa-r4-small --m 2 16 256 --data DIR
+    """
 
     runs: tuple[str, ...]
     """Run ids (or unambiguous beginnings), run folders or weight files."""
@@ -207,7 +212,9 @@ class Options:
 def main() -> None:
     """Entry point of ``python -m harness.redraws``."""
     with usage_errors():
-        options = tyro.cli(Options, prog="python -m harness.redraws")
+        options = tyro.cli(
+            Options, prog="python -m harness.redraws", description=inspect.getdoc(Options)
+        )
     if not options.runs:
         raise UserError("--runs needs at least one run")
     if options.draws < 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -36,8 +37,21 @@ _LATEX = {
     "Δ": r"$\Delta$",
     "²": r"$^2$",
     "✓": r"$\surd$",
+    "√": r"$\sqrt{}$",
+    "≥": r"$\geq$",
+    "≤": r"$\leq$",
+    "→": r"$\to$",
+    "φ": r"$\varphi$",
+    "σ": r"$\sigma$",
+    "…": r"\dots{}",
+    "’": "'",
+    "“": "``",
+    "”": "''",
     "\n": " ",
+    "\0": "{}",
 }
+# Of what lies beyond ASCII, letters with accents up to here are LaTeX's own.
+_LAST_ACCENT = "ž"
 _MARKDOWN = {ord(c): f"\\{c}" for c in "\\|*`<"} | {ord("\n"): " "}
 
 
@@ -87,9 +101,6 @@ class Table:
     def latex(self) -> str:
         """A floating table in LaTeX; needs the packages booktabs and graphicx."""
         wide = len(self.headers) > _WIDE
-        body = [_latex_row(row) for row in self.rows]
-        if 0 < self.rule_after < len(body):
-            body.insert(self.rule_after, r"\midrule")
         lines = [
             "% needs \\usepackage{booktabs,graphicx}",
             r"\begin{table*}" if wide else r"\begin{table}",
@@ -97,20 +108,41 @@ class Table:
             rf"\caption{{{latex_escape(self.caption)}}}",
             rf"\label{{tab:{self.label or self.name}}}",
             *([r"\resizebox{\textwidth}{!}{%"] if wide else []),
-            rf"\begin{{tabular}}{{l{'r' * (len(self.headers) - 1)}}}",
+            self.latex_tabular() + ("}" if wide else ""),
+            *self.latex_notes(),
+            r"\end{table*}" if wide else r"\end{table}",
+        ]
+        return "\n".join(lines) + "\n"
+
+    def latex_tabular(self, alignment: str = "") -> str:
+        """The rows alone as a tabular of LaTeX; needs the package booktabs.
+
+        Args:
+            alignment: a letter for each column; by default the first is left, the others right.
+        """
+        alignment = alignment or "l" + "r" * (len(self.headers) - 1)
+        body = [_latex_row(row) for row in self.rows]
+        if 0 < self.rule_after < len(body):
+            body.insert(self.rule_after, r"\midrule")
+        lines = [
+            rf"\begin{{tabular}}{{{alignment}}}",
             r"\toprule",
             *self._latex_headers(),
             r"\midrule",
             *body,
             r"\bottomrule",
-            r"\end{tabular}" + ("}" if wide else ""),
+            r"\end{tabular}",
+        ]
+        return "\n".join(lines)
+
+    def latex_notes(self) -> list[str]:
+        """The notes as small paragraphs of LaTeX, a line each."""
+        return [
             r"\par\smallskip",
             r"{\footnotesize\raggedright",
             *(latex_escape(note) + r"\par" for note in self.notes),
             "}",
-            r"\end{table*}" if wide else r"\end{table}",
         ]
-        return "\n".join(lines) + "\n"
 
     def _latex_headers(self) -> list[str]:
         headers = _latex_row([header for _, header in self.headers])
@@ -143,8 +175,17 @@ def write_table(table: Table, folder: Path) -> list[Path]:
 
 
 def latex_escape(text: str) -> str:
-    """Text in which LaTeX's special characters, and a few of Unicode, stand for themselves."""
-    return "".join(_LATEX.get(character, character) for character in text)
+    """Text in which LaTeX's special characters, and a few of Unicode, stand for themselves.
+
+    What pdflatex's own fonts do not have is named by its number, so that any text compiles.
+    """
+    text = re.sub("-(?=-)", "-\0", text)  # two hyphens would become a dash
+    return "".join(_LATEX.get(character) or _latex_character(character) for character in text)
+
+
+def _latex_character(character: str) -> str:
+    known = character.isascii() or (character.isalpha() and character <= _LAST_ACCENT)
+    return character if known else f"[U+{ord(character):04X}]"
 
 
 def _latex_row(cells: Sequence[str]) -> str:

@@ -6,6 +6,7 @@ Command line: ``python -m harness.speed`` writes a speed record and prints its t
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -350,7 +351,12 @@ def machine_limits(
 
 @dataclass(kw_only=True)
 class Options:
-    """Time the obvious implementations and ours in turn, and write a speed record."""
+    """Time the obvious implementations and ours in turn, and write a speed record.
+
+    Examples:
+      python -m harness.speed --threads 2
+      python -m harness.speed --only core-nla step --seconds 5
+    """
 
     only: tuple[str, ...] = ()
     """Cases by the beginning of their names, e.g. core-nla or step; all by default."""
@@ -382,7 +388,9 @@ def choose(only: Sequence[str]) -> list[Comparison]:
 def main() -> None:
     """Entry point of ``python -m harness.speed``."""
     with usage_errors():
-        options = tyro.cli(Options, prog="python -m harness.speed")
+        options = tyro.cli(
+            Options, prog="python -m harness.speed", description=inspect.getdoc(Options)
+        )
     comparisons = choose(options.only)
     if not options.seconds > 0:
         raise UserError(f"seconds must be above 0, got {options.seconds}")

@@ -1,4 +1,4 @@
-"""Means over seeds, and paired differences to the baseline with bootstrap intervals."""
+"""Means over seeds, and paired differences to the baseline with their intervals."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import stats
 
 FloatArray = NDArray[np.float64]
 
-#: Share of the bootstrap distribution that an interval covers.
+#: How often an interval is to hold the true difference.
 CONFIDENCE = 0.95
 
 
@@ -55,8 +56,9 @@ def summarise(
     seeds share the same images, so the two levels are crossed: each bootstrap resample draws
     seeds and, independently, images with replacement, and takes the mean over the drawn table
     (the "pigeonhole" bootstrap: Owen, Annals of Applied Statistics 1(2), 2007). The interval is
-    the 2.5 and 97.5 percentile. With one paired seed only images are drawn: the interval then
-    says nothing of the noise of training.
+    the 2.5 and 97.5 percentile, or that of Student's t of the seeds' means where it reaches
+    further (:func:`difference_interval`). With one paired seed only images are drawn: the
+    interval then says nothing of the noise of training.
 
     Args:
         runs: the variant's run records, at most one a seed.
@@ -69,7 +71,7 @@ def summarise(
     ours, theirs = (by_seed(r, test_set, metric) for r in (runs, baseline_runs))
     means = [float(np.mean(list(images.values()))) for images in ours.values()]
     differences = paired_differences(ours, theirs)
-    low, high = bootstrap_interval(differences, resamples=resamples, seed=seed)
+    low, high = difference_interval(differences, resamples=resamples, seed=seed)
     return Summary(
         mean=float(np.mean(means)),
         seeds=len(means),
@@ -92,6 +94,25 @@ def paired_differences(
     if not images:
         return np.empty((0, 0))
     return np.array([[ours[s][i] - theirs[s][i] for i in images] for s in seeds])
+
+
+def difference_interval(
+    table: FloatArray, *, resamples: int = 10_000, seed: int = 0
+) -> tuple[float, float] | tuple[None, None]:
+    """95 % interval of the mean of ``table [seeds, images]``: the wider end of two on each side.
+
+    The crossed bootstrap's holds for other images, but with a few seeds it is too narrow: where
+    seeds differ as much as images do, that of three covers the truth in 85 of 100 cases, that of
+    two in 69. Student's t of the seeds' means holds for few seeds, but for these images alone.
+    With one seed it is the bootstrap's over images. (None, None) as :func:`bootstrap_interval`.
+    """
+    low, high = bootstrap_interval(table, resamples=resamples, seed=seed)
+    seeds = table.shape[0]
+    if low is None or high is None or seeds < 2:
+        return low, high  # type: ignore[return-value]
+    means = table.mean(axis=1)
+    reach = stats.t.ppf((1 + CONFIDENCE) / 2, seeds - 1) * means.std(ddof=1) / np.sqrt(seeds)
+    return min(low, float(means.mean() - reach)), max(high, float(means.mean() + reach))
 
 
 def bootstrap_interval(

@@ -11,8 +11,10 @@ Command line: ``python -m harness.visual --runs RUN … --test-set Urban100 --da
 from __future__ import annotations
 
 import hashlib
+import inspect
 import math
 import sys
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -194,12 +196,15 @@ def compare(
 def draw(comparisons: Sequence[Comparison]) -> Figure:
     """A block for each image: HR with the crop marked, then the crops, HR's first."""
     count = len(comparisons[0].panels) + 1
-    columns = min(COLUMNS, max(2, math.ceil(count / 2)))
+    columns = count if count <= 3 else min(COLUMNS, math.ceil(count / 2))
     rows = math.ceil(count / columns)
     side = PAGE * (1 - _IMAGE) / columns
     with house_style():
-        figure = new_figure(PAGE, len(comparisons) * rows * (side + 0.33) + 0.2)
-        figure.supxlabel("PSNR (dB) / SSIM of Y, of the crop", fontsize=7)
+        runs = ", ".join(panel.run for panel in comparisons[0].panels if panel.run)
+        told = textwrap.wrap(f"PSNR (dB) / SSIM of Y, of the crop; runs: {runs}", 130)
+        height = len(comparisons) * rows * (side + 0.33) + 0.08 + 0.12 * len(told)
+        figure = new_figure(PAGE, height)
+        figure.supxlabel("\n".join(told), fontsize=7)
         blocks = figure.subfigures(len(comparisons), 1, squeeze=False)[:, 0]
         for block, comparison in zip(blocks, comparisons, strict=True):
             _draw_block(block, comparison, rows, columns)
@@ -239,7 +244,12 @@ def _finish(axes: Axes, title: str, note: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Draw the crops of test images on which the runs differ most, with PSNR and SSIM."""
+    """Draw the crops of test images on which the runs differ most, with PSNR and SSIM.
+
+    Examples:
+      python -m harness.visual --runs baseline-small nla-small --test-set Urban100 --data DIR
+      python -m harness.visual --runs baseline-quick enlca-m16-quick --count 3
+    """
 
     runs: tuple[str, ...]
     """Run ids (or unambiguous beginnings), run folders or weight files, of one scale."""
@@ -295,7 +305,9 @@ def _images(options: Options, scale: int) -> TestSet:
 def main() -> None:
     """Entry point of ``python -m harness.visual``."""
     with usage_errors():
-        options = tyro.cli(Options, prog="python -m harness.visual")
+        options = tyro.cli(
+            Options, prog="python -m harness.visual", description=inspect.getdoc(Options)
+        )
     if options.crop < SSIM_WINDOW:
         raise UserError(f"--crop must be at least {SSIM_WINDOW} (SSIM's window)")
     if options.count < 1:

@@ -168,7 +168,7 @@ def test_notes_name_what_a_reader_must_know(setting: Setting) -> None:
 def test_intervals_over_seeds_are_said_to_be_so() -> None:
     runs = [synthetic.run(v, s, x) for v, x in (("Baseline", BASE), ("NLA", NLA)) for s in (0, 1)]
     table = table4(Setting(runs, []))
-    assert "paired bootstrap over images (3) and seeds." in table.markdown()
+    assert "paired bootstrap over images (3) and seeds, or Student's t of" in table.markdown()
     assert cells(table)["NLA"][8] == "27.30 ± 0.00"
     assert cells(table)["Bicubic"][8] == "25.00"
     mixed = table4(Setting([*runs, synthetic.run("Criss-Cross", 0, NLA)], []))

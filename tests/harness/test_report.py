@@ -1,0 +1,649 @@
+"""The report from made-up records: its HTML, its folder for LaTeX, and the page in a browser."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from html import unescape
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import synthetic_records as synthetic
+from test_quality_figures import runs
+
+from harness import report
+from harness.claims import find_claims
+from harness.config import Variant
+from harness.errors import UserError
+from harness.figures import all_figures
+from harness.plotting import figure_bytes
+from harness.records import load_records, save_record
+from harness.render import Table, latex_escape
+from harness.report import Options, build_page, measuring_text, render_page, write_report
+from harness.report_latex import latex_table
+from harness.settings import find_settings
+from harness.tables import Options as TableOptions
+from harness.tables import all_tables
+
+AWKWARD = {
+    "name": "my_package.my_module:User",
+    "label": "</td><script>alert(1)</script>&amp;",
+    "options": {},
+}
+VOID = {"meta", "link", "img", "br", "hr", "input"}
+#: What a browser fetches without being asked, by element and attribute.
+LOADED = {"src", "srcset", "data", "poster", "background", "formaction", "action", "xlink:href"}
+
+
+class Element:
+    """An element with its attributes, children, and all text within."""
+
+    def __init__(self, tag: str, attributes: dict[str, str | None], parent: Element | None) -> None:
+        self.tag, self.attributes, self.parent = tag, attributes, parent
+        self.children: list[Element] = []
+        self.text = ""
+
+    def all(self, tag: str | None = None, **wanted: str) -> list[Element]:
+        found = [self] if tag in (None, self.tag) else []
+        found = [e for e in found if all(e.attributes.get(k) == v for k, v in wanted.items())]
+        return found + [e for child in self.children for e in child.all(tag, **wanted)]
+
+
+class Tree(HTMLParser):
+    """The elements of a page; an element that is not closed in turn is an error."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.root = self.open = Element("", {}, None)
+        self.feed(html)
+        self.close()
+        assert self.open is self.root, f"<{self.open.tag}> is not closed"
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        assert len(dict(attrs)) == len(attrs), f"<{tag}> has an attribute twice"
+        element = Element(tag, dict(attrs), self.open)
+        self.open.children.append(element)
+        if tag not in VOID:
+            self.open = element
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.tag == tag, f"</{tag}> closes <{self.open.tag}>"
+        assert self.open.parent is not None
+        self.open = self.open.parent
+
+    def handle_data(self, data: str) -> None:
+        element: Element | None = self.open
+        while element is not None:
+            element.text += data
+            element = element.parent
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Records of two presets and two devices; every number is made up."""
+    folder = tmp_path_factory.mktemp("results")
+    sets = ["Set5", "Urban100"]
+    others = [
+        synthetic.run("NLA", values=[25.0, 26.5, 27.5]),
+        synthetic.run("NLSA-r4", values=[25.1, 26.2, 27.3]),
+        synthetic.run(Variant("enlca", {"m": 16}).to_dict(), values=[25.1, 26.1, 27.9]),
+        synthetic.run(AWKWARD, identifier="awkward"),
+    ]
+    quick = [
+        synthetic.run(name, seed, [20.0 + i + seed, 21.0 + i], sets, preset="quick", device="cuda")
+        | {"machine": synthetic.GPU_MACHINE, "command": "python -m harness.run --preset quick"}
+        for i, name in enumerate(("Baseline", "NLA"))
+        for seed in range(3)
+    ]
+    counted = [synthetic.cost("NLA", 2.0), synthetic.cost("NLSA-r4", 1.0)]
+    counted.append(synthetic.cost(AWKWARD, 0.5, id="cost-awkward"))
+    timed = [synthetic.latency_row("NLA", 9.0), synthetic.latency_row("NLSA-r4", 3.0)]
+    measured = [
+        synthetic.latency(timed),
+        synthetic.approximation("enlca-k2"),
+        synthetic.scaling(
+            {"NLA": (2.0, 1.0), "NLSA-r4": (1.0, 1.0)}, machine=synthetic.GPU_MACHINE
+        ),
+    ]
+    for record in [*runs(2.0, 4.0), *others, *quick, *counted, *measured]:
+        save_record(folder, record)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def written(results: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    return write_report(Options(results, tmp_path_factory.mktemp("report")))
+
+
+@pytest.fixture(scope="module")
+def page(written: list[Path]) -> Path:
+    return written[0]
+
+
+@pytest.fixture(scope="module")
+def root(page: Path) -> Element:
+    return Tree(page.read_text(encoding="utf-8")).root
+
+
+def words(text: str) -> str:
+    return " ".join(text.split())
+
+
+# -- the page -----------------------------------------------------------------------------------
+
+
+def test_every_cell_of_every_table_is_in_the_page(results: Path, root: Element) -> None:
+    shown = [
+        [[words(cell.text) for cell in row.children] for row in table.all("tbody")[0].all("tr")]
+        for block in root.all("div", **{"class": "table-block"})
+        for table in block.all("table")
+    ]
+    built = [table for _, table in all_tables(TableOptions(results))]
+    assert len(built) > 10
+    wanted = [[[words(cell) for cell in row] for row in table.rows] for table in built]
+    assert sorted(shown) == sorted(wanted)
+    for block, table in zip(root.all("div", **{"class": "table-block"}), shown, strict=True):
+        heads = [head for head in block.all("th") if "scope" in head.attributes]
+        columns = sum(1 for head in heads if head.all("button"))
+        assert {columns} == {len(row) for row in table}
+        (caption,) = block.all("caption")
+        assert caption.text.strip()
+    notes = [words(note) for table in built for note in table.notes]
+    items = Counter(words(item.text) for item in root.all("li"))
+    assert not Counter(notes) - items
+
+
+def test_every_figure_is_in_the_page(results: Path, root: Element) -> None:
+    images = root.all("img")
+    shown = {base64.b64decode(str(i.attributes["src"]).partition("base64,")[2]) for i in images}
+    drawn = [figure_bytes(figure, "png") for _, figure in all_figures(results)]
+    assert len(drawn) > 4
+    assert shown == set(drawn)
+    assert len(images) == len(drawn)
+    for image in images:
+        assert len(str(image.attributes["alt"])) > 20
+        assert int(image.attributes["width"] or 0) > 100
+
+
+def test_every_record_stands_with_its_command(results: Path, root: Element) -> None:
+    (section,) = root.all("section", id="records")
+    rows = [[cell.text for cell in row.children] for row in section.all("tbody")[0].all("tr")]
+    records = load_records(results)
+    assert [row[:2] for row in rows] == [[r["id"], r["command"]] for r in records]
+    (machines,) = root.all("section", id="machines")
+    assert {h.text for h in machines.all("h3")} == {"cpu: Made-up CPU", "cuda: Made-up GPU"}
+
+
+def test_claims_stand_in_sentences(results: Path, root: Element) -> None:
+    settings = find_settings(load_records(results, "run"), [])
+    sentences = [f"{f.sentence}." for s in settings for f in find_claims(s)]
+    assert any("not decided (one seed)" in s for s in sentences)
+    assert any(s.endswith(": reproduced.") for s in sentences)
+    (section,) = root.all("section", id="findings")
+    assert [words(item.text) for item in section.all("li")] == [words(s) for s in sentences]
+
+
+def test_scatter_plots_have_their_points_as_tables(root: Element) -> None:
+    plots = root.all("script", type="application/json")
+    assert len(plots) >= 2
+    for plot in plots:
+        traces = json.loads(plot.text)["data"]
+        points = {
+            unescape(t.partition("<b>")[2].partition("</b>")[0])
+            for d in traces
+            for t in d.get("text", [])
+        }
+        assert {"NLA", "NLSA-r4"} <= points
+        table = next(
+            d for d in root.all("details") if plot.attributes["id"] in _ids_before(root, d)
+        )
+        assert points == {row.children[0].text for row in table.all("tbody")[0].all("tr")}
+
+
+def _ids_before(root: Element, element: Element) -> list[str | None]:
+    """Ids within the element's sibling before it."""
+    assert element.parent is not None
+    siblings = element.parent.children
+    at = siblings.index(element)
+    return [e.attributes.get("id") for e in siblings[at - 1].all()] if at else []
+
+
+def test_measuring_is_that_of_the_documentation(root: Element) -> None:
+    (section,) = root.all("section", id="measuring")
+    shown = words(section.text)
+    text = (Path(__file__).parents[2] / "docs" / "measuring.md").read_text(encoding="utf-8")
+    headings = re.findall(r"^## (.*)$", text, re.MULTILINE)
+    assert headings == [h.text for h in section.all("h3")]
+    for sentence in re.findall(r"^- ([A-Z][\w ,]{20,})", text, re.MULTILINE):
+        assert words(sentence) in shown
+
+
+def test_measuring_is_found_where_it_is_installed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    wanted = measuring_text()
+    monkeypatch.setattr(
+        report, "__file__", str(tmp_path / "site-packages" / "harness" / "report.py")
+    )
+    installed = tmp_path / "share" / "measuring.md"
+    installed.parent.mkdir()
+    installed.write_text(wanted, encoding="utf-8")
+
+    class Entry:
+        name = "measuring.md"
+
+        def locate(self) -> Path:
+            return installed
+
+    class Distribution:
+        files: list[Entry] = [Entry()]  # noqa: RUF012
+
+    monkeypatch.setattr(report.metadata, "distribution", lambda _: Distribution)
+    assert measuring_text() == wanted
+    Distribution.files = []
+    with pytest.raises(UserError, match=r"measuring\.md is missing: install"):
+        measuring_text()
+
+
+def test_nothing_is_loaded_from_elsewhere(page: Path, root: Element) -> None:
+    for element in root.all():
+        for name, value in element.attributes.items():
+            if name in LOADED or (name == "href" and element.tag != "a"):
+                assert value is not None
+                assert value.startswith("data:"), (element.tag, name, value[:80])
+    (policy,) = root.all("meta", **{"http-equiv": "Content-Security-Policy"})
+    assert "default-src 'none'" in str(policy.attributes["content"])
+    styles = "".join(style.text for style in root.all("style"))
+    assert styles
+    assert "url(" not in styles
+    assert "@import" not in styles
+    assert page.stat().st_size < 12e6
+
+
+def test_text_of_records_stays_text(root: Element) -> None:
+    assert any(head.text == AWKWARD["label"] for head in root.all("th", scope="row"))
+    assert not [script for script in root.all("script") if "alert(1)" in script.text[:50]]
+    assert len([s for s in root.all("script") if "type" not in s.attributes]) == 2
+
+
+def test_the_page_is_sound_html(root: Element) -> None:
+    ids = [e.attributes["id"] for e in root.all() if "id" in e.attributes]
+    assert len(set(ids)) == len(ids)
+    for element in root.all():
+        for name in ("aria-labelledby", "for"):
+            for target in str(element.attributes.get(name) or "").split():
+                assert target in ids, target
+        if element.tag == "a" and str(element.attributes.get("href")).startswith("#"):
+            assert str(element.attributes["href"])[1:] in ids
+    (html,) = root.all("html")
+    assert html.attributes["lang"] == "en"
+    levels = [int(e.tag[1]) for e in root.all() if re.fullmatch(r"h[1-6]", e.tag)]
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(after - before <= 1 for before, after in pairwise(levels))
+    values = {
+        str(select.attributes["name"]): [o.attributes["value"] for o in select.all("option")]
+        for select in root.all("select")
+    }
+    assert values["preset"] == ["", "quick", "small"]
+    assert values["device"] == ["", "cpu: Made-up CPU", "cuda: Made-up GPU"]
+    known = {name: set(found) for name, found in values.items()}
+    for element in root.all():
+        for name, found in json.loads(element.attributes.get("data-tags") or "{}").items():
+            assert found
+            assert set(found) <= known[name]
+
+
+def test_the_same_records_give_the_same_page(results: Path) -> None:
+    records, tables = load_records(results), all_tables(TableOptions(results))
+    first, second = (render_page(build_page(records, tables, []), "//") for _ in range(2))
+    assert first == second
+
+
+def run_main(monkeypatch: pytest.MonkeyPatch, *typed: str | Path) -> None:
+    monkeypatch.setattr(sys, "argv", ["harness.report", *map(str, typed)])
+    report.main()
+
+
+@pytest.mark.parametrize(
+    ("missing", "message"),
+    [
+        (None, "error: no records under .*records; run python -m harness.run first"),
+        ("plotly", r"error: the report needs plotly: pip install 'attention-zoo\[report\]'"),
+        ("jinja2", r"error: the report needs jinja2: pip install 'attention-zoo\[report\]'"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    missing: str | None,
+    message: str,
+) -> None:
+    if missing:
+        for name in [n for n in sys.modules if n.partition(".")[0] == missing]:
+            monkeypatch.delitem(sys.modules, name)
+        monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(SystemExit) as stop:
+        run_main(monkeypatch, "--results", tmp_path)
+    assert stop.value.code == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert re.fullmatch(message, line)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_command_writes_beside_the_records(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Without runs too: operation counts alone."""
+    save_record(tmp_path, synthetic.cost("NLA", 2.0))
+    run_main(monkeypatch, "--results", tmp_path)
+    printed = [Path(line) for line in capsys.readouterr().out.splitlines()]
+    assert printed == [tmp_path / "report" / name for name in ("index.html", "latex/main.tex")]
+    tree = Tree(printed[0].read_text(encoding="utf-8"))
+    assert "operation counts and quality" in tree.root.text
+
+
+# -- LaTeX --------------------------------------------------------------------------------------
+
+
+def wide_table(columns: int, rows: int) -> Table:
+    return Table(
+        name="wide",
+        caption="Table 4: many columns",
+        notes=["One note."],
+        headers=[("", "Method"), *((f"Group {c // 3}", f"column {c}") for c in range(columns))],
+        rows=[
+            [f"row {r}", *(f"{r}.{c} [-1.00, 1.00]" for c in range(columns))] for r in range(rows)
+        ],
+        data=[],
+        rule_after=rows // 3,
+    )
+
+
+@pytest.mark.parametrize(("columns", "rows"), [(2, 3), (4, 80), (14, 4), (30, 50)])
+def test_parts_of_a_latex_table_hold_every_cell_once(columns: int, rows: int) -> None:
+    table = wide_table(columns, rows)
+    text = latex_table(table)
+    tabulars = re.findall(r"\\begin\{tabular\}\{(\w+)\}(.*?)\\end\{tabular\}", text, re.DOTALL)
+    assert len(tabulars) == text.count(r"\begin{table}") == text.count(r"\end{table}")
+    found: Counter[str] = Counter()
+    for letters, body in tabulars:
+        lines = [line for line in body.splitlines() if line.startswith("row ")]
+        assert 0 < len(lines) <= 40
+        for line in lines:
+            cells = line.removesuffix(r" \\").split(" & ")
+            assert len(cells) == len(letters)
+            found.update(cells[1:])
+    assert found == Counter(cell for row in table.rows for cell in row[1:])
+    assert text.count(r"\label{") == text.count("One note.") == 1
+    assert (len(tabulars) > 1) == (columns > 6 or rows > 40)
+    assert text.count(r"\midrule") - len(tabulars) >= 1
+
+
+def test_text_that_latex_has_no_letter_for_is_named() -> None:
+    assert latex_escape("Nyström O(N√N) 注 --attn") == (r"Nyström O(N$\sqrt{}$N) [U+6CE8] -{}-attn")
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
+def test_the_latex_document_compiles_and_fits(
+    results: Path, written: list[Path], tmp_path: Path
+) -> None:
+    folder = tmp_path / "latex"
+    shutil.copytree(written[1].parent, folder)
+    extra = latex_table(wide_table(30, 50)) + latex_table(wide_table(5, 3))
+    main = folder / "main.tex"
+    text = main.read_text(encoding="utf-8")
+    for name, _ in [(t.name, t) for _, t in all_tables(TableOptions(results))]:
+        assert re.search(rf"\\input\{{tables/[^}}]*{re.escape(name)}\}}", text), name
+    for stem, _ in all_figures(results):
+        assert re.search(rf"figures/[^}}]*{re.escape(stem.name)}\.pdf", text), stem
+    main.write_text(text.replace(r"\end{document}", extra + r"\end{document}"), encoding="utf-8")
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", main.name]
+    for _ in range(2):
+        done = subprocess.run(command, cwd=folder, capture_output=True, timeout=120)
+        log = done.stdout.decode(errors="replace")
+        assert done.returncode == 0, log[-2000:]
+    assert not re.findall(r"Overfull \\hbox \((?:[2-9]|\d\d)\S*pt too wide\)[^\n]*", log)
+    assert "too large for page" not in log
+    assert "undefined" not in log
+
+
+# -- in a browser -------------------------------------------------------------------------------
+
+
+def chromium() -> tuple[str, str]:
+    """Browser and driver; skips the test where one is missing."""
+    pytest.importorskip("selenium", reason="selenium is not installed")
+    names = ("chromium", "chromium-browser", "google-chrome", "chrome")
+    browser = next(filter(None, map(shutil.which, names)), None)
+    driver = shutil.which("chromedriver")
+    if browser is None or driver is None:
+        pytest.skip("no Chromium with its chromedriver is installed")
+    return browser, driver
+
+
+class Browser:
+    """A headless Chromium that shows the page."""
+
+    def __init__(self, page: Path) -> None:
+        from selenium import webdriver
+        from selenium.webdriver.chrome.service import Service
+
+        browser, driver = chromium()
+        options = webdriver.ChromeOptions()
+        options.binary_location = browser
+        for flag in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"):
+            options.add_argument(flag)
+        options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+        self.driver = webdriver.Chrome(options=options, service=Service(driver))
+        self.driver.set_script_timeout(120)
+        self.url = page.as_uri()
+
+    def open(self, width: int) -> None:
+        self.driver.execute_cdp_cmd(
+            "Emulation.setDeviceMetricsOverride",
+            {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False},
+        )
+        for kind in ("browser", "performance"):
+            self.driver.get_log(kind)  # what was before
+        self.driver.get(self.url)
+        self.wait(
+            "const plots = [...document.querySelectorAll('.plot')];"
+            "return plots.length > 0 && plots.every(p => p.querySelector('.points path'))"
+        )
+
+    def run(self, script: str, *arguments: Any) -> Any:
+        return self.driver.execute_script(script, *arguments)
+
+    def wait(self, script: str, seconds: float = 60) -> None:
+        end = time.monotonic() + seconds
+        while not self.run(script):
+            assert time.monotonic() < end, script
+            time.sleep(0.05)
+
+
+@pytest.fixture(scope="module")
+def browser(page: Path) -> Iterator[Browser]:
+    chromium()
+    opened = Browser(page)
+    try:
+        yield opened
+    finally:
+        opened.driver.quit()
+
+
+@pytest.mark.parametrize("width", [1280, 400])
+def test_the_page_loads_quietly_and_fits(browser: Browser, width: int) -> None:
+    browser.open(width)
+    messages = [json.loads(e["message"])["message"] for e in browser.driver.get_log("performance")]
+    asked = {
+        m["params"]["request"]["url"].partition(",")[0][:200]
+        for m in messages
+        if m["method"] == "Network.requestWillBeSent"
+    }
+    assert {url for url in asked if not url.startswith("data:")} == {browser.url}
+    assert browser.driver.get_log("browser") == []
+    reach = "const d = document.documentElement; return d.scrollWidth - d.clientWidth"
+    assert browser.run(reach) == 0
+    # Nothing sticks out, save within what scrolls.
+    assert not browser.run(
+        "return [...document.querySelectorAll('body *')]"
+        ".filter(e => !e.closest('.scroll > *, .picture > *, .unseen, .skip'))"
+        ".filter(e => e.getBoundingClientRect().right > innerWidth + 1)"
+        ".map(e => e.outerHTML.slice(0, 100))"
+    )
+
+
+COLUMN = """
+const table = [...document.querySelectorAll('.table-block table')]
+    .find(t => t.caption.textContent.includes(arguments[0]));
+const button = [...table.querySelectorAll('thead button')]
+    .find(b => b.textContent.trim().replace(/\\s+/g, ' ') === arguments[1]);
+"""
+READ = """
+return [[...table.tBodies[0].rows].map(r => r.cells[button.dataset.column].textContent.trim()),
+        button.closest('th').getAttribute('aria-sort')];
+"""
+
+
+@pytest.mark.parametrize("key", [None, "\ue007", " "], ids=["click", "enter", "space"])
+def test_tables_sort_by_click_and_by_key(browser: Browser, key: str | None) -> None:
+    browser.open(1280)
+    where = ("Table 4", "Core GFLOPs paper")
+    button = browser.run(COLUMN + "return button", *where)
+    original, state = browser.run(COLUMN + READ, *where)
+    assert state is None
+
+    def press() -> tuple[list[str], str | None]:
+        if key is None:
+            browser.run("arguments[0].scrollIntoView({block: 'center'})", button)
+            button.click()
+        else:
+            button.send_keys(key)
+        return tuple(browser.run(COLUMN + READ, *where))
+
+    filled = [cell for cell in original if cell]
+    empty = [""] * (len(original) - len(filled))
+    assert len(filled) > 5
+    assert empty
+    assert press() == (sorted(filled, key=float) + empty, "ascending")
+    assert "sorted by Core GFLOPs paper, ascending" in browser.run(
+        "return document.getElementById('said').textContent"
+    )
+    assert press() == (sorted(filled, key=float, reverse=True) + empty, "descending")
+    assert press() == (original, None)
+
+
+def test_intervals_sort_by_their_middle_and_words_as_words(browser: Browser) -> None:
+    browser.open(1280)
+    where = ("Table 4", "PSNR (dB) difference to baseline")
+    browser.run(COLUMN + "button.click()", *where)
+    cells, _ = browser.run(COLUMN + READ, *where)
+    values = [float(cell.split()[0]) for cell in cells if cell]
+    assert len(values) > 2
+    assert values == sorted(values)
+    where = ("Table 4", "Method")
+    browser.run(COLUMN + "button.click()", *where)
+    names, _ = browser.run(COLUMN + READ, *where)
+    assert names.index("ENLCA-m2") < names.index("ENLCA-m16") < names.index("ENLCA-m128")
+
+
+VISIBLE = """
+return [...document.querySelectorAll('[data-tags]')]
+    .filter(e => e.offsetParent !== null || e.tagName === 'TR' && !e.hidden)
+    .map(e => JSON.parse(e.dataset.tags)[arguments[0]] || null);
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("preset", "quick"), ("device", "cuda: Made-up GPU"), ("data", "")],
+)
+def test_filters_show_what_fits_and_what_belongs_to_all(
+    browser: Browser, name: str, value: str
+) -> None:
+    browser.open(1280)
+    value = value or browser.run("return document.getElementById('filter-data').options[1].value")
+    before = browser.run(VISIBLE, name)
+    shown = browser.run("return document.querySelector('#filters output').textContent")
+    browser.run(
+        "const s = document.getElementById('filter-' + arguments[0]); s.value = arguments[1];"
+        "s.dispatchEvent(new Event('change', {bubbles: true}))",
+        name,
+        value,
+    )
+    after = browser.run(VISIBLE, name)
+    assert after == [tags for tags in before if tags is None or value in tags]
+    if name != "data":  # all made-up runs have the same
+        assert len(after) < len(before)
+        assert browser.run("return document.querySelector('#filters output').textContent") != shown
+        hidden = "return [...document.querySelectorAll('nav li')].filter(l => l.hidden).length"
+        assert browser.run(hidden) > 0
+    browser.run("document.querySelector('#filters button[type=reset]').click()")
+    browser.wait("return [...document.querySelectorAll('[data-tags]')].every(e => !e.hidden)")
+    assert browser.run(VISIBLE, name) == before
+
+
+def test_points_tell_their_numbers(browser: Browser) -> None:
+    from selenium.webdriver import ActionChains
+    from selenium.webdriver.common.by import By
+
+    browser.open(1280)
+    plot = browser.driver.find_element(By.CSS_SELECTOR, ".plot")
+    browser.run("arguments[0].scrollIntoView({block: 'center'})", plot)
+    told = ""
+    for point in plot.find_elements(By.CSS_SELECTOR, ".scatterlayer .points path"):
+        ActionChains(browser.driver).move_to_element(point).perform()
+        browser.wait("return document.querySelector('.plot .hoverlayer .hovertext')")
+        told += browser.run("return document.querySelector('.plot .hoverlayer').textContent") + "\n"
+    assert re.search(r"NLAcore GFLOPs: 2\.00PSNR: 26\.333 dBto baseline: .*seeds: 1", told)
+    assert "paper, not measured here" in told
+    assert AWKWARD["label"] in told
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 400])
+def test_axe_finds_nothing(browser: Browser, width: int, scheme: str) -> None:
+    if not os.environ.get("AXE_JS"):
+        pytest.skip("AXE_JS does not name axe-core's axe.min.js")
+    axe = Path(os.environ["AXE_JS"]).read_text(encoding="utf-8")
+    feature = {"name": "prefers-color-scheme", "value": scheme}
+    browser.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
+    try:
+        browser.open(width)
+        # Closed notes are read too.
+        browser.run("for (const d of document.querySelectorAll('details')) d.open = true")
+        browser.run(axe)
+        found = browser.driver.execute_async_script(
+            "const done = arguments[arguments.length - 1]; axe.run().then(r => done("
+            "r.violations.map(v => [v.id, v.help, v.nodes.map(n => n.html.slice(0, 200))])))"
+        )
+        assert found == []
+    finally:
+        browser.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+
+
+def test_everything_is_reached_without_a_mouse(browser: Browser) -> None:
+    from selenium.webdriver import ActionChains
+
+    browser.open(1280)
+    seen: list[str] = []
+    for _ in range(40):
+        ActionChains(browser.driver).send_keys("\ue004").perform()
+        seen.append(
+            browser.run("const e = document.activeElement; return e.className || e.tagName")
+        )
+    assert seen[0] == "skip"
+    assert {"A", "SELECT", "BUTTON", "SUMMARY", "scroll"} <= set(seen)
