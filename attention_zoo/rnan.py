@@ -32,6 +32,7 @@ def _convolve(layer: nn.Conv2d | nn.ConvTranspose2d, x: Tensor) -> Tensor:
     assert layer.bias is not None
     weight, bias = layer.weight.to(x.dtype), layer.bias.to(x.dtype)
     if isinstance(layer, nn.ConvTranspose2d):
+        assert not isinstance(layer.padding, str)
         return F.conv_transpose2d(x, weight, bias, layer.stride, layer.padding)
     return F.conv2d(x, weight, bias, layer.stride, layer.padding)
 
