@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from typing import Any, ClassVar
+from collections.abc import Callable
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from .base import AttentionError, Cost, check_qkv, require_at_least
 from .nla import NonLocalAttention, position_scores
 from .registry import register_attention
 from .softmax import LOG2_E, no_autocast, refuse_second_derivative, sum_dtype, tile_size
-from .tiles import even_step, scratch
+from .tiles import even_step, num_workers, scratch, share_tiles
 
 # Side of a tile of queries: wider ones score more pairs in vain, narrower ones make slow products.
 _SIDE = 10
@@ -87,12 +87,20 @@ class _Neighbourhood(torch.autograd.Function):
         q, k, v = (t.contiguous() for t in (q, k, v))
         ctx.reach = reach
         out, lse = torch.empty_like(v), torch.empty_like(v[..., :1])
-        for queries, keys, scores in _tiles(q, k, reach):
-            top = scores.amax(-1, keepdim=True)
-            weights = scores.sub_(top).exp2_()
-            norm = weights.sum(-1, keepdim=True)
-            _put(out, queries, torch.bmm(weights, _take(v, keys)).div_(norm))
-            _put(lse, queries, norm.log2_().add_(top))
+
+        def worker(_: int) -> Callable[[_Tile], None]:
+            def attend(tile: _Tile) -> None:
+                scores = _scores(q, k, tile)
+                top = scores.amax(-1, keepdim=True)
+                weights = scores.sub_(top).exp2_()
+                norm = weights.sum(-1, keepdim=True)
+                means = torch.bmm(weights, _take(v, tile.keys)).div_(norm)
+                _put(out, tile.queries, means)
+                _put(lse, tile.queries, norm.log2_().add_(top))
+
+            return attend
+
+        share_tiles(_tiles(q, reach), q.device, worker)
         ctx.save_for_backward(q, k, v, out, lse)
         return out
 
@@ -102,49 +110,74 @@ class _Neighbourhood(torch.autograd.Function):
         q, k, v, out, lse = ctx.saved_tensors
         grad = grads[0].contiguous()
         deltas = (grad * out).sum(-1, keepdim=True)
-        grad_q, grad_k, grad_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
-        for queries, keys, scores in _tiles(q, k, ctx.reach):
-            # Rounding of a huge score must not lift it above the sum that holds it.
-            weights = scores.sub_(_take(lse, queries)).clamp_max_(0).exp2_()
-            grad_out = _take(grad, queries)
-            _add(grad_v, keys, torch.bmm(weights.mT, grad_out))
-            by_weight = torch.bmm(grad_out, _take(v, keys).mT)
-            by_score = by_weight.sub_(_take(deltas, queries)).mul_(weights)
-            _put(grad_q, queries, torch.bmm(by_score, _take(k, keys)))
-            _add(grad_k, keys, torch.bmm(by_score.mT, _take(q, queries)))
+        grad_q = torch.empty_like(q)
+        sums: dict[int, tuple[Tensor, Tensor]] = {}  # keys of several tiles are the same
+
+        def worker(number: int) -> Callable[[_Tile], None]:
+            grad_k, grad_v = sums[number] = torch.zeros_like(k), torch.zeros_like(v)
+
+            def attend(tile: _Tile) -> None:
+                queries, keys = tile.queries, tile.keys
+                # Rounding of a huge score must not lift it above the sum that holds it.
+                weights = _scores(q, k, tile).sub_(_take(lse, queries)).clamp_max_(0).exp2_()
+                grad_out = _take(grad, queries)
+                _add(grad_v, keys, torch.bmm(weights.mT, grad_out))
+                by_weight = torch.bmm(grad_out, _take(v, keys).mT)
+                by_score = by_weight.sub_(_take(deltas, queries)).mul_(weights)
+                _put(grad_q, queries, torch.bmm(by_score, _take(k, keys)))
+                _add(grad_k, keys, torch.bmm(by_score.mT, _take(q, queries)))
+
+            return attend
+
+        share_tiles(_tiles(q, ctx.reach), q.device, worker)
+        (grad_k, grad_v), *others = (sums[number] for number in sorted(sums))
+        for of_k, of_v in others:
+            grad_k += of_k
+            grad_v += of_v
         return grad_q, grad_k, grad_v, None
 
 
-#: Of a tile: images, rows and columns.
+#: Images, rows and columns.
 _Block = tuple[slice, slice, slice]
 
 
-def _tiles(q: Tensor, k: Tensor, reach: int) -> Iterator[tuple[_Block, _Block, Tensor]]:
-    """Queries and keys of each tile, scores ``[images, queries, keys]`` in units of log 2."""
+class _Tile(NamedTuple):
+    """What attends to what; ``far`` is of rows and of columns, see :func:`_out_of_reach`."""
+
+    queries: _Block
+    keys: _Block
+    far: tuple[Tensor, Tensor]
+
+
+def _tiles(q: Tensor, reach: int) -> list[_Tile]:
     batch, height, width, _ = q.shape
-    across = [
-        (queries, keys, _out_of_reach(queries, keys, reach, q))
-        for queries, keys in _cuts(width, reach)
-    ]
-    for rows, key_rows in _cuts(height, reach):
-        far_rows = _out_of_reach(rows, key_rows, reach, q)[:, None, :, None]
+    down, across = (
+        [(*cut, _out_of_reach(*cut, reach, q)) for cut in _cuts(length, reach)]
+        for length in (height, width)
+    )
+    workers = num_workers(q.device)
+    tiles = []
+    for rows, key_rows, far_rows in down:
         for columns, key_columns, far_columns in across:
-            shape = (*far_rows.shape[::2], *far_columns.shape)
-            shape = (shape[0], shape[2], shape[1], shape[3])
-            size = math.prod(shape)
-            group = even_step(batch, size, tile_size(q.device))
+            size = far_rows.numel() * far_columns.numel()
+            group = even_step(batch, size, tile_size(q.device) // workers)
             for b in range(0, batch, group):
-                queries = (slice(b, min(b + group, batch)), rows, columns)
-                keys = (queries[0], key_rows, key_columns)
-                images = queries[0].stop - b
-                space = scratch("scores", q, images, *shape)
-                torch.add(far_rows, far_columns[None, :, None, :], out=space[0])
-                space[1:] = space[:1]
-                scores = space.view(images, shape[0] * shape[1], shape[2] * shape[3])
-                # Not in place by name: torch's counter of operations does not know that.
-                rows_of_q = _take(q, queries) * LOG2_E
-                torch.baddbmm(scores, rows_of_q, _take(k, keys).mT, out=scores)
-                yield queries, keys, scores
+                images = slice(b, min(b + group, batch))
+                queries, keys = (images, rows, columns), (images, key_rows, key_columns)
+                tiles.append(_Tile(queries, keys, (far_rows, far_columns)))
+    return tiles
+
+
+def _scores(q: Tensor, k: Tensor, tile: _Tile) -> Tensor:
+    """``[images, queries, keys]`` in units of log 2, in memory that the thread keeps."""
+    queries, keys = _take(q, tile.queries) * LOG2_E, _take(k, tile.keys)
+    (h, key_h), (w, key_w) = (far.shape for far in tile.far)
+    space = scratch("scores", q, len(queries), h, w, key_h, key_w)
+    torch.add(tile.far[0][:, None, :, None], tile.far[1][:, None], out=space[0])
+    space[1:] = space[:1]
+    scores = space.view(len(queries), h * w, key_h * key_w)
+    # Not in place by name: torch's counter of operations does not know that.
+    return torch.baddbmm(scores, queries, keys.mT, out=scores)
 
 
 def _take(x: Tensor, block: _Block) -> Tensor:
