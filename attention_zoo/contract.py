@@ -100,8 +100,12 @@ def judge(subject: Subject) -> Iterator[Verdict]:
         except Broken as problem:
             yield Verdict(name, False, str(problem))
         except Exception as error:
-            text = " ".join(str(error).split())
-            yield Verdict(name, False, f"raised {type(error).__name__}: {text[:200]}")
+            yield Verdict(name, False, _raised(error))
+
+
+def _raised(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return f"raised {type(error).__name__}: {text[:200]}"
 
 
 def _require(condition: bool, problem: str) -> None:
@@ -139,8 +143,11 @@ def any_size(subject: Subject) -> str:
         module = subject.build().train(training)
         for i, size in enumerate(SIZES):
             x = subject.features(size, batch=i % 3 + 1)
-            y = module(x)
             where = f"{_text(size)}, batch {len(x)}, {'training' if training else 'evaluation'}"
+            try:
+                y = module(x)
+            except Exception as error:
+                raise Broken(f"{where}: {_raised(error)}") from error
             _require(y.shape == x.shape, f"{where}: gives {_list(y)} for {_list(x)}")
             _require(y.dtype == x.dtype, f"{where}: gives {y.dtype} for {x.dtype}")
             _require(bool(y.isfinite().all()), f"{where}: not finite")

@@ -36,23 +36,28 @@ def register_attention(name: str) -> Callable[[T], T]:
     return register
 
 
-def list_attentions() -> list[str]:
-    """Names of all modules: this package's, and those of installed entry points."""
-    return sorted({*_registry, *(e.name for e in entry_points(group=ENTRY_POINT_GROUP))})
+def list_attentions(*, installed: bool = True) -> list[str]:
+    """Names of all modules: this package's, registered ones, and those of installed entry points.
+
+    Args:
+        installed: whether entry points are among them; they are listed without being imported.
+    """
+    others = entry_points(group=ENTRY_POINT_GROUP) if installed else ()
+    return sorted({*_registry, *(e.name for e in others)})
 
 
 def find_attention(name: str) -> type[Attention]:
     """Class of a registered name, an entry point, or ``package.module:Class``.
 
     Raises:
-        AttentionError: nothing of that name, or not an Attention.
+        AttentionError: nothing of that name, it cannot be imported, or is not an Attention.
     """
     if name in _registry:
         return _registry[name]
     if ":" in name:
-        return _import(name)
+        return _import(name, name)
     for entry in entry_points(group=ENTRY_POINT_GROUP, name=name):
-        return _check_class(name, entry.load())
+        return _import(name, f"{entry.module}:{entry.attr}")
     near = difflib.get_close_matches(name, list_attentions(), n=1)
     hint = f"; did you mean {near[0]}?" if near else ""
     raise AttentionError(
@@ -86,26 +91,29 @@ def check_options(name: str, options: dict[str, Any]) -> None:
             raise AttentionError(f"{name} has no option {option!r}: it takes {takes}")
 
 
-def _import(path: str) -> type[Attention]:
+def _import(name: str, path: str) -> type[Attention]:
     module_name, _, class_name = path.partition(":")
+    asked = repr(path) if name == path else f"{name!r}, an installed entry point"
     try:
         module = importlib.import_module(module_name)
     except Exception as error:  # it runs the user's file
         kind = "" if isinstance(error, ImportError) else f"{type(error).__name__}: "
         reason = " ".join(f"{kind}{error}".split())
         raise AttentionError(
-            f"cannot import {module_name!r} for attention {path!r}: {reason}"
+            f"cannot import {module_name!r} for attention {asked}: {reason}"
         ) from error
     try:
         cls = getattr(module, class_name)
     except AttributeError:
-        raise AttentionError(f"module {module_name!r} has no class {class_name!r}") from None
-    return _check_class(path, cls)
+        raise AttentionError(
+            f"module {module_name!r} has no class {class_name!r}, for attention {asked}"
+        ) from None
+    return _check_class(name, cls)
 
 
 def _check_class(name: str, cls: Any) -> type[Attention]:
-    if not (isinstance(cls, type) and issubclass(cls, Attention)):
+    if not (isinstance(cls, type) and issubclass(cls, Attention)) or cls is Attention:
         raise AttentionError(f"{name} is not a subclass of attention_zoo.Attention")
-    if not cls.name:
+    if not vars(cls).get("name"):  # it may inherit that of a registered class
         cls.name = name
     return cls

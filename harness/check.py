@@ -44,7 +44,7 @@ class Options:
     attn: tuple[str, ...] = ()
     """The same as naming the module without --attn."""
     rows: TableName | None = None
-    """The modules of one of the paper's tables."""
+    """The modules of one of the paper's tables, or rivals."""
 
 
 def growth(variant: Variant) -> Verdict:

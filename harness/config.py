@@ -7,6 +7,8 @@ import hashlib
 import itertools
 import json
 import math
+import re
+import unicodedata
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -37,6 +39,12 @@ class Variant:
         return attention_zoo.find_attention(self.name).label(**self.options)
 
     @property
+    def file_name(self) -> str:
+        """The label as part of file names: small letters, digits, dot, dash and underscore."""
+        plain = unicodedata.normalize("NFKD", self.label).encode("ascii", "ignore").decode()
+        return re.sub(r"[^a-z0-9._-]+", "-", plain.lower().replace(":", ".")).strip("-.")
+
+    @property
     def resolved(self) -> dict[str, Any]:
         """All options with their values."""
         defaults = attention_zoo.find_attention(self.name).options()
@@ -59,17 +67,19 @@ TableName = Literal[
     "table5",
     "table6",
     "figure6",
+    "rivals",
 ]
 
 
 def table_rows(table: str) -> list[Variant]:
-    """Variants that are the rows of one of the paper's tables or figures, in its order.
+    """Variants that are the rows of one of the paper's tables or figures, or the rivals, in order.
 
     Table 1: the modules of its networks EDSR, NLSN and ENLCN, and NLA. Table 2: base, ENLA, + k,
     + contrastive learning, both; without k is k = 1, no amplification, in the attention (Eq. 3)
     and in the loss (Eq. 8). Table 3: ENLCA with each n1, and for each with every n2. Table 5 goes
     on with the methods that the paper counts or trains but does not time. Figure 6 begins with
-    the baseline, which the differences are to.
+    the baseline, which the differences are to. So do the rivals: what docs/modules.md lists under
+    that name, windows of 8 and of 16.
 
     Raises:
         UserError: no such table.
@@ -91,10 +101,26 @@ def table_rows(table: str) -> list[Variant]:
         "table4": [none, nla, Variant("conv"), nlsa, *enlca],
         "table5": [nla, nlsa, enlca[1], enlca[4], Variant("criss-cross"), Variant("conv")],
         "table6": [none, nla, Variant("criss-cross"), nlsa, enlca[1]],
+        "rivals": [
+            none,
+            Variant("nla-flash"),
+            Variant("nlrn"),
+            Variant("region"),
+            Variant("rnan"),
+            Variant("csnln"),
+            *(Variant(n, {"window": w}) for n in ("window", "shifted-window") for w in (8, 16)),
+            Variant("agent"),
+            Variant("nystrom"),
+            Variant("performer"),
+            Variant("focused-linear"),
+            Variant("atd"),
+            Variant("mdta"),
+            Variant("channel-attention"),
+        ],
         "figure6": [none, *(Variant("enlca", {"k": float(k)}) for k in (1, 2, 4, 6, 8, 10))],
     }
     if table not in rows:
-        raise UserError(f"unknown table {table!r}: choose from {', '.join(rows)}")
+        raise UserError(f"unknown rows {table!r}: choose from {', '.join(rows)}")
     return rows[table]
 
 
@@ -308,8 +334,7 @@ class RunConfig:
             separators=(",", ":"),
         )
         digest = hashlib.sha256(content.encode()).hexdigest()[:12]
-        label = self.variant.label.lower().replace(":", ".")
-        return f"{label}-{self.preset}-x{self.scale}-s{self.seed}-{digest}"
+        return f"{self.variant.file_name}-{self.preset}-x{self.scale}-s{self.seed}-{digest}"
 
 
 PROTOCOLS = ("scratch", "warm-start")

@@ -373,14 +373,17 @@ PIECES: dict[str, Callable[[Setting], Rows]] = {
         for d in _DTYPES
     },
 }
-#: Pieces that give a latency record, and so a Table 5.
-TABLE5 = {f"table5-{dtype}": dtype for dtype in _DTYPES}
+#: Pieces that give a latency record, and so a Table 5: rows and dtype.
+LATENCIES = {
+    **{f"table5-{dtype}": ("table5", dtype) for dtype in _DTYPES},
+    **{f"rivals-{dtype}": ("rivals", dtype) for dtype in ("float32", "bfloat16")},
+}
 
 
 def list_pieces() -> list[str]:
     """All pieces, in the order in which they are run."""
     names = list(PIECES)
-    return [names[0], *TABLE5, *names[1:]]
+    return [names[0], *LATENCIES, *names[1:]]
 
 
 def choose(only: Sequence[str]) -> list[str]:
@@ -397,15 +400,16 @@ def choose(only: Sequence[str]) -> list[str]:
 
 
 def measure(piece: str, setting: Setting) -> dict[str, Any]:
-    """The record of one piece, of kind "latency" for Table 5 and "gpu" for the others."""
+    """The record of one piece: of kind "latency" for those of LATENCIES, else "gpu"."""
     device = setting.device
     with _random_state(device):
-        if piece in TABLE5:
+        if piece in LATENCIES:
+            rows, dtype = LATENCIES[piece]
             cases = 2 * len(PASSES) * len(setting.sizes)
             return latency.measure(
-                table_rows("table5"),
+                table_rows(rows),
                 device=device,
-                dtype=TABLE5[piece],
+                dtype=dtype,
                 sizes=setting.sizes,
                 max_seconds=setting.seconds / cases,
                 command=_command(piece, setting),
@@ -441,7 +445,7 @@ def find_record(results: Path, piece: str, setting: Setting) -> dict[str, Any] |
         return [described["gpu"], described["packages"], described["code"]]
 
     here = circumstances(machine.describe(setting.device))
-    for record in load_records(results, "latency" if piece in TABLE5 else "gpu"):
+    for record in load_records(results, "latency" if piece in LATENCIES else "gpu"):
         same = record["command"] == _command(piece, setting)
         if same and circumstances(record["machine"]) == here:
             return record

@@ -37,9 +37,9 @@ def modules_table(settings: Sequence[Setting], benches: Sequence[Bench]) -> Tabl
         default=None,
     )
     rows, data = [], []
-    for name in list_attentions():
+    for name in list_attentions(installed=False):
         cls = find_attention(name)
-        if not cls.__module__.startswith("attention_zoo."):  # an entry point of somebody's
+        if not cls.__module__.startswith("attention_zoo."):  # somebody's, registered by a decorator
             continue
         variant = Variant(name)
         key = variant_key(variant.to_dict())

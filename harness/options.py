@@ -9,13 +9,13 @@ import re
 import shlex
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import tyro
 
-from attention_zoo import find_attention, list_attentions
+from attention_zoo import AttentionError, find_attention, list_attentions
 
 from .config import Variant, table_rows
 from .errors import UserError, usage_errors
@@ -54,7 +54,7 @@ def parse(cls: type[T], argv: Sequence[str], module: str) -> tuple[T, list[Varia
             combined,
             args=list(argv),
             prog=f"python -m {module}",
-            description=inspect.getdoc(cls),
+            description=f"{inspect.getdoc(cls)}\n\nModules: {', '.join(list_attentions())}.",
         )
     if values.rows:
         return values, table_rows(values.rows)
@@ -103,7 +103,7 @@ def _refuse_unknown(argv: Sequence[str], valid: set[str], names: Sequence[str]) 
         if option in valid or option.removeprefix("no_") in valid or "tyro" in option:
             continue
         flag = "--" + option.replace("_", "-")
-        owners = [n for n in list_attentions() if option in find_attention(n).options()]
+        owners = [n for n in list_attentions() if option in _options_of(n)]
         if owners and names:
             takes = "; ".join(f"{name} takes {_flags(name)}" for name in names)
             raise UserError(
@@ -113,6 +113,14 @@ def _refuse_unknown(argv: Sequence[str], valid: set[str], names: Sequence[str]) 
         if owners:
             raise UserError(f"{flag} cannot be set with --rows, which fixes the modules' options")
         raise UserError(f"unknown option {flag}; see --help")
+
+
+def _options_of(name: str) -> Collection[str]:
+    """Of a module that need not work: somebody's installed package may be broken."""
+    try:
+        return find_attention(name).options()
+    except AttentionError:
+        return ()
 
 
 def _flags(name: str) -> str:

@@ -48,7 +48,7 @@ class TrainingOptions:
     attn: tuple[str, ...] = ("enlca",)
     """Modules, `all`, or your own as package.module:Class; their options follow, e.g. --m 16."""
     rows: TableName | None = None
-    """Run the rows of one of the paper's tables instead of --attn."""
+    """Run rows of one of the paper's tables, or rivals, instead of --attn."""
     preset: str = "quick"
     """quick, small, base or paper: sizes and schedule; the values below override it."""
     data: Path | None = None
@@ -344,9 +344,7 @@ def measure_cost(variant: Variant, results: Path, command: str) -> dict[str, Any
     """Operation counts of a variant, as a record under ``results/records/costs``."""
     counts = flops.count(variant)
     description = machine.describe(torch.device("cpu"))
-    identifier = record_id(
-        variant.label.lower().replace(":", "."), {**counts, "packages": description["packages"]}
-    )
+    identifier = record_id(variant.file_name, {**counts, "packages": description["packages"]})
     path = record_path(results, "cost", identifier)
     if not path.exists():
         record = {

@@ -150,7 +150,7 @@ class Options:
     attn: tuple[str, ...] = ()
     """Modules, `all`, or your own as package.module:Class; their options follow, e.g. --m 16."""
     rows: TableName | None = None
-    """The rows of one of the paper's tables instead of --attn; table5 if neither is given."""
+    """Rows of a table of the paper, or rivals, instead of --attn; table5 if neither is given."""
     sizes: tuple[str, ...] = tuple(f"{height}x{width}" for height, width in SIZES)
     """Feature maps, height x width; the smallest is always measured."""
     backward: bool = False

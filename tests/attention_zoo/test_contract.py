@@ -138,7 +138,8 @@ def test_verdicts_are_lines_whatever_the_module_raises() -> None:
     verdicts = {v.check: v for v in judge(faulty("small maps"))}
     assert list(verdicts) == list(CHECKS)
     assert verdicts["any size"].passed is False
-    assert verdicts["any size"].detail.startswith("raised RuntimeError: ")
+    assert "1x1, batch 1, evaluation: raised RuntimeError: " in verdicts["any size"].detail
+    assert verdicts["lower precision is close"].detail.startswith("raised RuntimeError: ")
     assert verdicts["state dict holds all"].passed is False
     assert all("\n" not in v.detail for v in verdicts.values())
     assert {v.passed for v in judge(faulty())} == {True}

@@ -111,6 +111,12 @@ OPTIONS = {
     },
     "focused-linear": {"focus": st.floats(1, 6), "reduction": st.sampled_from([1, 8])},
     "nla-flash": {"reduction": st.sampled_from([1, 2, 4]), "released": st.booleans()},
+    "nlrn": {
+        "window": st.integers(0, 25).map(lambda reach: 2 * reach + 1),
+        "reduction": st.sampled_from([1, 2, 8]),
+    },
+    "rnan": {"blocks": st.integers(1, 2), "reduction": st.sampled_from([1, 2, 8])},
+    "csnln": {"scale": st.integers(1, 4), "reduction": st.sampled_from([1, 2, 8])},
     "mdta": {"heads": st.sampled_from([1, 2, 8])},
     "channel-attention": {"squeeze": st.integers(1, 70)},
     "atd": {

@@ -27,6 +27,7 @@ from attention_zoo.atd import (
     token_attention,
     token_categories,
 )
+from attention_zoo.csnln import CrossScaleAttention, patch_norms
 from attention_zoo.enla import (
     EfficientNonLocalAttention,
     normalise,
@@ -40,6 +41,7 @@ from attention_zoo.nlsa import NonLocalSparseAttention, hash_codes
 from attention_zoo.nystrom import NystromAttention, landmark_inverse, landmarks
 from attention_zoo.performer import PerformerAttention
 from attention_zoo.rcan import ChannelAttention
+from attention_zoo.rnan import ResidualNonLocalAttention
 from attention_zoo.window import WindowAttention
 from tests.reference import contrastive as contrastive_oracle
 from tests.reference.cases import perturb
@@ -89,6 +91,9 @@ BOUNDS = {
     "nystrom": Bound(3, 3, 8, "as agent; what the pseudo-inverse magnifies is in gain and growth"),
     "focused-linear": Bound(3, 3, 2, "sums of positive terms, a depthwise convolution, both added"),
     "nla-flash": Bound(2, 1, 2, "as nla"),
+    "nlrn": Bound(2, 1, 2, "as nla"),
+    "csnln": Bound(2, 1, 2, "as nla, in float32 throughout; the mean of nine patches is one too"),
+    "rnan": Bound(2, 2, 1, "as channel-attention; in growth, all layers before the sigmoid"),
     "agent": Bound(3, 3, 4, "a mean of means, a depthwise convolution, and the sum of both"),
 }
 
@@ -158,7 +163,7 @@ def least_norm(x: Tensor, dims: int | tuple[int, int] = 1) -> float:
     return max(5e-5, torch.linalg.vector_norm(x.double(), dim=dims).min().item())
 
 
-def largest_score(module: Attention, q: Tensor, k: Tensor) -> float:
+def largest_score(module: Attention, q: Tensor, k: Tensor, v: Tensor) -> float:
     """S of :class:`Bound`: no score, or exponent, is larger in magnitude, nor are its terms."""
     if isinstance(module, EfficientNonLocalAttention):
         return 2 * (longest_row(module) * math.sqrt(module.k) + module.k / 2)
@@ -178,6 +183,11 @@ def largest_score(module: Attention, q: Tensor, k: Tensor) -> float:
         return entering + module.up.bias.double().abs().max().item()
     if isinstance(module, TransposedAttention):
         return module.temperature.double().abs().max().item()
+    if isinstance(module, CrossScaleAttention):
+        return module.sharpness * patch_norms(q.detach().double()).max().item()
+    if isinstance(module, ResidualNonLocalAttention):
+        scores = largest_norm(q) * largest_norm(k)
+        return max(1.0, largest_logit(module, v.double().abs().max().item())) * (1 + scores)
     if isinstance(module, AgentAttention):
         longest = largest_norm(q)
         return longest * max(longest, largest_norm(k)) / math.sqrt(q.shape[1])
@@ -209,11 +219,20 @@ def largest_gradients(
         return [0.0, 0.0, largest * (1 + slope * v.double().abs().max().item())]
     if isinstance(module, TransposedAttention):
         c = v.shape[1]
-        d_score = 2 * n * largest * v.double().abs().max().item() * largest_score(module, q, k)
+        d_score = 2 * n * largest * v.double().abs().max().item() * largest_score(module, q, k, v)
         norms = least_norm(q, (2, 3)), least_norm(k, (2, 3))
         return [c * d_score / norms[0], c * d_score / norms[1], c * largest]
+    if isinstance(module, ResidualNonLocalAttention):
+        return largest_gradients_of_the_mask(module, q, k, v, largest)
     d_score = 2 * at_a_position * v.double().abs().max().item()
     d_v = n * largest
+    if isinstance(module, CrossScaleAttention):
+        # A position is in nine patches, which a corner divides by four. Blocks hold one at least.
+        d_score *= 9 / 4 * module.sharpness
+        pool = torch.nn.AvgPool2d(module.scale, ceil_mode=True, count_include_pad=False)
+        least = max(5e-5, patch_norms(pool(k.detach().double())).min().item())
+        longest = patch_norms(q.detach().double()).max().item()
+        return [9 * d_score, 9 * n * d_score * 2 * longest / least, 9 / 4 * d_v]
     if isinstance(module, EfficientNonLocalAttention):
         d_score *= longest_row(module) * math.sqrt(module.k)
         return [d_score / least_norm(q), n * d_score / least_norm(k), d_v]
@@ -273,6 +292,56 @@ def largest_gain(module: Attention, q: Tensor, k: Tensor) -> float:
     return max(1.0, *largest_sums(last.weight))
 
 
+def after_blocks(blocks: torch.nn.Sequential, size: float) -> float:
+    """Largest sum of absolute terms that residual blocks make of numbers up to this size."""
+    for block in blocks:
+        size += after_layer(block.second, after_layer(block.first, size))
+    return size
+
+
+def after_layer(layer: torch.nn.Conv2d | torch.nn.ConvTranspose2d, size: float) -> float:
+    into = 1 if isinstance(layer, torch.nn.ConvTranspose2d) else 0
+    assert layer.bias is not None
+    return largest_sums(layer.weight)[into] * size + layer.bias.double().abs().max().item()
+
+
+def largest_logit(module: ResidualNonLocalAttention, size: float) -> float:
+    """Largest sum of absolute terms that enters the sigmoid."""
+    x = after_blocks(module.before, size + after_layer(module.joined, size_of_seen(module, size)))
+    below = after_blocks(module.below, after_layer(module.down, x))
+    return after_layer(module.last, after_blocks(module.after, x + after_layer(module.up, below)))
+
+
+def size_of_seen(module: ResidualNonLocalAttention, size: float) -> float:
+    return after_layer(module.value, size)
+
+
+def largest_gradients_of_the_mask(
+    module: ResidualNonLocalAttention, q: Tensor, k: Tensor, v: Tensor, gradient: float
+) -> list[float]:
+    """Of RNAN: through its layers, from the last to the first, then through the softmax."""
+
+    def before_layer(layer: torch.nn.Module, size: float) -> float:
+        out_of = 0 if isinstance(layer, torch.nn.ConvTranspose2d) else 1
+        return largest_sums(layer.weight)[out_of] * size  # type: ignore[arg-type]
+
+    def before_blocks(blocks: torch.nn.Sequential, size: float) -> float:
+        for block in reversed(blocks):
+            size += before_layer(block.first, before_layer(block.second, size))
+        return size
+
+    largest, n = v.double().abs().max().item(), v[0, 0].numel()
+    of_logit = gradient * after_blocks(module.trunk, largest) / 4
+    of_sum = before_blocks(module.after, before_layer(module.last, of_logit))
+    below = before_blocks(module.below, before_layer(module.up, of_sum))
+    of_block = before_blocks(module.before, of_sum + before_layer(module.down, below))
+    of_seen = before_layer(module.joined, of_block)
+    d_score = 2 * q.shape[1] * of_seen * size_of_seen(module, largest)
+    through_values = n * before_layer(module.value, of_seen)
+    of_v = before_blocks(module.trunk, gradient) + of_block + through_values
+    return [d_score * largest_norm(k), n * d_score * largest_norm(q), of_v]
+
+
 def last_convolution(module: Attention) -> torch.nn.Conv2d | None:
     names = ("conv", "output", "local")
     return next((found for name in names if (found := getattr(module, name, None))), None)
@@ -292,7 +361,7 @@ def largest_scale(module: AdaptiveTokenDictionaryAttention) -> float:
     return module.token_maps(torch.float64)[2].max().item()
 
 
-def growth(module: Attention, q: Tensor, k: Tensor) -> float:
+def growth(module: Attention, q: Tensor, k: Tensor, v: Tensor) -> float:
     """Relative change of weights by the rounding of scores, see :class:`Bound`."""
     terms = q.shape[1]
     if isinstance(module, TransposedAttention | ChannelAttention | FocusedLinearAttention):
@@ -300,7 +369,11 @@ def growth(module: Attention, q: Tensor, k: Tensor) -> float:
     if isinstance(module, AgentAttention | NystromAttention):  # sums over those of a region
         cells = regions(module.grid, *q.shape[2:])
         terms += math.prod(length // n + 2 for length, n in zip(q.shape[2:], cells, strict=True))
-    exponent = 2 * (terms + 4) * 2**-24 * largest_score(module, q, k)
+    if isinstance(module, CrossScaleAttention):
+        terms *= 9  # of a patch
+    if isinstance(module, ResidualNonLocalAttention):  # of all layers
+        terms += q[0, 0].numel() + sum(p[0].numel() for p in module.parameters())
+    exponent = 2 * (terms + 4) * 2**-24 * largest_score(module, q, k, v)
     return math.expm1(min(600.0, exponent))
 
 
@@ -346,9 +419,11 @@ def test_error_of_attend_is_bounded(
 
     u, floor = torch.finfo(dtype).eps / 2, torch.finfo(dtype).eps * torch.finfo(dtype).tiny
     alone = module.project(v)[0] is module.project(v)[2]  # it sees its value alone
-    change = growth(module, v, v) if alone else growth(module, q, k)
+    change = growth(module, v, v, v) if alone else growth(module, q, k, v)
     gain = largest_gain(module, q, k)
     largest = v.double().abs().max().item() * gain
+    if isinstance(module, ResidualNonLocalAttention):
+        largest = after_blocks(module.trunk, largest)
     last = last_convolution(module)
     if last is not None and last.bias is not None:
         largest += last.bias.double().abs().max().item()
@@ -410,7 +485,7 @@ def test_error_of_the_weights_is_bounded(
     assert (weights >= 0).all()
     assert abs(weights.double().sum() - 1) < 1e-5
     error = (weights.double() - wanted).abs().max()
-    assert error <= 2**-22 + min(1, growth(module, q, k))
+    assert error <= 2**-22 + min(1, growth(module, q, k, k))
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -28,17 +28,20 @@ BUILT_IN = [
     "channel-attention",
     "conv",
     "criss-cross",
+    "csnln",
     "enla",
     "enlca",
     "focused-linear",
     "mdta",
     "nla",
     "nla-flash",
+    "nlrn",
     "nlsa",
     "none",
     "nystrom",
     "performer",
     "region",
+    "rnan",
     "shifted-window",
     "window",
 ]
@@ -121,6 +124,9 @@ def test_every_module_names_its_source_and_complexity(name: str) -> None:
         ("nla-flash", {}, "NLA (flash)"),
         ("nystrom", {}, "Nyström-8x8"),
         ("performer", {"m": 64}, "Performer-m64"),
+        ("nlrn", {"window": 15}, "NLRN-15x15"),
+        ("rnan", {"blocks": 2}, "RNAN mask"),
+        ("csnln", {"scale": 3}, "CSNLN-x3"),
     ],
 )
 def test_labels(name: str, options: dict[str, float], label: str) -> None:
@@ -198,6 +204,7 @@ def test_user_module_by_path(user_package: str) -> None:
         ("no_such_package.module:Attention", "no_such_package"),
         ("someones_package.attentions:Missing", "Missing"),
         ("someones_package.attentions:number", "not a subclass"),
+        ("attention_zoo:Attention", "not a subclass"),
         (":Doubled", "attention"),
         (".relative:Doubled", "attention"),
         ("someones_package.attentions:", "attention"),
@@ -235,3 +242,30 @@ def test_entry_points_are_listed_and_found(
     monkeypatch.setattr(registry, "entry_points", entry_points)
     assert "doubled" in list_attentions()
     assert find_attention("doubled") is Doubled
+
+
+def test_a_class_of_a_registered_one_has_a_name_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, user_package: str
+) -> None:
+    class Gentler(find_attention("conv")):  # type: ignore[misc]
+        """A user's."""
+
+    monkeypatch.setattr(sys.modules[user_package], "Gentler", Gentler, raising=False)
+    path = f"{user_package}:Gentler"
+    assert create_attention(path, channels=4).name == path
+    assert create_attention("conv", channels=4).name == "conv"
+
+
+def test_a_broken_entry_point_is_told_in_a_line_and_stops_nothing_else(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    entry = EntryPoint("broken", "no_such_package:Attention", registry.ENTRY_POINT_GROUP)
+    monkeypatch.setattr(
+        registry, "entry_points", lambda group, name="broken": [entry] * (name == "broken")
+    )
+    assert "broken" in list_attentions()
+    assert "broken" not in list_attentions(installed=False)
+    with pytest.raises(AttentionError, match="'no_such_package' for attention 'broken'") as caught:
+        find_attention("broken")
+    assert "\n" not in str(caught.value)
+    create_attention("nla", channels=4)

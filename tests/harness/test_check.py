@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
 
+from attention_zoo import registry
 from harness import check, new
 
 
@@ -133,3 +135,20 @@ def test_a_missing_folder_is_told(
 ) -> None:
     assert run(new, monkeypatch, "mine", "--folder", tmp_path / "none") == 2
     assert "there is no folder" in capsys.readouterr().err
+
+
+def test_somebodys_broken_package_stops_nothing_else(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Help lists what is installed without importing it."""
+    entry = EntryPoint("broken", "no_such_package:Attention", registry.ENTRY_POINT_GROUP)
+    monkeypatch.setattr(
+        registry, "entry_points", lambda group, name="broken": [entry] * (name == "broken")
+    )
+    assert run(check, monkeypatch, "nla", "--nonsense", 3) == 2
+    assert "unknown option --nonsense" in capsys.readouterr().err
+    assert run(check, monkeypatch, "broken") == 2
+    error = "cannot import 'no_such_package' for attention 'broken', an installed entry point: "
+    assert error in " ".join(capsys.readouterr().err.split())
+    assert run(check, monkeypatch, "--help") == 0
+    assert "broken, channel-attention" in " ".join(capsys.readouterr().out.split())

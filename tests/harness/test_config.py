@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from attention_zoo import AttentionError
+from attention_zoo import AttentionError, find_attention, list_attentions
 from harness.config import PRESETS, Variant, find_preset, learning_rate, table_rows
 from harness.errors import UserError
 from tests.harness.tiny import make_config
@@ -49,6 +49,33 @@ def test_rows_of_table_4_are_the_papers_in_its_order() -> None:
         "NLSA-r4",
         *(f"ENLCA-m{m}" for m in (256, 128, 64, 32, 16, 8, 4, 2)),
     ]
+
+
+def test_names_of_files_are_plain() -> None:
+    names = [v.file_name for v in table_rows("rivals")]
+    assert {"nla-flash", "nystrom-8x8", "shifted-window-w16", "rcan-ca"} <= set(names)
+    assert all(name.isascii() and " " not in name for name in names)
+    assert [v.file_name for v in table_rows("table5")][1:3] == ["nlsa-r4", "enlca-m128"]
+
+
+def test_every_module_is_a_row_and_windows_are_of_both_sizes() -> None:
+    """ENLA is a row of Table 2. One command trains, times or scales all rivals."""
+    rivals = table_rows("rivals")
+    assert rivals[0].name == "none"
+    tables = [v for t in ("table2", "table4", "table5", "rivals") for v in table_rows(t)]
+    built_in = {
+        name
+        for name in list_attentions(installed=False)
+        if find_attention(name).__module__.startswith("attention_zoo.")
+    }
+    assert built_in <= {v.name for v in tables}
+    labels = [v.label for v in rivals]
+    assert len(labels) == len(set(labels))
+    for kind in ("Window", "Shifted window"):
+        assert [label for label in labels if label.startswith(kind)] == [
+            f"{kind}-w8",
+            f"{kind}-w16",
+        ]
 
 
 def test_rows_of_tables_5_and_6() -> None:
