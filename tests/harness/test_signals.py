@@ -149,32 +149,36 @@ def test_the_printed_line_finishes_the_run(
 @pytest.mark.slow
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_in_any_phase_of_the_main_job(
-    signum: signal.Signals, tmp_path: Path, image_folder: Path
+    signum: signal.Signals, one_thread: None, tmp_path: Path, image_folder: Path
 ) -> None:
     """It tells the line that goes on, which ends as if nothing had come."""
     chance = random.Random(signum)
     values = {"steps": 12, "save_every": 0}
+
+    def start(folder: Path) -> killable.Process:
+        options = words(image_folder, folder / "results", **values)
+        return killable.start(folder, options, forked=True)
+
     whole = tmp_path / "whole"
-    assert killable.start(whole, words(image_folder, whole / "results", **values)).wait() == 0
+    assert start(whole).wait() == 0, (whole / "told").read_text()
     expected = outcome(whole / "results")
     measured = json.loads((whole / "measured.json").read_text())
     for phase in killable.PHASES[1:]:
         for attempt in range(9):  # some phases last a few milliseconds
             folder = tmp_path / f"{phase}-{attempt}"
-            process = killable.start(folder, words(image_folder, folder / "results", **values))
+            process = start(folder)
             after = chance.uniform(0, measured["seconds"][phase] / 2)
             killable.send(process, folder, phase, after, signum)
-            process.wait()
-            told = (folder / "told").read_text()
-            if process.returncode:
+            if process.wait():
                 break
+        told = (folder / "told").read_text()
         assert process.returncode == 128 + signum, told
         assert not list(folder.rglob("*.tmp"))
         said, line = told.splitlines()[-2:]
         assert said == f"stopped by {signum.name}; this line goes on:"
-        subprocess.run(
-            shlex.split(line), check=True, capture_output=True, env=killable.environment(folder)
-        )
+        options = words(image_folder, folder / "results", **values)
+        assert shlex.split(line) == [sys.executable, "-m", "harness.run", *options]
+        assert start(folder).wait() == 0, (folder / "told").read_text()
         assert not differences(outcome(folder / "results"), expected), phase
 
 
