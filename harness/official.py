@@ -48,7 +48,7 @@ def load_official(
 
     Raises:
         UserError: an unreadable or unsafe file, another kind of network, or a tensor that is
-            missing, surplus or misshapen; the message names it.
+            missing, surplus, misshapen or not finite; the message names it.
         AttentionError: a value that the module refuses, such as 0 rounds.
     """
     state = read_state_dict(path)
@@ -84,6 +84,9 @@ def load_official(
     layers = {name: t for name, t in state.items() if name not in _normalisation(image_range)}
     if misfit := describe_misfit(shapes, layers):
         raise UserError(f"{path} does not fit {architecture.variant.label} in EDSR: {misfit}")
+    for key, tensor in layers.items():
+        if not tensor.isfinite().all():
+            raise UserError(f"{path}: {key} has values that are not finite; the file is damaged")
     network.load_state_dict(own | {ours: state[released] for ours, released in names.items()})
     return TrainedNetwork(path.stem, architecture, network.eval())
 

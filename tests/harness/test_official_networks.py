@@ -354,6 +354,7 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
         ("mixed.pt", state | mixed(state)),
         ("mean.pt", state | {"sub_mean.bias": torch.zeros(3)}),
         ("nan.pt", state | {"add_mean.weight": torch.full((3, 3, 1, 1), torch.nan)}),
+        ("infinite.pt", state | {"tail.1.bias": torch.tensor([0.0, torch.inf, 0.0])}),
         ("foreign.pt", state | {f"body.0.{i}.w": torch.zeros(1) for i in range(99)}),
     ]:
         write(content, tmp_path / name)
@@ -369,6 +370,7 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
         ("mixed.pt", "body.0 is ENLCA-m5 and body.9 ENLCA-m2; all"),
         ("mean.pt", r"sub_mean\.bias is \[0\.0, 0\.0, 0\.0\], not the mean of DIV2K"),
         ("nan.pt", r"add_mean\.weight is \[nan, .* another normalisation"),
+        ("infinite.pt", r"tail\.1\.bias has values that are not finite"),
         ("foreign.pt", r"body\.0\.0\.w is surplus; .*; and 94 more"),
     ]:
         with pytest.raises(UserError, match=words) as error:
