@@ -52,7 +52,7 @@ def all_figures(results: Path) -> Iterator[tuple[Path, Figure]]:
     """
     kinds = ("run", "cost", "latency", "approximation", "scaling")
     records = [load_records(results, kind) for kind in kinds]
-    if not any(records):
+    if not any(records) and not load_records(results):
         raise UserError(f"no records under {results / 'records'}; run python -m harness.run first")
     runs, costs, latency, approximations, scaling = records
     benches = find_benches(latency)

@@ -162,7 +162,8 @@ def _figure(
 
 def family_label(labels: Sequence[str]) -> str:
     """The common name of a module's variants: ``ENLCA`` of ENLCA-m2 and ENLCA-m16."""
-    return labels[0] if len({*labels}) == 1 else labels[0].rpartition("-")[0]
+    common = labels[0].rpartition("-")[0]
+    return common if common and len({*labels}) > 1 else labels[0]
 
 
 def _points(setting: Setting, costs: dict[str, float | None]) -> list[Point]:

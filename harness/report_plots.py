@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from html import escape
 from typing import Any
 
 from .cells import difference_cell, fixed, milliseconds, setting_text
 from .latency_tables import Bench
 from .pareto_figures import (
     Point,
+    family_label,
     gflops_points,
     latency_points,
     paper_gflops_points,
@@ -152,7 +154,6 @@ def _figure(
                 *(round(255 * part) for part in COLOURS[style % len(COLOURS)])
             )
             symbol = _SYMBOLS[style % len(_SYMBOLS)]
-            legend = family[0].label if len(family) == 1 else family[0].label.rpartition("-")[0]
             figure.add_trace(
                 graph_objects.Scatter(
                     x=[p.cost for p in family],
@@ -170,7 +171,7 @@ def _figure(
                         "size": 10,
                         "line": {"width": 2} if not measured else {},
                     },
-                    name=legend,
+                    name=escape(family_label([p.label for p in family]), quote=False),
                     legendgroup=name,
                     showlegend=name not in named,
                     text=[_hover(p, summaries if measured else {}, cost) for p in family],
@@ -206,7 +207,8 @@ def _line(name: str, shape: dict[str, Any], legend: bool, graph_objects: Any) ->
 
 
 def _hover(point: Point, summaries: dict[str, Summary | None], cost: str) -> str:
-    lines = [f"<b>{point.label}</b>", f"{cost.partition(',')[0]}: {milliseconds(point.cost)}"]
+    label, kind = escape(point.label, quote=False), cost.partition(",")[0]
+    lines = [f"<b>{label}</b>", f"{kind}: {milliseconds(point.cost)}"]
     lines.append(f"PSNR: {fixed(point.psnr, 3 if summaries else 2)} dB")
     if summary := summaries.get(point.label):
         if difference := difference_cell(summary):

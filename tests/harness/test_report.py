@@ -12,6 +12,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
+from html import unescape
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -106,6 +107,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for seed in range(3)
     ]
     counted = [synthetic.cost("NLA", 2.0), synthetic.cost("NLSA-r4", 1.0)]
+    counted.append(synthetic.cost(AWKWARD, 0.5, id="cost-awkward"))
     timed = [synthetic.latency_row("NLA", 9.0), synthetic.latency_row("NLSA-r4", 3.0)]
     measured = [
         synthetic.latency(timed),
@@ -198,7 +200,9 @@ def test_scatter_plots_have_their_points_as_tables(root: Element) -> None:
     for plot in plots:
         traces = json.loads(plot.text)["data"]
         points = {
-            t.partition("<b>")[2].partition("</b>")[0] for d in traces for t in d.get("text", [])
+            unescape(t.partition("<b>")[2].partition("</b>")[0])
+            for d in traces
+            for t in d.get("text", [])
         }
         assert {"NLA", "NLSA-r4"} <= points
         table = next(
@@ -606,6 +610,7 @@ def test_points_tell_their_numbers(browser: Browser) -> None:
         told += browser.run("return document.querySelector('.plot .hoverlayer').textContent") + "\n"
     assert re.search(r"NLAcore GFLOPs: 2\.00PSNR: 26\.333 dBto baseline: .*seeds: 1", told)
     assert "paper, not measured here" in told
+    assert AWKWARD["label"] in told
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
