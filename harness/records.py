@@ -63,6 +63,8 @@ _QUALITY = {
     "bicubic_psnr": _NUMBER,
     "bicubic_ssim": _NUMBER,
 }
+# Parts of a machine's description that are objects where they are known.
+_MACHINE_PARTS = ("cpu", "gpu", "torch", "packages", "code")
 _COMMON: dict[str, Any] = {
     "schema": int,
     "kind": str,
@@ -314,6 +316,8 @@ def _problem(record: Any) -> str | None:
         _check(record, _SHAPES[record["kind"]], "")
         _check_finite(record, "")
         _check_created(record["created"])
+        for part in _MACHINE_PARTS:
+            _check(record["machine"].get(part), (dict, None), f"machine.{part}")
         if record["kind"] == "run":
             _check_quality(record)
     except _Mismatch as error:
