@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -86,7 +87,7 @@ class _CrissCross(torch.autograd.Function):
         scaled = q.to(dtype) * LOG2_E
         out, lse = torch.empty_like(v), v.new_empty(batch, height, width, 1, dtype=dtype)
 
-        def attend(columns: bool, size: int) -> Callable[[_Lines], None]:
+        def attend(columns: bool, size: int, _: int) -> Callable[[_Lines], None]:
             space = scratch("scores", v, size, dtype=dtype)
 
             def attend_columns(tile: _Lines) -> None:
@@ -111,7 +112,7 @@ class _CrissCross(torch.autograd.Function):
 
         for columns in (True, False):
             tiles, size = _tiles(v, columns)
-            share_tiles(tiles, v.device, lambda _, c=columns, s=size: attend(c, s))
+            share_tiles(tiles, v.device, partial(attend, columns, size))
         ctx.save_for_backward(q, k, v, out, lse)
         return out
 
@@ -122,7 +123,7 @@ class _CrissCross(torch.autograd.Function):
         dtype = sum_dtype(v)
         sums = [torch.empty_like(t, dtype=dtype) for t in (q, k, v)]
 
-        def add(columns: bool, size: int) -> Callable[[_Lines], None]:
+        def add(columns: bool, size: int, _: int) -> Callable[[_Lines], None]:
             space = scratch("scores", v, 2, size, dtype=dtype)
 
             def add_lines(tile: _Lines) -> None:
@@ -147,7 +148,7 @@ class _CrissCross(torch.autograd.Function):
 
         for columns in (True, False):
             tiles, size = _tiles(v, columns, buffers=2)
-            share_tiles(tiles, v.device, lambda _, c=columns, s=size: add(c, s))
+            share_tiles(tiles, v.device, partial(add, columns, size))
         return tuple(s.to(t.dtype) for s, t in zip(sums, (q, k, v), strict=True))
 
 
