@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -21,9 +23,15 @@ from .softmax import (
     refuse_second_derivative,
     sum_dtype,
     tile_gradients,
-    tile_size,
+    tile_workers,
 )
-from .tiles import even_step, scratch
+from .tiles import even_step, scratch, share_tiles
+
+# Scores of a tile that are held at once: on the CPU 2 MB in float32, see :mod:`.tiles`; elsewhere
+# 128 MB, for few launches.
+_CPU_TILE = 2**19
+_TILE = 2**25
+_ROWS = torch.contiguous_format
 
 
 def criss_cross_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -71,26 +79,40 @@ class _CrissCross(torch.autograd.Function):
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         q, k, v = (t.contiguous() for t in (q, k, v))
         dtype = sum_dtype(v)
-        sums = Lines(*(v.new_empty(*v.shape[:3], s, dtype=dtype) for s in (v.shape[3], 1, 1)))
-        lse = torch.empty_like(sums.norm)
+        batch, height, width, c_out = v.shape
+        # Of the columns, each in one piece; rows read them across.
+        sums = Lines(
+            *(v.new_empty(batch, width, height, s, dtype=dtype) for s in (c_out, 1, 1)),
+        )
+        scaled = q.to(dtype) * LOG2_E
+        out, lse = torch.empty_like(v), v.new_empty(batch, height, width, 1, dtype=dtype)
+
+        def attend(columns: bool, size: int, _: int) -> Callable[[_Lines], None]:
+            space = scratch("scores", v, size, dtype=dtype)
+
+            def attend_columns(tile: _Lines) -> None:
+                queries, keys, values = (_lines(t, tile, True) for t in (scaled, k, v))
+                lines = attend_tile(queries, keys, values, space, left_out=0)
+                for whole, one in zip(sums, lines, strict=True):
+                    whole[tile] = one
+
+            def attend_rows(tile: _Lines) -> None:
+                lines = attend_tile(
+                    scaled[tile],
+                    k[tile],
+                    v[tile],
+                    space,
+                    before=lambda: Lines(
+                        *(_lines(t, tile, True).clone(memory_format=_ROWS) for t in sums)
+                    ),
+                )
+                out[tile], lse[tile] = finish_tile(lines)
+
+            return attend_columns if columns else attend_rows
 
         for columns in (True, False):
             tiles, size = _tiles(v, columns)
-            space = scratch("scores", v, size, dtype=dtype)
-            for tile in tiles:
-                queries, keys, values = (_lines(t, tile, columns).to(dtype) for t in (q, k, v))
-                queries = queries * LOG2_E
-                parts = Lines(*(_lines(t, tile, columns) for t in sums))
-                if columns:
-                    lines = attend_tile(queries, keys, values, space, left_out=0)
-                    for part, one in zip(parts, lines, strict=True):
-                        part.copy_(one)
-                else:
-                    lines = attend_tile(queries, keys, values, space, before=parts)
-                    finished, log2_sum = finish_tile(lines)
-                    parts.acc.copy_(finished)
-                    _lines(lse, tile, columns).copy_(log2_sum)
-        out = sums.acc.to(v.dtype)
+            share_tiles(tiles, v.device, partial(attend, columns, size))
         ctx.save_for_backward(q, k, v, out, lse)
         return out
 
@@ -101,17 +123,17 @@ class _CrissCross(torch.autograd.Function):
         dtype = sum_dtype(v)
         sums = [torch.empty_like(t, dtype=dtype) for t in (q, k, v)]
 
-        for columns in (True, False):
-            tiles, size = _tiles(v, columns, buffers=2)
+        def add(columns: bool, size: int, _: int) -> Callable[[_Lines], None]:
             space = scratch("scores", v, 2, size, dtype=dtype)
-            for tile in tiles:
+
+            def add_lines(tile: _Lines) -> None:
                 queries, keys, values, grad, outputs = (
                     _lines(t, tile, columns).to(dtype) for t in (q, k, v, grads[0], out)
                 )
                 delta = (grad * outputs).sum(-1, keepdim=True)
                 queries, lses = queries * LOG2_E, _lines(lse, tile, columns)
                 of_q, of_k, of_v = (_lines(s, tile, columns) for s in sums)
-                for j in key_tiles(keys.shape[1]):
+                for j in key_tiles(keys.shape[1], keys.device):
                     left_out = -j.start if columns else None
                     found = tile_gradients(
                         queries, keys[:, j], values[:, j], grad, lses, delta, space, left_out
@@ -121,6 +143,12 @@ class _CrissCross(torch.autograd.Function):
                     parts = (of_q, of_k[:, j], of_v[:, j])
                     for part, one, first in zip(parts, found, new, strict=True):
                         part.copy_(one) if first else part.add_(one)
+
+            return add_lines
+
+        for columns in (True, False):
+            tiles, size = _tiles(v, columns, buffers=2)
+            share_tiles(tiles, v.device, partial(add, columns, size))
         return tuple(s.to(t.dtype) for s, t in zip(sums, (q, k, v), strict=True))
 
 
@@ -134,8 +162,10 @@ def _tiles(v: Tensor, columns: bool, buffers: int = 1) -> tuple[list[_Lines], in
     """(image, lines) of each tile, and the scores that each buffer of one holds at once."""
     batch, height, width, _ = v.shape
     count, length = (width, height) if columns else (height, width)
-    scores = length * key_tiles(length)[0].stop
-    group = even_step(count, scores, tile_size(v.device, buffers))
+    scores = length * max(j.stop - j.start for j in key_tiles(length, v.device))
+    limit = (_CPU_TILE if v.device.type == "cpu" else _TILE) // buffers
+    workers = tile_workers(batch * count * length**2, v.device)
+    group = even_step(count, scores, limit, workers if batch < workers else 1)
     tiles = [(b, slice(i, i + group)) for b in range(batch) for i in range(0, count, group)]
     return tiles, group * scores
 

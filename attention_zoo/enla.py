@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, ClassVar
 
@@ -25,7 +25,7 @@ from .kernels import why_not_triton
 from .nla import softmax_weights
 from .registry import register_attention
 from .softmax import LOG2_E, no_autocast, refuse_second_derivative, sum_dtype
-from .tiles import cut, scratch
+from .tiles import cut, num_workers, scratch, share_tiles
 
 #: Embeddings are divided by their norm, but by no less than this.
 MIN_NORM = 5e-5
@@ -36,9 +36,11 @@ _MILD = 48.0
 # 2 to it is 0, yet differences of it are defined.
 _LOG2_OF_ZERO = -1e30
 
-# Features of one tile: on the CPU 4 MB in float32, see :mod:`.tiles`; elsewhere 32 MB.
-_CPU_TILE = 2**20
+# Features of one tile: on the CPU 0.5 MB in float32, see :mod:`.tiles`; elsewhere 32 MB.
+_CPU_TILE = 2**17
 _TILE = 2**23
+# Fewer features than these are not worth a second thread.
+_FEW_FEATURES = 2**15
 
 
 def orthogonal_gaussian(m: int, c: int, generator: torch.Generator | None = None) -> Tensor:
@@ -134,42 +136,72 @@ class _RandomFeatureAttention(torch.autograd.Function):
         batch, n, c_out = v.shape
         dtype, m = projection.dtype, projection.shape[0]
         tiles, width, parts = _tiles(v, m)
-        space = _Space(q, width, dtype)
         kernel = _Kernel(projection, eps, amplification)
-        part_sums = v.new_empty(batch, parts, m, c_out + 1, dtype=dtype)
+        part_values = v.new_empty(batch, parts, m, c_out, dtype=dtype)
+        part_norm = v.new_empty(batch, parts, m, dtype=dtype)
         part_shift = v.new_zeros(batch, parts, m, 1, dtype=dtype)
-        part_mean = v.new_empty(batch, parts, 1, c_out, dtype=dtype)
+        part_total = v.new_empty(batch, parts, c_out, dtype=dtype)
 
-        for b, i, part in tiles:
-            features = kernel.embed(k[b, i], space).exponents()
-            if not kernel.mild:
-                shift = features.amax(1, keepdim=True)
-                features.sub_(shift)
-                part_shift[b, part] = shift.mT
-            features.exp2_()
-            values = v[b, i].to(dtype)
-            part_sums[b, part, :, :c_out] = torch.bmm(features.mT, values)
-            part_sums[b, part, :, c_out] = features.sum(1)
-            part_mean[b, part] = values.mean(1, keepdim=True).mul_(values.shape[1] / n)
+        def sum_keys(_: int) -> Callable[[_Tile], None]:
+            space = _Space(q, width, dtype)
+
+            def sum_tile(tile: _Tile) -> None:
+                b, i, part = tile
+                features = kernel.embed(k[b, i], space).exponents()
+                if not kernel.mild:
+                    shift = features.amax(1, keepdim=True)
+                    features.sub_(shift)
+                    part_shift[b, part] = shift.mT
+                features.exp2_()
+                values = v[b, i].to(dtype)
+                torch.bmm(features.mT, values, out=part_values[b, part])
+                torch.sum(features, 1, out=part_norm[b, part])
+                torch.sum(values, 1, out=part_total[b, part])
+
+            return sum_tile
+
+        share_tiles(tiles, v.device, sum_keys)
         if kernel.mild:  # one shift for all features
-            total = part_sums[..., c_out:].sum(1).div_(n)
-            shift = total.amax(1, keepdim=True).log2_().expand(batch, m, 1)
+            sums, norm = part_values.sum(1), part_norm.sum(1)
+            shift = (norm.amax(1, keepdim=True) / n).log2_().unsqueeze(-1).expand(batch, m, 1)
         else:
             shift = part_shift.amax(1).clamp_min_(kernel.log2_eps)
-        context = part_sums.mul_((part_shift - shift.unsqueeze(1)).exp2_()).sum(1).div_(n)
-        mean = torch.cat([part_mean.sum(1), part_mean.new_ones(batch, 1, 1)], dim=2)
+            scale = (part_shift - shift.unsqueeze(1)).exp2_()
+            sums, norm = (part_values * scale).sum(1), (part_norm * scale.squeeze(-1)).sum(1)
+        context = torch.cat([sums, norm.unsqueeze(-1)], dim=2).div_(n)
+        if kernel.mild:
+            context.mul_(shift.neg().exp2_())
+        mean = part_total.sum(1, keepdim=True).div_(n)
+        mean = torch.cat([mean, mean.new_ones(batch, 1, 1)], dim=2)
         context.addcmul_((kernel.log2_eps - shift).exp2_(), mean)
 
         out = torch.empty_like(v)
         normaliser = v.new_empty(batch, n, 1, dtype=dtype)
         eps_q, floor = kernel.eps_features(shift)
-        eps_sums = (context * eps_q).sum(1, keepdim=True)
+        columns = [t.contiguous() for t in context.tensor_split([c_out], dim=2)]
+        by_eps = (context * eps_q).sum(1, keepdim=True)
+        if kernel.mild:
+            by_eps.mul_(floor.exp2())
+        eps_columns = by_eps.tensor_split([c_out], dim=2)
 
-        for b, i, _ in tiles:
-            features, scale = kernel.embed(q[b, i], space).features(shift[b], floor[b])
-            sums = space.bmm(features, context[b], "sums").addcmul_(scale, eps_sums[b])
-            normaliser[b, i] = sums[..., c_out:]
-            torch.div(sums[..., :c_out], sums[..., c_out:], out=out[b, i])
+        def attend(_: int) -> Callable[[_Tile], None]:
+            space = _Space(q, width, dtype)
+
+            def attend_tile(tile: _Tile) -> None:
+                b, i, _ = tile
+                features, scale = kernel.embed(q[b, i], space).features(shift[b], floor[b])
+                sums, norm = space.bmm(features, columns[0][b], "sums"), normaliser[b, i]
+                torch.bmm(features, columns[1][b], out=norm)
+                for t, eps_column in zip((sums, norm), eps_columns, strict=True):
+                    if scale is None:
+                        t.add_(eps_column[b])
+                    else:
+                        t.addcmul_(scale, eps_column[b])
+                torch.div(sums, norm, out=out[b, i])
+
+            return attend_tile
+
+        share_tiles(tiles, v.device, attend)
         ctx.save_for_backward(q, k, v, projection, out, context, shift, normaliser)
         ctx.eps, ctx.amplification, ctx.shifted = eps, amplification, not kernel.mild
         return out
@@ -181,46 +213,65 @@ class _RandomFeatureAttention(torch.autograd.Function):
         batch, n, c_out = v.shape
         dtype, m = projection.dtype, projection.shape[0]
         tiles, width, parts = _tiles(v, m)
-        space = _Space(q, width, dtype)
         kernel = _Kernel(projection, ctx.eps, ctx.amplification, ctx.shifted)
         grad_q, grad_k, grad_v = (torch.empty_like(t) for t in (q, k, v))
-        part_sums = v.new_empty(batch, parts, m, c_out + 1, dtype=dtype)
+        part_values = v.new_empty(batch, parts, m, c_out, dtype=dtype)
+        part_norm = v.new_empty(batch, parts, m, 1, dtype=dtype)
+        part_eps = v.new_empty(batch, parts, c_out + 1, dtype=dtype)
         eps_q, floor = kernel.eps_features(shift)
 
-        for b, i, part in tiles:
-            queries = kernel.embed(q[b, i], space)
-            features, scale = queries.features(shift[b], floor[b])
-            grad = grads[0][b, i].to(dtype)
-            grad_sums = space.take("sums", (*grad.shape[:2], c_out + 1))
-            grad = torch.div(grad, normaliser[b, i], out=grad_sums[..., :c_out])
-            product = torch.mul(grad, out[b, i], out=space.take("product", grad.shape))
-            grad_sums[..., c_out:] = product.sum(2, keepdim=True).neg_()
-            if kernel.mild:  # one scale for all queries
-                by_eps = grad_sums.sum(1, keepdim=True).mul_(scale)
-            else:
-                by_eps = (grad_sums * scale).sum(1, keepdim=True)
-            by_context = torch.bmm(features.mT, grad_sums)
-            part_sums[b, part] = by_context.addcmul_(eps_q[b], by_eps)
-            features.mul_(space.bmm(grad_sums, context[b].mT, "by feature"))
-            grad_q[b, i] = queries.gradient(features)
-        grad_context = part_sums.sum(1)
+        def by_queries(_: int) -> Callable[[_Tile], None]:
+            space = _Space(q, width, dtype)
+
+            def by_tile(tile: _Tile) -> None:
+                b, i, part = tile
+                queries = kernel.embed(q[b, i], space)
+                features, scale = queries.features(shift[b], floor[b])
+                by_output = grads[0][b, i].to(dtype)
+                grad_sums = space.take("sums", (*by_output.shape[:2], c_out + 1))
+                grad, grad_norm = grad_sums.tensor_split([c_out], dim=2)
+                torch.div(by_output, normaliser[b, i], out=grad)
+                product = torch.mul(grad, out[b, i], out=space.take("product", grad.shape))
+                torch.sum(product, 2, keepdim=True, out=grad_norm).neg_()
+                torch.bmm(features.mT, grad, out=part_values[b, part])
+                torch.bmm(features.mT, grad_norm, out=part_norm[b, part])
+                scaled = grad_sums if scale is None else grad_sums * scale
+                torch.sum(scaled, 1, out=part_eps[b, part])
+                by_feature = space.bmm(grad_sums, context[b].mT, "by feature")
+                grad_q[b, i] = queries.gradient(features.mul_(by_feature))
+
+            return by_tile
+
+        share_tiles(tiles, v.device, by_queries)
+        by_eps = part_eps.sum(1, keepdim=True)
+        if kernel.mild:
+            by_eps.mul_(floor.exp2())
+        grad_context = torch.cat([part_values, part_norm], dim=3).sum(1).addcmul_(eps_q, by_eps)
         eps_k = (kernel.log2_eps - shift).exp2_()
         by_mean = (grad_context[..., :c_out] * eps_k).sum(1, keepdim=True).div_(n)
         if kernel.mild:
             grad_context.mul_(shift.neg().exp2_())
         by_value, by_norm = grad_context.div_(n).tensor_split([c_out], dim=2)
-        by_value = by_value.contiguous()
+        by_value, by_norm = by_value.contiguous(), by_norm.mT
 
-        for b, i, _ in tiles:
-            keys = kernel.embed(k[b, i], space)
-            features = keys.exponents()
-            if not kernel.mild:
-                features.sub_(shift[b].mT)
-            features.exp2_()
-            by_v = space.bmm(features, by_value[b], "sums")
-            torch.add(by_v, by_mean[b], out=grad_v[b, i])
-            by_feature = space.bmm(v[b, i].to(dtype), by_value[b].mT, "by feature")
-            grad_k[b, i] = keys.gradient(features.mul_(by_feature.add_(by_norm[b].mT)))
+        def by_keys(_: int) -> Callable[[_Tile], None]:
+            space = _Space(q, width, dtype)
+
+            def by_tile(tile: _Tile) -> None:
+                b, i, _ = tile
+                keys = kernel.embed(k[b, i], space)
+                features = keys.exponents()
+                if not kernel.mild:
+                    features.sub_(shift[b].mT)
+                features.exp2_()
+                by_v = space.bmm(features, by_value[b], "sums")
+                torch.add(by_v, by_mean[b], out=grad_v[b, i])
+                by_feature = space.bmm(v[b, i].to(dtype), by_value[b].mT, "by feature")
+                grad_k[b, i] = keys.gradient(features.mul_(by_feature.add_(by_norm[b])))
+
+            return by_tile
+
+        share_tiles(tiles, v.device, by_keys)
         return grad_q, grad_k, grad_v, None, None, None
 
 
@@ -276,26 +327,31 @@ def _tiles(v: Tensor, m: int) -> tuple[list[_Tile], int, int]:
     """Tiles (images, positions, number), rows of the largest, and their number in an image."""
     batch, n, c_out = v.shape
     limit = _CPU_TILE if v.device.type == "cpu" else _TILE
-    tiles, group, width = cut(batch, n, max(m, c_out), limit)
+    workers = num_workers(v.device) if batch * n * m >= _FEW_FEATURES else 1
+    tiles, group, width = cut(batch, n, max(m, c_out), limit, workers)
     numbered = [(b, i, i.start // width) for b, i in tiles]
     return numbered, group * width, math.ceil(n / width)
 
 
 class _Space:
-    """Memory for one tile, in the layout of the maps: by rows, or by channels."""
+    """Memory for a worker's tiles, in the layout of the maps: by rows, or by channels."""
 
     def __init__(self, q: Tensor, rows: int, dtype: torch.dtype) -> None:
         self.by_rows = q.stride(2) == 1
         self._q, self._rows, self._dtype = q, rows, dtype
+        self._taken: dict[tuple[str, Sequence[int]], Tensor] = {}
 
     def take(self, name: str, shape: Sequence[int]) -> Tensor:
         """``[B, T, width]``, the same memory whenever this name is asked for."""
-        batch, rows, width = shape
-        memory = scratch(f"enla {name}", self._q, self._rows * width, dtype=self._dtype)
-        memory = memory[: batch * rows * width]
-        if self.by_rows:
-            return memory.view(batch, rows, width)
-        return memory.view(batch, width, rows).mT
+        if (name, shape) not in self._taken:
+            batch, rows, width = shape
+            memory = scratch(f"enla {name}", self._q, self._rows * width, dtype=self._dtype)
+            memory = memory[: batch * rows * width]
+            by_rows = memory.view(batch, rows, width)
+            self._taken[name, shape] = (
+                by_rows if self.by_rows else memory.view(batch, width, rows).mT
+            )
+        return self._taken[name, shape]
 
     def bmm(self, a: Tensor, b: Tensor, name: str) -> Tensor:
         """``a @ b`` in the memory of that name."""
@@ -308,6 +364,7 @@ class _Kernel:
     Where embeddings are normalised, exp(−|u|²/2) of a full-length one is left out everywhere.
 
     Attributes:
+        length: of a normalised embedding, sqrt(k); 1 without amplification.
         log2_eps: log2 of eps, over what is left out.
         mild: whether exponents are so small, for every direction of u, that exponentials and
             their sums stay far within float32: then nothing need be subtracted from them.
@@ -323,8 +380,10 @@ class _Kernel:
         amplification: float | None,
         shifted: bool = False,
     ) -> None:
-        self.projection, self.amplification = projection, amplification
-        self.scaled = projection.T * LOG2_E
+        self.amplification = amplification
+        self.length = 1.0 if amplification is None else math.sqrt(amplification)
+        self.projection = projection * self.length
+        self.scaled = projection.T * (LOG2_E * self.length)
         self.log2_eps = math.log2(eps) if eps > 0 else _LOG2_OF_ZERO
         self.mild = False
         if amplification is not None:
@@ -332,7 +391,7 @@ class _Kernel:
             # Off the CPU asking would wait for the device.
             if projection.device.type == "cpu" and not shifted:
                 longest = float(torch.linalg.vector_norm(projection, dim=1).amax())
-                self.mild = longest * math.sqrt(amplification) * LOG2_E <= _MILD
+                self.mild = longest * self.length * LOG2_E <= _MILD
 
     def embed(self, x: Tensor, space: _Space) -> _Embedded:
         """A tile of embeddings ``[B, T, c]``, in the tile's memory."""
@@ -349,41 +408,42 @@ class _Kernel:
 
 
 class _Embedded:
-    """A tile of embeddings, normalised if there is an amplification (Eq. 3)."""
+    """A tile of embeddings u, kept as u / length; normalised if there is an amplification."""
 
     def __init__(self, x: Tensor, space: _Space, kernel: _Kernel) -> None:
         self._space, self._kernel = space, kernel
         dtype, amplification = kernel.projection.dtype, kernel.amplification
         x = x.to(dtype)
-        square = torch.mul(x, x, out=space.take("product", x.shape)).sum(2, keepdim=True)
+        norm = torch.linalg.vector_norm(x, dim=2, keepdim=True)
         self._half_square: Tensor | None = None  # |u|²/2, less that of full length
         if amplification is None:
             self._u = x
-            self._half_square = square.mul_(LOG2_E / 2)
+            self._half_square = norm.square_().mul_(LOG2_E / 2)
             return
-        norm = square.clamp_max_(torch.finfo(dtype).max).sqrt_()
-        self._short = norm <= MIN_NORM
-        self._any_short = not kernel.mild or bool(self._short.any())
+        self._any_short = not kernel.mild or float(norm.amin()) <= MIN_NORM
         if self._any_short:
+            self._short = norm <= MIN_NORM
             length = (norm / MIN_NORM).clamp_max_(1)
             self._half_square = length.square_().sub_(1).mul_(amplification / 2 * LOG2_E)
-        self._scale = math.sqrt(amplification) / norm.clamp_min_(MIN_NORM)
-        self._u = torch.mul(x, self._scale, out=space.take("embedded", x.shape))
+        self._norm = norm.clamp_(MIN_NORM, math.sqrt(torch.finfo(dtype).max))
+        self._u = torch.div(x, self._norm, out=space.take("embedded", x.shape))
 
     def exponents(self) -> Tensor:
         """``Fu − |u|²/2`` ``[B, T, m]`` in the tile's memory."""
         products = self._products()
         return products if self._half_square is None else products.sub_(self._half_square)
 
-    def features(self, shift: Tensor, floor: Tensor) -> tuple[Tensor, Tensor]:
-        """Query features ``[B, T, m]``, over the largest of each if not mild, and that of eps.
+    def features(self, shift: Tensor, floor: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Query features ``[B, T, m]``, and what eps adds to each; the latter None if mild.
+
+        If not mild, both are over the largest of each query. If mild, eps adds ``2^floor``.
 
         Args:
             shift: added to the exponents if not mild, ``[B, m, 1]``.
             floor: log2 of what eps adds at most, ``[B, 1, 1]``.
         """
         if self._kernel.mild:
-            return self.exponents().exp2_(), floor.exp2()
+            return self.exponents().exp2_(), None
         assert self._half_square is not None
         exponents = self._products().add_(shift.mT)
         floor = floor + self._half_square
@@ -396,16 +456,17 @@ class _Embedded:
 
     def gradient(self, grad: Tensor) -> Tensor:
         """Gradient ``[B, T, c]``, given that of ``Fu − |u|²/2`` ``[B, T, m]``."""
-        projection, amplification = self._kernel.projection, self._kernel.amplification
-        by_u = self._space.bmm(grad, projection.expand(grad.shape[0], -1, -1), "gradient")
-        if amplification is None:
+        projection = self._kernel.projection.expand(grad.shape[0], -1, -1)
+        by_u = self._space.bmm(grad, projection, "gradient")
+        if self._kernel.amplification is None:
             return by_u.addcmul_(self._u, grad.sum(2, keepdim=True), value=-1)
         # Of a normalised vector only what is orthogonal to it counts.
         product = torch.mul(by_u, self._u, out=self._space.take("product", by_u.shape))
-        along = product.sum(2, keepdim=True).div_(amplification)
+        along = product.sum(2, keepdim=True)
         if self._any_short:
-            along = torch.where(self._short, grad.sum(2, keepdim=True), along)
-        return by_u.addcmul_(self._u, along, value=-1).mul_(self._scale)
+            by_square = grad.sum(2, keepdim=True).mul_(self._kernel.amplification)
+            along = torch.where(self._short, by_square, along)
+        return by_u.addcmul_(self._u, along, value=-1).div_(self._norm)
 
 
 def _exponent(u: Tensor, projection: Tensor) -> Tensor:

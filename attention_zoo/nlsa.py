@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache, partial
 from typing import Any, ClassVar
 
@@ -29,10 +30,14 @@ from .softmax import (
     refuse_second_derivative,
     sum_dtype,
     tile_gradients,
-    tile_size,
+    tile_workers,
 )
-from .tiles import even_step, scratch
+from .tiles import even_step, scratch, share_tiles
 
+# Scores that are held at once: on the CPU 0.5 MB in float32, see :mod:`.tiles`; elsewhere 128 MB,
+# for few launches.
+_CPU_TILE = 2**17
+_TILE = 2**25
 # Products of a tile, whose rows are gathered together; positions of a tile when rounds are merged.
 _GROUPS = 4
 _POSITIONS = 1024
@@ -62,16 +67,30 @@ def hash_codes(x: Tensor, rotations: Tensor) -> Tensor:
     x = x.detach()
     flat = rotations.to(dtype).permute(1, 0, 2).reshape(c, r * half)
     codes = torch.empty(batch, r, n, dtype=torch.long, device=x.device)
-    width = even_step(n, 2 * r * half, tile_size(x.device))
-    space = scratch("codes", flat, width, r, 2 * half)
-    with no_autocast(x), torch.no_grad():
-        for b, i in ((b, slice(i, i + width)) for b in range(batch) for i in range(0, n, width)):
+    workers = tile_workers(batch * n * 2 * r * half, x.device)
+    width = even_step(n, 2 * r * half, _tile_size(x.device), workers if batch < workers else 1)
+
+    def worker(_: int) -> Callable[[_Positions], None]:
+        space = scratch("codes", flat, width, r, 2 * half)
+
+        def hash_tile(tile: _Positions) -> None:
+            b, i = tile
             rotated = torch.mm(x[b, i].to(dtype), flat).view(-1, r, half)
             both = space[: rotated.shape[0]]
             both[..., :half] = rotated
             torch.neg(rotated, out=both[..., half:])
             codes[b, :, i] = both.argmax(-1).T
+
+        return hash_tile
+
+    with no_autocast(x):
+        tiles = [(b, slice(i, i + width)) for b in range(batch) for i in range(0, n, width)]
+        share_tiles(tiles, x.device, worker)
     return codes
+
+
+def _tile_size(device: torch.device) -> int:
+    return _CPU_TILE if device.type == "cpu" else _TILE
 
 
 def sparse_attention(
@@ -163,33 +182,40 @@ class _ChunkedAttention(torch.autograd.Function):
             *(v.new_empty(batch, plan.rounds, plan.slots, s, dtype=dtype) for s in (c_out, 1, 1))
         )
 
-        space = scratch("scores", v, plan.scores, dtype=dtype)
-        rows_of = [
-            scratch(f"rows {i}", v, plan.most_rows, t.shape[-1], dtype=dtype)
-            for i, t in enumerate((q, k, v))
-        ]
-        for tile in plan.tiles:
-            b, r, chunks = tile
-            rows, around = plan.rows(chunks), plan.around(tile)
-            queries = _take(q[b], around[chunk_size:-chunk_size], rows_of[0]).mul_(LOG2_E)
-            keys, values = (
-                _take(t[b], around, rows) for t, rows in zip((k, v), rows_of[1:], strict=True)
-            )
-            for i, window in plan.groups(chunks):
-                lines = attend_tile(
-                    queries.unflatten(0, (-1, chunk_size))[i],
-                    _windows(keys[window], chunk_size),
-                    _windows(values[window], chunk_size),
-                    space,
-                )
-                part = slice(rows.start + i.start * chunk_size, rows.start + i.stop * chunk_size)
-                for whole, one in zip(sums, lines, strict=True):
-                    whole[b, r, part] = one.flatten(0, 1)
+        def attend(_: int) -> Callable[[_Chunks], None]:
+            space = scratch("scores", v, plan.scores, dtype=dtype)
+            rows_of = [
+                scratch(f"rows {i}", v, plan.most_rows, t.shape[-1], dtype=dtype)
+                for i, t in enumerate((q, k, v))
+            ]
 
+            def attend_chunks(tile: _Chunks) -> None:
+                b, r, chunks = tile
+                rows, around = plan.rows(chunks), plan.around(tile)
+                queries = _take(q[b], around[chunk_size:-chunk_size], rows_of[0]).mul_(LOG2_E)
+                keys, values = (
+                    _take(t[b], around, rows) for t, rows in zip((k, v), rows_of[1:], strict=True)
+                )
+                for i, window in plan.groups(chunks):
+                    lines = attend_tile(
+                        queries.unflatten(0, (-1, chunk_size))[i],
+                        _windows(keys[window], chunk_size),
+                        _windows(values[window], chunk_size),
+                        space,
+                    )
+                    first = rows.start + i.start * chunk_size
+                    part = slice(first, rows.start + i.stop * chunk_size)
+                    for whole, one in zip(sums, lines, strict=True):
+                        whole[b, r, part] = one.flatten(0, 1)
+
+            return attend_chunks
+
+        share_tiles(plan.tiles, v.device, attend)
         out = torch.empty_like(v)
         lse = v.new_empty(batch, n, 1, dtype=dtype)
 
-        for b, i in plan.positions:
+        def merge(tile: _Positions) -> None:
+            b, i = tile
             parts = [
                 Lines(*(t[b, r].index_select(0, plan.back[b, r, i]) for t in sums))
                 for r in range(plan.rounds)
@@ -203,6 +229,7 @@ class _ChunkedAttention(torch.autograd.Function):
             out[b, i] = acc.div_(norm)
             lse[b, i] = norm.log2_().add_(top)
 
+        share_tiles(plan.positions, v.device, lambda _: merge)
         ctx.save_for_backward(q, k, v, out, lse, order)
         ctx.chunk_size = chunk_size
         return out
@@ -228,49 +255,59 @@ class _ChunkedAttention(torch.autograd.Function):
             for t in (k, v)
         ]
 
-        space = scratch("scores", v, 2, plan.scores, dtype=dtype)
-        rows_of = [
-            scratch(f"rows {i}", v, plan.most_rows, t.shape[-1], dtype=dtype)
-            for i, t in enumerate((q, k, v, v, v))
-        ]
-        for tile in plan.tiles:
-            b, r, chunks = tile
-            around = plan.around(tile)
-            own = around[chunk_size:-chunk_size]
-            places = (own, around, around, own, own)
-            queries, keys, values, grad, outputs = (
-                _take(t[b], place, rows)
-                for t, place, rows in zip((q, k, v, grad_out, out), places, rows_of, strict=True)
-            )
-            queries.mul_(LOG2_E)
-            lses = lse[b].index_select(0, own)
-            delta = outputs.mul_(grad).sum(-1, keepdim=True)
-            padding = plan.rows(chunks).stop - n
-            if padding > 0:  # these queries' outputs are no one's
-                grad[-padding:], delta[-padding:] = 0, 0
-            by_keys = [
-                v.new_zeros(chunks.stop - chunks.start + 2, chunk_size, t.shape[-1], dtype=dtype)
-                for t in (k, v)
+        def add(_: int) -> Callable[[_Chunks], None]:
+            space = scratch("scores", v, 2, plan.scores, dtype=dtype)
+            rows_of = [
+                scratch(f"rows {i}", v, plan.most_rows, t.shape[-1], dtype=dtype)
+                for i, t in enumerate((q, k, v, v, v))
             ]
-            by_chunk = [t.unflatten(0, (-1, chunk_size)) for t in (queries, grad, lses, delta)]
-            for i, window in plan.groups(chunks):
-                query, grad_i, lse_i, delta_i = (t[i] for t in by_chunk)
-                by_query, *by_windows = tile_gradients(
-                    query,
-                    _windows(keys[window], chunk_size),
-                    _windows(values[window], chunk_size),
-                    grad_i,
-                    lse_i,
-                    delta_i,
-                    space,
+
+            def add_chunks(tile: _Chunks) -> None:
+                b, r, chunks = tile
+                around = plan.around(tile)
+                own = around[chunk_size:-chunk_size]
+                places = (own, around, around, own, own)
+                queries, keys, values, grad, outputs = (
+                    _take(t[b], place, rows)
+                    for t, place, rows in zip(
+                        (q, k, v, grad_out, out), places, rows_of, strict=True
+                    )
                 )
-                chunked[0][b, r, chunks.start + i.start : chunks.start + i.stop] = by_query
-                for whole, one in zip(by_keys, by_windows, strict=True):
-                    for neighbour, part in enumerate(one.split(chunk_size, dim=1)):
-                        whole[i.start + neighbour : i.stop + neighbour] += part
-            for inner, outer, whole in zip(chunked[1:], aside, by_keys, strict=True):
-                inner[b, r, chunks] = whole[1:-1]
-                outer[b, r, plan.spans.index(chunks)] = whole[:: len(whole) - 1]
+                queries.mul_(LOG2_E)
+                lses = lse[b].index_select(0, own)
+                delta = outputs.mul_(grad).sum(-1, keepdim=True)
+                padding = plan.rows(chunks).stop - n
+                if padding > 0:  # these queries' outputs are no one's
+                    grad[-padding:], delta[-padding:] = 0, 0
+                by_keys = [
+                    v.new_zeros(
+                        chunks.stop - chunks.start + 2, chunk_size, t.shape[-1], dtype=dtype
+                    )
+                    for t in (k, v)
+                ]
+                by_chunk = [t.unflatten(0, (-1, chunk_size)) for t in (queries, grad, lses, delta)]
+                for i, window in plan.groups(chunks):
+                    query, grad_i, lse_i, delta_i = (t[i] for t in by_chunk)
+                    by_query, *by_windows = tile_gradients(
+                        query,
+                        _windows(keys[window], chunk_size),
+                        _windows(values[window], chunk_size),
+                        grad_i,
+                        lse_i,
+                        delta_i,
+                        space,
+                    )
+                    chunked[0][b, r, chunks.start + i.start : chunks.start + i.stop] = by_query
+                    for whole, one in zip(by_keys, by_windows, strict=True):
+                        for neighbour, part in enumerate(one.split(chunk_size, dim=1)):
+                            whole[i.start + neighbour : i.stop + neighbour] += part
+                for inner, outer, whole in zip(chunked[1:], aside, by_keys, strict=True):
+                    inner[b, r, chunks] = whole[1:-1]
+                    outer[b, r, plan.spans.index(chunks)] = whole[:: len(whole) - 1]
+
+            return add_chunks
+
+        share_tiles(plan.tiles, v.device, add)
 
         before, after = (
             torch.tensor([c % plan.chunks for c in ends], device=v.device)
@@ -284,7 +321,8 @@ class _ChunkedAttention(torch.autograd.Function):
             t.index_add_(2, plan.repeated, t[:, :, n:].clone())
         results = [torch.empty_like(t) for t in (q, k, v)]
 
-        for b, i in plan.positions:
+        def gather(tile: _Positions) -> None:
+            b, i = tile
             for whole, t in zip(results, slotted, strict=True):
                 first, *others = (
                     t[b, r].index_select(0, plan.back[b, r, i]) for r in range(plan.rounds)
@@ -292,6 +330,8 @@ class _ChunkedAttention(torch.autograd.Function):
                 for other in others:
                     first += other
                 whole[b, i] = first
+
+        share_tiles(plan.positions, v.device, lambda _: gather)
 
         return *results, None, None
 
@@ -349,7 +389,7 @@ class _Plan:
         slots = torch.arange(n, self.slots, device=device)
         self.repeated = (slots - (self.slots - n)) % n
         scores = 3 * chunk_size**2
-        self._group = max(1, min(self.chunks, tile_size(device) // scores))
+        self._group = max(1, min(self.chunks, _tile_size(device) // scores))
         self.scores = self._group * scores
         width = self._group * _GROUPS
         self.spans = [slice(c, min(c + width, self.chunks)) for c in range(0, self.chunks, width)]

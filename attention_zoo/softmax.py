@@ -13,6 +13,7 @@ results stay finite, for norms up to 1e19, whose squares float32 holds, but weig
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
@@ -21,15 +22,19 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from .tiles import cut, scratch
+from .tiles import cut, even_step, num_workers, scratch, share_tiles
 
-# Scores of a tile that are held at once: on the CPU 4 MB in float32, see :mod:`.tiles`; elsewhere
+# Scores of a tile that are held at once: on the CPU 2 MB in float32, see :mod:`.tiles`; elsewhere
 # 128 MB, for few launches.
-_CPU_TILE = 2**20
+_CPU_TILE = 5 * 10**5
 _TILE = 2**25
+# The longest row of scores that is held at once; longer ones are cut.
+_CPU_KEYS, _KEYS = 450, 2048
 _KEY_TILE = 256
-# The longest row of scores that is held at once; longer ones go through online softmax.
-_WHOLE_ROW = 2048
+# Fewer scores than these are not worth a second thread.
+_FEW_SCORES = 2**16
+# Largest sum of weights for which the first keys' maximum serves all keys of a row.
+_MOST_WEIGHT = 2.0**60
 # Below every score, and finite.
 _LOWEST = -3e38
 #: exp is taken as 2^(x log2(e)): torch's exp2 takes a third of the time of its exp on the CPU.
@@ -165,40 +170,70 @@ def attend_tile(
     k: Tensor,
     v: Tensor,
     space: Tensor,
-    before: Lines | None = None,
+    before: Callable[[], Lines] | None = None,
     left_out: int | None = None,
 ) -> Lines:
     """Attention of a tile's queries to more keys, by online softmax.
 
     Args:
-        q: queries ``[B, N, c]`` times log2(e), float32 or float64 as all that follow.
+        q: queries ``[B, N, c]`` times log2(e), float32 or float64; keys and values are raised to
+            that.
         k: keys ``[B, M, c]``.
         v: values ``[B, M, c_out]``.
-        space: overwritten; ``B · N · min(M, _KEY_TILE)`` numbers at least if M > _WHOLE_ROW, else
-            ``B · N · M``.
-        before: what the same queries attended to before; overwritten.
+        space: overwritten; ``B · N`` numbers at least for each key of a :func:`key_tiles` slice.
+        before: gives what the same queries attended to before, anew each time; overwritten.
         left_out: if not None, query i leaves out key i + left_out.
     """
-    state = before
-    for j in key_tiles(k.shape[1]):
-        scores = _scores(q, k[:, j], space)
+    tiles = key_tiles(k.shape[1], k.device)
+    # On the CPU the maximum of the first keys is good for all: rarely is a later score so much
+    # larger that sums leave float32's middle. Elsewhere looking would wait for the device.
+    if k.device.type == "cpu" and (before is not None or len(tiles) > 1):
+        state = None if before is None else before()
+        lines = _attend_keys(q, k, v, space, tiles, state, left_out, keep_top=True)
+        if bool((lines.norm < _MOST_WEIGHT).all()):
+            return lines
+    state = None if before is None else before()
+    return _attend_keys(q, k, v, space, tiles, state, left_out, keep_top=False)
+
+
+def _attend_keys(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    space: Tensor,
+    tiles: list[slice],
+    state: Lines | None,
+    left_out: int | None,
+    keep_top: bool,
+) -> Lines:
+    for j in tiles:
+        keys, values = k[:, j].to(q.dtype), v[:, j].to(q.dtype)
+        scores = _scores(q, keys, space)
         if left_out is not None:
             scores.diagonal(left_out - j.start, dim1=1, dim2=2).fill_(-math.inf)
-        # Finite even where all keys are left out, so that differences are.
-        top = scores.amax(-1, keepdim=True).clamp_min_(_LOWEST)
-        if state is not None:
-            top = torch.maximum(top, state.top)
+        if state is None:
+            top = _row_maximum(scores)
+            weights = scores.sub_(top).exp2_()
+            norm = weights.sum(-1, keepdim=True)
+            state = Lines(torch.bmm(weights, values), top, norm)
+            continue
+        top = state.top if keep_top else torch.maximum(_row_maximum(scores), state.top)
         weights = scores.sub_(top).exp2_()
         norm = weights.sum(-1, keepdim=True)
-        if state is None:
-            state = Lines(torch.bmm(weights, v[:, j]), top, norm)
-        else:
+        if not keep_top:
             shrink = state.top.sub_(top).exp2_()
-            # Not in place by name: torch's counter of operations does not know that.
-            acc = torch.baddbmm(state.acc.mul_(shrink), weights, v[:, j], out=state.acc)
-            state = Lines(acc, top, norm.add_(state.norm.mul_(shrink)))
+            state.acc.mul_(shrink)
+            state.norm.mul_(shrink)
+        # Not in place by name: torch's counter of operations does not know that.
+        acc = torch.baddbmm(state.acc, weights, values, out=state.acc)
+        state = Lines(acc, top, state.norm.add_(norm))
     assert state is not None
     return state
+
+
+def _row_maximum(scores: Tensor) -> Tensor:
+    """Finite even where all keys are left out, so that differences are."""
+    return scores.amax(-1, keepdim=True).clamp_min_(_LOWEST)
 
 
 def finish_tile(lines: Lines) -> tuple[Tensor, Tensor]:
@@ -228,13 +263,27 @@ def tile_gradients(
         space: ``[2, at least B · N · M]``, overwritten.
         left_out: as in :func:`attend_tile`.
     """
+    weights, grad_scores = _score_gradients(q, k, v, grad, lse, delta, space, left_out)
+    grad_v = torch.bmm(weights.mT, grad)
+    return torch.bmm(grad_scores, k), torch.bmm(grad_scores.mT, q).mul_(1 / LOG2_E), grad_v
+
+
+def _score_gradients(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    grad: Tensor,
+    lse: Tensor,
+    delta: Tensor,
+    space: Tensor,
+    left_out: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Weights P and the gradient by scores, P · (dO V^T - delta), in ``space``."""
     # Rounding of a huge score must not lift it above the sum that holds it.
     weights = _scores(q, k, space[0]).sub_(lse).clamp_max_(0).exp2_()
     if left_out is not None:
         weights.diagonal(left_out, dim1=1, dim2=2).zero_()
-    grad_v = torch.bmm(weights.mT, grad)
-    grad_scores = _scores(grad, v, space[1]).sub_(delta).mul_(weights)
-    return torch.bmm(grad_scores, k), torch.bmm(grad_scores.mT, q).mul_(1 / LOG2_E), grad_v
+    return weights, _scores(grad, v, space[1]).sub_(delta).mul_(weights)
 
 
 def _scores(q: Tensor, k: Tensor, space: Tensor) -> Tensor:
@@ -242,15 +291,25 @@ def _scores(q: Tensor, k: Tensor, space: Tensor) -> Tensor:
     return torch.bmm(q, k.mT, out=space[: math.prod(shape)].view(shape))
 
 
-def key_tiles(keys: int) -> list[slice]:
+def key_tiles(keys: int, device: torch.device) -> list[slice]:
     """Slices of keys whose scores are held at once."""
-    width = keys if keys <= _WHOLE_ROW else _KEY_TILE
-    return [slice(j, j + width) for j in range(0, keys, width)]
+    if device.type == "cpu":
+        width = even_step(keys, 1, _CPU_KEYS)
+        if width % 128 == 0 and width < keys:
+            width += 8  # rows whose distance is a power of 2 share few places of the cache
+    else:
+        width = keys if keys <= _KEYS else _KEY_TILE
+    return [slice(j, min(j + width, keys)) for j in range(0, keys, width)]
 
 
 def tile_size(device: torch.device, buffers: int = 1) -> int:
     """Scores of a tile of which so many buffers are held at once."""
     return (_CPU_TILE if device.type == "cpu" else _TILE) // buffers
+
+
+def tile_workers(scores: int, device: torch.device) -> int:
+    """How many workers shall share so many scores, see :func:`.tiles.share_tiles`."""
+    return num_workers(device) if scores >= _FEW_SCORES else 1
 
 
 def sum_dtype(x: Tensor) -> torch.dtype:
@@ -267,11 +326,18 @@ class _TiledAttention(torch.autograd.Function):
         out = v.new_empty(*q.shape[:2], v.shape[-1])
         lse = v.new_empty(*q.shape[:2], 1, dtype=dtype)
         tiles, size = _tiles(q, k)
-        space = scratch("scores", v, size, dtype=dtype)
-        for b, i in tiles:
-            queries = q[b, i].to(dtype) * LOG2_E
-            lines = attend_tile(queries, k[b].to(dtype), v[b].to(dtype), space)
-            out[b, i], lse[b, i] = finish_tile(lines)
+
+        def worker(_: int) -> Callable[[_Tile], None]:
+            space = scratch("scores", v, size, dtype=dtype)
+
+            def attend(tile: _Tile) -> None:
+                b, i = tile
+                lines = attend_tile(q[b, i].to(dtype) * LOG2_E, k[b], v[b], space)
+                out[b, i], lse[b, i] = finish_tile(lines)
+
+            return attend
+
+        share_tiles(tiles, v.device, worker)
         ctx.save_for_backward(q, k, v, out, lse)
         return out, (lse * (1 / LOG2_E)).squeeze(-1)
 
@@ -317,25 +383,57 @@ def _gradients(
     """Gradients by rows q, k, v; lse is log2 of the sum of 2^score, ``[B, N, 1]``."""
     dtype = sum_dtype(v)
     tiles, size = _tiles(q, k, buffers=2)
-    space = scratch("scores", v, 2, size, dtype=dtype)
-    grad_q, grad_k, grad_v = (torch.zeros_like(t, dtype=dtype) for t in (q, k, v))
-    for b, i in tiles:
-        grad = grad_out[b, i].to(dtype)
-        delta = (grad * out[b, i]).sum(-1, keepdim=True)
-        if grad_lse is not None:
-            delta.sub_(grad_lse[b, i, None])
-        queries = q[b, i].to(dtype) * LOG2_E
-        for j in key_tiles(k.shape[1]):
-            keys, values = k[b, j].to(dtype), v[b, j].to(dtype)
-            by_q, by_k, by_v = tile_gradients(queries, keys, values, grad, lse[b, i], delta, space)
-            grad_q[b, i] += by_q
-            grad_k[b, j] += by_k
-            grad_v[b, j] += by_v
-    return grad_q.to(q.dtype), grad_k.to(k.dtype), grad_v.to(v.dtype)
+    grad_q = torch.empty_like(q)
+    # Tiles share their keys: each worker has sums of its own.
+    sums = [
+        [torch.zeros_like(t, dtype=dtype) for t in (k, v)]
+        for _ in range(max(1, min(len(tiles), num_workers(v.device))))
+    ]
+
+    def worker(number: int) -> Callable[[_Tile], None]:
+        space = scratch("scores", v, 2, size, dtype=dtype)
+        sum_k, sum_v = sums[number]
+
+        def add(tile: _Tile) -> None:
+            b, i = tile
+            grad = grad_out[b, i].to(dtype)
+            delta = (grad * out[b, i]).sum(-1, keepdim=True)
+            if grad_lse is not None:
+                delta.sub_(grad_lse[b, i, None])
+            queries = q[b, i].to(dtype) * LOG2_E
+            by_q = torch.zeros_like(queries)
+            for j in key_tiles(k.shape[1], k.device):
+                keys, values = k[b, j].to(dtype), v[b, j].to(dtype)
+                weights, grad_scores = _score_gradients(
+                    queries, keys, values, grad, lse[b, i], delta, space
+                )
+                _add_product(sum_v[b, j], weights.mT, grad)
+                _add_product(by_q, grad_scores, keys)
+                _add_product(sum_k[b, j], grad_scores.mT, queries)
+            grad_q[b, i] = by_q
+
+        return add
+
+    share_tiles(tiles, v.device, worker)
+    for other in sums[1:]:
+        for whole, part in zip(sums[0], other, strict=True):
+            whole += part
+    grad_k, grad_v = sums[0]
+    return grad_q, grad_k.mul_(1 / LOG2_E).to(k.dtype), grad_v.to(v.dtype)
 
 
-def _tiles(q: Tensor, k: Tensor, buffers: int = 1) -> tuple[list[tuple[slice, slice]], int]:
+def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """``total += a @ b``; not in place by name: torch's counter of operations knows no such."""
+    torch.baddbmm(total, a, b, out=total)
+
+
+_Tile = tuple[slice, slice]
+
+
+def _tiles(q: Tensor, k: Tensor, buffers: int = 1) -> tuple[list[_Tile], int]:
     """Tiles (images, queries) and the scores that each buffer of one holds at once."""
-    keys = key_tiles(k.shape[1])[0].stop
-    tiles, group, rows = cut(q.shape[0], q.shape[1], keys, tile_size(q.device, buffers))
+    batch, n, m = *q.shape[:2], k.shape[1]
+    keys = max(j.stop - j.start for j in key_tiles(m, q.device))
+    workers = tile_workers(batch * n * m, q.device)
+    tiles, group, rows = cut(batch, n, keys, tile_size(q.device, buffers), workers)
     return tiles, group * rows * keys

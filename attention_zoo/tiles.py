@@ -1,7 +1,7 @@
 """Work tile by tile, so that what is written is read again while it is in the cache.
 
-torch's own threads share each operation on a tile; tiles are large enough (a few MB) for that to
-pay. Only work outside torch, such as numpy's sort, needs :func:`share_tiles`: threads of our own.
+On the CPU each thread does whole tiles (:func:`share_tiles`), which fit the cache of its core.
+Where threads share every operation instead, they wait for each other after each of them.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from threading import Barrier, local
+from queue import SimpleQueue
+from threading import Barrier, Thread, local
 from typing import TypeVar
 
 import torch
@@ -96,9 +96,8 @@ def share_tiles(
 
     if count <= 1 or torch.autograd._profiler_enabled():  # it sees this thread only
         run(range(count))
-        return
-    for future in [_pool(count).submit(run, range(n, n + 1)) for n in range(count)]:
-        future.result()
+    else:
+        _pool(count).run(run)
 
 
 def scratch(name: str, like: Tensor, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
@@ -127,29 +126,56 @@ def scratch(name: str, like: Tensor, *shape: int, dtype: torch.dtype | None = No
 
 def num_workers(device: torch.device) -> int:
     """Most workers that :func:`share_tiles` will use."""
-    # Counters, fake tensors and the like see the operations of their own thread only.
-    if device.type != "cpu" or _python_dispatch._get_current_dispatch_mode() is not None:
-        return 1
-    return torch.get_num_threads()
+    # Counters, tracers, fake tensors and the like see the operations of their own thread only.
+    watched = torch.jit.is_tracing() or _python_dispatch._get_current_dispatch_mode() is not None
+    return 1 if device.type != "cpu" or watched else torch.get_num_threads()
 
 
-@cache
-def _pool(count: int) -> ThreadPoolExecutor:
-    threads = torch.get_num_threads()
-    started = Barrier(count + 1)
+_Job = tuple[Callable[[range], None], int, "SimpleQueue[tuple[int, BaseException | None]]"]
 
-    def start() -> None:
+
+class _Pool:
+    """Threads that run torch's operations alone; cheaper to call than an executor of Python's."""
+
+    def __init__(self, count: int) -> None:
+        threads = torch.get_num_threads()
+        self._jobs: list[SimpleQueue[_Job]] = [SimpleQueue() for _ in range(count)]
+        started = Barrier(count + 1)
+        for jobs in self._jobs:
+            Thread(target=self._work, args=(jobs, started), name="tiles", daemon=True).start()
+        started.wait()
+        # The number is each thread's own, but threads to come take that which was set last.
+        torch.set_num_threads(threads)
+
+    @staticmethod
+    def _work(jobs: SimpleQueue[_Job], started: Barrier) -> None:
         torch.get_num_threads()  # the first operation would set what is set before it anew
         torch.set_num_threads(1)
         started.wait()
+        while True:
+            function, number, done = jobs.get()
+            error: BaseException | None = None
+            try:
+                function(range(number, number + 1))
+            except BaseException as raised:
+                error = raised
+            del function  # and all that it holds
+            done.put((number, error))
 
-    pool = ThreadPoolExecutor(count, "tiles", initializer=start)
-    for _ in range(count):
-        pool.submit(int)
-    started.wait()
-    # The number is each thread's own, but threads to come take that which was set last.
-    torch.set_num_threads(threads)
-    return pool
+    def run(self, function: Callable[[range], None]) -> None:
+        """Call the function on each thread with its number, as a range; raise the first error."""
+        done: SimpleQueue[tuple[int, BaseException | None]] = SimpleQueue()
+        for number, jobs in enumerate(self._jobs):
+            jobs.put((function, number, done))
+        results = sorted((done.get() for _ in self._jobs), key=lambda result: result[0])
+        for _, error in results:
+            if error is not None:
+                raise error
+
+
+@cache
+def _pool(count: int) -> _Pool:
+    return _Pool(count)
 
 
 # A forked child has the pools, but not their threads.

@@ -33,6 +33,7 @@ from .signals import resumable
 from .speed_tables import find_speeds, speed_table
 from .statistics import median_ratio
 from .timing import MAX_RUNS, OnRun, Timing, sample_in_turn, time_in_turn
+from .train import fused_adam
 
 _SIDES = ("obvious", "ours")
 _SCALE = 4
@@ -91,13 +92,14 @@ class Comparison:
     ) -> Callable[[], Any]:
         """What is timed of the "obvious" or "ours": the same weights and inputs for both.
 
-        The obvious implementation gets NCHW maps and weights, ours channels-last ones.
+        The obvious implementation gets NCHW maps and weights and torch's plain Adam, ours
+        channels-last ones and the fused Adam of the trainer.
         """
         ours = side == "ours"
         memory_format = torch.channels_last if ours else torch.contiguous_format
         variant = self.variant if ours else obvious.obvious_variant(self.variant)
         if self.part == "step":
-            return self._step(variant, memory_format, device, seed)
+            return self._step(variant, memory_format, device, seed, ours and fused_adam(device))
         if self.part == "contrast":
             loss = enlca.contrastive_loss if ours else obvious.contrastive_loss
             return self._contrast(loss, memory_format, device, seed)
@@ -127,11 +129,16 @@ class Comparison:
         return lambda: torch.autograd.grad(loss(*maps), maps)
 
     def _step(
-        self, variant: Variant, memory_format: torch.memory_format, device: torch.device, seed: int
+        self,
+        variant: Variant,
+        memory_format: torch.memory_format,
+        device: torch.device,
+        seed: int,
+        fused: bool,
     ) -> Callable[[], Any]:
         network = self._network(variant, seed).to(device)
         network.to(memory_format=memory_format)  # type: ignore[call-overload]
-        optimizer = torch.optim.Adam(network.train().parameters())
+        optimizer = torch.optim.Adam(network.train().parameters(), fused=fused)
         torch.manual_seed(seed)
         sides = (self.side, _SCALE * self.side)
         lr, hr = (

@@ -58,6 +58,11 @@ def to_tensor(images: np.ndarray, device: torch.device) -> Tensor:
     return torch.from_numpy(images).to(device).permute(0, 3, 1, 2).float().div_(255)
 
 
+def fused_adam(device: torch.device) -> bool:
+    """Whether Adam's whole update of all weights is one operation there."""
+    return device.type in ("cpu", "cuda")
+
+
 class Trainer:
     """Trains ``network`` as ``config`` says: L1 + weight · auxiliary loss, Adam, schedule.
 
@@ -82,7 +87,10 @@ class Trainer:
         self.device = next(network.parameters()).device
         self._parallel = distributed.parallel(network)
         self.optimizer = torch.optim.Adam(
-            network.parameters(), lr=config.learning_rate, betas=config.betas
+            network.parameters(),
+            lr=config.learning_rate,
+            betas=config.betas,
+            fused=fused_adam(self.device),
         )
         self.step = 0
         self.seconds = 0.0

@@ -31,12 +31,14 @@ def test_attention_agrees_with_the_oracle(queries: int, keys: int, dtype: torch.
 
 
 @pytest.mark.parametrize("tile", [1, 7, 24, 100])
-@pytest.mark.parametrize(("key_tile", "whole_row"), [(1, 1), (4, 3), (4, 100)])
+@pytest.mark.parametrize("most_weight", [-1.0, 2.0**60])
+@pytest.mark.parametrize("key_tile", [1, 4, 100])
 def test_any_tiling_agrees_with_the_oracle(
-    monkeypatch: pytest.MonkeyPatch, tile: int, key_tile: int, whole_row: int
+    monkeypatch: pytest.MonkeyPatch, tile: int, key_tile: int, most_weight: float
 ) -> None:
-    """Tiles of queries, keys (online softmax) and images, whole and broken."""
-    for name, size in [("_CPU_TILE", tile), ("_KEY_TILE", key_tile), ("_WHOLE_ROW", whole_row)]:
+    """Tiles of queries, keys (online softmax or not) and images, whole and broken, two threads."""
+    names = {"_CPU_TILE": tile, "_CPU_KEYS": key_tile, "_MOST_WEIGHT": most_weight}
+    for name, size in (names | {"_FEW_SCORES": 0}).items():
         monkeypatch.setattr(f"attention_zoo.softmax.{name}", size)
     inputs = rows(5, 5, 9, batch=3)
     for part in (0, 1):
@@ -56,6 +58,18 @@ def test_long_rows_agree_with_a_dense_product() -> None:
     assert_close(out, scores.softmax(-1) @ v.double(), 1e-5)
     assert_close(lse, scores.logsumexp(-1), 1e-6)
     assert_close(softmax_attention_fused(q, k, v), out, 1e-5)
+
+
+@pytest.mark.parametrize("last", [50.0, 1e4, -1e4])
+def test_a_later_score_may_be_far_larger_or_smaller(last: float) -> None:
+    """The maximum of the first keys serves all only while sums stay within float32's middle."""
+    q, v = torch.ones(1, 3, 1), torch.randn(1, 1200, 2, generator=torch.Generator().manual_seed(0))
+    k = torch.zeros(1, 1200, 1)
+    k[:, 1100] = last
+    out, lse = softmax_attention_lse(q, k, v)
+    scores = q.double() @ k.double().mT
+    assert_close(out, scores.softmax(-1) @ v.double(), 1e-5)
+    assert_close(lse, scores.logsumexp(-1), 1e-6)
 
 
 @pytest.mark.parametrize("part", [0, 1])

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from attention_zoo import list_attentions
 from harness.config import Variant
-from harness.edsr import EDSR, RGB_MEAN, build_network
+from harness.edsr import EDSR, RGB_MEAN, NarrowConv, UpsamplingConv, build_network
 
 
 @pytest.mark.parametrize("scale", [2, 3, 4])
@@ -70,7 +70,7 @@ def literal_edsr(network: EDSR, x: torch.Tensor) -> torch.Tensor:
             u = network.attention[str(i + 1)](u)
     u = conv(u, network.body_end) + head
     for layer in network.upsampler:
-        u = conv(u, layer) if isinstance(layer, torch.nn.Conv2d) else F.pixel_shuffle(u, 2)
+        u = F.pixel_shuffle(conv(u, layer), 2)
     return conv(u, network.tail) + mean
 
 
@@ -124,3 +124,28 @@ def test_redraw_reaches_every_module() -> None:
     network.redraw()
     for old, module in zip(before, network.attention_modules, strict=True):
         assert not torch.equal(old, module.projection)
+
+
+@pytest.mark.parametrize("products", [1, 200, 2**20])
+@pytest.mark.parametrize("shape", [(2, 8, 5, 7), (1, 4, 1, 9), (3, 4, 9, 1), (2, 4, 2, 2)])
+def test_fast_convolutions_are_torchs(
+    monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...], products: int
+) -> None:
+    """Channels-last, as the network runs, and NCHW; values and gradients, whole and in tiles."""
+    monkeypatch.setattr("harness.edsr._PRODUCTS", products)
+    torch.manual_seed(0)
+    narrow, upsampling = NarrowConv(shape[1], 3), UpsamplingConv(shape[1], 2)
+    for memory_format in (torch.channels_last, torch.contiguous_format):
+        x = torch.randn(shape).to(memory_format=memory_format).requires_grad_()
+        for layer, shuffle in ((narrow, 1), (upsampling, 2)):
+            leaves = [x, layer.weight, layer.bias]
+            y = layer(x)
+            plain = F.pixel_shuffle(F.conv2d(x, layer.weight, layer.bias, padding=1), shuffle)
+            weights = torch.randn_like(plain)
+            torch.testing.assert_close(y, plain)
+            for found, wanted in zip(
+                torch.autograd.grad(y, leaves, weights),
+                torch.autograd.grad(plain, leaves, weights),
+                strict=True,
+            ):
+                torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
