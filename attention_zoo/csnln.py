@@ -24,7 +24,7 @@ _LEAST_SIDE = 8
 def cross_scale_attention(
     q: Tensor, k: Tensor, v: Tensor, scale: int = 2, sharpness: float = 10.0
 ) -> Tensor:
-    """Patches of 3 x 3 attend to those of the map made smaller, and overlap: CSNLN's Eq. 4-5.
+    """Patches of 3 x 3 attend to those of the map made smaller, and overlap (CSNLN).
 
     Every patch of q is compared with every patch of k's means over blocks of ``scale x scale``:
     ``w_ij = softmax_j(sharpness · Q_i·K_j / max(‖K_j‖, 5e-5))``. What it gets, ``sum_j w_ij V_j``,

@@ -39,7 +39,7 @@ def _convolve(layer: nn.Conv2d | nn.ConvTranspose2d, x: Tensor) -> Tensor:
 
 @register_attention("rnan")
 class ResidualNonLocalAttention(Attention):
-    """RNAN's residual non-local attention: ``y = x + res_scale · trunk(x) · mask(x)``, Eq. 5.
+    """RNAN's residual non-local attention: ``y = x + res_scale · trunk(x) · mask(x)``.
 
     The trunk is ``2 blocks`` residual blocks. The mask is a non-local block
     ``z = x + W(softmax(theta(x) phi(x)^T) g(x))``, then ``blocks`` residual blocks, a convolution
