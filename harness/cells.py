@@ -97,6 +97,11 @@ def setting_notes(
         notes.append(f"Evaluated in tiles, not whole, in some run: {', '.join(tiled[:3])}{more}.")
     if any(s and s.seeds > 1 for s in summaries):
         notes.append("± is the standard deviation over seeds.")
+    if len({len(runs) for runs in setting.runs_of.values()}) > 1:
+        notes.append(
+            "Rows have different numbers of seeds: compare the differences, which are paired, not "
+            "the means."
+        )
     repeats = len(setting.runs) - sum(len(runs) for runs in setting.runs_of.values())
     if repeats:
         notes.append(f"Left out: {plural(repeats, 'older repeat')} of a run with the same seed.")

@@ -20,6 +20,7 @@ from .quality_figures import (
     baseline_psnr,
     draw_baseline,
     draw_title,
+    drawn_psnr,
     error_bars,
     plain_variants,
     style_of,
@@ -168,15 +169,15 @@ def family_label(labels: Sequence[str]) -> str:
 
 def _points(setting: Setting, costs: dict[str, float | None]) -> list[Point]:
     return [
-        _point(label, key, cost, summary)
+        _point(label, key, cost, summary, drawn_psnr(setting, setting.test_set, summary))
         for label, key in plain_variants(setting)
         if (cost := costs.get(key)) and (summary := setting.psnr_by_key.get(key))
     ]
 
 
-def _point(label: str, key: str, cost: float, summary: Summary) -> Point:
+def _point(label: str, key: str, cost: float, summary: Summary, psnr: float) -> Point:
     (below,), (above,) = error_bars([summary])
-    return Point(json.loads(key)[0], label, cost, summary.mean, below, above)
+    return Point(json.loads(key)[0], label, cost, psnr, below, above)
 
 
 def _draw_front(

@@ -88,6 +88,18 @@ def baseline_psnr(setting: Setting, test_set: str | None) -> float | None:
     return summary.mean if summary else None
 
 
+def drawn_psnr(setting: Setting, test_set: str | None, summary: Summary) -> float:
+    """Where a variant's PSNR is drawn, in dB: the baseline's mean plus the paired difference.
+
+    So seeds that a variant lacks do not set it off from the baseline; without a difference it is
+    the variant's own mean.
+    """
+    level = baseline_psnr(setting, test_set)
+    if level is None or summary.difference is None:
+        return summary.mean
+    return level + summary.difference
+
+
 def _over_option(setting: Setting, option: str, test_set: str | None) -> dict[float, Summary]:
     """PSNR of ENLCA by the values of one option, all others at their defaults."""
     defaults = {o: p.default for o, p in find_attention("enlca").options().items()}
@@ -111,7 +123,7 @@ def _draw_psnr(
     shown = list(by_value.values())
     axis.errorbar(
         list(by_value),
-        [s.mean for s in shown],
+        [drawn_psnr(setting, test_set, s) for s in shown],
         yerr=error_bars(shown),
         color=COLOURS[0],
         marker=MARKERS[0],

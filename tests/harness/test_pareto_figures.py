@@ -11,7 +11,13 @@ from hypothesis import strategies as st
 from matplotlib.axes import Axes
 
 from harness.latency_tables import find_benches
-from harness.pareto_figures import family_label, pareto_front, pareto_gflops, pareto_latency
+from harness.pareto_figures import (
+    family_label,
+    gflops_points,
+    pareto_front,
+    pareto_gflops,
+    pareto_latency,
+)
 from harness.settings import Setting, paper_table
 
 levels = st.integers(0, 5).map(float)
@@ -95,3 +101,14 @@ def test_two_counted_variants_are_needed() -> None:
 def test_family_label() -> None:
     assert family_label(["ENLCA-m2", "ENLCA-m16"]) == "ENLCA"
     assert family_label(["NLSA-r4", "NLSA-r4"]) == "NLSA-r4"
+
+
+def test_a_variant_with_fewer_seeds_stands_at_its_paired_difference() -> None:
+    """The baseline's second seed is 1 dB better; NLA, without it, is 0.1 dB above its own pair."""
+    runs = [
+        synthetic.run(values=[26.0, 27.0, 28.0]),
+        synthetic.run(values=[27.0, 28.0, 29.0], seed=1),
+        synthetic.run("NLA", values=[26.1, 27.1, 28.1]),
+    ]
+    (point,) = gflops_points(Setting(runs, [synthetic.cost("NLA", 4.0)]))
+    assert point.psnr == pytest.approx(27.5 + 0.1)
