@@ -186,7 +186,7 @@ SHORT = {
     "latency": "--attn conv --sizes 32x32 --max-seconds 1",
     "scaling": "--attn conv --sizes 32x32 48x48 --size-seconds 1 --fit-from 1",
     "approximation": "--synthetic --sizes 24 --images 1",
-    "speed": "--only module-conv --seconds 1",
+    "speed": "--only core-criss-cross --seconds 1",
     "redraws": "--draws 2",
     "evaluate": "--output {results}/evaluation.json",
 }
