@@ -20,6 +20,7 @@ from harness.checkpoints import find_checkpoints
 from harness.records import load_records
 from harness.signals import Stopped, held, resumable
 from tests.harness import killable
+from tests.harness.conftest import write_image
 from tests.harness.survival import command, differences, outcome, words
 
 
@@ -205,7 +206,9 @@ def test_a_signal_leaves_nothing_half_written(
     line = [word.format(results=tmp_path) for word in line] + ["--results", str(tmp_path)]
     if name in ("redraws", "evaluate"):
         option = {"redraws": "--runs", "evaluate": "--weights"}[name]
-        line += [option, run["id"], "--data", str(image_folder)]
+        # Work of some seconds: the moments below vary as much as imports do.
+        write_image(tmp_path / "data" / "Large" / "HR" / "e0.png", 1440, 1920, 0)
+        line += [option, run["id"], "--data", str(tmp_path / "data")]
     stopped = 0
     begin = time.monotonic()
     subprocess.run([*line, "--help"], check=True, capture_output=True)
