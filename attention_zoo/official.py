@@ -177,7 +177,12 @@ def describe_misfit(
 ) -> str:
     """The tensors that are missing, surplus or misshapen, in words; "" if all fit."""
     problems = [f"{key} is missing" for key in shapes if key not in tensors]
-    problems += [f"{key} is surplus" for key in tensors if key not in shapes]
+    # A stranger's file may name its tensors in several lines, or in codes of the terminal.
+    problems += [
+        f"{key if key.isprintable() else ascii(key)} is surplus"
+        for key in tensors
+        if key not in shapes
+    ]
     for key, shape in shapes.items():
         wanted = list(shape)
         if key in tensors and list(tensors[key].shape) != wanted:

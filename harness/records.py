@@ -101,7 +101,7 @@ _SHAPES: dict[str, dict[str, Any]] = {
     },
     "latency": _COMMON
     | {
-        "settings": dict,
+        "settings": {"max_seconds": _NULLABLE},
         "rows": [
             {
                 "variant": _VARIANT,
@@ -176,7 +176,9 @@ _SHAPES: dict[str, dict[str, Any]] = {
         "network": [{"attention": str, "m": (int, None), "psnr": _NUMBER}],
     },
 }
-_SHAPES["scaling"] = _SHAPES["latency"] | {"settings": {"fit_from": int}}
+_SHAPES["scaling"] = _SHAPES["latency"] | {
+    "settings": {"max_seconds": _NULLABLE, "fit_from": int}
+}
 
 
 def canonical_json(content: Any) -> str:

@@ -56,13 +56,18 @@ class Architecture:
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> Architecture:
-        """The reverse of :meth:`to_dict`; KeyError or TypeError for any other content."""
+        """The reverse of :meth:`to_dict`; KeyError, TypeError or ValueError for other content."""
         variant = Variant(content["variant"]["name"], content["variant"]["options"])
         positions = content.get("positions")
-        return cls(
-            **content
-            | {"variant": variant, "positions": None if positions is None else tuple(positions)}
-        )
+        if positions is not None:
+            # A module anywhere else would never be run, and nobody would notice.
+            possible = range(content["blocks"] + 1)
+            if not isinstance(positions, (list, tuple)) or any(
+                type(p) is not int or p not in possible for p in positions
+            ):
+                raise ValueError(f"positions must be a list of 0 … {possible[-1]}")
+            positions = tuple(positions)
+        return cls(**content | {"variant": variant, "positions": positions})
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -48,6 +49,13 @@ def test_range_and_positions_are_kept_and_older_files_have_none(saved: Path) -> 
     assert found == Architecture.from_dict(other.to_dict())
 
 
+@pytest.mark.parametrize("positions", [[-1], [5], ["1"], [True], [1.0], {"1": None}, "1", 1])
+def test_a_module_at_no_place_of_the_network_is_refused(positions: Any) -> None:
+    assert ENLCA.blocks == 4
+    with pytest.raises((TypeError, ValueError)):
+        Architecture.from_dict(ENLCA.to_dict() | {"positions": positions})
+
+
 def test_a_file_of_something_else_is_refused(saved: Path, tmp_path: Path) -> None:
     save_file({"a": torch.zeros(1)}, tmp_path / "other.safetensors")
     nameless = saved.read_bytes().replace(b'\\"name\\": \\"enlca-', b'\\"nome\\": \\"enlca-')
@@ -72,6 +80,9 @@ def test_loading_is_strict_and_names_every_tensor(saved: Path) -> None:
         UserError,
         match=r"tail\.bias is missing; surplus is surplus; head\.bias has shape \[9\], not \[8\]",
     ):
+        load_strictly(ENLCA.build(), tensors, "file")
+    tensors = {**ENLCA.build().state_dict(), "a\n\x1b[2J": torch.zeros(1)}
+    with pytest.raises(UserError, match=r"network: 'a\\n\\x1b\[2J' is surplus$"):
         load_strictly(ENLCA.build(), tensors, "file")
 
 
