@@ -27,16 +27,24 @@ class Cost:
         executed: matrix-product MACs the attention operation really executes in this
             implementation (padding, hash buckets and normaliser as they are); equal to
             what ``torch.utils.flop_counter.FlopCounterMode`` counts on the meta device.
+        saved: MACs of projections that the module need not execute, because it projects sums over
+            positions instead of every position: the same result.
     """
 
     projections: int
     core: float
     executed: int
+    saved: int = 0
 
     @property
     def module(self) -> int:
-        """Executed MACs of the whole module as inserted: projections + attention."""
+        """MACs of the whole module as inserted: projections by definition + attention."""
         return self.projections + self.executed
+
+    @property
+    def module_executed(self) -> int:
+        """Of these, what this implementation executes: what a counter counts."""
+        return self.module - self.saved
 
 
 class Attention(nn.Module):
@@ -104,11 +112,15 @@ class Attention(nn.Module):
         """
         self._check_input(x)
         self._auxiliary = None
-        q, k, v = self.project(x)
-        y = self.attend(q, k, v)
+        q, k, y = self.attended(x)
         if self.training and self.auxiliary_enabled:
             self._auxiliary = self.contrast(q, k)
         return self.residual(x, y)
+
+    def attended(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """:meth:`project`, then :meth:`attend`: q, k and the output ``[B, c_out, H, W]``."""
+        q, k, v = self.project(x)
+        return q, k, self.attend(q, k, v)
 
     def residual(self, x: Tensor, y: Tensor) -> Tensor:
         """``x + res_scale · y``."""
@@ -160,6 +172,11 @@ class Attention(nn.Module):
                 f"{self.name or type(self).__name__} takes [B, {self.channels}, H, W] "
                 f"with H, W >= 1, got {list(x.shape)}"
             )
+
+
+def is_method(bound: object, function: object) -> bool:
+    """Whether an attribute of an object is this function of its class, replaced by nobody."""
+    return getattr(bound, "__func__", None) is function
 
 
 def require_at_least(option: str, value: float, least: float) -> None:

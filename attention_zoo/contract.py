@@ -365,8 +365,8 @@ def cost_equals_the_counter(subject: Subject) -> str:
                 projections = _count(module.project, x)
                 whole = _count(module, x)
             where = f"{channels} channels, {_text(size)}"
-            said = f"cost says {cost.module:,} MACs"
-            _require(whole == cost.module, f"{where}: {said}, the counter {whole:,}")
+            said = f"cost says {cost.module_executed:,} MACs"
+            _require(whole == cost.module_executed, f"{where}: {said}, the counter {whole:,}")
             said = f"cost says {cost.projections:,} MACs of projections"
             passes = getattr(module, "recurrence", 1)
             _require(

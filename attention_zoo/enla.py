@@ -16,6 +16,7 @@ from .base import (
     Cost,
     check_qkv,
     embedding_channels,
+    is_method,
     require_at_least,
     to_map,
     to_rows,
@@ -83,6 +84,7 @@ def random_feature_attention(
     projection: Tensor,
     eps: float = 1e-4,
     amplification: float | None = None,
+    value_map: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """Eq. 5–6: ``D^(-1) (phi(Q)ᵀ (phi(K) Vᵀ))``.
 
@@ -97,6 +99,9 @@ def random_feature_attention(
         projection: F ``[m, c]``.
         eps: added to each exponential; 0 gives the unbiased estimator of Eq. 4.
         amplification: if given, q and k are raw and normalised here with it, which is faster.
+        value_map: weight W ``[c_out, C]`` and bias b ``[c_out]`` if the values are ``W x + b`` of
+            v = x ``[B, C, H, W]``. As ``phi(K) Vᵀ`` is linear in them, its m rows are mapped
+            instead of N positions: the same result.
 
     Returns:
         ``[B, c_out, H, W]`` in the dtype of v.
@@ -113,14 +118,22 @@ def random_feature_attention(
     check_qkv(q, k, v)
     if projection.dim() != 2 or projection.shape[1] != q.shape[1]:
         raise AttentionError(f"projection must be [m, {q.shape[1]}], got {list(projection.shape)}")
-    return run("enla", q, k, v, projection, eps, amplification)
+    if value_map is not None:
+        weight, bias = value_map
+        if weight.dim() != 2 or weight.shape[1] != v.shape[1] or bias.shape != weight.shape[:1]:
+            shapes = f"{list(weight.shape)} and {list(bias.shape)}"
+            raise AttentionError(
+                f"value_map must be [c_out, {v.shape[1]}] and [c_out], got {shapes}"
+            )
+    return run("enla", q, k, v, projection, eps, amplification, value_map)
 
 
 class _RandomFeatureAttention(torch.autograd.Function):
-    """Eq. 5–6 over tiles of rows; q, k ``[B, N, c]``, v ``[B, N, c_out]``, F ``[m, c]``.
+    """Eq. 5–6 over tiles of rows; q, k ``[B, N, c]``, v ``[B, N, C]``, F ``[m, c]``.
 
-    The features ``[N, m]`` are never kept whole: the backward pass computes them again. What eps
-    adds is of rank one, and joins the sums over positions instead of every feature.
+    C is c_out unless weight ``[c_out, C]`` and bias ``[c_out]`` map the values. The features
+    ``[N, m]`` are never kept whole: the backward pass computes them again. What eps adds is of rank
+    one, and joins the sums over positions instead of every feature.
     """
 
     @staticmethod
@@ -130,17 +143,20 @@ class _RandomFeatureAttention(torch.autograd.Function):
         k: Tensor,
         v: Tensor,
         projection: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
         eps: float,
         amplification: float | None,
     ) -> Tensor:
-        batch, n, c_out = v.shape
+        batch, n, c_in = v.shape
+        c_out = c_in if weight is None else weight.shape[0]
         dtype, m = projection.dtype, projection.shape[0]
-        tiles, width, parts = _tiles(v, m)
+        tiles, width, parts = _tiles(v, max(m, c_out))
         kernel = _Kernel(projection, eps, amplification)
-        part_values = v.new_empty(batch, parts, m, c_out, dtype=dtype)
+        part_values = v.new_empty(batch, parts, m, c_in, dtype=dtype)
         part_norm = v.new_empty(batch, parts, m, dtype=dtype)
         part_shift = v.new_zeros(batch, parts, m, 1, dtype=dtype)
-        part_total = v.new_empty(batch, parts, c_out, dtype=dtype)
+        part_total = v.new_empty(batch, parts, c_in, dtype=dtype)
 
         def sum_keys(_: int) -> Callable[[_Tile], None]:
             space = _Space(q, width, dtype)
@@ -174,8 +190,10 @@ class _RandomFeatureAttention(torch.autograd.Function):
         mean = part_total.sum(1, keepdim=True).div_(n)
         mean = torch.cat([mean, mean.new_ones(batch, 1, 1)], dim=2)
         context.addcmul_((kernel.log2_eps - shift).exp2_(), mean)
+        sums_of_v = context  # before the map
+        context = _map_sums(context, weight, bias)
 
-        out = torch.empty_like(v)
+        out = _like_values(v, c_out)
         normaliser = v.new_empty(batch, n, 1, dtype=dtype)
         eps_q, floor = kernel.eps_features(shift)
         columns = [t.contiguous() for t in context.tensor_split([c_out], dim=2)]
@@ -202,17 +220,20 @@ class _RandomFeatureAttention(torch.autograd.Function):
             return attend_tile
 
         share_tiles(tiles, v.device, attend)
-        ctx.save_for_backward(q, k, v, projection, out, context, shift, normaliser)
+        saved = (q, k, v, projection, weight, bias, out, sums_of_v, context, shift, normaliser)
+        ctx.save_for_backward(*saved)
         ctx.eps, ctx.amplification, ctx.shifted = eps, amplification, not kernel.mild
         return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         refuse_second_derivative("random_feature_attention")
-        q, k, v, projection, out, context, shift, normaliser = ctx.saved_tensors
-        batch, n, c_out = v.shape
+        q, k, v, projection, weight, bias = ctx.saved_tensors[:6]
+        out, sums_of_v, context, shift, normaliser = ctx.saved_tensors[6:]
+        batch, n, c_in = v.shape
+        c_out = out.shape[2]
         dtype, m = projection.dtype, projection.shape[0]
-        tiles, width, parts = _tiles(v, m)
+        tiles, width, parts = _tiles(v, max(m, c_out))
         kernel = _Kernel(projection, ctx.eps, ctx.amplification, ctx.shifted)
         grad_q, grad_k, grad_v = (torch.empty_like(t) for t in (q, k, v))
         part_values = v.new_empty(batch, parts, m, c_out, dtype=dtype)
@@ -247,11 +268,21 @@ class _RandomFeatureAttention(torch.autograd.Function):
         if kernel.mild:
             by_eps.mul_(floor.exp2())
         grad_context = torch.cat([part_values, part_norm], dim=3).sum(1).addcmul_(eps_q, by_eps)
+        grad_weight = grad_bias = None
+        if weight is not None:
+            by_sums, by_norm = grad_context.tensor_split([c_out], dim=2)
+            if ctx.needs_input_grad[4]:
+                grad_weight = torch.bmm(by_sums.mT, sums_of_v[..., :c_in]).sum(0).to(weight.dtype)
+            if ctx.needs_input_grad[5]:
+                grad_bias = (by_sums * sums_of_v[..., c_in:]).sum((0, 1)).to(bias.dtype)
+            by_norm = by_norm + torch.matmul(by_sums, bias.to(dtype)).unsqueeze(-1)
+            by_sums = torch.matmul(by_sums, weight.to(dtype))
+            grad_context = torch.cat([by_sums, by_norm], dim=2)
         eps_k = (kernel.log2_eps - shift).exp2_()
-        by_mean = (grad_context[..., :c_out] * eps_k).sum(1, keepdim=True).div_(n)
+        by_mean = (grad_context[..., :c_in] * eps_k).sum(1, keepdim=True).div_(n)
         if kernel.mild:
             grad_context.mul_(shift.neg().exp2_())
-        by_value, by_norm = grad_context.div_(n).tensor_split([c_out], dim=2)
+        by_value, by_norm = grad_context.div_(n).tensor_split([c_in], dim=2)
         by_value, by_norm = by_value.contiguous(), by_norm.mT
 
         def by_keys(_: int) -> Callable[[_Tile], None]:
@@ -272,7 +303,7 @@ class _RandomFeatureAttention(torch.autograd.Function):
             return by_tile
 
         share_tiles(tiles, v.device, by_keys)
-        return grad_q, grad_k, grad_v, None, None, None
+        return grad_q, grad_k, grad_v, None, grad_weight, grad_bias, None, None
 
 
 class _TritonAttention(_RandomFeatureAttention):
@@ -285,6 +316,8 @@ class _TritonAttention(_RandomFeatureAttention):
         k: Tensor,
         v: Tensor,
         projection: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
         eps: float,
         amplification: float | None,
     ) -> Tensor:
@@ -292,8 +325,14 @@ class _TritonAttention(_RandomFeatureAttention):
 
         projection = projection.contiguous()
         log2_eps = _Kernel(projection, eps, amplification, shifted=True).log2_eps
-        out, *saved = kernels.attend(q, k, v, projection, log2_eps, amplification, MIN_NORM)
-        ctx.save_for_backward(q, k, v, projection, out, *saved)
+        sums_of_v, shift = kernels.summarise(k, v, projection, log2_eps, amplification, MIN_NORM)
+        context = _map_sums(sums_of_v, weight, bias)
+        out = _like_values(v, context.shape[2] - 1)
+        normaliser = kernels.attend(
+            q, projection, context, shift, out, log2_eps, amplification, MIN_NORM
+        )
+        saved = (q, k, v, projection, weight, bias, out, sums_of_v, context, shift, normaliser)
+        ctx.save_for_backward(*saved)
         ctx.eps, ctx.amplification, ctx.shifted = eps, amplification, True
         return out
 
@@ -306,11 +345,33 @@ def _attend_rows(
     projection: Tensor,
     eps: float,
     amplification: float | None,
+    value_map: tuple[Tensor, Tensor] | None,
 ) -> Tensor:
     with no_autocast(v):
         rows = (to_rows(t) for t in (q, k, v))
-        out = function.apply(*rows, projection.to(sum_dtype(v)), eps, amplification)
+        mapped = value_map or (None, None)
+        out = function.apply(*rows, projection.to(sum_dtype(v)), *mapped, eps, amplification)
     return to_map(out, like=v)
+
+
+def _map_sums(context: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    """Sums of values, and of features ``[B, m, C + 1]``: as if values had been mapped before."""
+    if weight is None or bias is None:
+        return context
+    sums, norm = context.tensor_split([weight.shape[1]], dim=2)
+    weight, bias = (t.to(context.dtype) for t in (weight, bias))
+    mapped = torch.matmul(sums, weight.mT).addcmul_(norm, bias)
+    return torch.cat([mapped, norm], dim=2)
+
+
+def _like_values(v: Tensor, c_out: int) -> Tensor:
+    """Room for output ``[B, N, c_out]``, in the layout of the values ``[B, N, C]``."""
+    batch, n, c_in = v.shape
+    if c_out == c_in:
+        return torch.empty_like(v)
+    if v.stride(1) == 1 < n:
+        return v.new_empty(batch, c_out, n).mT
+    return v.new_empty(batch, n, c_out)
 
 
 # The Triton kernels have run in the interpreter and been compiled, but not yet run on a GPU: they
@@ -491,6 +552,17 @@ def _shifted_features(
     return phi_q, phi_k
 
 
+def weight_and_bias(convolution: nn.Conv2d) -> tuple[Tensor, Tensor]:
+    """Weight ``[c_out, C]`` and bias ``[c_out]`` of a 1x1 convolution."""
+    assert convolution.bias is not None
+    return convolution.weight.flatten(1), convolution.bias
+
+
+def saved_macs(value: nn.Conv2d, m: int, n: int) -> int:
+    """MACs saved by the 1x1 convolution on m sums of values instead of n positions; at least 0."""
+    return max(0, n - m) * value.in_channels * value.out_channels
+
+
 @register_attention("enla")
 class EfficientNonLocalAttention(Attention):
     """ENLA with 1x1 embeddings, Eq. 2–6 of the ENLCA paper, without the contrastive loss.
@@ -554,6 +626,20 @@ class EfficientNonLocalAttention(Attention):
         """Normalise q and k (Eq. 3), then :func:`random_feature_attention`."""
         return random_feature_attention(q, k, v, self.projection, self.eps, self.k)
 
+    def attended(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """As the base's; the values are projected after their sums where that is less work.
+
+        Whoever replaces :meth:`project` or :meth:`attend` gets the base's.
+        """
+        own = EfficientNonLocalAttention
+        methods = ((self.project, own.project), (self.attend, own.attend))
+        n = x.shape[2] * x.shape[3]
+        if not saved_macs(self.value, self.m, n) or not all(is_method(*pair) for pair in methods):
+            return super().attended(x)
+        q, k = self.query(x), self.key(x)
+        value_map = weight_and_bias(self.value)
+        return q, k, random_feature_attention(q, k, x, self.projection, self.eps, self.k, value_map)
+
     def forward(self, x: Tensor) -> Tensor:
         """``[B, C, H, W]`` to ``[B, C, H, W]``."""
         if self.training and self.redraw_every:
@@ -583,4 +669,5 @@ class EfficientNonLocalAttention(Attention):
             projections=n * self.channels * (2 * c + c_out),
             core=products + n * self.m / 2,
             executed=products + n * self.m,
+            saved=saved_macs(self.value, self.m, n),
         )

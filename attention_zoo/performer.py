@@ -12,16 +12,29 @@ from .base import (
     Cost,
     check_qkv,
     embedding_channels,
+    is_method,
     require_at_least,
     to_rows,
 )
-from .enla import _shifted_features, orthogonal_gaussian, random_feature_attention
+from .enla import (
+    _shifted_features,
+    orthogonal_gaussian,
+    random_feature_attention,
+    saved_macs,
+    weight_and_bias,
+)
 from .nla import softmax_weights
 from .registry import register_attention
 from .softmax import no_autocast, sum_dtype
 
 
-def positive_feature_attention(q: Tensor, k: Tensor, v: Tensor, projection: Tensor) -> Tensor:
+def positive_feature_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    projection: Tensor,
+    value_map: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
     """FAVOR+ of the Performer paper, Sections 2.3-2.4, on queries and keys of any length.
 
     ``phi(u) = m^(-1/2) exp(Fu − |u|²/2)`` of ``u = x / c^(1/4)`` estimates the kernel
@@ -34,6 +47,7 @@ def positive_feature_attention(q: Tensor, k: Tensor, v: Tensor, projection: Tens
         k: keys ``[B, c, H, W]``.
         v: values ``[B, c_out, H, W]``.
         projection: F ``[m, c]``.
+        value_map: as in :func:`attention_zoo.enla.random_feature_attention`.
 
     Returns:
         ``[B, c_out, H, W]`` in the dtype of v.
@@ -52,7 +66,8 @@ def positive_feature_attention(q: Tensor, k: Tensor, v: Tensor, projection: Tens
     scale = q.shape[1] ** -0.25
     dtype = sum_dtype(v)  # rounded to half precision, u would change exponents
     with no_autocast(v):
-        return random_feature_attention(q.to(dtype) * scale, k.to(dtype) * scale, v, projection, 0)
+        q, k = q.to(dtype) * scale, k.to(dtype) * scale
+        return random_feature_attention(q, k, v, projection, 0, value_map=value_map)
 
 
 @register_attention("performer")
@@ -103,6 +118,17 @@ class PerformerAttention(Attention):
         """:func:`positive_feature_attention`."""
         return positive_feature_attention(q, k, v, self.projection)
 
+    def attended(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """As ENLA's: the values are projected after their sums where that is less work."""
+        own = PerformerAttention
+        methods = ((self.project, own.project), (self.attend, own.attend))
+        n = x.shape[2] * x.shape[3]
+        if not saved_macs(self.value, self.m, n) or not all(is_method(*pair) for pair in methods):
+            return super().attended(x)
+        q, k = self.query(x), self.key(x)
+        value_map = weight_and_bias(self.value)
+        return q, k, positive_feature_attention(q, k, x, self.projection, value_map)
+
     def attention_weights(self, q: Tensor, k: Tensor, row: int, col: int) -> Tensor:
         """The weights ``[B, H, W]`` that the random features give."""
         scale, dtype = self.embedding**-0.25, sum_dtype(q)
@@ -125,4 +151,5 @@ class PerformerAttention(Attention):
             projections=n * self.channels * (2 * c + c_out),
             core=products + n * self.m / 2,
             executed=products + n * self.m,
+            saved=saved_macs(self.value, self.m, n),
         )

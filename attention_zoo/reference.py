@@ -69,12 +69,16 @@ def random_feature_attention(
     projection: Tensor,
     eps: float,
     amplification: float | None,
+    value_map: tuple[Tensor, Tensor] | None,
 ) -> Tensor:
-    """Eq. 5–6 with the features ``[B, N, m]`` of queries and keys kept whole."""
+    """Eq. 5–6 with the features ``[B, N, m]`` of queries and keys, and all values, kept whole."""
     if amplification is not None:
         q, k = (normalise(t, amplification) for t in (q, k))
     queries, keys, values = _rows(q, k, v)
     with no_autocast(v):
+        if value_map is not None:
+            weight, bias = (t.to(values.dtype) for t in value_map)
+            values = torch.matmul(values, weight.mT) + bias
         phi_q, phi_k = _shifted_features(queries, keys, projection, eps)
         sums = torch.matmul(phi_q, torch.matmul(phi_k.mT, values))
         normaliser = torch.matmul(phi_q, phi_k.sum(1).unsqueeze(-1))

@@ -70,7 +70,9 @@ def count(variant: Variant, height: int = 100, width: int = 100) -> dict[str, An
     Each part holds ``channels`` and GFLOPs of one forward pass over one feature map:
     ``paper_gflops`` (closed form in the convention of the paper's Table 4), ``executed_gflops``
     (closed form of the matrix products really executed) and what ``torch``, ``fvcore`` and
-    ``ptflops`` count; None for a counter that fails. The notes say why, and what each misses.
+    ``ptflops`` count; None for a counter that fails. The module also has ``inserted_gflops``:
+    as executed, but with every projection over all positions, as the method is defined. The notes
+    say why a counter failed, and what each misses.
 
     Raises:
         AttentionError: a bad name or option, or a feature map too small for the module.
@@ -125,12 +127,17 @@ def _count_part(
 ) -> dict[str, Any]:
     cost = attention.cost(height, width)
     projections = cost.projections if part == "module" else 0
-    executed = 2 * (projections + cost.executed) / 1e9
+    executed = 2 * (cost.module_executed if part == "module" else cost.executed) / 1e9
     result: dict[str, Any] = {
         "channels": attention.channels,
         "paper_gflops": 2 * (projections + cost.core) / 1e9,
         "executed_gflops": executed,
     }
+    if part == "module":
+        result["inserted_gflops"] = 2 * cost.module / 1e9
+        if cost.saved:
+            saved = f"{2 * cost.saved / 1e9:.3f}"
+            notes.append(f"{part}: {saved} GFLOPs of projections are saved by projecting sums")
     for name, counter in _COUNTERS.items():
         gflops, facts = _run_counter(counter, module, inputs)
         if gflops is not None and abs(gflops - executed) > _TOLERANCE * executed:

@@ -176,9 +176,7 @@ _SHAPES: dict[str, dict[str, Any]] = {
         "network": [{"attention": str, "m": (int, None), "psnr": _NUMBER}],
     },
 }
-_SHAPES["scaling"] = _SHAPES["latency"] | {
-    "settings": {"max_seconds": _NULLABLE, "fit_from": int}
-}
+_SHAPES["scaling"] = _SHAPES["latency"] | {"settings": {"max_seconds": _NULLABLE, "fit_from": int}}
 
 
 def canonical_json(content: Any) -> str:

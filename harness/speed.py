@@ -183,7 +183,8 @@ class Comparison:
             core = self.part == "core"
             module = create_core(self.variant) if core else self.variant.create(MODULE_CHANNELS)
             cost = module.cost(self.side, self.side)
-            macs = factor * (min(cost.core, cost.executed) + (0 if core else cost.projections))
+            projections = 0 if core else cost.projections - cost.saved
+            macs = factor * (min(cost.core, cost.executed) + projections)
             numbers = (4 * CORE_CHANNELS if core else 2 * MODULE_CHANNELS) * n
             parameters = 0 if core else sum(p.numel() for p in module.parameters())
         touched = images * numbers + parameters

@@ -20,55 +20,120 @@ _LOG2_E = 1 / math.log(2)
 _LOWEST = tl.constexpr(-1e30)
 
 
-def attend(
-    q: Tensor,
+def summarise(
     k: Tensor,
     v: Tensor,
     projection: Tensor,
     log2_eps: float,
     amplification: float | None,
     least_norm: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Eq. 5–6, with what the backward pass needs.
+) -> tuple[Tensor, Tensor]:
+    """Sums over keys in two launches.
 
     Args:
-        q: queries ``[B, N, c]``, any strides.
-        k: keys ``[B, N, c]``.
-        v: values ``[B, N, c_out]``.
+        k: keys ``[B, N, c]``, any strides.
+        v: values ``[B, N, C]``.
         projection: F ``[m, c]``, float32, contiguous.
         log2_eps: log2 of eps, over exp(−|u|²/2) of full length where that is left out.
         amplification: as in :func:`attention_zoo.enla.random_feature_attention`.
         least_norm: embeddings are divided by no less.
 
     Returns:
-        Output ``[B, N, c_out]`` with the strides of v; context ``[B, m, c_out + 1]``, mean over
-        keys of features times values and, last, of features, all over ``2^shift``; shift
-        ``[B, m, 1]``; normaliser ``[B, N, 1]`` over the largest feature of each query.
+        Context ``[B, m, C + 1]``, mean over keys of features times values and, last, of features,
+        all over ``2^shift``; shift ``[B, m, 1]``.
     """
-    batch, n, c_out = v.shape
+    batch, n, c_in = v.shape
     m, c = projection.shape
-    bc, bo = block(c, MOST_CHANNELS), block(c_out, 64)
+    bc, bo = block(c, MOST_CHANNELS), block(c_in, 64)
     # As compiled for sm_80 and sm_90, registers and 66 KB of shared memory hold such tiles.
     bm, bn = block(m, 64), 32
-    tiles_m, tiles_o = triton.cdiv(m, bm), triton.cdiv(c_out, bo)
+    tiles_m, tiles_o = triton.cdiv(m, bm), triton.cdiv(c_in, bo)
     blocks = triton.cdiv(n, bn)
     parts = max(1, min(blocks, 2 * processors(v.device) // (batch * tiles_m * tiles_o)))
     per_part = triton.cdiv(blocks, parts) * bn
     parts = triton.cdiv(n, per_part)
 
-    sums = v.new_empty(batch, parts, m, c_out + 1, dtype=torch.float32)
+    sums = v.new_empty(batch, parts, m, c_in + 1, dtype=torch.float32)
     shifts = v.new_empty(batch, parts, m, dtype=torch.float32)
-    context = v.new_empty(batch, m, c_out + 1, dtype=torch.float32)
+    context = v.new_empty(batch, m, c_in + 1, dtype=torch.float32)
     shift = v.new_empty(batch, m, 1, dtype=torch.float32)
-    normaliser = v.new_empty(batch, n, 1, dtype=torch.float32)
-    out = torch.empty_like(v)
-    half_k = 0.0 if amplification is None else amplification / 2 * _LOG2_E
-    sizes = {"n": n, "c": c, "c_out": c_out, "m": m}
-    exponents, values = precision(v)
-    constants = {
+    with on_device(v):
+        _summarise[batch * parts, tiles_m, tiles_o](
+            *(k, v, projection, sums, shifts, parts, per_part),
+            *(*k.stride(), *v.stride()),
+            n=n,
+            c=c,
+            c_out=c_in,
+            m=m,
+            BN=bn,
+            BM=bm,
+            **_constants(v, bc, bo, log2_eps, amplification, least_norm),
+        )
+        _combine[batch, tiles_m, triton.cdiv(c_in + 1, bo)](
+            *(sums, shifts, context, shift, n, m, c_in + 1, parts),
+            BM=bm,
+            BO=bo,
+        )
+    return context, shift
+
+
+def attend(
+    q: Tensor,
+    projection: Tensor,
+    context: Tensor,
+    shift: Tensor,
+    out: Tensor,
+    log2_eps: float,
+    amplification: float | None,
+    least_norm: float,
+) -> Tensor:
+    """Output of every query in one launch.
+
+    Args:
+        q: queries ``[B, N, c]``, any strides.
+        projection: F ``[m, c]``, float32, contiguous.
+        context: as of :func:`summarise`, with c_out instead of C, contiguous.
+        shift: as of :func:`summarise`.
+        out: filled with the output ``[B, N, c_out]``.
+        log2_eps: as for :func:`summarise`, and the two that follow.
+
+    Returns:
+        Normaliser ``[B, N, 1]`` over the largest feature of each query.
+    """
+    batch, n, c_out = out.shape
+    m, c = projection.shape
+    bc, bo = block(c, MOST_CHANNELS), block(c_out, 64)
+    bm, bn = block(m, 32), 64
+    normaliser = out.new_empty(batch, n, 1, dtype=torch.float32)
+    with on_device(out):
+        _attend[triton.cdiv(n, bn), batch, triton.cdiv(c_out, bo)](
+            *(q, projection, context, shift, out, normaliser),
+            *(*q.stride(), *out.stride()),
+            n=n,
+            c=c,
+            c_out=c_out,
+            m=m,
+            BN=bn,
+            BM=bm,
+            **_constants(out, bc, bo, log2_eps, amplification, least_norm),
+        )
+    return normaliser
+
+
+def _constants(
+    like: Tensor,
+    bc: int,
+    bo: int,
+    log2_eps: float,
+    amplification: float | None,
+    least_norm: float,
+) -> dict[str, object]:
+    """Constants of both kernels, for values or output ``like`` this."""
+    exponents, values = precision(like)
+    return {
         "NORMALISED": amplification is not None,
         "LEAST_NORM": least_norm,
-        "HALF_K": half_k,
+        "HALF_K": 0.0 if amplification is None else amplification / 2 * _LOG2_E,
         "LOG2_EPS": log2_eps,
         "BC": bc,
         "BO": bo,
@@ -76,30 +141,6 @@ def attend(
         "VALUES": values,
         "num_stages": 2,
     }
-    with on_device(v):
-        _summarise[batch * parts, tiles_m, tiles_o](
-            *(k, v, projection, sums, shifts, parts, per_part),
-            *(*k.stride(), *v.stride()),
-            **sizes,
-            BN=bn,
-            BM=bm,
-            **constants,
-        )
-        _combine[batch, tiles_m, triton.cdiv(c_out + 1, bo)](
-            *(sums, shifts, context, shift, n, m, c_out + 1, parts),
-            BM=bm,
-            BO=bo,
-        )
-        bm, bn = block(m, 32), 64
-        _attend[triton.cdiv(n, bn), batch, tiles_o](
-            *(q, projection, context, shift, out, normaliser),
-            *(*q.stride(), *out.stride()),
-            **sizes,
-            BN=bn,
-            BM=bm,
-            **constants,
-        )
-    return out, context, shift, normaliser
 
 
 @triton.jit

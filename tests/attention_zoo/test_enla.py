@@ -74,6 +74,66 @@ def test_agrees_with_the_oracle_for_drawn_shapes(
     )
 
 
+@pytest.mark.parametrize("memory_format", FORMATS)
+@pytest.mark.parametrize("amplification", [None, 3.0, 60.0])
+@pytest.mark.parametrize("dtype", TOLERANCES)
+@pytest.mark.parametrize("c_out", [3, 5, 9])
+def test_mapping_the_sums_is_mapping_the_values(
+    dtype: torch.dtype, amplification: float | None, c_out: int, memory_format: torch.memory_format
+) -> None:
+    """Value and every gradient, those of weight and bias too; exponents shifted and not."""
+    projection = drawn(6, 4).to(dtype)
+    generator = torch.Generator().manual_seed(c_out)
+    weight = torch.randn(c_out, 5, generator=generator, dtype=torch.float64)
+    bias = torch.randn(c_out, generator=generator, dtype=torch.float64)
+    weight, bias = (t.to(dtype).requires_grad_() for t in (weight, bias))
+
+    def obvious(q: Tensor, k: Tensor, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        values = torch.einsum("oc,bchw->bohw", weight, x) + bias.view(-1, 1, 1)
+        if amplification is not None:
+            q, k = (oracle.normalise(t, amplification) for t in (q, k))
+        return oracle.random_feature_attention(q, k, values, projection, 1e-2)
+
+    assert_agrees(
+        lambda q, k, x, *value_map: random_feature_attention(
+            q, k, x, projection, 1e-2, amplification, value_map
+        ),
+        obvious,
+        (*random_qkv(0, (3, 4), dtype=dtype, memory_format=memory_format, batch=2), weight, bias),
+    )
+
+
+def test_a_map_that_does_not_fit_the_values_is_refused() -> None:
+    q, k, v = random_qkv(0, (2, 2))
+    for weight, bias in [((5, 4), (5,)), ((5, 5), (4,)), ((5, 5, 1), (5,))]:
+        value_map = (torch.zeros(weight), torch.zeros(bias))
+        with pytest.raises(AttentionError, match=r"value_map must be \[c_out, 5\] and \[c_out\]"):
+            random_feature_attention(q, k, v, drawn(6, 4), value_map=value_map)
+
+
+@pytest.mark.parametrize("size", [(2, 3), (4, 5)])  # fewer positions than features, and more
+@pytest.mark.parametrize("replaced", ["project", "attend"])
+def test_what_replaces_project_or_attend_is_called(replaced: str, size: tuple[int, int]) -> None:
+    """On the object (as measurements do) and in a subclass."""
+    module, x = module_with(), random_map(0, 8, size)
+    expected = module(x)
+    called: list[str] = []
+    before = getattr(module, replaced)
+
+    def noted(*maps: Tensor) -> object:
+        called.append(replaced)
+        return before(*maps)
+
+    module.__dict__[replaced] = noted
+    torch.testing.assert_close(module(x), expected)
+    del module.__dict__[replaced]
+    kind = type(module)
+    module.__class__ = type("Other", (kind,), {replaced: lambda _, *maps: noted(*maps)})
+    before = getattr(super(type(module), module), replaced)
+    torch.testing.assert_close(module(x), expected)
+    assert len(called) == 2
+
+
 @pytest.mark.parametrize("eps", [0.0, 1e-4])
 @pytest.mark.parametrize("dtype", TOLERANCES)
 def test_a_large_amplification_does_not_underflow(dtype: torch.dtype, eps: float) -> None:
