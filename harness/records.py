@@ -124,7 +124,7 @@ _SHAPES: dict[str, dict[str, Any]] = {
     },
     "speed": _COMMON
     | {
-        "settings": dict,
+        "settings": {"max_seconds": _NULLABLE},
         "machine_limits": {"matmul_gflops": _NUMBER, "copy_gb_per_s": _NUMBER},
         "rows": [
             {

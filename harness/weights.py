@@ -58,6 +58,9 @@ class Architecture:
     def from_dict(cls, content: dict[str, Any]) -> Architecture:
         """The reverse of :meth:`to_dict`; KeyError, TypeError or ValueError for other content."""
         variant = Variant(content["variant"]["name"], content["variant"]["options"])
+        for size in ("blocks", "channels"):
+            if type(content[size]) is not int or content[size] < 1:
+                raise ValueError(f"{size} must be an integer of 1 or more")
         positions = content.get("positions")
         if positions is not None:
             # A module anywhere else would never be run, and nobody would notice.

@@ -96,7 +96,7 @@ def test_work_by_hand() -> None:
     contrasts = 5 * n * 2 * (n + 4)
     cost = ENLCA.create(8).cost(7, 7)
     assert with_enlca.work("step")[0] == pytest.approx(
-        flops + 2 * 2 * (3 * 5 * cost.module + contrasts)
+        flops + 2 * 2 * (3 * 5 * cost.module_executed + contrasts)
     )
 
 

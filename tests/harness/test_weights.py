@@ -49,6 +49,13 @@ def test_range_and_positions_are_kept_and_older_files_have_none(saved: Path) -> 
     assert found == Architecture.from_dict(other.to_dict())
 
 
+@pytest.mark.parametrize("size", ["blocks", "channels"])
+@pytest.mark.parametrize("value", [-1, 0, True, 4.0, "4", None])
+def test_sizes_that_no_network_has_are_refused(size: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=f"{size} must be an integer of 1 or more"):
+        Architecture.from_dict(ENLCA.to_dict() | {size: value})
+
+
 @pytest.mark.parametrize("positions", [[-1], [5], ["1"], [True], [1.0], {"1": None}, "1", 1])
 def test_a_module_at_no_place_of_the_network_is_refused(positions: Any) -> None:
     assert ENLCA.blocks == 4
