@@ -558,9 +558,15 @@ def weight_and_bias(convolution: nn.Conv2d) -> tuple[Tensor, Tensor]:
     return convolution.weight.flatten(1), convolution.bias
 
 
-def saved_macs(value: nn.Conv2d, m: int, n: int) -> int:
-    """MACs saved by the 1x1 convolution on m sums of values instead of n positions; at least 0."""
-    return max(0, n - m) * value.in_channels * value.out_channels
+def projects_sums(module: Attention, own: type[Attention], m: int, n: int) -> bool:
+    """Whether values are projected as m sums instead of n positions.
+
+    Not where that is more work, or where the methods of ``own`` were replaced: then they are used.
+    """
+    replaced = not is_method(module.project, own.project) or not is_method(
+        module.attend, own.attend
+    )
+    return n > m and not replaced
 
 
 @register_attention("enla")
@@ -632,9 +638,7 @@ class EfficientNonLocalAttention(Attention):
         Whoever replaces :meth:`project` or :meth:`attend` gets the base's.
         """
         own = EfficientNonLocalAttention
-        methods = ((self.project, own.project), (self.attend, own.attend))
-        n = x.shape[2] * x.shape[3]
-        if not saved_macs(self.value, self.m, n) or not all(is_method(*pair) for pair in methods):
+        if not projects_sums(self, own, self.m, x.shape[2] * x.shape[3]):
             return super().attended(x)
         q, k = self.query(x), self.key(x)
         value_map = weight_and_bias(self.value)
@@ -664,10 +668,11 @@ class EfficientNonLocalAttention(Attention):
     def cost(self, height: int, width: int) -> Cost:
         """Core 2 N m (c + c_out) + N m / 2 MACs, as the paper counts the normaliser."""
         n, c, c_out = height * width, self.embedding, self.channels
+        sums = projects_sums(self, EfficientNonLocalAttention, self.m, n)
         products = 2 * n * self.m * (c + c_out)
         return Cost(
             projections=n * self.channels * (2 * c + c_out),
             core=products + n * self.m / 2,
             executed=products + n * self.m,
-            saved=saved_macs(self.value, self.m, n),
+            saved=(n - self.m) * c_out * self.channels if sums else 0,
         )

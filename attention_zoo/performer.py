@@ -12,15 +12,14 @@ from .base import (
     Cost,
     check_qkv,
     embedding_channels,
-    is_method,
     require_at_least,
     to_rows,
 )
 from .enla import (
     _shifted_features,
     orthogonal_gaussian,
+    projects_sums,
     random_feature_attention,
-    saved_macs,
     weight_and_bias,
 )
 from .nla import softmax_weights
@@ -120,10 +119,7 @@ class PerformerAttention(Attention):
 
     def attended(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """As ENLA's: the values are projected after their sums where that is less work."""
-        own = PerformerAttention
-        methods = ((self.project, own.project), (self.attend, own.attend))
-        n = x.shape[2] * x.shape[3]
-        if not saved_macs(self.value, self.m, n) or not all(is_method(*pair) for pair in methods):
+        if not projects_sums(self, PerformerAttention, self.m, x.shape[2] * x.shape[3]):
             return super().attended(x)
         q, k = self.query(x), self.key(x)
         value_map = weight_and_bias(self.value)
@@ -146,10 +142,11 @@ class PerformerAttention(Attention):
     def cost(self, height: int, width: int) -> Cost:
         """Core 2 N m (c + c_out) + N m / 2 MACs, as the ENLCA paper counts the normaliser."""
         n, c, c_out = height * width, self.embedding, self.channels
+        sums = projects_sums(self, PerformerAttention, self.m, n)
         products = 2 * n * self.m * (c + c_out)
         return Cost(
             projections=n * self.channels * (2 * c + c_out),
             core=products + n * self.m / 2,
             executed=products + n * self.m,
-            saved=saved_macs(self.value, self.m, n),
+            saved=(n - self.m) * c_out * self.channels if sums else 0,
         )

@@ -126,11 +126,13 @@ def test_what_replaces_project_or_attend_is_called(replaced: str, size: tuple[in
 
     module.__dict__[replaced] = noted
     torch.testing.assert_close(module(x), expected)
+    assert module.cost(*size).saved == 0
     del module.__dict__[replaced]
     kind = type(module)
     module.__class__ = type("Other", (kind,), {replaced: lambda _, *maps: noted(*maps)})
     before = getattr(super(type(module), module), replaced)
     torch.testing.assert_close(module(x), expected)
+    assert module.cost(*size).saved == 0
     assert len(called) == 2
 
 

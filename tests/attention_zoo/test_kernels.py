@@ -98,6 +98,14 @@ class TestEnla:
 
         assert_implementations_agree("enla", attend, on_device(qkv))
 
+        def attend_mapped(*maps: Tensor) -> Tensor:
+            *qkv, weight, bias = maps
+            return random_feature_attention(*qkv, f.to(weight.dtype), eps, k, (weight, bias))
+
+        weight = torch.randn(c_out + 3, c_out, generator=generator) / c_out**0.5
+        value_map = weight.to(dtype), torch.randn(c_out + 3, generator=generator).to(dtype)
+        assert_implementations_agree("enla", attend_mapped, on_device((*qkv, *value_map)))
+
 
 # (size, c, c_out, chunk size, rounds): N below S, a padding larger than N, one chunk, many.
 NLSA_CASES = [
