@@ -320,6 +320,8 @@ def _problem(record: Any) -> str | None:
             _check(record["machine"].get(part), (dict, None), f"machine.{part}")
         if record["kind"] == "run":
             _check_quality(record)
+        if record["kind"] in ("latency", "scaling", "speed", "redraw") and not record["rows"]:
+            raise _Mismatch("rows", "is empty")
     except _Mismatch as error:
         return str(error)
     return None

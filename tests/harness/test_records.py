@@ -140,6 +140,8 @@ def put(value: Any, *keys: Any) -> Any:
         ("cost", put("x", "parts", "core", "torch_gflops"), "key 'parts.core.torch_gflops' is str"),
         ("latency", drop("rows", 0, "mean_ms"), "key 'rows[0].mean_ms' is missing"),
         ("latency", put(7, "rows"), "key 'rows' is int, not list"),
+        ("latency", put([], "settings", "max_seconds"), "key 'settings.max_seconds' is list"),
+        ("scaling", put([], "rows"), "key 'rows' is empty"),
         ("speed", drop("rows", 0, "ours", "runs"), "key 'rows[0].ours.runs' is missing"),
         ("run", put(99.0, "quality", "Set5", "psnr"), "was changed after it was written"),
         ("run", put("new", "extra"), "was changed after it was written"),
