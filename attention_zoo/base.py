@@ -118,7 +118,11 @@ class Attention(nn.Module):
         return self.residual(x, y)
 
     def attended(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """:meth:`project`, then :meth:`attend`: q, k and the output ``[B, c_out, H, W]``."""
+        """:meth:`project`, then :meth:`attend`, of ``[B, C, H, W]``.
+
+        Returns:
+            q and k ``[B, c, H, W]`` and the attention's output ``[B, c_out, H, W]``.
+        """
         q, k, v = self.project(x)
         return q, k, self.attend(q, k, v)
 

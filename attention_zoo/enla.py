@@ -151,7 +151,7 @@ class _RandomFeatureAttention(torch.autograd.Function):
         batch, n, c_in = v.shape
         c_out = c_in if weight is None else weight.shape[0]
         dtype, m = projection.dtype, projection.shape[0]
-        tiles, width, parts = _tiles(v, max(m, c_out))
+        tiles, width, parts = _tiles(v, m, c_out)
         kernel = _Kernel(projection, eps, amplification)
         part_values = v.new_empty(batch, parts, m, c_in, dtype=dtype)
         part_norm = v.new_empty(batch, parts, m, dtype=dtype)
@@ -233,7 +233,7 @@ class _RandomFeatureAttention(torch.autograd.Function):
         batch, n, c_in = v.shape
         c_out = out.shape[2]
         dtype, m = projection.dtype, projection.shape[0]
-        tiles, width, parts = _tiles(v, max(m, c_out))
+        tiles, width, parts = _tiles(v, m, c_out)
         kernel = _Kernel(projection, ctx.eps, ctx.amplification, ctx.shifted)
         grad_q, grad_k, grad_v = (torch.empty_like(t) for t in (q, k, v))
         part_values = v.new_empty(batch, parts, m, c_out, dtype=dtype)
@@ -384,12 +384,12 @@ implementation("enla", "triton", why_not_triton)(partial(_attend_rows, _TritonAt
 _Tile = tuple[slice, slice, int]
 
 
-def _tiles(v: Tensor, m: int) -> tuple[list[_Tile], int, int]:
+def _tiles(v: Tensor, m: int, c_out: int) -> tuple[list[_Tile], int, int]:
     """Tiles (images, positions, number), rows of the largest, and their number in an image."""
-    batch, n, c_out = v.shape
+    batch, n, c_in = v.shape
     limit = _CPU_TILE if v.device.type == "cpu" else _TILE
     workers = num_workers(v.device) if batch * n * m >= _FEW_FEATURES else 1
-    tiles, group, width = cut(batch, n, max(m, c_out), limit, workers)
+    tiles, group, width = cut(batch, n, max(m, c_in, c_out), limit, workers)
     numbered = [(b, i, i.start // width) for b, i in tiles]
     return numbered, group * width, math.ceil(n / width)
 
