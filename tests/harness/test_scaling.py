@@ -92,11 +92,14 @@ def test_backward_takes_the_gradient() -> None:
 
 
 def test_a_size_is_skipped_where_the_closed_form_projects_too_long() -> None:
-    """The quadratic one would take 1e6 times as long as at the small size, the constant one not."""
+    """The cubic one would take 1e9 times as long as at the small size, the linear one 1000 times.
+
+    The bound lies so that no pause of a busy machine takes a call over it, nor a fast one below.
+    """
     Slow.sizes.clear()
-    variants = [slow(power=2), Variant("conv")]
+    variants = [slow(power=3), Variant("conv")]
     sizes = [(1, 1), (10, 100), (20, 100)]
-    record = measure(variants, **QUICK, sizes=sizes, max_seconds=1.0)
+    record = measure(variants, **QUICK, sizes=sizes, max_seconds=100.0)
     first, _, second, conv, third, _ = record["rows"]
     assert set(Slow.sizes) == {1}
     assert first["median_ms"] is not None
@@ -104,8 +107,8 @@ def test_a_size_is_skipped_where_the_closed_form_projects_too_long() -> None:
     for row, n in ((second, 1000), (third, 2000)):
         assert row["median_ms"] is row["runs"] is row["peak_memory_mb"] is None
         assert (row["height"] * row["width"], row["variant"]) == (n, variants[0].to_dict())
-        seconds = first["median_ms"] / 1e3 * n**2
-        assert row["note"] == f"skipped, as a call would take {seconds:.3g} s (bound 1)"
+        seconds = first["median_ms"] / 1e3 * n**3
+        assert row["note"] == f"skipped, as a call would take {seconds:.3g} s (bound 100)"
 
 
 def test_sizes_where_all_are_skipped_have_rows_too() -> None:

@@ -127,6 +127,7 @@ def test_table4_columns_for_programs(setting: Setting) -> None:
         "gflops_ptflops": 76.8,
         "gflops_torch": 51.2,
         "gflops_inserted": 256.0,
+        "gflops_inserted_executed": 256.0,
         "gflops_inserted_ptflops": 384.0,
         "psnr_db_paper": 26.87,
         "psnr_db_measured": expected.mean,
