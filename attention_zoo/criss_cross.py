@@ -25,7 +25,7 @@ from .softmax import (
     tile_gradients,
     tile_workers,
 )
-from .tiles import even_step, scratch, share_tiles
+from .tiles import even_step, scratch, share_tiles, tile_limit
 
 # Scores of a tile that are held at once: on the CPU 2 MB in float32, see :mod:`.tiles`; elsewhere
 # 128 MB, for few launches.
@@ -163,7 +163,7 @@ def _tiles(v: Tensor, columns: bool, buffers: int = 1) -> tuple[list[_Lines], in
     batch, height, width, _ = v.shape
     count, length = (width, height) if columns else (height, width)
     scores = length * max(j.stop - j.start for j in key_tiles(length, v.device))
-    limit = (_CPU_TILE if v.device.type == "cpu" else _TILE) // buffers
+    limit = tile_limit(v.device, _CPU_TILE, _TILE) // buffers
     workers = tile_workers(batch * count * length**2, v.device)
     group = even_step(count, scores, limit, workers if batch < workers else 1)
     tiles = [(b, slice(i, i + group)) for b in range(batch) for i in range(0, count, group)]

@@ -26,7 +26,7 @@ from .kernels import why_not_triton
 from .nla import softmax_weights
 from .registry import register_attention
 from .softmax import LOG2_E, no_autocast, refuse_second_derivative, sum_dtype
-from .tiles import cut, num_workers, scratch, share_tiles
+from .tiles import cut, num_workers, scratch, share_tiles, tile_limit
 
 #: Embeddings are divided by their norm, but by no less than this.
 MIN_NORM = 5e-5
@@ -387,7 +387,7 @@ _Tile = tuple[slice, slice, int]
 def _tiles(v: Tensor, m: int, c_out: int) -> tuple[list[_Tile], int, int]:
     """Tiles (images, positions, number), rows of the largest, and their number in an image."""
     batch, n, c_in = v.shape
-    limit = _CPU_TILE if v.device.type == "cpu" else _TILE
+    limit = tile_limit(v.device, _CPU_TILE, _TILE)
     workers = num_workers(v.device) if batch * n * m >= _FEW_FEATURES else 1
     tiles, group, width = cut(batch, n, max(m, c_in, c_out), limit, workers)
     numbered = [(b, i, i.start // width) for b, i in tiles]

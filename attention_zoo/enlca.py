@@ -105,7 +105,7 @@ class _ContrastiveLoss(torch.autograd.Function):
         tiles, size = _tiles(q)
         grad_q = torch.empty_like(q)
         # Tiles of rows share their keys: each worker has sums of its own.
-        workers = min(len(tiles), num_workers(q.device))
+        workers = min(len(tiles), num_workers(q.device, own_threads=True))
         sums = [torch.zeros_like(k) for _ in range(workers if needs_grad else 0)]
         losses = q.new_empty(len(tiles))
 
@@ -127,7 +127,7 @@ class _ContrastiveLoss(torch.autograd.Function):
 
             return rank
 
-        share_tiles(tiles, q.device, worker)
+        share_tiles(tiles, q.device, worker, own_threads=True)  # numpy sorts on one
         for other in sums[1:]:
             sums[0] += other
         total = losses.sum()
@@ -151,7 +151,7 @@ def _tiles(q: Tensor) -> tuple[list[_Tile], int]:
     """Tiles (number, images, rows), and the scores that one of them holds at once."""
     batch, _, n = q.shape
     limit = _CPU_TILE if q.device.type == "cpu" else _TILE
-    tiles, group, rows = cut(batch, n, n, limit, num_workers(q.device))
+    tiles, group, rows = cut(batch, n, n, limit, num_workers(q.device, own_threads=True))
     return [(index, *tile) for index, tile in enumerate(tiles)], group * rows * n
 
 

@@ -32,7 +32,7 @@ from .softmax import (
     tile_gradients,
     tile_workers,
 )
-from .tiles import even_step, scratch, share_tiles
+from .tiles import even_step, scratch, share_tiles, tile_limit
 
 # Scores that are held at once: on the CPU 0.5 MB in float32, see :mod:`.tiles`; elsewhere 128 MB,
 # for few launches.
@@ -90,7 +90,7 @@ def hash_codes(x: Tensor, rotations: Tensor) -> Tensor:
 
 
 def _tile_size(device: torch.device) -> int:
-    return _CPU_TILE if device.type == "cpu" else _TILE
+    return tile_limit(device, _CPU_TILE, _TILE)
 
 
 def sparse_attention(

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from .tiles import cut, even_step, num_workers, scratch, share_tiles
+from .tiles import cut, even_step, num_workers, scratch, share_tiles, tile_limit
 
 # Scores of a tile that are held at once: on the CPU 2 MB in float32, see :mod:`.tiles`; elsewhere
 # 128 MB, for few launches.
@@ -304,7 +304,7 @@ def key_tiles(keys: int, device: torch.device) -> list[slice]:
 
 def tile_size(device: torch.device, buffers: int = 1) -> int:
     """Scores of a tile of which so many buffers are held at once."""
-    return (_CPU_TILE if device.type == "cpu" else _TILE) // buffers
+    return tile_limit(device, _CPU_TILE, _TILE) // buffers
 
 
 def tile_workers(scores: int, device: torch.device) -> int:

@@ -1,7 +1,11 @@
 """Work tile by tile, so that what is written is read again while it is in the cache.
 
-On the CPU each thread does whole tiles (:func:`share_tiles`), which fit the cache of its core.
-Where threads share every operation instead, they wait for each other after each of them.
+On the CPU there are two ways, by what torch's threads do while they wait:
+
+- They sleep (``OMP_WAIT_POLICY=PASSIVE``, which the harness sets): waking them for every operation
+  is expensive, so threads of our own do whole tiles each (:func:`share_tiles`).
+- They spin for a while (the default): that holds the cores that other threads would need, and makes
+  sharing cheap, so torch's threads share every operation of a tile that is as many times larger.
 """
 
 from __future__ import annotations
@@ -20,10 +24,29 @@ from torch.utils import _python_dispatch
 
 Tile = TypeVar("Tile")
 
-# Numbers in the largest piece of memory that a thread keeps: 16 MB in float32.
+# OpenMP reads it once, when torch is loaded.
+_THREADS_SPIN = os.environ.get("OMP_WAIT_POLICY", "").upper() != "PASSIVE"
+# Numbers in the largest piece of memory that a thread keeps, for each that uses it: 16 MB in
+# float32.
 _MOST_KEPT = 2**22
 _memory = local()
 _NOTHING = torch.empty(0)
+
+
+def tile_limit(device: torch.device, on_cpu: int, elsewhere: int) -> int:
+    """Numbers that a tile may take.
+
+    Args:
+        device: where the tensors are.
+        on_cpu: numbers for each thread that works on a tile, so that they fit a core's cache.
+        elsewhere: numbers off the CPU.
+    """
+    return on_cpu * _sharers() if device.type == "cpu" else elsewhere
+
+
+def _sharers() -> int:
+    """How many threads work on the same tile."""
+    return torch.get_num_threads() if _THREADS_SPIN else 1
 
 
 def even_step(count: int, size: int, limit: int, workers: int = 1) -> int:
@@ -66,7 +89,10 @@ def cut(
 
 
 def share_tiles(
-    tiles: Sequence[Tile], device: torch.device, worker: Callable[[int], Callable[[Tile], None]]
+    tiles: Sequence[Tile],
+    device: torch.device,
+    worker: Callable[[int], Callable[[Tile], None]],
+    own_threads: bool = False,
 ) -> None:
     """Do the work of every tile, on the CPU by ``torch.get_num_threads()`` threads.
 
@@ -79,11 +105,12 @@ def share_tiles(
         worker: called on each thread with the worker's number, 0 … ``num_workers() - 1``; gives
             the function that does a tile, with the memory that is this thread's own. No gradients
             are recorded in either.
+        own_threads: use threads of our own though torch's spin: for work that torch's do not share.
 
     Raises:
         Exception: what a worker raised first, by number.
     """
-    count = min(num_workers(device), len(tiles))
+    count = min(num_workers(device, own_threads), len(tiles))
     inference = torch.is_inference_mode_enabled()
 
     def run(numbers: range) -> None:
@@ -115,7 +142,7 @@ def scratch(name: str, like: Tensor, *shape: int, dtype: torch.dtype | None = No
         # A profiler shall see the memory as if it were taken in each call; a tracer, with which
         # counters of operations work, knows no tensor of an earlier trace.
         watched = torch.autograd._profiler_enabled() or torch.jit.is_tracing()
-        if like.device.type != "cpu" or watched or count > _MOST_KEPT:
+        if like.device.type != "cpu" or watched or count > _MOST_KEPT * _sharers():
             return torch.empty(shape, dtype=dtype, device=like.device)
         key = f"{name} {dtype}"
         if getattr(_memory, key, _NOTHING).numel() < count:
@@ -124,11 +151,13 @@ def scratch(name: str, like: Tensor, *shape: int, dtype: torch.dtype | None = No
         return memory[:count].view(shape)
 
 
-def num_workers(device: torch.device) -> int:
+def num_workers(device: torch.device, own_threads: bool = False) -> int:
     """Most workers that :func:`share_tiles` will use."""
+    if device.type != "cpu" or (_THREADS_SPIN and not own_threads):
+        return 1
     # Counters, tracers, fake tensors and the like see the operations of their own thread only.
     watched = torch.jit.is_tracing() or _python_dispatch._get_current_dispatch_mode() is not None
-    return 1 if device.type != "cpu" or watched else torch.get_num_threads()
+    return 1 if watched else torch.get_num_threads()
 
 
 _Job = tuple[Callable[[range], None], int, "SimpleQueue[tuple[int, BaseException | None]]"]

@@ -6,8 +6,9 @@ from importlib.metadata import PackageNotFoundError, version
 from types import TracebackType
 
 # Threads that spin while they wait slow a small network five-fold as soon as anything else uses
-# a core; threads that sleep cost a tenth on an idle machine. It must be set before torch loads.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# a core; threads that sleep cost a tenth on an idle machine. It is read when torch loads.
+if "torch" not in sys.modules:
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 try:
     __version__ = version("attention-zoo")

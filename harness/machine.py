@@ -106,7 +106,7 @@ def describe(device: torch.device) -> dict[str, Any]:
         "torch": {
             "threads": torch.get_num_threads(),
             "interop_threads": torch.get_num_interop_threads(),
-            "wait_policy": os.environ.get("OMP_WAIT_POLICY"),
+            "wait_policy": _wait_policy(),
             "blas": _build_setting("BLAS_INFO"),
             "lapack": _build_setting("LAPACK_INFO"),
             "mkl": torch.backends.mkl.is_available(),
@@ -119,6 +119,13 @@ def describe(device: torch.device) -> dict[str, Any]:
         },
         "code": {"version": __version__, "commit": _commit(Path(__file__).resolve().parents[1])},
     }
+
+
+def _wait_policy() -> str | None:
+    """How OpenMP's threads wait, as far as the environment says."""
+    policy, spins = (os.environ.get(name) for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"))
+    said = [policy or "", f"GOMP_SPINCOUNT={spins}" if spins else ""]
+    return ", ".join(filter(None, said)) or None
 
 
 def _cpu_model() -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 import signal
 import sys
 import time
@@ -305,7 +306,8 @@ class Trainer:
 def _numerics() -> str:
     """What the last bits on a CPU depend on, beside the configuration."""
     return (
-        f"torch {torch.__version__}, threads: {torch.get_num_threads()}, vector instructions: "
+        f"torch {torch.__version__}, threads: {torch.get_num_threads()} (waiting: "
+        f"{os.environ.get('OMP_WAIT_POLICY', 'as by default').lower()}), vector instructions: "
         f"{torch.backends.cpu.get_cpu_capability()}"
     )
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import os
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,10 +17,23 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from attention_zoo import create_attention
 from attention_zoo.enlca import contrastive_loss
-from attention_zoo.tiles import even_step, num_workers, scratch, share_tiles
+from attention_zoo.tiles import even_step, num_workers, scratch, share_tiles, tile_limit
 
 CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def sleeping(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if torch's threads slept while they wait, so that there are threads of our own."""
+    monkeypatch.setattr("attention_zoo.tiles._THREADS_SPIN", False)
+
+
+@pytest.fixture
+def spinning(monkeypatch: pytest.MonkeyPatch, sleeping: None) -> None:
+    """As by default: torch's threads share every operation."""
+    monkeypatch.setattr("attention_zoo.tiles._THREADS_SPIN", True)
 
 
 @pytest.fixture(params=[1, 2, 3])
@@ -133,6 +148,82 @@ def test_even_steps_keep_the_limit_and_busy_all_workers(
     assert len(sizes) <= math.ceil(math.ceil(count / max(1, limit // size)) / workers) * workers
     if count >= workers:
         assert max(sizes) <= math.ceil(count / workers)
+
+
+@pytest.mark.usefixtures("spinning")
+def test_threads_that_spin_share_each_operation(threads: int) -> None:
+    seen: list[tuple[int, int, bool]] = []
+
+    def worker(number: int) -> Callable[[int], None]:
+        caller = threading.current_thread() is threading.main_thread()
+        return lambda _: seen.append((number, torch.get_num_threads(), caller))
+
+    share_tiles(range(4), CPU, worker)
+    assert seen == [(0, threads, True)] * 4
+    assert num_workers(CPU) == 1
+    assert tile_limit(CPU, 10, 1000) == 10 * threads
+
+
+@pytest.mark.usefixtures("spinning")
+def test_work_that_torch_does_not_share_has_threads_of_its_own(threads: int) -> None:
+    seen: list[int] = []
+
+    def worker(number: int) -> Callable[[int], None]:
+        return lambda _: seen.append(number)
+
+    share_tiles(range(6), CPU, worker, own_threads=True)
+    assert num_workers(CPU, own_threads=True) == threads
+    assert sorted(set(seen)) == list(range(threads))
+
+
+def test_a_tile_is_one_threads_or_the_devices(threads: int) -> None:
+    assert tile_limit(CPU, 10, 1000) == 10
+    assert tile_limit(torch.device("meta"), 10, 1000) == 1000
+
+
+@pytest.mark.parametrize("name", ["nla", "nlsa", "criss-cross", "enla", "nlrn", "window"])
+def test_both_ways_give_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    module = create_attention(name, channels=8).eval().double()
+    x = torch.randn(2, 8, 40, 36, dtype=torch.float64, requires_grad=True)
+    inputs = [x, *module.parameters()]
+
+    def run(spin: bool) -> list[Tensor]:
+        monkeypatch.setattr("attention_zoo.tiles._THREADS_SPIN", spin)
+        out = module(x)
+        grads = torch.autograd.grad(out.square().sum(), inputs, allow_unused=True)
+        return [out.detach(), *(g for g in grads if g is not None)]
+
+    for a, b in zip(*(run_with(2, lambda s=s: run(s)) for s in (False, True)), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+
+
+_WAYS = """
+import os, sys
+if sys.argv[1] == "torch first":
+    import torch
+import harness
+from attention_zoo import tiles
+print(os.environ.get("OMP_WAIT_POLICY"), tiles._THREADS_SPIN)
+"""
+
+
+@pytest.mark.parametrize(
+    ("first", "policy", "expected"),
+    [
+        ("harness first", None, "PASSIVE False"),
+        ("torch first", None, "None True"),
+        ("harness first", "active", "active True"),
+        ("torch first", "passive", "passive False"),
+    ],
+)
+def test_how_threads_wait_is_known(first: str, policy: str | None, expected: str) -> None:
+    environment = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"}
+    if policy:
+        environment["OMP_WAIT_POLICY"] = policy
+    command = [sys.executable, "-c", _WAYS, first]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == expected
 
 
 def test_memory_is_kept_by_a_thread_for_itself() -> None:

@@ -55,6 +55,25 @@ def test_description_follows_the_settings(monkeypatch: pytest.MonkeyPatch) -> No
     assert (described["threads"], described["matmul_precision"]) == (77, "medium")
 
 
+@pytest.mark.parametrize(
+    ("policy", "spins", "told"),
+    [
+        (None, None, None),
+        ("PASSIVE", None, "PASSIVE"),
+        ("ACTIVE", "300000", "ACTIVE, GOMP_SPINCOUNT=300000"),
+        (None, "0", "GOMP_SPINCOUNT=0"),
+    ],
+)
+def test_how_threads_wait(
+    policy: str | None, spins: str | None, told: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("OMP_WAIT_POLICY", policy), ("GOMP_SPINCOUNT", spins)):
+        monkeypatch.delenv(name, raising=False)
+        if value is not None:
+            monkeypatch.setenv(name, value)
+    assert describe(CPU)["torch"]["wait_policy"] == told
+
+
 @pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
 def test_commit_of_a_source_tree(tmp_path: Path) -> None:
     def git(*arguments: str) -> None:
