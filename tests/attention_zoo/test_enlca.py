@@ -11,7 +11,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from attention_zoo import AttentionError, create_attention
-from attention_zoo.enlca import _has_vector_sort, contrast_groups, contrastive_loss
+from attention_zoo.enlca import (
+    _has_vector_sort,
+    _largest,
+    _pieces,
+    contrast_groups,
+    contrastive_loss,
+)
 from tests.reference import contrastive as oracle
 from tests.reference.cases import (
     FORMATS,
@@ -78,16 +84,70 @@ def test_agrees_with_the_oracle_for_drawn_options(
 
 
 @pytest.mark.usefixtures("selection")
-@pytest.mark.parametrize("whole_sort", [10, 10_000])
+@pytest.mark.parametrize("network", [2, 5, 16, 10_000])
 @pytest.mark.parametrize("tile", [1, 100, 3 * 42, 42 * 42, 2 * 42 * 42])
 def test_any_tiling_agrees_with_the_oracle(
-    monkeypatch: pytest.MonkeyPatch, tile: int, whole_sort: int
+    monkeypatch: pytest.MonkeyPatch, tile: int, network: int
 ) -> None:
-    """Blocks of rows and of images, whole and broken; rows sorted whole and in part."""
+    """Blocks of rows and of images, whole and broken; rows sorted whole and in pieces."""
     monkeypatch.setattr("attention_zoo.enlca._CPU_TILE", tile)
-    monkeypatch.setattr("attention_zoo.enlca._WHOLE_SORT", whole_sort)
+    monkeypatch.setattr("attention_zoo.enlca._NETWORK", network)
     q, k, _ = random_qkv(3, (6, 7), batch=3)
     assert_loss_agrees([q, k], n1=0.1, n2=0.4, margin=1.0)
+
+
+ROWS = {
+    "random": lambda rows: rows,
+    "largest at one end": lambda rows: rows.sort(dim=-1).values,
+    "some equal": lambda rows: rows.round(decimals=1),
+    "all equal": torch.zeros_like,
+}
+
+
+@settings(deadline=None)
+@given(
+    kind=st.sampled_from(list(ROWS)),
+    shape=st.tuples(st.integers(1, 2), st.integers(1, 3), st.integers(1, 3000)),
+    share=st.floats(0, 1),
+    seed=st.integers(0, 99),
+)
+def test_largest_entries(kind: str, shape: tuple[int, int, int], share: float, seed: int) -> None:
+    """Where a piece holds more of them than are looked at, too."""
+    scores = ROWS[kind](torch.randn(shape, generator=torch.Generator().manual_seed(seed)))
+    kept = max(1, int(share * shape[2]))
+    expected = scores.sort(dim=-1).values[..., -kept:]
+    assert torch.equal(_largest(scores.clone(), kept), expected)
+
+
+def test_some_rows_are_looked_at_in_part() -> None:
+    assert [_pieces(784, 78), _pieces(2304, 231)[1], _pieces(10_000, 1001)[1]] == [
+        ([0, 392, 784], 78),
+        102,
+        91,
+    ]
+
+
+@pytest.mark.parametrize("size", [(30, 20), (48, 48)])
+def test_rows_in_pieces_agree_with_whole_ones(
+    monkeypatch: pytest.MonkeyPatch, size: tuple[int, int]
+) -> None:
+    """One piece looked at whole, and five in part, their keys in another order."""
+    q, k, _ = random_qkv(8, size, batch=1)
+    in_pieces = loss_and_gradients(q, k, hinge=False)
+    monkeypatch.setattr("attention_zoo.enlca._NETWORK", 10_000)
+    for a, b in zip(in_pieces, loss_and_gradients(q, k, hinge=False), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+
+
+def test_a_tie_in_one_row_leaves_the_others_alone() -> None:
+    q, k, _ = random_qkv(9, (6, 7), batch=1)
+    k.data[..., 1, :] = k.data[..., 0, :]  # ties in every row, on the bounds of some
+    options = {"n1": 0.1, "n2": 0.4, "hinge": False}
+    loss, grad_q, _ = loss_and_gradients(q, k, **options)
+    wanted_q, wanted_k = (t.detach().clone().requires_grad_() for t in (q, k))
+    wanted = oracle.contrastive_loss(wanted_q, wanted_k, **options)
+    assert_close(loss, wanted.detach(), 1e-12)
+    assert_close(grad_q, torch.autograd.grad(wanted, wanted_q)[0], 1e-9)
 
 
 def loss_and_gradients(q: Tensor, k: Tensor, **options: Any) -> list[Tensor]:
