@@ -205,19 +205,22 @@ def _rank_loss(
         exponent = scores.sub_(lse[1]).addcmul_(in_first, lse[1] - lse[0]).clamp_max_(0)
         grad = exponent.exp2_().mul_(weight)
         if rows is not None:
-            grad[tied] = _rank_by_index(rows, count, start, margin, hinge)[1]
+            _, by_index = _rank_by_index(rows, count, start, margin, hinge)
+            assert by_index is not None
+            grad[tied] = by_index
         return loss, grad
-    loss, grad = _rank_by_index(scores, count, start, margin, hinge)
-    return loss, grad if needs_grad else None
+    return _rank_by_index(scores, count, start, margin, hinge, needs_grad)
 
 
 def _rank_by_index(
-    scores: Tensor, count: int, start: int, margin: float, hinge: bool
-) -> tuple[Tensor, Tensor]:
+    scores: Tensor, count: int, start: int, margin: float, hinge: bool, needs_grad: bool = True
+) -> tuple[Tensor, Tensor | None]:
     """As :func:`_rank_loss`, of rows ``[..., N]``; the scores become the gradient."""
     top_k = scores.topk(start + count, dim=-1)
     first, second = top_k.values[..., :count], top_k.values[..., start:]
     loss, active, lse = _group_loss(first, second, margin, hinge)
+    if not needs_grad:
+        return loss, None
     grad = scores.zero_()
     grad.scatter_(-1, top_k.indices[..., :count], (first - lse[0]).exp2_().mul_(-active))
     grad.scatter_add_(-1, top_k.indices[..., start:], (second - lse[1]).exp2_().mul_(active))

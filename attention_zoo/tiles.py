@@ -152,7 +152,7 @@ def scratch(name: str, like: Tensor, *shape: int, dtype: torch.dtype | None = No
 
 
 def num_workers(device: torch.device, own_threads: bool = False) -> int:
-    """Most workers that :func:`share_tiles` will use."""
+    """Most workers that :func:`share_tiles` will use, given the same arguments."""
     if device.type != "cpu" or (_THREADS_SPIN and not own_threads):
         return 1
     # Counters, tracers, fake tensors and the like see the operations of their own thread only.

@@ -106,7 +106,7 @@ def describe(device: torch.device) -> dict[str, Any]:
         "torch": {
             "threads": torch.get_num_threads(),
             "interop_threads": torch.get_num_interop_threads(),
-            "wait_policy": _wait_policy(),
+            "wait_policy": wait_policy(),
             "blas": _build_setting("BLAS_INFO"),
             "lapack": _build_setting("LAPACK_INFO"),
             "mkl": torch.backends.mkl.is_available(),
@@ -121,7 +121,7 @@ def describe(device: torch.device) -> dict[str, Any]:
     }
 
 
-def _wait_policy() -> str | None:
+def wait_policy() -> str | None:
     """How OpenMP's threads wait, as far as the environment says."""
     policy, spins = (os.environ.get(name) for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"))
     said = [policy or "", f"GOMP_SPINCOUNT={spins}" if spins else ""]

@@ -171,7 +171,9 @@ def _points(setting: Setting, costs: dict[str, float | None]) -> list[Point]:
     return [
         _point(label, key, cost, summary, drawn_psnr(setting, setting.test_set, summary))
         for label, key in plain_variants(setting)
-        if (cost := costs.get(key)) and (summary := setting.psnr_by_key.get(key))
+        if json.loads(key)[0] != "none"  # the dotted line
+        and (cost := costs.get(key))
+        and (summary := setting.psnr_by_key.get(key))
     ]
 
 

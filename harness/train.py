@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 import signal
 import sys
 import time
@@ -32,7 +31,7 @@ from .data import TrainingCache, sample_batch
 from .diagnosis import where_not_finite
 from .edsr import EDSR
 from .errors import UserError, is_out_of_memory
-from .machine import use_tf32
+from .machine import use_tf32, wait_policy
 
 #: Seconds between two saved states.
 SAVE_EVERY = 60.0
@@ -307,7 +306,7 @@ def _numerics() -> str:
     """What the last bits on a CPU depend on, beside the configuration."""
     return (
         f"torch {torch.__version__}, threads: {torch.get_num_threads()} (waiting: "
-        f"{os.environ.get('OMP_WAIT_POLICY', 'as by default').lower()}), vector instructions: "
+        f"{(wait_policy() or 'as by default').lower()}), vector instructions: "
         f"{torch.backends.cpu.get_cpu_capability()}"
     )
 

@@ -139,9 +139,9 @@ def test_rows_in_pieces_agree_with_whole_ones(
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
 
 
-def test_a_tie_in_one_row_leaves_the_others_alone() -> None:
+def test_ties_on_the_bounds_of_some_rows() -> None:
     q, k, _ = random_qkv(9, (6, 7), batch=1)
-    k.data[..., 1, :] = k.data[..., 0, :]  # ties in every row, on the bounds of some
+    k.data[..., 1, :] = k.data[..., 0, :]  # equal pairs in every row
     options = {"n1": 0.1, "n2": 0.4, "hinge": False}
     loss, grad_q, _ = loss_and_gradients(q, k, **options)
     wanted_q, wanted_k = (t.detach().clone().requires_grad_() for t in (q, k))

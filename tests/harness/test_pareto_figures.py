@@ -77,6 +77,7 @@ def test_gflops_are_the_records_and_the_papers_are_beside() -> None:
 
 def test_latency_is_the_benchs_and_its_machine_is_named() -> None:
     rows = [
+        synthetic.latency_row("Baseline", 0.1),
         synthetic.latency_row("NLA", 9.0),
         synthetic.latency_row("NLA", 90.0, size=150),
         synthetic.latency_row("NLSA-r4", 3.0),
