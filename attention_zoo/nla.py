@@ -46,8 +46,9 @@ def non_local_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     needs no padding that costs, else tiled (on the CPU: c and c_out differ and exceed 32; on
     CUDA: float64).
 
-    Numerics: error up to ``(2 u + 2 min(1, g)) max|v|``, see :mod:`.softmax`; off the CPU gradients
-    are those of torch's fused kernels, finite for scores up to 2^24.
+    Numerics: error up to ``(2 u + 2 min(1, g)) max|v|``, see :mod:`.softmax`; where the processor
+    has units for bfloat16's products, values below 2^-126 count as zero in it. Off the CPU
+    gradients are those of torch's fused kernels, finite for scores up to 2^24.
     """
     check_qkv(q, k, v)
     return run("nla", q, k, v)

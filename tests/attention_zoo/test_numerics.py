@@ -59,7 +59,8 @@ class Bound:
         gradient: |error| <= (gradient · u + min(N, growth)) · largest
 
     and a few times the smallest number of the dtype, where u no longer holds: of what goes through
-    a convolution 2^-126, below which those of the CPU see zero.
+    a convolution 2^-126, below which those of the CPU see zero, as does the fused kernel in bfloat16
+    on a processor with units for its products.
     Growth is what rounding of scores, which are summed in float32, does to the weights: c + 4
     roundings of relative size 2^-24 each. Where it reaches 1, float32 cannot tell scores apart, and
     the output is only kept from leaving the range of the values by more than ``spread``. "Largest"
@@ -347,6 +348,15 @@ def last_convolution(module: Attention) -> torch.nn.Conv2d | None:
     return next((found for name in names if (found := getattr(module, name, None))), None)
 
 
+def fused_kernel_flushes(module: Attention, dtype: torch.dtype) -> bool:
+    """Whether the fused kernel takes values below the smallest normal number for zero."""
+    if module.name not in {"nla", "nla-flash", "region"}:
+        return False
+    tiny = torch.full((1, 1, 32, 32), torch.finfo(dtype).tiny / 4, dtype=dtype)
+    seen = torch.nn.functional.scaled_dot_product_attention(torch.zeros_like(tiny), tiny, tiny)
+    return not bool(seen.any())
+
+
 def largest_sums(weight: Tensor) -> tuple[float, float]:
     """Largest sum of absolute weights ``[out, in, …]`` into an output, and out of an input."""
     weight = weight.double().abs().view(*weight.shape[:2], -1).sum(2)
@@ -427,7 +437,8 @@ def test_error_of_attend_is_bounded(
     last = last_convolution(module)
     if last is not None and last.bias is not None:
         largest += last.bias.double().abs().max().item()
-    flushed = 0 if last is None else 2**-126 * gain
+    flushes = last is not None or fused_kernel_flushes(module, dtype)
+    flushed = 2**-126 * gain if flushes else 0
     if isinstance(module, AdaptiveTokenDictionaryAttention):
         largest += largest_token_value(module)
     assert out.dtype == dtype
