@@ -26,7 +26,7 @@ from .kernels import why_not_triton
 from .nla import softmax_weights
 from .registry import register_attention
 from .softmax import LOG2_E, no_autocast, refuse_second_derivative, sum_dtype
-from .tiles import cut, num_workers, scratch, share_tiles, tile_limit
+from .tiles import cut, in_cache, num_workers, scratch, share_tiles, tile_limit
 
 #: Embeddings are divided by their norm, but by no less than this.
 MIN_NORM = 5e-5
@@ -37,8 +37,8 @@ _MILD = 48.0
 # 2 to it is 0, yet differences of it are defined.
 _LOG2_OF_ZERO = -1e30
 
-# Features of one tile: on the CPU 0.5 MB in float32, see :mod:`.tiles`; elsewhere 32 MB.
-_CPU_TILE = 2**17
+# Features of one tile: on the CPU half of the cache, see :mod:`.tiles`; elsewhere 32 MB.
+_CPU_TILE = in_cache()
 _TILE = 2**23
 # Fewer features than these are not worth a second thread.
 _FEW_FEATURES = 2**15

@@ -32,11 +32,11 @@ from .softmax import (
     tile_gradients,
     tile_workers,
 )
-from .tiles import even_step, scratch, share_tiles, tile_limit
+from .tiles import even_step, in_cache, scratch, share_tiles, tile_limit
 
-# Scores that are held at once: on the CPU 0.5 MB in float32, see :mod:`.tiles`; elsewhere 128 MB,
+# Scores that are held at once: on the CPU half of the cache, see :mod:`.tiles`; elsewhere 128 MB,
 # for few launches.
-_CPU_TILE = 2**17
+_CPU_TILE = in_cache()
 _TILE = 2**25
 # Products of a tile, whose rows are gathered together; positions of a tile when rounds are merged.
 _GROUPS = 4

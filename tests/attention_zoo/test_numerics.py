@@ -59,8 +59,8 @@ class Bound:
         gradient: |error| <= (gradient · u + min(N, growth)) · largest
 
     and a few times the smallest number of the dtype, where u no longer holds: of what goes through
-    a convolution 2^-126, below which those of the CPU see zero, as does the fused kernel in bfloat16
-    on a processor with units for its products.
+    a convolution 2^-126, below which those of the CPU see zero, as does the fused kernel in
+    bfloat16 on a processor with units for its products.
     Growth is what rounding of scores, which are summed in float32, does to the weights: c + 4
     roundings of relative size 2^-24 each. Where it reaches 1, float32 cannot tell scores apart, and
     the output is only kept from leaving the range of the values by more than ``spread``. "Largest"

@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,7 +20,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from attention_zoo import create_attention
 from attention_zoo.enlca import contrastive_loss
-from attention_zoo.tiles import even_step, num_workers, scratch, share_tiles, tile_limit
+from attention_zoo.tiles import (
+    even_step,
+    in_cache,
+    num_workers,
+    scratch,
+    share_tiles,
+    tile_limit,
+)
 
 CPU = torch.device("cpu")
 
@@ -179,6 +187,27 @@ def test_work_that_torch_does_not_share_has_threads_of_its_own(threads: int) -> 
 def test_a_tile_is_one_threads_or_the_devices(threads: int) -> None:
     assert tile_limit(CPU, 10, 1000) == 10
     assert tile_limit(torch.device("meta"), 10, 1000) == 1000
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("512K", 2**17),
+        ("1024K\n", 2**17),
+        ("2048K\n", 2**18),
+        ("16384K", 2**18),
+        ("many", 2**17),
+        (None, 2**17),
+    ],
+)
+def test_tiles_fit_the_cache(
+    content: str | None, expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "size"
+    if content is not None:
+        path.write_text(content)
+    monkeypatch.setattr("attention_zoo.tiles._LEVEL_2", path)
+    assert in_cache() == expected
 
 
 @pytest.mark.parametrize("name", ["nla", "nlsa", "criss-cross", "enla", "nlrn", "window"])
