@@ -14,7 +14,6 @@ from .implementations import implementation, register_core, run
 from .nla import position_scores
 from .registry import register_attention
 from .softmax import (
-    LOG2_E,
     Lines,
     attend_tile,
     finish_tile,
@@ -84,21 +83,21 @@ class _CrissCross(torch.autograd.Function):
         sums = Lines(
             *(v.new_empty(batch, width, height, s, dtype=dtype) for s in (c_out, 1, 1)),
         )
-        scaled = q.to(dtype) * LOG2_E
         out, lse = torch.empty_like(v), v.new_empty(batch, height, width, 1, dtype=dtype)
 
         def attend(columns: bool, size: int, _: int) -> Callable[[_Lines], None]:
             space = scratch("scores", v, size, dtype=dtype)
 
             def attend_columns(tile: _Lines) -> None:
-                queries, keys, values = (_lines(t, tile, True) for t in (scaled, k, v))
-                lines = attend_tile(queries, keys, values, space, left_out=0)
-                for whole, one in zip(sums, lines, strict=True):
-                    whole[tile] = one
+                queries, keys, values = (_lines(t, tile, True) for t in (q, k, v))
+                lines = attend_tile(
+                    queries.to(dtype), keys, values, space, left_out=0, acc=sums.acc[tile]
+                )
+                sums.top[tile], sums.norm[tile] = lines.top, lines.norm
 
             def attend_rows(tile: _Lines) -> None:
                 lines = attend_tile(
-                    scaled[tile],
+                    q[tile].to(dtype),
                     k[tile],
                     v[tile],
                     space,
@@ -106,7 +105,7 @@ class _CrissCross(torch.autograd.Function):
                         *(_lines(t, tile, True).clone(memory_format=_ROWS) for t in sums)
                     ),
                 )
-                out[tile], lse[tile] = finish_tile(lines)
+                finish_tile(lines, out[tile], lse[tile])
 
             return attend_columns if columns else attend_rows
 
@@ -131,7 +130,7 @@ class _CrissCross(torch.autograd.Function):
                     _lines(t, tile, columns).to(dtype) for t in (q, k, v, grads[0], out)
                 )
                 delta = (grad * outputs).sum(-1, keepdim=True)
-                queries, lses = queries * LOG2_E, _lines(lse, tile, columns)
+                lses = _lines(lse, tile, columns)
                 of_q, of_k, of_v = (_lines(s, tile, columns) for s in sums)
                 for j in key_tiles(keys.shape[1], keys.device):
                     left_out = -j.start if columns else None

@@ -23,7 +23,6 @@ from .implementations import implementation, register_core, run
 from .kernels import why_not_triton
 from .registry import register_attention
 from .softmax import (
-    LOG2_E,
     Lines,
     attend_tile,
     no_autocast,
@@ -192,21 +191,20 @@ class _ChunkedAttention(torch.autograd.Function):
             def attend_chunks(tile: _Chunks) -> None:
                 b, r, chunks = tile
                 rows, around = plan.rows(chunks), plan.around(tile)
-                queries = _take(q[b], around[chunk_size:-chunk_size], rows_of[0]).mul_(LOG2_E)
+                queries = _take(q[b], around[chunk_size:-chunk_size], rows_of[0])
                 keys, values = (
                     _take(t[b], around, rows) for t, rows in zip((k, v), rows_of[1:], strict=True)
                 )
+                found = Lines(*(t[b, r, rows].unflatten(0, (-1, chunk_size)) for t in sums))
                 for i, window in plan.groups(chunks):
                     lines = attend_tile(
                         queries.unflatten(0, (-1, chunk_size))[i],
                         _windows(keys[window], chunk_size),
                         _windows(values[window], chunk_size),
                         space,
+                        acc=found.acc[i],
                     )
-                    first = rows.start + i.start * chunk_size
-                    part = slice(first, rows.start + i.stop * chunk_size)
-                    for whole, one in zip(sums, lines, strict=True):
-                        whole[b, r, part] = one.flatten(0, 1)
+                    found.top[i], found.norm[i] = lines.top, lines.norm
 
             return attend_chunks
 
@@ -273,7 +271,6 @@ class _ChunkedAttention(torch.autograd.Function):
                         (q, k, v, grad_out, out), places, rows_of, strict=True
                     )
                 )
-                queries.mul_(LOG2_E)
                 lses = lse[b].index_select(0, own)
                 delta = outputs.mul_(grad).sum(-1, keepdim=True)
                 padding = plan.rows(chunks).stop - n

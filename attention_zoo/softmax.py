@@ -172,28 +172,29 @@ def attend_tile(
     space: Tensor,
     before: Callable[[], Lines] | None = None,
     left_out: int | None = None,
+    acc: Tensor | None = None,
 ) -> Lines:
     """Attention of a tile's queries to more keys, by online softmax.
 
     Args:
-        q: queries ``[B, N, c]`` times log2(e), float32 or float64; keys and values are raised to
-            that.
+        q: queries ``[B, N, c]``, float32 or float64; keys and values are raised to that.
         k: keys ``[B, M, c]``.
         v: values ``[B, M, c_out]``.
         space: overwritten; ``B · N`` numbers at least for each key of a :func:`key_tiles` slice.
         before: gives what the same queries attended to before, anew each time; overwritten.
         left_out: if not None, query i leaves out key i + left_out.
+        acc: memory of the result's ``acc``, if there is no ``before``.
     """
     tiles = key_tiles(k.shape[1], k.device)
     # On the CPU the maximum of the first keys is good for all: rarely is a later score so much
     # larger that sums leave float32's middle. Elsewhere looking would wait for the device.
     if k.device.type == "cpu" and (before is not None or len(tiles) > 1):
         state = None if before is None else before()
-        lines = _attend_keys(q, k, v, space, tiles, state, left_out, keep_top=True)
+        lines = _attend_keys(q, k, v, space, tiles, state, left_out, acc, keep_top=True)
         if bool((lines.norm < _MOST_WEIGHT).all()):
             return lines
     state = None if before is None else before()
-    return _attend_keys(q, k, v, space, tiles, state, left_out, keep_top=False)
+    return _attend_keys(q, k, v, space, tiles, state, left_out, acc, keep_top=False)
 
 
 def _attend_keys(
@@ -204,18 +205,19 @@ def _attend_keys(
     tiles: list[slice],
     state: Lines | None,
     left_out: int | None,
+    acc: Tensor | None,
     keep_top: bool,
 ) -> Lines:
     for j in tiles:
         keys, values = k[:, j].to(q.dtype), v[:, j].to(q.dtype)
-        scores = _scores(q, keys, space)
+        scores = _products(q, keys, space, LOG2_E)
         if left_out is not None:
             scores.diagonal(left_out - j.start, dim1=1, dim2=2).fill_(-math.inf)
         if state is None:
             top = _row_maximum(scores)
             weights = scores.sub_(top).exp2_()
             norm = weights.sum(-1, keepdim=True)
-            state = Lines(torch.bmm(weights, values), top, norm)
+            state = Lines(torch.bmm(weights, values, out=acc), top, norm)
             continue
         top = state.top if keep_top else torch.maximum(_row_maximum(scores), state.top)
         weights = scores.sub_(top).exp2_()
@@ -225,8 +227,8 @@ def _attend_keys(
             state.acc.mul_(shrink)
             state.norm.mul_(shrink)
         # Not in place by name: torch's counter of operations does not know that.
-        acc = torch.baddbmm(state.acc, weights, values, out=state.acc)
-        state = Lines(acc, top, state.norm.add_(norm))
+        total = torch.baddbmm(state.acc, weights, values, out=state.acc)
+        state = Lines(total, top, state.norm.add_(norm))
     assert state is not None
     return state
 
@@ -236,9 +238,10 @@ def _row_maximum(scores: Tensor) -> Tensor:
     return scores.amax(-1, keepdim=True).clamp_min_(_LOWEST)
 
 
-def finish_tile(lines: Lines) -> tuple[Tensor, Tensor]:
-    """Output ``[B, N, c_out]`` and log2 of the sum of 2^score ``[B, N, 1]``; overwrites."""
-    return lines.acc.div_(lines.norm), lines.norm.log2_().add_(lines.top)
+def finish_tile(lines: Lines, out: Tensor, lse: Tensor) -> None:
+    """Write the output ``[B, N, c_out]`` and log2 of the sum of 2^score ``[B, N, 1]``."""
+    torch.div(lines.acc, lines.norm, out=out)
+    torch.add(lines.norm.log2_(), lines.top, out=lse)
 
 
 def tile_gradients(
@@ -254,7 +257,7 @@ def tile_gradients(
     """Gradients by a tile's queries, keys and values: ``P^T dO`` and ``P · (dO V^T - delta)``.
 
     Args:
-        q: queries ``[B, N, c]`` times log2(e); the gradient is by the query without that factor.
+        q: queries ``[B, N, c]``.
         k: keys ``[B, M, c]``.
         v: values ``[B, M, c_out]``.
         grad: gradient of the output ``[B, N, c_out]``.
@@ -265,7 +268,7 @@ def tile_gradients(
     """
     weights, grad_scores = _score_gradients(q, k, v, grad, lse, delta, space, left_out)
     grad_v = torch.bmm(weights.mT, grad)
-    return torch.bmm(grad_scores, k), torch.bmm(grad_scores.mT, q).mul_(1 / LOG2_E), grad_v
+    return torch.bmm(grad_scores, k), torch.bmm(grad_scores.mT, q), grad_v
 
 
 def _score_gradients(
@@ -280,15 +283,17 @@ def _score_gradients(
 ) -> tuple[Tensor, Tensor]:
     """Weights P and the gradient by scores, P · (dO V^T - delta), in ``space``."""
     # Rounding of a huge score must not lift it above the sum that holds it.
-    weights = _scores(q, k, space[0]).sub_(lse).clamp_max_(0).exp2_()
+    weights = _products(q, k, space[0], LOG2_E).sub_(lse).clamp_max_(0).exp2_()
     if left_out is not None:
         weights.diagonal(left_out, dim1=1, dim2=2).zero_()
-    return weights, _scores(grad, v, space[1]).sub_(delta).mul_(weights)
+    return weights, _products(grad, v, space[1]).sub_(delta).mul_(weights)
 
 
-def _scores(q: Tensor, k: Tensor, space: Tensor) -> Tensor:
-    shape = (q.shape[0], q.shape[1], k.shape[1])
-    return torch.bmm(q, k.mT, out=space[: math.prod(shape)].view(shape))
+def _products(a: Tensor, b: Tensor, space: Tensor, factor: float = 1.0) -> Tensor:
+    """``factor · a bᵀ`` of rows, in ``space``, whose content does not matter."""
+    shape = (a.shape[0], a.shape[1], b.shape[1])
+    out = space[: math.prod(shape)].view(shape)
+    return torch.baddbmm(out, a, b.mT, beta=0, alpha=factor, out=out)
 
 
 def key_tiles(keys: int, device: torch.device) -> list[slice]:
@@ -332,8 +337,8 @@ class _TiledAttention(torch.autograd.Function):
 
             def attend(tile: _Tile) -> None:
                 b, i = tile
-                lines = attend_tile(q[b, i].to(dtype) * LOG2_E, k[b], v[b], space)
-                out[b, i], lse[b, i] = finish_tile(lines)
+                lines = attend_tile(q[b, i].to(dtype), k[b], v[b], space)
+                finish_tile(lines, out[b, i], lse[b, i])
 
             return attend
 
@@ -400,7 +405,7 @@ def _gradients(
             delta = (grad * out[b, i]).sum(-1, keepdim=True)
             if grad_lse is not None:
                 delta.sub_(grad_lse[b, i, None])
-            queries = q[b, i].to(dtype) * LOG2_E
+            queries = q[b, i].to(dtype)
             by_q = torch.zeros_like(queries)
             for j in key_tiles(k.shape[1], k.device):
                 keys, values = k[b, j].to(dtype), v[b, j].to(dtype)
@@ -419,7 +424,7 @@ def _gradients(
         for whole, part in zip(sums[0], other, strict=True):
             whole += part
     grad_k, grad_v = sums[0]
-    return grad_q, grad_k.mul_(1 / LOG2_E).to(k.dtype), grad_v.to(v.dtype)
+    return grad_q, grad_k.to(k.dtype), grad_v.to(v.dtype)
 
 
 def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
