@@ -11,7 +11,15 @@ from collections.abc import Sequence
 from typing import Any
 
 from .records import canonical_json
-from .settings import PAPER_SET, Setting, describe_code, describe_machine, origin_note, plural
+from .settings import (
+    PAPER_SET,
+    Setting,
+    describe_code,
+    describe_machine,
+    origin_note,
+    plural,
+    rounding_of,
+)
 from .statistics import Summary
 
 PAPER_PSNR = f"{PAPER_SET} ×4 (paper)"
@@ -92,6 +100,11 @@ def setting_notes(
         notes.append("No baseline (none) was trained in this setting: differences are empty.")
     elif shown:
         notes.append(_interval_note(shown))
+    if apart := _trained_apart(setting):
+        notes.append(
+            "Trained with another processor, number of threads or torch than the baseline of the "
+            f"same seed, so that rounding differs: {', '.join(apart)}."
+        )
     if tiled := sorted({name for r in setting.runs for name in _tiled_images(r)}):
         more = f" and {len(tiled) - 3} more" if len(tiled) > 3 else ""
         notes.append(f"Evaluated in tiles, not whole, in some run: {', '.join(tiled[:3])}{more}.")
@@ -106,6 +119,20 @@ def setting_notes(
     if repeats:
         notes.append(f"Left out: {plural(repeats, 'older repeat')} of a run with the same seed.")
     return notes
+
+
+def _trained_apart(setting: Setting) -> list[str]:
+    rounding = {r["config"]["seed"]: rounding_of(r) for r in setting.baseline}
+    apart = []
+    for label, key in setting.trained:
+        seeds = [
+            str(run["config"]["seed"])
+            for run in setting.runs_of[key]
+            if rounding.get(run["config"]["seed"], rounding_of(run)) != rounding_of(run)
+        ]
+        if seeds:
+            apart.append(f"{label} ({'seed' if len(seeds) == 1 else 'seeds'} {', '.join(seeds)})")
+    return apart
 
 
 def _tiled_images(run: dict[str, Any]) -> list[str]:

@@ -281,6 +281,12 @@ def describe_machine(record: Record) -> str:
     return (f"{gpu} ({text})" if gpu else text) + (f", torch {torch}" if torch else "")
 
 
+def rounding_of(record: Record) -> tuple[Any, ...]:
+    """What rounding depends on: model of CPU and GPU, number of threads, version of torch."""
+    at = (("cpu", "model"), ("gpu", "name"), ("torch", "threads"), ("packages", "torch"))
+    return tuple(_at(record["machine"], *path) for path in at)
+
+
 def describe_code(record: Record) -> str:
     """Version, and commit where known, of the code that wrote a record."""
     version, commit = (_at(record["machine"], "code", key) for key in ("version", "commit"))

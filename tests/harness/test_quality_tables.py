@@ -357,6 +357,23 @@ def test_notes_tell_both_schedules(ablation: Setting) -> None:
     assert r"1.5 \% & 32.42 &" in table.latex()
 
 
+def test_notes_tell_runs_whose_rounding_is_not_their_baselines() -> None:
+    runs = [
+        synthetic.run(name, seed)
+        for name in ("Baseline", "NLA", "Criss-Cross")
+        for seed in (0, 1, 2)
+    ]
+    assert "rounding differs" not in text(quality_table(Setting(runs, [])))
+    for run in (runs[1], runs[3], runs[4], runs[5], runs[7]):  # the baseline of seed 1 too
+        run["machine"] = run["machine"] | {"cpu": run["machine"]["cpu"] | {"model": "Another"}}
+    told = "baseline of the same seed, so that rounding differs: NLA (seeds 0, 2)."
+    assert told in text(quality_table(Setting(runs, [])))
+    del runs[3:7]  # NLA, and seed 0 of Criss-Cross
+    runs[3]["machine"] = runs[0]["machine"]
+    told = "so that rounding differs: Criss-Cross (seed 1)."
+    assert told in text(quality_table(Setting(runs, [])))
+
+
 def test_notes_tell_images_that_went_through_in_tiles() -> None:
     runs = [synthetic.run(), synthetic.run("NLA")]
     assert "in tiles" not in text(quality_table(Setting(runs, [])))
