@@ -30,22 +30,23 @@ _THREADS_SPIN = os.environ.get("OMP_WAIT_POLICY", "").upper() != "PASSIVE"
 # Numbers in the largest piece of memory that a thread keeps, for each that uses it: 16 MB in
 # float32.
 _MOST_KEPT = 2**22
-# Those of :func:`in_cache`, for caches of 1 and 2 MB.
 _LEVEL_2 = Path("/sys/devices/system/cpu/cpu0/cache/index2/size")
+# Those of :func:`in_cache`, for caches of 1 and 2 MB.
 _LEAST_IN_CACHE, _MOST_IN_CACHE = 2**17, 2**18
 _memory = local()
 _NOTHING = torch.empty(0)
 
 
 def in_cache() -> int:
-    """Numbers in float32 that half of a core's second-level cache holds; 2^17 to 2^18.
+    """Numbers in float32 that half of a core's second-level cache holds: 2^17 to 2^18.
 
-    Smaller tiles leave that cache unused, and each costs as many calls as a larger one.
+    Smaller tiles leave that cache unused, and each costs as many calls as a larger one. Where the
+    size cannot be read (off Linux) it is taken for 1 MB.
     """
     try:
         size = _LEVEL_2.read_text()  # such as 2048K
         numbers = int(size.strip().removesuffix("K")) * 1024 // 8
-    except (OSError, ValueError):  # not Linux
+    except (OSError, ValueError):
         numbers = 0
     return min(max(numbers, _LEAST_IN_CACHE), _MOST_IN_CACHE)
 

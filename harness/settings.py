@@ -282,7 +282,10 @@ def describe_machine(record: Record) -> str:
 
 
 def rounding_of(record: Record) -> tuple[Any, ...]:
-    """What rounding depends on: model of CPU and GPU, number of threads, version of torch."""
+    """What rounding depends on: model of CPU and GPU, number of threads, version of torch.
+
+    How threads wait, which decides on tiles, is left out: older records do not say.
+    """
     at = (("cpu", "model"), ("gpu", "name"), ("torch", "threads"), ("packages", "torch"))
     return tuple(_at(record["machine"], *path) for path in at)
 
