@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -52,14 +53,14 @@ def draw_title(figure: Figure, setting: Setting) -> None:
     """Preset, scale, protocol, steps, device, seeds and training data above a figure."""
     config = setting.config
     start = config.get("start")
-    steps = f"{start['steps']} + {config['steps']}" if start else config["steps"]
+    steps = f"{start['steps']}+{config['steps']}" if start else config["steps"]
     lines = (
         f"{config['preset']} ({config['blocks']}×{config['channels']}), ×{config['scale']}, "
         f"{config['protocol']}, {steps} steps, {config['device']}, {seed_count(setting)}",
         f"trained on {' + '.join(config['data']['train'])}",
     )
-    columns = round(19.5 * figure.get_figwidth())
-    figure.suptitle("\n".join(textwrap.fill(line, columns) for line in lines), fontsize=6.5)
+    columns = round(20.3 * figure.get_figwidth())
+    figure.suptitle("\n".join(textwrap.fill(line, columns) for line in lines), fontsize=6.3)
 
 
 def error_bars(summaries: Sequence[Summary]) -> list[list[float]]:
@@ -135,6 +136,17 @@ def _draw_psnr(
     axis.set_ylabel(f"PSNR (dB), {test_set} ×{setting.config['scale']}")
 
 
+def _draw_legend(figure: Figure, panels: Iterable[Axes], columns: int) -> None:
+    """One legend below all panels, where it hides no interval."""
+    handles: dict[str, Artist] = {}
+    for panel in panels:
+        for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
+            handles.setdefault(label, handle)
+    figure.legend(
+        handles.values(), handles.keys(), loc="outside lower center", ncols=columns, frameon=False
+    )
+
+
 def figure6(setting: Setting, approximations: Sequence[Record]) -> Figure | None:
     """PSNR against the amplification k of ENLCA, above the variance of its approximation.
 
@@ -165,10 +177,9 @@ def figure6(setting: Setting, approximations: Sequence[Record]) -> Figure | None
         ]
         panels[1].set_yscale("log")
         for style, (quantity, label) in enumerate(VARIANCES.items()):
-            plot_line(panels[1], rows, "k", quantity, label, style, fill="full")
+            plot_line(panels[1], rows, "k", quantity, label, style + 1, fill="full")
         panels[1].set_ylabel("variance of φ(q)·φ(k)")
-    for panel in panels:
-        panel.legend()
+    _draw_legend(figure, panels, columns=2)
     panels[-1].set_xlabel("amplification k")
     panels[-1].set_xticks(list(by_k))
     return figure
@@ -199,14 +210,13 @@ def psnr_m(setting: Setting) -> Figure | None:
         color=COLOURS[0],
         marker=MARKERS[0],
         fillstyle="none",
-        label="ENLCA",
+        label="ENLCA, paper",
     )
     draw_baseline(paper, float(printed["Baseline"]["psnr_db"]))
     paper.set_ylabel(f"PSNR (dB), {PAPER_SET} ×4")
     ours.set_title(MEASURED)
     paper.set_title(f"paper: {PAPER_NETWORK}")
-    for panel in (ours, paper):
-        panel.legend()
+    _draw_legend(figure, (ours, paper), columns=3)
     ticks = sorted({*by_m, *points})
     paper.set_xscale("log", base=2)
     paper.set_xticks(ticks, [f"{m:g}" for m in ticks])
