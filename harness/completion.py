@@ -22,6 +22,7 @@ from attention_zoo.implementations import AUTO
 
 from .config import PRESETS
 from .errors import command_line, usage_errors
+from .options import module_option, own_options
 
 _FOLDER = Path(__file__).parent
 #: What an option takes, where its type does not tell.
@@ -86,11 +87,12 @@ def options_of(command: str) -> dict[str, list[str]]:
             if name != "return":
                 _add(found, name, hint)
     if "--attn" in found:
+        own = own_options(module.Options)
         for attention in list_attentions():
             cls = find_attention(attention)
             hints = typing.get_type_hints(cls.__init__)
             for name in cls.options():
-                _add(found, name, hints.get(name))
+                _add(found, module_option(name, own), hints.get(name))
     return found
 
 

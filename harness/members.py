@@ -20,7 +20,9 @@ import torch
 from .config import RunConfig, Variant
 from .data import DataSource, TrainingCache
 from .errors import UserError
+from .options import module_option, own_options
 from .records import record_path
+from .run import Options as RunOptions
 from .run import TrainingOptions, configure
 from .settings import variant_key, variant_labels
 
@@ -104,8 +106,9 @@ def find_members(
 
 def _member(config: RunConfig, options: TrainingOptions, names: Mapping[str, str]) -> Member:
     words = ["--attn", config.variant.name]
+    own = own_options(RunOptions)
     for name, value in config.variant.options.items():
-        words += [_flag(name), str(value)]
+        words += [_flag(module_option(name, own)), str(value)]
     words += ["--seeds", str(config.seed), "--skip-latency"]
     for field in dataclasses.fields(TrainingOptions):
         value = getattr(options, field.name)

@@ -1,4 +1,8 @@
-"""Command-line options of the attention modules, taken literally from their signatures."""
+"""Command-line options of the attention modules, taken literally from their signatures.
+
+An option that the command has too, such as nystrom's ``steps`` with ``harness.run``, is
+``--attn-steps`` there: the plain flag stays the command's. ``--attn-`` may stand before any other.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ import re
 import shlex
 import types
 import typing
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -40,19 +44,21 @@ def parse(cls: type[T], argv: Sequence[str], module: str) -> tuple[T, list[Varia
         AttentionError: an unknown module.
     """
     names = _chosen(argv)
-    own = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    options = {name: p for n in names for name, p in find_attention(n).options().items()}
-    _refuse_unknown(argv, own | {"help", *options}, names)
+    own = own_options(cls)
+    options = {
+        name: module_option(name, own) for n in names for name in find_attention(n).options()
+    }
+    argv = [_shortened(word, options) for word in argv]
+    _refuse_unknown(argv, own, {"help", *options.values()}, names)
     fields = [
-        (option, _annotation(option, names), dataclasses.field(default=None))
-        for option in options
-        if option not in own
+        (name, _annotation(option, names), dataclasses.field(default=None))
+        for option, name in options.items()
     ]
     combined = dataclasses.make_dataclass("Options", fields, bases=(cls,), kw_only=True)
     with usage_errors():
         values: Any = tyro.cli(
             combined,
-            args=list(argv),
+            args=argv,
             prog=f"python -m {module}",
             description=f"{inspect.getdoc(cls)}\n\nModules: {', '.join(list_attentions())}.",
         )
@@ -61,9 +67,31 @@ def parse(cls: type[T], argv: Sequence[str], module: str) -> tuple[T, list[Varia
     variants = []
     for name in names:
         takes = find_attention(name).options()
-        given = {option: getattr(values, option) for option in options if option in takes}
+        given = {o: getattr(values, name) for o, name in options.items() if o in takes}
         variants.append(Variant(name, {o: v for o, v in given.items() if v is not None}))
     return values, variants
+
+
+def own_options(cls: type) -> frozenset[str]:
+    """Names of a command's own options, the fields of its dataclass."""
+    return frozenset(field.name for field in dataclasses.fields(cls))
+
+
+def module_option(option: str, own: Collection[str]) -> str:
+    """What a module's option is called among a command's ``own``: ``attn_steps`` for a taken one.
+
+    Flags are that with dashes: ``--attn-steps``.
+    """
+    return f"attn_{option}" if option in own else option
+
+
+def _shortened(word: str, options: Mapping[str, str]) -> str:
+    """``--attn-m`` as ``--m``, where the command has no ``--m`` of its own."""
+    flag, equals, value = word.partition("=")
+    found = re.fullmatch(r"--(no-)?attn[-_](.+)", flag)
+    if found and options.get(option := found[2].replace("-", "_")) == option:
+        return f"--{found[1] or ''}{found[2]}{equals}{value}"
+    return word
 
 
 def describe_command(module: str, argv: Sequence[str], launcher: str = "python -m") -> str:
@@ -95,7 +123,10 @@ def _chosen(argv: Sequence[str]) -> list[str]:
     return names
 
 
-def _refuse_unknown(argv: Sequence[str], valid: set[str], names: Sequence[str]) -> None:
+def _refuse_unknown(
+    argv: Sequence[str], own: Collection[str], known: Collection[str], names: Sequence[str]
+) -> None:
+    valid = {*own, *known}
     for token in argv:
         if not token.startswith("--") or token == "--":
             continue
@@ -103,9 +134,9 @@ def _refuse_unknown(argv: Sequence[str], valid: set[str], names: Sequence[str]) 
         if option in valid or option.removeprefix("no_") in valid or "tyro" in option:
             continue
         flag = "--" + option.replace("_", "-")
-        owners = [n for n in list_attentions() if option in _options_of(n)]
+        owners = [n for n in list_attentions() if option.removeprefix("attn_") in _options_of(n)]
         if owners and names:
-            takes = "; ".join(f"{name} takes {_flags(name)}" for name in names)
+            takes = "; ".join(f"{name} takes {_flags(name, own)}" for name in names)
             raise UserError(
                 f"{' and '.join(names)} {'has' if len(names) == 1 else 'have'} no option {flag} "
                 f"(an option of {', '.join(owners)}): {takes}"
@@ -123,8 +154,8 @@ def _options_of(name: str) -> Collection[str]:
         return ()
 
 
-def _flags(name: str) -> str:
-    options = find_attention(name).options()
+def _flags(name: str, own: Collection[str]) -> str:
+    options = (module_option(option, own) for option in find_attention(name).options())
     return ", ".join("--" + option.replace("_", "-") for option in options) or "no options"
 
 

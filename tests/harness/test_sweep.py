@@ -97,6 +97,8 @@ def members_of(*words: str | Path) -> list[Member]:
         ["--attn", "enlca", "nlsa", "--hinge", "False", "--chunk-size", "16", "--m", "4"],
         ["--rows", "table2", "--protocol", "warm-start", "--start-steps", "2"],
         ["--attn", "none", "nla", "--protocol", "warm-start", "--learning-rate", "3e-4"],
+        ["--rows", "rivals"],
+        ["--attn", "nystrom", "csnln", "rnan", "--attn-steps", "2", "--attn-blocks", "2"],
         ["--attn", "nla", "--preset", "small", "--schedule", "halving", "--tile", "32"],
         ["--attn", "nla", "--test-sets", "Tiny", "--train-sets", "Some", "--holdout", "3"],
     ],

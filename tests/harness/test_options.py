@@ -1,0 +1,109 @@
+"""Options of modules on the command line: all of them, and apart from the command's own."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+
+from attention_zoo import AttentionError, create_attention, find_attention, list_attentions
+from harness import check, latency, run, scaling, sweep
+from harness.completion import options_of
+from harness.config import Variant
+from harness.errors import UserError
+from harness.options import parse
+
+COMMANDS = {
+    "harness.run": run.Options,
+    "harness.sweep": sweep.Options,
+    "harness.latency": latency.Options,
+    "harness.scaling": scaling.Options,
+    "harness.check": check.Options,
+}
+#: Options that harness.run and harness.sweep have too, and other values of them.
+SHARED = [("nystrom", "steps", 3), ("csnln", "scale", 3), ("rnan", "blocks", 2)]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("name", list_attentions())
+def test_options_that_are_not_given_stay_the_modules_defaults(command: str, name: str) -> None:
+    _, variants = parse(COMMANDS[command], ["--attn", name], command)
+    assert variants == [Variant(name)]
+
+
+@pytest.mark.parametrize(("name", "option", "value"), SHARED)
+@pytest.mark.parametrize("command", ["harness.run", "harness.sweep"])
+def test_the_commands_own_option_leaves_the_module_alone(
+    command: str, name: str, option: str, value: int
+) -> None:
+    words = ["--attn", name, f"--{option}", "4"]
+    values, variants = parse(COMMANDS[command], words, command)
+    assert (getattr(values, option), variants) == (4, [Variant(name)])
+    words += [f"--attn-{option}", str(value)]
+    values, variants = parse(COMMANDS[command], words, command)
+    assert (getattr(values, option), variants) == (4, [Variant(name, {option: value})])
+    words[-2:] = [f"--attn_{option}={value}"]
+    assert parse(COMMANDS[command], words, command)[1] == [Variant(name, {option: value})]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("name", list_attentions())
+def test_every_option_of_every_module_can_be_set_in_every_command(name: str, command: str) -> None:
+    """By its flag, which completion knows, and by the long form that holds in all commands."""
+    known = options_of(command)
+    for option, parameter in find_attention(name).options().items():
+        value = _another(name, option, parameter.default)
+        if value is None:
+            continue
+        dashed = option.replace("_", "-")
+        flag = f"--{dashed}" if f"--attn-{dashed}" not in known else f"--attn-{dashed}"
+        assert flag in known
+        for given in (flag, f"--attn-{dashed}"):
+            _, variants = parse(COMMANDS[command], ["--attn", name, given, str(value)], command)
+            assert variants == [Variant(name, {option: value})]
+
+
+def _another(name: str, option: str, default: Any) -> Any:
+    """A value that the module takes and that is not the default; None if there is none at hand."""
+    candidates = [not default] if isinstance(default, bool) else [default + 2, default * 2]
+    for value in candidates:
+        try:
+            create_attention(name, 16, **{option: value})
+        except AttentionError:
+            continue
+        if value != default:
+            return value
+    return None
+
+
+def test_the_long_form_of_a_switch() -> None:
+    _, variants = parse(run.Options, ["--attn", "enlca", "--attn-hinge", "False"], "harness.run")
+    assert variants == [Variant("enlca", {"hinge": False})]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (
+            ["--attn", "nystrom", "--m", "3"],
+            "nystrom has no option --m .*: nystrom takes --grid, --attn-steps, --skip",
+        ),
+        (["--attn", "nla", "--attn-steps", "3"], r"nla has no option --attn-steps .*nystrom"),
+        (["--attn", "nla", "--attn-m", "3"], r"nla has no option --attn-m .*enlca"),
+        (["--rows", "rivals", "--attn-steps", "3"], "--attn-steps cannot be set with --rows"),
+        (["--attn", "nla", "--attn-wrong", "3"], "unknown option --attn-wrong"),
+    ],
+)
+def test_an_option_of_no_chosen_module_is_refused(words: list[str], told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        parse(run.Options, words, "harness.run")
+
+
+def test_help_tells_both(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse(run.Options, ["--attn", "nystrom", "--help"], "harness.run")
+    text = re.sub(r"[\s│]+", " ", capsys.readouterr().out)
+    assert "--attn-steps" in text
+    assert "iterations for the pseudo-inverse" in text
+    assert "Training steps" in text
