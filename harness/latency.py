@@ -296,6 +296,25 @@ def _time_case(
     return rows
 
 
+def memory_row(case: Case, variant: Variant, note: str) -> dict[str, Any]:
+    """A row of peak memory alone, for a call that is too slow to time; the note tells why.
+
+    One call is made, the first: what happens once, such as workspaces, is part of its peak.
+    """
+    row = case.row(variant) | without_numbers(note)
+    devices = [case.device] if case.device.type == "cuda" else []
+    with _precision(case.dtype, case.device), torch.random.fork_rng(devices=devices):
+        try:
+            function = case.function(variant)
+            with watch_implementations() as row["implementation"]:
+                peak = peak_memory(function, case.device)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            return row | {"note": f"{note}; out of memory"}
+    return row | {"peak_memory_mb": None if peak is None else peak / 1e6}
+
+
 def without_numbers(note: str) -> dict[str, Any]:
     """What a row has instead of times and memory: None, and why."""
     names = [field.name for field in dataclasses.fields(Timing)]

@@ -40,6 +40,7 @@ def measure(
     backward: bool = False,
     fit_from: int = FIT_FROM,
     max_seconds: float = 20.0,
+    memory_seconds: float = 0.0,
     size_seconds: float = 10.0,
     min_runs: int = 3,
     max_runs: int = MAX_RUNS,
@@ -51,7 +52,7 @@ def measure(
 
     Each size is a session of :func:`harness.latency.measure`, smallest first: the same inputs,
     timing in turn and peak memory above the inputs. A variant whose projected time at a size is
-    too long gets a row with a note instead of numbers: see :func:`projected_seconds`.
+    too long gets a row with a note instead of numbers, or of times: see :func:`projected_seconds`.
 
     Args:
         variants: what to time.
@@ -60,7 +61,8 @@ def measure(
         sizes: feature maps (height, width), in any order; the smallest is always measured.
         backward: time forward and backward instead of forward alone.
         fit_from: smallest N in the fit; recorded for the report.
-        max_seconds: longest projected time of a single call.
+        max_seconds: longest projected time of a single call that is timed.
+        memory_seconds: the same of a call for its peak memory alone, where it is not timed.
         size_seconds: no further round of runs begins after this time at a size.
         min_runs: rounds at least.
         max_runs: rounds at most.
@@ -78,17 +80,18 @@ def measure(
     rows: list[dict[str, Any]] = []
     session: dict[str, Any] = {}
     for index, size in enumerate(ordered):
-        notes: dict[int, str] = {}
+        case = latency.Case("core", passes, *size, dtype=dtype, device=device, seed=seed)
+        slow: dict[int, float] = {}
         for i, row in latest.items():
             seconds = projected_seconds(variants[i], row, size)
             if seconds > max_seconds:
-                notes[i] = f"skipped, as a call would take {seconds:.3g} s (bound {max_seconds:g})"
+                slow[i] = seconds
 
         def report(share: float, text: str, index: int = index) -> None:
             if on_run:
                 on_run((index + share) / len(ordered), text)
 
-        chosen = [i for i in range(len(variants)) if i not in notes]
+        chosen = [i for i in range(len(variants)) if i not in slow]
         measured = {}
         if chosen:
             session = latency.measure(
@@ -106,13 +109,20 @@ def measure(
             )
             measured = dict(zip(chosen, session["rows"], strict=True))
         latest |= {i: row for i, row in measured.items() if row["median_ms"] is not None}
-        case = latency.Case("core", passes, *size, dtype=dtype, device=device)
-        for i, variant in enumerate(variants):
-            rows.append(measured.get(i) or case.row(variant) | latency.without_numbers(notes[i]))
+        for i, seconds in slow.items():
+            reason = f"as a call would take {seconds:.3g} s (bound {max_seconds:g})"
+            if seconds <= memory_seconds:
+                report(0.9, f"{case}: memory of {variants[i].label}")
+                measured[i] = latency.memory_row(case, variants[i], f"not timed, {reason}")
+            else:
+                numbers = latency.without_numbers(f"skipped, {reason}")
+                measured[i] = case.row(variants[i]) | numbers
+        rows += [measured[i] for i in range(len(variants))]
     if not rows:
         raise UserError("nothing to time: name at least one attention and size")
     settings = session["settings"] | {
         "max_seconds": max_seconds,
+        "memory_seconds": memory_seconds,
         "size_seconds": size_seconds,
         "fit_from": fit_from,
     }
@@ -159,6 +169,8 @@ class Options:
     """Smallest number of positions that counts in the fit."""
     max_seconds: float = 20.0
     """A method is skipped at a size where a single call is projected to take longer."""
+    memory_seconds: float = 0.0
+    """There its peak memory is measured all the same, by one call, if that takes no longer."""
     size_seconds: float = 10.0
     """Time for the runs of all methods at a size; three runs each at least."""
     max_runs: int = MAX_RUNS
@@ -187,7 +199,7 @@ def run(options: Options, variants: Sequence[Variant], command: str) -> dict[str
         value, flag = getattr(options, name), name.replace("_", "-")
         if value < 1:
             raise UserError(f"--{flag} must be at least 1, got {value}")
-    for name in ("max_seconds", "size_seconds"):
+    for name in ("max_seconds", "memory_seconds", "size_seconds"):
         if not 0 <= getattr(options, name) < math.inf:
             flag = name.replace("_", "-")
             raise UserError(
@@ -203,6 +215,7 @@ def run(options: Options, variants: Sequence[Variant], command: str) -> dict[str
             backward=options.backward,
             fit_from=options.fit_from,
             max_seconds=options.max_seconds,
+            memory_seconds=options.memory_seconds,
             size_seconds=options.size_seconds,
             max_runs=options.max_runs,
             command=command,

@@ -78,15 +78,18 @@ class Method:
     def __init__(self, label: str, key: str, rows: Sequence[Record], fit_from: int) -> None:
         self.label, self.key, self.name = label, key, rows[0]["variant"]["name"]
         self.rows = rows
-        self.measured = [row for row in rows if row["median_ms"] is not None]
         self.fits: dict[str, Fit | None] = {}
         for quantity in QUANTITIES:
             points = [
                 (positions(row), row[quantity])
-                for row in self.measured
-                if positions(row) >= fit_from and row[quantity] is not None
+                for row in self.measured(quantity)
+                if positions(row) >= fit_from
             ]
             self.fits[quantity] = fit_exponent(*zip(*points, strict=True)) if points else None
+
+    def measured(self, quantity: str) -> list[Record]:
+        """Its rows that have such a number."""
+        return [row for row in self.rows if row[quantity] is not None]
 
     @property
     def bound(self) -> float | None:
@@ -124,7 +127,7 @@ def statements(record: Record) -> list[str]:
 
 
 def unmeasured(record: Record) -> list[str]:
-    """A sentence for each method and size without numbers."""
+    """A sentence for each method and size that was not timed."""
     return [
         f"{method.label} at {_size(row)}: {row['note']}."
         for method in methods(record)
@@ -158,20 +161,18 @@ def _judge_memory(found: Sequence[Method]) -> str:
     rows = [
         (row["peak_memory_mb"], method.label, row)
         for method in found
-        for row in method.measured
-        if row["peak_memory_mb"] is not None
+        for row in method.measured("peak_memory_mb")
     ]
     if not rows:
         return "cannot be judged (no peak memory was measured)"
     most, label, at = max(rows, key=lambda row: row[0])
     text = f"(most {most / 1e3:.3g} GB, {label} at {_size(at)}"
-    gaps = [
-        f"{method.label} not measured beyond {_size(method.measured[-1])}"
-        if method.measured
-        else f"{method.label} not measured"
-        for method in found
-        if method.measured != method.rows
-    ]
+    gaps = []
+    for method in found:
+        known = method.measured("peak_memory_mb")
+        if known != method.rows:
+            beyond = f" beyond {_size(known[-1])}" if known else ""
+            gaps.append(f"{method.label} not measured{beyond}")
     text = "; ".join([text, *gaps]) + ")"
     return f"does not hold {text}" if most > MEMORY_BOUND else f"holds where measured {text}"
 
@@ -255,6 +256,15 @@ def scaling_table(record: Record) -> Table:
     )
 
 
+def _until(method: Method, largest: int) -> str:
+    """How far a method was measured, or only timed, if not to the largest N."""
+    timed, known = (method.measured(quantity) for quantity in QUANTITIES)
+    if not timed or positions(timed[-1]) == largest:
+        return ""
+    word = "timed" if known and positions(known[-1]) == largest else "measured"
+    return f"; {word} to {_size(timed[-1])}"
+
+
 def _fit_columns(method: Method) -> dict[str, float | None]:
     columns: dict[str, float | None] = {}
     for quantity, name in QUANTITIES.items():
@@ -286,14 +296,10 @@ def scaling_figure(record: Record) -> Figure:
             axis.set_xscale("log")
             axis.set_yscale("log")
             for style, method in enumerate(found):
-                rows = [
-                    row | {"positions": positions(row)} for row in method.measured if row[quantity]
-                ]
+                rows = [row | {"positions": positions(row)} for row in method.rows if row[quantity]]
                 if not rows:
                     continue
-                text = f"{method.label}: {_exponents(method)}"
-                if positions(rows[-1]) < largest:
-                    text += f"; measured to {_size(rows[-1])}"
+                text = f"{method.label}: {_exponents(method)}{_until(method, largest)}"
                 plot_line(axis, rows, "positions", quantity, text, style)
                 line = axis.lines[-1]
                 line.set_fillstyle("none")  # memories lie close: none may hide another

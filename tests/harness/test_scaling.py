@@ -111,6 +111,36 @@ def test_a_size_is_skipped_where_the_closed_form_projects_too_long() -> None:
         assert row["note"] == f"skipped, as a call would take {seconds:.3g} s (bound 100)"
 
 
+def test_memory_of_what_is_too_slow_to_time(tmp_path: Path) -> None:
+    """At 10x10 a call is projected to take 1e6 times as long as at 1x1, at 100x100 1e12 times."""
+    Slow.sizes.clear()
+    variants, sizes = [slow(power=3), Variant("none")], [(1, 1), (10, 10), (100, 100)]
+    limits = {"max_seconds": 1e-3, "memory_seconds": 1e5}
+    record = measure(variants, **QUICK, sizes=sizes, **limits)
+    save_record(tmp_path, record)
+    _, _, second, _, third, _ = record["rows"]
+    assert Slow.sizes.count(100) == 1
+    assert 10_000 not in Slow.sizes
+    assert second["median_ms"] is second["runs"] is None
+    assert second["peak_memory_mb"] == pytest.approx(100 * 64 * 4 / 1e6, rel=0.1)
+    assert second["note"].startswith("not timed, as a call would take")
+    assert third["peak_memory_mb"] is None
+    assert third["note"].startswith("skipped, as a call would take")
+    label = variants[0].label
+    assert f"{label} not measured beyond 10x10)" in verdict(record)[-1]
+    assert [text.partition(",")[0] for text in unmeasured(record)[:2]] == [
+        f"{label} at 10x10: not timed",
+        f"{label} at 100x100: skipped",
+    ]
+
+
+def test_out_of_memory_where_memory_alone_is_measured() -> None:
+    limits = {"max_seconds": 1e-3, "memory_seconds": 1e5}
+    record = measure([slow(power=3, full=9)], **QUICK, sizes=[(1, 1), (10, 10)], **limits)
+    assert record["rows"][1]["peak_memory_mb"] is None
+    assert record["rows"][1]["note"].endswith("s (bound 0.001); out of memory")
+
+
 def test_sizes_where_all_are_skipped_have_rows_too() -> None:
     record = measure([slow(power=3)], **QUICK, sizes=[(1, 1), (30, 30)], max_seconds=0.5)
     assert [row["median_ms"] is None for row in record["rows"]] == [False, True]
@@ -238,6 +268,23 @@ def test_verdict_is_withheld_where_too_little_was_measured() -> None:
     scaling_figure(record)
 
 
+def test_memory_counts_where_times_are_missing() -> None:
+    record = synthetic.scaling({"NLA": (2, 1), "Criss-Cross": (1.5, 1)})
+    for row in record["rows"]:
+        if row["variant"]["name"] == "nla" and row["height"] == 200:
+            row |= dict.fromkeys(("mean_ms", "median_ms", "iqr_ms", "min_ms", "runs"))
+            row["note"] = "not timed, as it is slow"
+    (nla, _) = methods(record)
+    assert nla.fits["median_ms"] is None
+    assert str(nla.fits["peak_memory_mb"]) == "1.00 ± 0.00"
+    assert verdict(record)[-1].endswith("holds where measured (most 0.00012 GB, NLA at 200x200).")
+    assert unmeasured(record) == ["NLA at 200x200: not timed, as it is slow."]
+    figure = scaling_figure(record)
+    lengths = [[len(line.get_xdata()) for line in axis.get_lines()] for axis in figure.axes]
+    assert lengths == [[3, 4], [4, 4]]
+    assert figure.legends[0].get_texts()[0].get_text().endswith("; timed to 150x150")
+
+
 def test_a_method_without_any_number() -> None:
     record = synthetic.scaling({"NLSA-r4": (1, 1), "NLA": (2, 1)}, skipped={"NLSA-r4": 1})
     assert "NLSA-r4 not measured)" in verdict(record)[-1]
@@ -354,6 +401,7 @@ def test_rows_of_table_5_are_the_default(monkeypatch: pytest.MonkeyPatch, tmp_pa
         (("--max-runs", "0"), "--max-runs must be at least 1, got 0"),
         (("--fit-from", "0"), "--fit-from must be at least 1, got 0"),
         (("--max-seconds", "inf"), "--max-seconds must be finite and not negative, got inf"),
+        (("--memory-seconds", "nan"), "--memory-seconds must be finite and not negative, got nan"),
         (("--size-seconds", "-1"), "--size-seconds must be finite and not negative, got -1"),
         (("--max-seconds", "nan"), "--max-seconds must be finite"),
         (("--threads", "0"), "threads must be at least 1"),
