@@ -174,7 +174,9 @@ def _judge_memory(found: Sequence[Method]) -> str:
             beyond = f" beyond {_size(known[-1])}" if known else ""
             gaps.append(f"{method.label} not measured{beyond}")
     text = "; ".join([text, *gaps]) + ")"
-    return f"does not hold {text}" if most > MEMORY_BOUND else f"holds where measured {text}"
+    if most > MEMORY_BOUND:
+        return f"does not hold {text}"
+    return f"holds where measured {text}" if gaps else f"holds {text}"
 
 
 def _exponents(method: Method) -> str:

@@ -237,7 +237,7 @@ def test_verdict_holds() -> None:
     assert verdict(record) == [
         "NLSA-r4 grows at most as N^1.15: holds (time 1.15 ± 0.00, memory 1.00 ± 0.00).",
         "Criss-Cross grows at most as N^1.6: holds (time 1.50 ± 0.00, memory 1.00 ± 0.00).",
-        "No method needs more than 4 GB: holds where measured (most 0.00012 GB, NLA at 200x200).",
+        "No method needs more than 4 GB: holds (most 0.00012 GB, NLA at 200x200).",
     ]
 
 
@@ -277,7 +277,7 @@ def test_memory_counts_where_times_are_missing() -> None:
     (nla, _) = methods(record)
     assert nla.fits["median_ms"] is None
     assert str(nla.fits["peak_memory_mb"]) == "1.00 ± 0.00"
-    assert verdict(record)[-1].endswith("holds where measured (most 0.00012 GB, NLA at 200x200).")
+    assert verdict(record)[-1].endswith("holds (most 0.00012 GB, NLA at 200x200).")
     assert unmeasured(record) == ["NLA at 200x200: not timed, as it is slow."]
     figure = scaling_figure(record)
     lengths = [[len(line.get_xdata()) for line in axis.get_lines()] for axis in figure.axes]
