@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import math
+import os
 import re
 import warnings
 from collections.abc import Iterator
@@ -65,7 +67,7 @@ def read_image(path: Path) -> NDArray[np.uint8]:
     that is opaque everywhere is dropped.
 
     Raises:
-        UserError: the file is unreadable, truncated or too large, is animated, or has
+        UserError: the file is missing, unreadable, truncated or too large, is animated, or has
             16 bits a channel, CMYK or another colour space, or transparent parts.
     """
     try:
@@ -81,6 +83,9 @@ def read_image(path: Path) -> NDArray[np.uint8]:
             f"{path} has more than {Image.MAX_IMAGE_PIXELS or 0:,} pixels: "
             "split it, or take it out of the folder"
         ) from None
+    except FileNotFoundError:
+        missing = os.strerror(errno.ENOENT)
+        raise UserError(f"cannot read the image {path}: {missing}; check the path") from None
     except Exception as error:  # Pillow's decoders raise many kinds
         reason = (isinstance(error, OSError) and error.strerror) or str(error).rstrip(".")
         if isinstance(error, Image.UnidentifiedImageError):
