@@ -37,7 +37,7 @@ _MILD = 48.0
 # 2 to it is 0, yet differences of it are defined.
 _LOG2_OF_ZERO = -1e30
 
-# Features of one tile: on the CPU half of the cache, see :mod:`.tiles`; elsewhere 32 MB.
+# Features of one tile: on the CPU as many as the cache holds, see :mod:`.tiles`; elsewhere 32 MB.
 _CPU_TILE = in_cache()
 _TILE = 2**23
 # Fewer features than these are not worth a second thread.

@@ -132,7 +132,7 @@ class _ContrastiveLoss(torch.autograd.Function):
 
             return rank
 
-        share_tiles(tiles, q.device, worker, own_threads=True)  # numpy sorts on one
+        share_tiles(tiles, q.device, worker, own_threads=True, fixed=True)  # numpy sorts on one
         for other in sums[1:]:
             sums[0] += other
         total = losses.sum()

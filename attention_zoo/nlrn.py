@@ -129,7 +129,7 @@ class _Neighbourhood(torch.autograd.Function):
 
             return attend
 
-        share_tiles(_tiles(q, ctx.reach), q.device, worker)
+        share_tiles(_tiles(q, ctx.reach), q.device, worker, fixed=True)
         (grad_k, grad_v), *others = (sums[number] for number in sorted(sums))
         for of_k, of_v in others:
             grad_k += of_k

@@ -33,8 +33,8 @@ from .softmax import (
 )
 from .tiles import even_step, in_cache, scratch, share_tiles, tile_limit
 
-# Scores that are held at once: on the CPU half of the cache, see :mod:`.tiles`; elsewhere 128 MB,
-# for few launches.
+# Scores that are held at once: on the CPU as many as the cache holds, see :mod:`.tiles`; elsewhere
+# 128 MB, for few launches.
 _CPU_TILE = in_cache()
 _TILE = 2**25
 # Products of a tile, whose rows are gathered together; positions of a tile when rounds are merged.

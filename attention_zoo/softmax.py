@@ -426,7 +426,7 @@ def _gradients(
 
         return add
 
-    share_tiles(tiles, v.device, worker)
+    share_tiles(tiles, v.device, worker, fixed=True)
     for other in sums[1:]:
         for whole, part in zip(sums[0], other, strict=True):
             whole += part

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections import deque
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
@@ -32,20 +33,20 @@ _THREADS_SPIN = os.environ.get("OMP_WAIT_POLICY", "").upper() != "PASSIVE"
 _MOST_KEPT = 2**22
 _LEVEL_2 = Path("/sys/devices/system/cpu/cpu0/cache/index2/size")
 # Those of :func:`in_cache`, for caches of 1 and 2 MB.
-_LEAST_IN_CACHE, _MOST_IN_CACHE = 2**17, 2**18
+_LEAST_IN_CACHE, _MOST_IN_CACHE = 2**18, 2**19
 _memory = local()
 _NOTHING = torch.empty(0)
 
 
 def in_cache() -> int:
-    """Numbers in float32 that half of a core's second-level cache holds: 2^17 to 2^18.
+    """Numbers in float32 that a core's second-level cache holds: 2^18 to 2^19.
 
-    Smaller tiles leave that cache unused, and each costs as many calls as a larger one. Where the
-    size cannot be read (off Linux) it is taken for 1 MB.
+    Larger tiles leave that cache, smaller ones are more: each costs as many calls as a larger one,
+    which threads make in turn. Where the size cannot be read (off Linux) it is taken for 1 MB.
     """
     try:
         size = _LEVEL_2.read_text()  # such as 2048K
-        numbers = int(size.strip().removesuffix("K")) * 1024 // 8
+        numbers = int(size.strip().removesuffix("K")) * 1024 // 4
     except (OSError, ValueError):
         numbers = 0
     return min(max(numbers, _LEAST_IN_CACHE), _MOST_IN_CACHE)
@@ -111,11 +112,12 @@ def share_tiles(
     device: torch.device,
     worker: Callable[[int], Callable[[Tile], None]],
     own_threads: bool = False,
+    fixed: bool = False,
 ) -> None:
     """Do the work of every tile, on the CPU by ``torch.get_num_threads()`` threads.
 
-    Which tiles a worker gets, and in which order, depends on their number and that of the threads
-    alone: what workers sum up is the same in every run.
+    Whoever is free does the next tile, so that a core which is slower, or has other work, holds up
+    no other. What a tile gives must then not depend on who does it.
 
     Args:
         tiles: descriptions of the tiles.
@@ -124,20 +126,31 @@ def share_tiles(
             the function that does a tile, with the memory that is this thread's own. No gradients
             are recorded in either.
         own_threads: use threads of our own though torch's spin: for work that torch's do not share.
+        fixed: which tiles a worker gets, and in which order, depends on their number and that of
+            the threads alone, so that what workers sum up is the same in every run.
 
     Raises:
         Exception: what a worker raised first, by number.
     """
     count = min(num_workers(device, own_threads), len(tiles))
     inference = torch.is_inference_mode_enabled()
+    waiting = deque(tiles)  # its operations are atomic
 
     def run(numbers: range) -> None:
         with torch.inference_mode(inference), torch.no_grad():
             # All of them first: a profiler shall see the memory of threads that run at once.
             works = [worker(number) for number in numbers]
-            for number, work in zip(numbers, works, strict=True):
-                for tile in tiles[number::count]:
-                    work(tile)
+            if fixed or len(works) > 1:
+                for number, work in zip(numbers, works, strict=True):
+                    for tile in tiles[number::count]:
+                        work(tile)
+                return
+            while waiting:
+                try:
+                    tile = waiting.popleft()
+                except IndexError:  # another worker took the last
+                    break
+                works[0](tile)
 
     if count <= 1 or torch.autograd._profiler_enabled():  # it sees this thread only
         run(range(count))
