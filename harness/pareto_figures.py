@@ -157,7 +157,16 @@ def _figure(
         labels.setdefault(point.name, []).append(point.label)
     names = {family_label(labels[name]): line for name, line in handles.items()}
     names |= {str(line.get_label()): line for line in theirs.get_lines()[:2]}
-    figure.legend(names.values(), names.keys(), loc="outside lower center", ncols=3, frameon=False)
+    figure.legend(
+        names.values(),
+        names.keys(),
+        loc="outside lower center",
+        ncols=3,
+        frameon=False,
+        fontsize=6,
+        handlelength=1.5,
+        columnspacing=1,
+    )
     return figure
 
 
