@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, ClassVar
 
@@ -37,7 +37,7 @@ def criss_cross_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Attention over the H + W − 1 positions of the own column and row under one softmax.
 
     Every position attends to its column, without itself, and goes on with its row by online
-    softmax: no mask is kept, and no line is copied.
+    softmax: no mask is kept. Of a map that is not channels-last, a tile's columns are copied.
 
     Args:
         q: queries ``[B, c, H, W]``.
@@ -76,30 +76,28 @@ class _CrissCross(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        q, k, v = (t.contiguous() for t in (q, k, v))
         dtype = sum_dtype(v)
         batch, height, width, c_out = v.shape
         # Of the columns, each in one piece; rows read them across.
         sums = Lines(
             *(v.new_empty(batch, width, height, s, dtype=dtype) for s in (c_out, 1, 1)),
         )
-        out, lse = torch.empty_like(v), v.new_empty(batch, height, width, 1, dtype=dtype)
+        out, lse = v.new_empty(v.shape), v.new_empty(batch, height, width, 1, dtype=dtype)
 
         def attend(columns: bool, size: int, _: int) -> Callable[[_Lines], None]:
             space = scratch("scores", v, size, dtype=dtype)
 
             def attend_columns(tile: _Lines) -> None:
-                queries, keys, values = (_lines(t, tile, True) for t in (q, k, v))
-                lines = attend_tile(
-                    queries.to(dtype), keys, values, space, left_out=0, acc=sums.acc[tile]
-                )
+                queries, keys, values = _matrices((q, k, v), tile, True, dtype)
+                lines = attend_tile(queries, keys, values, space, left_out=0, acc=sums.acc[tile])
                 sums.top[tile], sums.norm[tile] = lines.top, lines.norm
 
             def attend_rows(tile: _Lines) -> None:
+                queries, keys, values = _matrices((q, k, v), tile, False, dtype)
                 lines = attend_tile(
-                    q[tile].to(dtype),
-                    k[tile],
-                    v[tile],
+                    queries,
+                    keys,
+                    values,
                     space,
                     before=lambda: Lines(
                         *(_lines(t, tile, True).clone(memory_format=_ROWS) for t in sums)
@@ -120,14 +118,14 @@ class _CrissCross(torch.autograd.Function):
         refuse_second_derivative("criss_cross_attention")
         q, k, v, out, lse = ctx.saved_tensors
         dtype = sum_dtype(v)
-        sums = [torch.empty_like(t, dtype=dtype) for t in (q, k, v)]
+        sums = [t.new_empty(t.shape, dtype=dtype) for t in (q, k, v)]
 
         def add(columns: bool, size: int, _: int) -> Callable[[_Lines], None]:
             space = scratch("scores", v, 2, size, dtype=dtype)
 
             def add_lines(tile: _Lines) -> None:
-                queries, keys, values, grad, outputs = (
-                    _lines(t, tile, columns).to(dtype) for t in (q, k, v, grads[0], out)
+                queries, keys, values, grad, outputs = _matrices(
+                    (q, k, v, grads[0], out), tile, columns, dtype
                 )
                 delta = (grad * outputs).sum(-1, keepdim=True)
                 lses = _lines(lse, tile, columns)
@@ -155,6 +153,18 @@ def _lines(x: Tensor, tile: _Lines, columns: bool) -> Tensor:
     """The tile's lines of ``[B, H, W, c]``: ``[lines, positions, c]``, a view."""
     b, lines = tile
     return x[b, :, lines].transpose(0, 1) if columns else x[b, lines]
+
+
+def _matrices(
+    maps: Sequence[Tensor], tile: _Lines, columns: bool, dtype: torch.dtype
+) -> Iterator[Tensor]:
+    """The tile's lines of each map as matrices of that dtype, which a product can read in place."""
+    for number, x in enumerate(maps):
+        lines = _lines(x, tile, columns)
+        if lines.stride(2) == 1 or lines.stride(1) == 1:
+            yield lines.to(dtype)
+        else:
+            yield scratch(f"lines {number}", x, *lines.shape, dtype=dtype).copy_(lines)
 
 
 def _tiles(v: Tensor, columns: bool, buffers: int = 1) -> tuple[list[_Lines], int]:

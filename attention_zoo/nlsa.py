@@ -7,6 +7,7 @@ from functools import lru_cache, partial
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .base import (
@@ -31,7 +32,7 @@ from .softmax import (
     tile_gradients,
     tile_workers,
 )
-from .tiles import even_step, in_cache, scratch, share_tiles, tile_limit
+from .tiles import even_step, in_cache, num_workers, scratch, share_tiles, tile_limit
 
 # Scores that are held at once: on the CPU as many as the cache holds, see :mod:`.tiles`; elsewhere
 # 128 MB, for few launches.
@@ -39,7 +40,7 @@ _CPU_TILE = in_cache()
 _TILE = 2**25
 # Products of a tile, whose rows are gathered together; positions of a tile when rounds are merged.
 _GROUPS = 4
-_POSITIONS = 1024
+_POSITIONS = 2048
 
 #: Keys are divided by their norm, but by no less than this.
 MIN_NORM = 5e-5
@@ -70,7 +71,7 @@ def hash_codes(x: Tensor, rotations: Tensor) -> Tensor:
     width = even_step(n, 2 * r * half, _tile_size(x.device), workers if batch < workers else 1)
 
     def worker(_: int) -> Callable[[_Positions], None]:
-        space = scratch("codes", flat, width, r, 2 * half)
+        space, is_largest = (scratch(name, flat, width, r, 2 * half) for name in ("codes", "mask"))
 
         def hash_tile(tile: _Positions) -> None:
             b, i = tile
@@ -78,7 +79,7 @@ def hash_codes(x: Tensor, rotations: Tensor) -> Tensor:
             both = space[: rotated.shape[0]]
             both[..., :half] = rotated
             torch.neg(rotated, out=both[..., half:])
-            codes[b, :, i] = both.argmax(-1).T
+            codes[b, :, i] = _arg_max(both, is_largest[: both.shape[0]]).T
 
         return hash_tile
 
@@ -86,6 +87,35 @@ def hash_codes(x: Tensor, rotations: Tensor) -> Tensor:
         tiles = [(b, slice(i, i + width)) for b in range(batch) for i in range(0, n, width)]
         share_tiles(tiles, x.device, worker)
     return codes
+
+
+def _arg_max(x: Tensor, space: Tensor) -> Tensor:
+    """Arg-max of ``[T, r, M]`` over M, the first of equal ones; ``space`` is as large.
+
+    On the CPU torch's goes through one number after the other. Here a product picks the index of
+    the largest, unless there are several, as of zeros.
+    """
+    if x.device.type == "cpu":
+        torch.eq(x, x.amax(-1, keepdim=True), out=space)
+        index = torch.arange(x.shape[-1], dtype=x.dtype)
+        ways = torch.stack([index, torch.ones_like(index)], dim=1)
+        picked, count = torch.matmul(space, ways).unbind(-1)
+        if bool((count == 1).all()):
+            return picked.long()
+    return x.argmax(-1)
+
+
+def sort_codes(codes: Tensor, buckets: int) -> Tensor:
+    """Positions ``[B, r, N]`` in stable order of their codes ``[B, r, N]``, 0 … buckets − 1."""
+    if codes.device.type != "cpu":
+        return codes.sort(dim=-1, stable=True).indices
+    # One sort of all rounds, in one dimension and of short integers: there torch has a radix sort.
+    lists = codes.flatten(0, 1)
+    number = torch.arange(lists.shape[0]).unsqueeze(1)
+    dtype = torch.int16 if lists.shape[0] * buckets < 2**15 else torch.int32
+    keys = (lists + number * buckets).to(dtype).flatten()
+    order = keys.sort(stable=True).indices.view_as(lists)
+    return order.sub_(number * lists.shape[1]).view_as(codes)
 
 
 def _tile_size(device: torch.device) -> int:
@@ -137,9 +167,9 @@ def _attend_sorted(
     chunk_size: int,
 ) -> Tensor:
     """Hash and sort, then the attention by a function on rows and their order."""
-    queries, values = to_rows(q), to_rows(v)
-    keys = normalise_keys(to_rows(k))
-    order = torch.sort(hash_codes(queries, rotations), dim=-1, stable=True).indices
+    queries, values = (to_rows(t).contiguous() for t in (q, v))
+    keys = normalise_keys(queries if k is q else to_rows(k))
+    order = sort_codes(hash_codes(queries, rotations), 2 * rotations.shape[2])
     with no_autocast(v):
         out = function.apply(queries, keys, values, order, chunk_size)
     return to_map(out, like=v)
@@ -147,7 +177,8 @@ def _attend_sorted(
 
 def normalise_keys(k: Tensor) -> Tensor:
     """Rows ``[B, N, c]`` divided by max(norm, 5e-5), float32 at least: a half's norm overflows."""
-    k = k.to(torch.promote_types(k.dtype, torch.float32))
+    # Norms of rows that are not in one piece take ten times as long on the CPU.
+    k = k.to(torch.promote_types(k.dtype, torch.float32)).contiguous()
     return k / torch.linalg.vector_norm(k, dim=-1, keepdim=True).clamp_min(MIN_NORM)
 
 
@@ -175,7 +206,6 @@ class _ChunkedAttention(torch.autograd.Function):
         batch, n, c_out = v.shape
         dtype = sum_dtype(v)
         plan = _Plan(order, chunk_size, v.device)
-        q, k, v = (t.contiguous() for t in (q, k, v))
         # In sorted order: (acc, top, norm) of every round.
         sums = Lines(
             *(v.new_empty(batch, plan.rounds, plan.slots, s, dtype=dtype) for s in (c_out, 1, 1))
@@ -214,17 +244,14 @@ class _ChunkedAttention(torch.autograd.Function):
 
         def merge(tile: _Positions) -> None:
             b, i = tile
-            parts = [
-                Lines(*(t[b, r].index_select(0, plan.back[b, r, i]) for t in sums))
-                for r in range(plan.rounds)
-            ]
-            top = torch.stack([sums_r.top for sums_r in parts]).amax(0)
-            acc, norm = torch.zeros_like(parts[0].acc), torch.zeros_like(top)
-            for sums_r in parts:
-                share = sums_r.top.sub_(top).exp2_()
-                acc.addcmul_(sums_r.acc, share)
-                norm.addcmul_(sums_r.norm, share)
-            out[b, i] = acc.div_(norm)
+            places = plan.places[b, i]
+            tops, norms = (torch.take(t[b], places) for t in (sums.top, sums.norm))
+            top = tops.amax(1, keepdim=True)
+            weights = tops.sub_(top).exp2_()
+            norm = norms.mul_(weights).sum(1, keepdim=True)
+            out[b, i] = F.embedding_bag(
+                places, sums.acc[b].flatten(0, 1), mode="sum", per_sample_weights=weights.div_(norm)
+            )
             lse[b, i] = norm.log2_().add_(top)
 
         share_tiles(plan.positions, v.device, lambda _: merge)
@@ -321,12 +348,7 @@ class _ChunkedAttention(torch.autograd.Function):
         def gather(tile: _Positions) -> None:
             b, i = tile
             for whole, t in zip(results, slotted, strict=True):
-                first, *others = (
-                    t[b, r].index_select(0, plan.back[b, r, i]) for r in range(plan.rounds)
-                )
-                for other in others:
-                    first += other
-                whole[b, i] = first
+                whole[b, i] = F.embedding_bag(plan.places[b, i], t[b].flatten(0, 1), mode="sum")
 
         share_tiles(plan.positions, v.device, lambda _: gather)
 
@@ -364,7 +386,7 @@ class _Plan:
 
     Attributes:
         rounds, chunks, slots: hash rounds; chunks of one; positions of one, repeated ones too.
-        back: rank of every position, ``[B, r, N]``.
+        places: of every position, its slot in each round, counted through all: ``[B, N, r]``.
         repeated: ranks of the positions that fill up the last chunk.
         spans: neighbouring chunks of one round that are done together.
         tiles: (image, round, span) of each tile.
@@ -381,8 +403,10 @@ class _Plan:
         # One chunk more on either side closes the circle.
         ends = padded[:, :, -chunk_size:], padded[:, :, :chunk_size]
         self._around = torch.cat([ends[0], padded, ends[1]], dim=2)
-        self.back = torch.empty_like(order)
-        self.back.scatter_(2, order, torch.arange(n, device=device).expand_as(order))
+        ranks = torch.empty_like(order)
+        ranks.scatter_(2, order, torch.arange(n, device=device).expand_as(order))
+        first = torch.arange(0, self.rounds * self.slots, self.slots, device=device)
+        self.places = ranks.add_(first.unsqueeze(1)).transpose(1, 2).contiguous()
         slots = torch.arange(n, self.slots, device=device)
         self.repeated = (slots - (self.slots - n)) % n
         scores = 3 * chunk_size**2
@@ -394,9 +418,8 @@ class _Plan:
         self.tiles = [
             (b, r, span) for b in range(batch) for r in range(self.rounds) for span in self.spans
         ]
-        self.positions = [
-            (b, slice(i, i + _POSITIONS)) for b in range(batch) for i in range(0, n, _POSITIONS)
-        ]
+        step = even_step(n, 1, _POSITIONS, num_workers(device))
+        self.positions = [(b, slice(i, i + step)) for b in range(batch) for i in range(0, n, step)]
 
     def rows(self, chunks: slice) -> slice:
         """Slots of these chunks."""

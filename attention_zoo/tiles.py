@@ -35,7 +35,6 @@ _LEVEL_2 = Path("/sys/devices/system/cpu/cpu0/cache/index2/size")
 # Those of :func:`in_cache`, for caches of 1 and 2 MB.
 _LEAST_IN_CACHE, _MOST_IN_CACHE = 2**18, 2**19
 _memory = local()
-_NOTHING = torch.empty(0)
 
 
 def in_cache() -> int:
@@ -169,17 +168,17 @@ def scratch(name: str, like: Tensor, *shape: int, dtype: torch.dtype | None = No
     """
     dtype = dtype or like.dtype
     count = math.prod(shape)
-    with torch.inference_mode(False):  # it may be used in and out of that mode
-        # A profiler shall see the memory as if it were taken in each call; a tracer, with which
-        # counters of operations work, knows no tensor of an earlier trace.
-        watched = torch.autograd._profiler_enabled() or torch.jit.is_tracing()
-        if like.device.type != "cpu" or watched or count > _MOST_KEPT * _sharers():
-            return torch.empty(shape, dtype=dtype, device=like.device)
-        key = f"{name} {dtype}"
-        if getattr(_memory, key, _NOTHING).numel() < count:
-            setattr(_memory, key, torch.empty(count, dtype=dtype))
-        memory: Tensor = getattr(_memory, key)
-        return memory[:count].view(shape)
+    # A profiler shall see the memory as if it were taken in each call; a tracer, with which
+    # counters of operations work, knows no tensor of an earlier trace.
+    watched = torch.autograd._profiler_enabled() or torch.jit.is_tracing()
+    if like.device.type != "cpu" or watched or count > _MOST_KEPT * _sharers():
+        return torch.empty(shape, dtype=dtype, device=like.device)
+    kept = _memory.__dict__
+    memory: Tensor | None = kept.get((name, dtype))
+    if memory is None or memory.numel() < count:
+        with torch.inference_mode(False):  # it may be used in and out of that mode
+            memory = kept[name, dtype] = torch.empty(count, dtype=dtype)
+    return memory[:count].view(shape)
 
 
 def num_workers(device: torch.device, own_threads: bool = False) -> int:
