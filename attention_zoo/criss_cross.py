@@ -76,6 +76,8 @@ class _CrissCross(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        if any(ctx.needs_input_grad):  # rows in one piece serve both passes
+            q, k, v = (t.contiguous() for t in (q, k, v))
         dtype = sum_dtype(v)
         batch, height, width, c_out = v.shape
         # Of the columns, each in one piece; rows read them across.

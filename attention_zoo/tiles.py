@@ -18,7 +18,7 @@ from functools import cache
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Barrier, Thread, local
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -173,8 +173,8 @@ def scratch(name: str, like: Tensor, *shape: int, dtype: torch.dtype | None = No
     watched = torch.autograd._profiler_enabled() or torch.jit.is_tracing()
     if like.device.type != "cpu" or watched or count > _MOST_KEPT * _sharers():
         return torch.empty(shape, dtype=dtype, device=like.device)
-    kept = _memory.__dict__
-    memory: Tensor | None = kept.get((name, dtype))
+    kept: dict[Any, Tensor] = _memory.__dict__
+    memory = kept.get((name, dtype))
     if memory is None or memory.numel() < count:
         with torch.inference_mode(False):  # it may be used in and out of that mode
             memory = kept[name, dtype] = torch.empty(count, dtype=dtype)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from attention_zoo import AttentionError, create_attention
-from attention_zoo.nlsa import num_buckets, sparse_attention
+from attention_zoo.nlsa import hash_codes, num_buckets, sort_codes, sparse_attention
 from tests.reference import nlsa as oracle
 from tests.reference.cases import (
     FORMATS,
@@ -148,6 +148,26 @@ def test_equal_codes_in_a_long_row() -> None:
         seen = torch.tensor(order[(chunk - 1) * 16 : (chunk + 2) * 16], dtype=torch.float64)
         row, column = divmod(order[rank], 64)
         torch.testing.assert_close(out[0, 0, row, column], seen.mean())
+
+
+def test_hash_codes_are_the_first_of_the_largest() -> None:
+    """Also where several are largest (no position, one, all), and where one is not a number."""
+    x = torch.randn(2, 300, 8)
+    rotations = torch.randn(3, 8, 5)
+    for many in (0, 1, 150, 300):
+        x[:, :many] = 0
+        rotated = torch.einsum("bnc,rch->brnh", x, rotations)
+        assert (hash_codes(x, rotations) == torch.cat([rotated, -rotated], -1).argmax(-1)).all()
+    x[0, 7, 3] = torch.nan
+    assert (hash_codes(x, rotations)[0, :, 7] == 0).all()
+
+
+@pytest.mark.parametrize("buckets", [2, 70, 2**14])
+def test_positions_are_sorted_by_code_and_in_order(buckets: int) -> None:
+    """2^14 buckets in six lists do not fit into 16 bits."""
+    codes = torch.randint(0, buckets, (2, 3, 5000))
+    expected = codes.sort(dim=-1, stable=True).indices
+    assert torch.equal(sort_codes(codes, buckets), expected)
 
 
 def test_the_key_is_divided_by_its_norm_and_the_query_is_not() -> None:
