@@ -524,7 +524,8 @@ class NonLocalSparseAttention(Attention):
         height, width = q.shape[2:]
         position = row * width + col
         queries, keys = to_rows(q), normalise_keys(to_rows(k))
-        order = torch.sort(hash_codes(queries, self.rotations(q)), dim=-1, stable=True).indices
+        rotations = self.rotations(q)
+        order = sort_codes(hash_codes(queries, rotations), 2 * rotations.shape[2])
         with no_autocast(q):
             scores = torch.einsum("bc,bnc->bn", queries[:, position].to(keys.dtype), keys)
         weights = torch.zeros_like(scores)

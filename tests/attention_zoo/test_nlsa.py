@@ -152,8 +152,8 @@ def test_equal_codes_in_a_long_row() -> None:
 
 def test_hash_codes_are_the_first_of_the_largest() -> None:
     """Also where several are largest (no position, one, all), and where one is not a number."""
-    x = torch.randn(2, 300, 8)
-    rotations = torch.randn(3, 8, 5)
+    x = torch.randn(2, 300, 8, dtype=torch.float64)
+    rotations = torch.randn(3, 8, 5, dtype=torch.float64)
     for many in (0, 1, 150, 300):
         x[:, :many] = 0
         rotated = torch.einsum("bnc,rch->brnh", x, rotations)
