@@ -34,6 +34,8 @@ QUADRATIC, OTHER_BOUND = "O(N²)", 1.6
 MEMORY_BOUND = 4000.0
 #: Fewest sizes of a fit: a standard error needs more points than parameters.
 MIN_SIZES = 3
+# Decimals of a fit that are kept.
+_DIGITS = 12
 
 #: What is fitted: key of a row, and its name.
 QUANTITIES = {"median_ms": "time", "peak_memory_mb": "memory"}
@@ -69,7 +71,8 @@ def fit_exponent(positions: Sequence[int], values: Sequence[float]) -> Fit | Non
     x, y = x - x.mean(), y - y.mean()
     slope = float(x @ y / (x @ x))
     error = math.sqrt(float(((y - slope * x) ** 2).sum() / (len(x) - 2) / (x @ x)))
-    return Fit(slope, error)
+    # The noise of rounding differs between processors, and a table shall not.
+    return Fit(round(slope, _DIGITS), round(error, _DIGITS))
 
 
 class Method:
