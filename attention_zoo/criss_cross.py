@@ -30,7 +30,6 @@ from .tiles import even_step, scratch, share_tiles, tile_limit
 # 128 MB, for few launches.
 _CPU_TILE = 2**19
 _TILE = 2**25
-_ROWS = torch.contiguous_format
 
 
 def criss_cross_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -79,32 +78,28 @@ class _CrissCross(torch.autograd.Function):
         if any(ctx.needs_input_grad):  # rows in one piece serve both passes
             q, k, v = (t.contiguous() for t in (q, k, v))
         dtype = sum_dtype(v)
-        batch, height, width, c_out = v.shape
-        # Of the columns, each in one piece; rows read them across.
-        sums = Lines(
-            *(v.new_empty(batch, width, height, s, dtype=dtype) for s in (c_out, 1, 1)),
-        )
+        batch, height, width, _ = v.shape
         out, lse = v.new_empty(v.shape), v.new_empty(batch, height, width, 1, dtype=dtype)
+        # Of the columns; rows go on with them in place.
+        sums = Lines(
+            out if v.dtype == dtype else v.new_empty(v.shape, dtype=dtype),
+            *(v.new_empty(batch, height, width, 1, dtype=dtype) for _ in range(2)),
+        )
 
         def attend(columns: bool, size: int, _: int) -> Callable[[_Lines], None]:
             space = scratch("scores", v, size, dtype=dtype)
 
             def attend_columns(tile: _Lines) -> None:
                 queries, keys, values = _matrices((q, k, v), tile, True, dtype)
-                lines = attend_tile(queries, keys, values, space, left_out=0, acc=sums.acc[tile])
-                sums.top[tile], sums.norm[tile] = lines.top, lines.norm
+                found = Lines(*(_lines(t, tile, True) for t in sums))
+                lines = attend_tile(queries, keys, values, space, left_out=0, acc=found.acc)
+                found.top.copy_(lines.top)
+                found.norm.copy_(lines.norm)
 
             def attend_rows(tile: _Lines) -> None:
                 queries, keys, values = _matrices((q, k, v), tile, False, dtype)
-                lines = attend_tile(
-                    queries,
-                    keys,
-                    values,
-                    space,
-                    before=lambda: Lines(
-                        *(_lines(t, tile, True).clone(memory_format=_ROWS) for t in sums)
-                    ),
-                )
+                of_columns = Lines(*(t[tile] for t in sums))
+                lines = attend_tile(queries, keys, values, space, before=of_columns)
                 finish_tile(lines, out[tile], lse[tile])
 
             return attend_columns if columns else attend_rows
@@ -166,7 +161,9 @@ def _matrices(
         if lines.stride(2) == 1 or lines.stride(1) == 1:
             yield lines.to(dtype)
         else:
-            yield scratch(f"lines {number}", x, *lines.shape, dtype=dtype).copy_(lines)
+            rows = lines.transpose(0, 1)
+            copy = scratch(f"lines {number}", x, *rows.shape, dtype=dtype).copy_(rows)
+            yield copy.transpose(0, 1)
 
 
 def _tiles(v: Tensor, columns: bool, buffers: int = 1) -> tuple[list[_Lines], int]:

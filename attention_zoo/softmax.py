@@ -171,7 +171,7 @@ def attend_tile(
     k: Tensor,
     v: Tensor,
     space: Tensor,
-    before: Callable[[], Lines] | None = None,
+    before: Lines | None = None,
     left_out: int | None = None,
     acc: Tensor | None = None,
 ) -> Lines:
@@ -182,61 +182,54 @@ def attend_tile(
         k: keys ``[B, M, c]``.
         v: values ``[B, M, c_out]``.
         space: overwritten; ``B · N`` numbers at least for each key of a :func:`key_tiles` slice.
-        before: gives what the same queries attended to before, anew each time; overwritten.
+        before: what the same queries attended to before; overwritten.
         left_out: if not None, query i leaves out key i + left_out.
         acc: memory of the result's ``acc``, if there is no ``before``.
     """
-    tiles = key_tiles(k.shape[1], k.device)
-    # On the CPU the maximum of the first keys is good for all: rarely is a later score so much
-    # larger that sums leave float32's middle. Elsewhere looking would wait for the device.
-    if k.device.type == "cpu" and (before is not None or len(tiles) > 1):
-        state = None if before is None else before()
-        lines = _attend_keys(q, k, v, space, tiles, state, left_out, acc, keep_top=True)
-        if bool((lines.norm < _MOST_WEIGHT).all()):
-            return lines
-    state = None if before is None else before()
-    return _attend_keys(q, k, v, space, tiles, state, left_out, acc, keep_top=False)
-
-
-def _attend_keys(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    space: Tensor,
-    tiles: list[slice],
-    state: Lines | None,
-    left_out: int | None,
-    acc: Tensor | None,
-    keep_top: bool,
-) -> Lines:
-    for j in tiles:
+    state = before
+    for j in key_tiles(k.shape[1], k.device):
         keys, values = k[:, j].to(q.dtype), v[:, j].to(q.dtype)
-        scores = _products(q, keys, space, LOG2_E)
-        if left_out is not None:
-            scores.diagonal(left_out - j.start, dim1=1, dim2=2).fill_(-math.inf)
+        without = None if left_out is None else left_out - j.start
         if state is None:
-            top = _row_maximum(scores)
-            weights = scores.sub_(top).exp2_()
-            norm = weights.sum(-1, keepdim=True)
+            top, weights, norm = _weights(q, keys, space, without)
             state = Lines(torch.bmm(weights, values, out=acc), top, norm)
             continue
-        top = state.top if keep_top else torch.maximum(_row_maximum(scores), state.top)
-        weights = scores.sub_(top).exp2_()
-        norm = weights.sum(-1, keepdim=True)
+        # On the CPU the maximum of the first keys is good for all: rarely is a later score so much
+        # larger that sums leave float32's middle. Elsewhere looking would wait for the device.
+        keep_top = k.device.type == "cpu"
+        if keep_top:
+            top, weights, norm = _weights(q, keys, space, without, state.top)
+            norm.add_(state.norm)
+            keep_top = bool((norm < _MOST_WEIGHT).all())
         if not keep_top:
+            top, weights, norm = _weights(q, keys, space, without, state.top, raise_top=True)
             shrink = state.top.sub_(top).exp2_()
             state.acc.mul_(shrink)
-            state.norm.mul_(shrink)
+            norm.add_(state.norm.mul_(shrink))
         # Not in place by name: torch's counter of operations does not know that.
-        total = torch.baddbmm(state.acc, weights, values, out=state.acc)
-        state = Lines(total, top, state.norm.add_(norm))
+        state = Lines(torch.baddbmm(state.acc, weights, values, out=state.acc), top, norm)
     assert state is not None
     return state
 
 
-def _row_maximum(scores: Tensor) -> Tensor:
-    """Finite even where all keys are left out, so that differences are."""
-    return scores.amax(-1, keepdim=True).clamp_min_(_LOWEST)
+def _weights(
+    q: Tensor,
+    k: Tensor,
+    space: Tensor,
+    left_out: int | None,
+    top: Tensor | None = None,
+    raise_top: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The scores' maximum (``top`` itself, or raised to it, if given), weights, and their sum."""
+    scores = _products(q, k, space, LOG2_E)
+    if left_out is not None:
+        scores.diagonal(left_out, dim1=1, dim2=2).fill_(-math.inf)
+    if top is None or raise_top:
+        # Finite even where all keys are left out, so that differences are.
+        found = scores.amax(-1, keepdim=True).clamp_min_(_LOWEST)
+        top = found if top is None else torch.maximum(found, top)
+    weights = scores.sub_(top).exp2_()
+    return top, weights, weights.sum(-1, keepdim=True)
 
 
 def finish_tile(lines: Lines, out: Tensor, lse: Tensor) -> None:
