@@ -24,6 +24,7 @@ from .base import (
 from .implementations import implementation, register_core, run
 from .kernels import why_not_triton
 from .nla import softmax_weights
+from .products import by_onednn, product
 from .registry import register_attention
 from .softmax import LOG2_E, no_autocast, refuse_second_derivative, sum_dtype
 from .tiles import cut, in_cache, num_workers, scratch, share_tiles, tile_limit
@@ -171,7 +172,7 @@ class _RandomFeatureAttention(torch.autograd.Function):
                     part_shift[b, part] = shift.mT
                 features.exp2_()
                 values = v[b, i].to(dtype)
-                torch.bmm(features.mT, values, out=part_values[b, part])
+                product(features.mT, values, out=part_values[b, part])
                 torch.sum(features, 1, out=part_norm[b, part])
                 torch.sum(values, 1, out=part_total[b, part])
 
@@ -209,7 +210,7 @@ class _RandomFeatureAttention(torch.autograd.Function):
             def attend_tile(tile: _Tile) -> None:
                 b, i, _ = tile
                 features, scale = kernel.embed(q[b, i], space).features(shift[b], floor[b])
-                sums, norm = space.bmm(features, columns[0][b], "sums"), normaliser[b, i]
+                sums, norm = space.product(features, columns[0][b], "sums"), normaliser[b, i]
                 torch.bmm(features, columns[1][b], out=norm)
                 for t, eps_column in zip((sums, norm), eps_columns, strict=True):
                     if scale is None:
@@ -253,13 +254,13 @@ class _RandomFeatureAttention(torch.autograd.Function):
                 grad_sums = space.take("sums", (*by_output.shape[:2], c_out + 1))
                 grad, grad_norm = grad_sums.tensor_split([c_out], dim=2)
                 torch.div(by_output, normaliser[b, i], out=grad)
-                product = torch.mul(grad, out[b, i], out=space.take("product", grad.shape))
-                torch.sum(product, 2, keepdim=True, out=grad_norm).neg_()
-                torch.bmm(features.mT, grad, out=part_values[b, part])
+                along = torch.mul(grad, out[b, i], out=space.take("along", grad.shape))
+                torch.sum(along, 2, keepdim=True, out=grad_norm).neg_()
+                product(features.mT, grad, out=part_values[b, part])
                 torch.bmm(features.mT, grad_norm, out=part_norm[b, part])
                 scaled = grad_sums if scale is None else grad_sums * scale
                 torch.sum(scaled, 1, out=part_eps[b, part])
-                by_feature = space.bmm(grad_sums, context[b].mT, "by feature")
+                by_feature = space.product(grad_sums, context[b].mT, "by feature")
                 grad_q[b, i] = queries.gradient(features.mul_(by_feature))
 
             return by_tile
@@ -296,9 +297,9 @@ class _RandomFeatureAttention(torch.autograd.Function):
                 if not kernel.mild:
                     features.sub_(shift[b].mT)
                 features.exp2_()
-                by_v = space.bmm(features, by_value[b], "sums")
+                by_v = space.product(features, by_value[b], "sums")
                 torch.add(by_v, by_mean[b], out=grad_v[b, i])
-                by_feature = space.bmm(v[b, i].to(dtype), by_value[b].mT, "by feature")
+                by_feature = space.product(v[b, i].to(dtype), by_value[b].mT, "by feature")
                 grad_k[b, i] = keys.gradient(features.mul_(by_feature.add_(by_norm[b])))
 
             return by_tile
@@ -415,8 +416,10 @@ class _Space:
             )
         return self._taken[name, shape]
 
-    def bmm(self, a: Tensor, b: Tensor, name: str) -> Tensor:
-        """``a @ b`` in the memory of that name."""
+    def product(self, a: Tensor, b: Tensor, name: str) -> Tensor:
+        """``a @ b``, in the memory of that name unless it is oneDNN's."""
+        if by_onednn(a, b):
+            return product(a, b)
         return torch.bmm(a, b, out=self.take(name, (*a.shape[:2], b.shape[2])))
 
 
@@ -516,17 +519,17 @@ class _Embedded:
 
     def _products(self) -> Tensor:
         scaled = self._kernel.scaled.expand(self._u.shape[0], -1, -1)
-        return self._space.bmm(self._u, scaled, "features")
+        return self._space.product(self._u, scaled, "features")
 
     def gradient(self, grad: Tensor) -> Tensor:
         """Gradient ``[B, T, c]``, given that of ``Fu − |u|²/2`` ``[B, T, m]``."""
         projection = self._kernel.projection.expand(grad.shape[0], -1, -1)
-        by_u = self._space.bmm(grad, projection, "gradient")
+        by_u = self._space.product(grad, projection, "gradient")
         if self._kernel.amplification is None:
             return by_u.addcmul_(self._u, grad.sum(2, keepdim=True), value=-1)
         # Of a normalised vector only what is orthogonal to it counts.
-        product = torch.mul(by_u, self._u, out=self._space.take("product", by_u.shape))
-        along = product.sum(2, keepdim=True)
+        along = torch.mul(by_u, self._u, out=self._space.take("along", by_u.shape))
+        along = along.sum(2, keepdim=True)
         if self._any_short:
             by_square = grad.sum(2, keepdim=True).mul_(self._kernel.amplification)
             along = torch.where(self._short, by_square, along)

@@ -42,9 +42,9 @@ def non_local_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     Raises:
         AttentionError: the shapes do not fit together.
 
-    Implementations: ``sdpa``, ``tiled``, ``reference``; ``auto`` is sdpa where it can run and
-    needs no padding that costs, else tiled (on the CPU: c and c_out differ and exceed 32; on
-    CUDA: float64).
+    Implementations: ``sdpa``, ``tiled``, ``reference``; ``auto`` is sdpa where it can run and is
+    the faster one, else tiled (on the CPU: c and c_out differ and exceed 32, or the processor's
+    products are oneDNN's, see :mod:`.products`; on CUDA: float64).
 
     Numerics: error up to ``(2 u + 2 min(1, g)) max|v|``, see :mod:`.softmax`; where the processor
     has units for bfloat16's products, values below 2^-126 count as zero in it. Off the CPU

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from .products import FEW_MACS, add_product, by_onednn, prefers_onednn, product
 from .tiles import cut, even_step, num_workers, scratch, share_tiles, tile_limit
 
 # Scores of a tile that are held at once: on the CPU 2 MB in float32, see :mod:`.tiles`; elsewhere
@@ -105,16 +106,28 @@ def why_not_fused(q: Tensor, k: Tensor, v: Tensor) -> str | None:
 
 
 def prefers_fused(q: Tensor, k: Tensor, v: Tensor) -> bool:
-    """Whether torch's fused kernel can run and is the better path: padding must cost nothing."""
+    """Whether torch's fused kernel can run and is the better path.
+
+    On the CPU padding must cost nothing, and the kernel's own matrix products be no slower.
+    """
     if why_not_fused(q, k, v):
         return False
-    c, c_out = q.shape[-1], v.shape[-1]
-    return c == c_out or max(c, c_out) <= _PAD_WIDTH or q.device.type == "cuda"
+    (n, c), m, c_out = q.shape[-2:], k.shape[-2], v.shape[-1]
+    if q.device.type == "cuda":
+        return True
+    if q.dtype == torch.float32 and _tiles_are_faster(n, m, c):
+        return False
+    return c == c_out or max(c, c_out) <= _PAD_WIDTH
+
+
+def _tiles_are_faster(n: int, m: int, c: int) -> bool:
+    """Whether tiles in float32 have faster products than torch's fused kernel on this CPU."""
+    return prefers_onednn() and n * m * c >= FEW_MACS
 
 
 def softmax_macs(n: int, m: int, c: int, c_out: int) -> int:
-    """MACs that non-local attention executes on the CPU for one image of n queries, m keys."""
-    if max(c, c_out) <= _PAD_WIDTH:
+    """MACs that NLA executes on this CPU for one image of n queries, m keys, in float32."""
+    if max(c, c_out) <= _PAD_WIDTH and not _tiles_are_faster(n, m, c):
         c = c_out = max(c, c_out)
     return n * m * (c + c_out)
 
@@ -192,7 +205,7 @@ def attend_tile(
         without = None if left_out is None else left_out - j.start
         if state is None:
             top, weights, norm = _weights(q, keys, space, without)
-            state = Lines(torch.bmm(weights, values, out=acc), top, norm)
+            state = Lines(product(weights, values, acc), top, norm)
             continue
         # On the CPU the maximum of the first keys is good for all: rarely is a later score so much
         # larger that sums leave float32's middle. Elsewhere looking would wait for the device.
@@ -206,8 +219,7 @@ def attend_tile(
             shrink = state.top.sub_(top).exp2_()
             state.acc.mul_(shrink)
             norm.add_(state.norm.mul_(shrink))
-        # Not in place by name: torch's counter of operations does not know that.
-        state = Lines(torch.baddbmm(state.acc, weights, values, out=state.acc), top, norm)
+        state = Lines(add_product(state.acc, weights, values), top, norm)
     assert state is not None
     return state
 
@@ -267,8 +279,8 @@ def tile_gradients(
         left_out: as in :func:`attend_tile`.
     """
     weights, grad_scores = _score_gradients(q, k, v, grad, lse, delta, space, left_out)
-    grad_v = torch.bmm(weights.mT, grad)
-    return torch.bmm(grad_scores, k), torch.bmm(grad_scores.mT, q), grad_v
+    grad_v = product(weights.mT, grad)
+    return product(grad_scores, k), product(grad_scores.mT, q), grad_v
 
 
 def _score_gradients(
@@ -290,7 +302,9 @@ def _score_gradients(
 
 
 def _products(a: Tensor, b: Tensor, space: Tensor, factor: float = 1.0) -> Tensor:
-    """``factor · a bᵀ`` of rows, in ``space``, whose content does not matter."""
+    """``factor · a bᵀ`` of rows, perhaps in ``space``, whose content does not matter."""
+    if by_onednn(a, b.mT):
+        return product(a * factor, b.mT)
     shape = (a.shape[0], a.shape[1], b.shape[1])
     out = space[: math.prod(shape)].view(shape)
     return torch.baddbmm(out, a, b.mT, beta=0, alpha=factor, out=out)
@@ -337,7 +351,7 @@ class _TiledAttention(torch.autograd.Function):
 
             def attend(tile: _Tile) -> None:
                 b, i = tile
-                lines = attend_tile(q[b, i].to(dtype), k[b], v[b], space)
+                lines = attend_tile(q[b, i].to(dtype).contiguous(), k[b], v[b], space)
                 finish_tile(lines, out[b, i], lse[b, i])
 
             return attend
@@ -401,20 +415,20 @@ def _gradients(
 
         def add(tile: _Tile) -> None:
             b, i = tile
-            grad = grad_out[b, i].to(dtype)
+            grad = grad_out[b, i].to(dtype).contiguous()
             delta = (grad * out[b, i]).sum(-1, keepdim=True)
             if grad_lse is not None:
                 delta.sub_(grad_lse[b, i, None])
-            queries = q[b, i].to(dtype)
+            queries = q[b, i].to(dtype).contiguous()
             by_q = torch.zeros_like(queries)
             for j in key_tiles(k.shape[1], k.device):
                 keys, values = k[b, j].to(dtype), v[b, j].to(dtype)
                 weights, grad_scores = _score_gradients(
                     queries, keys, values, grad, lse[b, i], delta, space
                 )
-                _add_product(sum_v[b, j], weights.mT, grad)
-                _add_product(by_q, grad_scores, keys)
-                _add_product(sum_k[b, j], grad_scores.mT, queries)
+                add_product(sum_v[b, j], weights.mT, grad)
+                add_product(by_q, grad_scores, keys)
+                add_product(sum_k[b, j], grad_scores.mT, queries)
             grad_q[b, i] = by_q
 
         return add
@@ -425,11 +439,6 @@ def _gradients(
             whole += part
     grad_k, grad_v = sums[0]
     return grad_q, grad_k.to(k.dtype), grad_v.to(v.dtype)
-
-
-def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """``total += a @ b``; not in place by name: torch's counter of operations knows no such."""
-    torch.baddbmm(total, a, b, out=total)
 
 
 _Tile = tuple[slice, slice]

@@ -15,6 +15,8 @@ from typing import Any
 import psutil  # type: ignore[import-untyped]
 import torch
 
+from attention_zoo.products import prefers_onednn
+
 from . import __version__
 from .errors import UserError
 
@@ -111,6 +113,8 @@ def describe(device: torch.device) -> dict[str, Any]:
             "lapack": _build_setting("LAPACK_INFO"),
             "mkl": torch.backends.mkl.is_available(),
             "onednn": torch.backends.mkldnn.is_available(),
+            # Of the attention's large products in float32 on the CPU.
+            "products_by_onednn": prefers_onednn(),
             "matmul_precision": torch.get_float32_matmul_precision(),
             "cudnn_tf32": torch.backends.cudnn.allow_tf32,
             "cudnn_benchmark": torch.backends.cudnn.benchmark,

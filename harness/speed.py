@@ -19,6 +19,7 @@ import tyro
 from torch import Tensor
 
 from attention_zoo import enlca
+from attention_zoo.products import by_onednn, product
 
 from . import machine, obvious
 from .config import Variant
@@ -342,12 +343,15 @@ def _row(
 def machine_limits(
     device: torch.device, dtype: torch.dtype = torch.float32, max_seconds: float = 2.0
 ) -> dict[str, float]:
-    """Best measured rates: of a large matrix product and of copying (read + write)."""
+    """Best measured rates: of a large matrix product and of copying (read + write).
+
+    The product is by the faster of torch's libraries, see :mod:`attention_zoo.products`.
+    """
     side = _MATMUL_SIDE.get(device.type, 2048)
-    a, product = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+    a, out = (torch.randn(1, side, side, device=device, dtype=dtype) for _ in range(2))
     source, copy = (torch.randn(_COPY_NUMBERS, device=device, dtype=dtype) for _ in range(2))
     functions = {
-        "matmul": lambda: torch.mm(a, a, out=product),
+        "matmul": lambda: product(a, a, None if by_onednn(a, a) else out),
         "copy": lambda: copy.copy_(source),
     }
     times = time_in_turn(functions, device, max_seconds=max_seconds)

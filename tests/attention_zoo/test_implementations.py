@@ -73,12 +73,23 @@ def test_equals_tiled_in_value_and_gradient(
 
 
 @pytest.mark.parametrize(
-    ("c", "c_out", "expected"),
-    [(4, 4, "sdpa"), (4, 30, "sdpa"), (33, 33, "sdpa"), (4, 33, "tiled")],
+    ("c", "c_out", "onednn", "expected"),
+    [
+        (4, 4, False, "sdpa"),
+        (4, 30, False, "sdpa"),
+        (33, 33, False, "sdpa"),
+        (4, 33, False, "tiled"),
+        (4, 4, True, "tiled"),
+        (33, 33, True, "tiled"),
+    ],
 )
-def test_auto_follows_the_width(c: int, c_out: int, expected: str) -> None:
+def test_auto_follows_the_width_and_the_processor(
+    monkeypatch: pytest.MonkeyPatch, c: int, c_out: int, onednn: bool, expected: str
+) -> None:
+    monkeypatch.setattr(softmax, "prefers_onednn", lambda: onednn)
+    monkeypatch.setattr(softmax, "FEW_MACS", 0)
     with watch_implementations() as seen:
-        non_local_attention(*random_qkv(0, (3, 3), c=c, c_out=c_out))
+        non_local_attention(*random_qkv(0, (3, 3), c=c, c_out=c_out, dtype=torch.float32))
     assert seen == {"nla": expected}
 
 
