@@ -8,8 +8,13 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
+
+# How long an example takes says more of what else the machine does.
+hypothesis.settings.register_profile("attention-zoo", deadline=None)
+hypothesis.settings.load_profile("attention-zoo")
 
 # A shell starts what it runs in the background with SIGINT ignored, and the harness leaves an
 # ignored signal alone: the tests of signals, and the processes they start, would see none.

@@ -44,7 +44,7 @@ def test_agrees_with_the_oracle(
     assert_agents_agree(random_qkv(0, size, dtype=dtype, memory_format=memory_format), 3)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     seed=st.integers(0, 1000),
     size=st.tuples(st.integers(1, 6), st.integers(1, 6)),

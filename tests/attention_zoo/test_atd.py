@@ -86,7 +86,7 @@ def test_category_attention_agrees_with_the_oracle(
     assert_category_attention_agrees(qkv, categories, heads=2, size=8)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     seed=st.integers(0, 1000),
     size=st.tuples(st.integers(1, 6), st.integers(1, 6)),

@@ -130,7 +130,7 @@ OPTIONS = {
 
 
 @pytest.mark.parametrize("name", list_attentions())
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.differing_executors])
+@settings(max_examples=12, suppress_health_check=[HealthCheck.differing_executors])
 @given(
     data=st.data(),
     channels=st.sampled_from([8, 16, 40, 64]),

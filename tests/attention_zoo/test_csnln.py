@@ -44,7 +44,7 @@ def test_agrees_with_the_oracle(
     assert_scales_agree(qkv, 2, 1.0)
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(
     seed=st.integers(0, 1000),
     size=st.tuples(st.integers(1, 6), st.integers(1, 6)),

@@ -63,7 +63,6 @@ def test_agrees_with_the_oracle(
 @pytest.mark.usefixtures("selection")
 @settings(
     max_examples=25,
-    deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(
@@ -104,7 +103,6 @@ ROWS = {
 }
 
 
-@settings(deadline=None)
 @given(
     kind=st.sampled_from(list(ROWS)),
     shape=st.tuples(st.integers(1, 2), st.integers(1, 3), st.integers(1, 3000)),

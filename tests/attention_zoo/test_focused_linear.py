@@ -49,7 +49,7 @@ def test_agrees_with_the_oracle(
     assert_features_agree(random_qkv(0, size, dtype=dtype, memory_format=memory_format), 3.0)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     seed=st.integers(0, 1000),
     size=st.tuples(st.integers(1, 5), st.integers(1, 5)),

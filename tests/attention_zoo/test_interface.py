@@ -33,7 +33,7 @@ def build(name: str, seed: int = 0, dtype: torch.dtype = torch.float64) -> Atten
     return module.eval()
 
 
-@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.differing_executors])
+@settings(max_examples=10, suppress_health_check=[HealthCheck.differing_executors])
 @given(
     size=st.tuples(st.integers(1, 14), st.integers(1, 14)),
     batch=st.integers(1, 3),

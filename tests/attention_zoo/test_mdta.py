@@ -41,7 +41,7 @@ def test_agrees_with_the_oracle(
     assert_agrees(transposed_attention, oracle.transposed_attention, [*qkv, t])
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     seed=st.integers(0, 1000),
     size=st.tuples(st.integers(1, 6), st.integers(1, 6)),

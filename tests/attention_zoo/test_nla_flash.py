@@ -46,7 +46,7 @@ def test_agrees_with_the_oracle(
     assert_agrees(attend, oracle.non_local_attention, qkv)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     seed=st.integers(0, 1000),
     size=st.tuples(st.integers(1, 5), st.integers(1, 5)),

@@ -45,7 +45,7 @@ def test_agrees_with_the_oracle(
     assert_neighbourhoods_agree(qkv, 5)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     seed=st.integers(0, 1000),
     size=st.tuples(st.integers(1, 12), st.integers(1, 12)),

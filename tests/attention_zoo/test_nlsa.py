@@ -78,7 +78,7 @@ def test_fewer_positions_than_a_chunk(chunk_size: int) -> None:
     assert_sparse_agrees(inputs, rotations, chunk_size)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     seed=st.integers(0, 1000),
     size=st.tuples(st.integers(1, 6), st.integers(1, 6)),

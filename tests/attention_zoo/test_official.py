@@ -65,7 +65,7 @@ def test_rounds_and_chunk_size_of_nlsa() -> None:
     assert (default.rounds, default.chunk_size, other.rounds) == (4, 144, 2)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(embedding=st.integers(1, 5), reduction=st.integers(1, 5), m=st.integers(1, 9))
 def test_sizes_are_read_off_the_tensors(embedding: int, reduction: int, m: int) -> None:
     channels = embedding * reduction

@@ -105,7 +105,7 @@ def independent(n: int, m: int, c: int) -> Tensor:
 Vectors = st.lists(st.floats(-1.0, 1.0), min_size=4, max_size=4)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(coordinates=Vectors, amplification=st.floats(0.1, 6.0))
 def test_mean_and_variance_are_eq_4_and_7_under_exact_integration(
     coordinates: list[float], amplification: float
@@ -232,7 +232,7 @@ Sizes = st.tuples(st.integers(1, 300), st.integers(1, 300))
 
 
 @pytest.mark.parametrize("name", ["enla", "enlca", "conv"])
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(size=Sizes)
 def test_every_part_of_the_cost_is_proportional_to_n(name: str, size: tuple[int, int]) -> None:
     module = create_attention(name, channels=16)
@@ -286,7 +286,7 @@ cases = given(
     seed=st.integers(0, 1000),
     size=st.tuples(st.integers(1, 7), st.integers(1, 7)),
 )
-few = settings(max_examples=15, deadline=None)
+few = settings(max_examples=15)
 
 
 def projection(seed: int) -> Tensor:

@@ -56,7 +56,7 @@ def test_agrees_with_the_oracle(
     assert_windows_agree(qkv, random_bias(2, 3, dtype), shift=1)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     size=st.tuples(st.integers(1, 7), st.integers(1, 7)),
     window_and_shift=st.integers(1, 8).flatmap(

@@ -171,7 +171,7 @@ def test_constant_features_give_finite_numbers() -> None:
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=8).filter(lambda w: sum(w) > 1e-3))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_effective_positions_lie_between_one_and_all(weights: list[float]) -> None:
     rows = torch.tensor([weights], dtype=torch.float64)
     found = attended_positions(rows / rows.sum())

@@ -28,7 +28,7 @@ def test_equals_exact_fractions(scale: Fraction, shape: tuple[int, ...]) -> None
 
 
 @given(image=arrays(np.uint8, (8, 8)), scale=st.sampled_from([Fraction(1, 4), Fraction(1, 2), 2]))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_equals_exact_fractions_on_any_pixels(image: np.ndarray, scale: Fraction) -> None:
     np.testing.assert_array_equal(imresize(image, scale), reference(image, Fraction(scale)))
 
@@ -50,7 +50,7 @@ def test_rounds_ties_up_and_clips() -> None:
     width=st.integers(1, 30),
     scale=st.fractions(Fraction(1, 6), 6, max_denominator=6),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_constant_images_stay_constant(
     value: int, height: int, width: int, scale: Fraction
 ) -> None:
@@ -60,7 +60,7 @@ def test_constant_images_stay_constant(
 
 
 @given(image=arrays(np.uint8, (12, 8, 3)), flip=st.sampled_from([0, 1]))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_commutes_with_flips(image: np.ndarray, flip: int) -> None:
     for scale in (Fraction(1, 4), Fraction(2)):
         flipped = imresize(np.flip(image, flip), scale)

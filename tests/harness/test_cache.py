@@ -210,7 +210,7 @@ def test_check_patch_names_the_image() -> None:
 
 
 @given(seed=st.integers(0, 2**40), step=st.integers(0, 2**40), scale=st.sampled_from([2, 4]))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_patches_are_squares_of_one_image(seed: int, step: int, scale: int) -> None:
     cache = memory_cache(scale=scale)
     lr, hr = sample_batch(cache, seed=seed, step=step, batch=5, patch=8, scale=scale)

@@ -82,7 +82,7 @@ def test_ssim_is_the_formula(border: int) -> None:
 
 
 @given(image=arrays(np.uint8, (20, 20, 3)))
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 def test_identical_images(image: np.ndarray) -> None:
     result = quality(image, image.copy(), 4)
     assert result.psnr == float("inf")

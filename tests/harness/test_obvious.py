@@ -67,7 +67,7 @@ def test_random_features(size: tuple[int, int], memory_format: torch.memory_form
     rounds=st.integers(1, 4),
     shared=st.booleans(),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_sparse_attention(
     size: tuple[int, int], chunk_size: int, rounds: int, shared: bool
 ) -> None:

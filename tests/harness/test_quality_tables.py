@@ -260,7 +260,7 @@ def test_an_ablation_takes_two_rows_of_its_own(runs: list[dict[str, Any]], names
 # -- Table 3 ----------------------------------------------------------------------------------
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.sets(st.integers(0, 15)), st.integers(1, 3))
 def test_every_value_lands_in_its_cell(cells: set[int], seeds: int) -> None:
     """Cell i of the grid, row by row, has 21 + i dB with seed 0, and 0.1 dB more with each seed."""
