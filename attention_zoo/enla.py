@@ -418,9 +418,8 @@ class _Space:
 
     def product(self, a: Tensor, b: Tensor, name: str) -> Tensor:
         """``a @ b``, in the memory of that name unless it is oneDNN's."""
-        if by_onednn(a, b):
-            return product(a, b)
-        return torch.bmm(a, b, out=self.take(name, (*a.shape[:2], b.shape[2])))
+        shape = (*a.shape[:2], b.shape[2])
+        return product(a, b, None if by_onednn(a, b) else self.take(name, shape))
 
 
 class _Kernel:

@@ -1,9 +1,10 @@
 """Matrix products on the CPU, by the faster of the two libraries that torch has.
 
-torch's own go to MKL. On processors of AMD, MKL keeps to AVX2 and leaves half of the rate of
-AVX-512 unused: on one of family 26 (Zen 5) a core does 105 GFLOP/s by MKL, 236 by oneDNN. oneDNN's
-products have no public name in torch; the operator used here is the one that torch's compiler
-calls. Elsewhere, and for what that operator does not do, the products are torch's own.
+torch's own go to MKL. On AMD processors of family 26 (Zen 5) that reaches less than half of the
+rate of oneDNN: 215 of 451 GFLOP/s with two threads (``python -m harness.speed --threads 2``;
+records of 27 November 2026 in ``results/records/speed``). oneDNN's products have no public name in
+torch; the operator used here is the one that torch's compiler calls. On other processors, and for
+what that operator does not do, the products are torch's own.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils import _python_dispatch
 
-#: A call of oneDNN's takes 10 microseconds before it begins: MACs of one matrix that are worth it.
+#: MACs of one matrix that are worth a call of oneDNN's, which costs more than one of MKL's.
 FEW_MACS = 2**21
 _CPU_INFO = Path("/proc/cpuinfo")
 # The first with a whole AVX-512 unit; those before do it in two halves, no faster than AVX2.
@@ -28,7 +29,10 @@ def product(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
     Args:
         a: ``[B, M, K]``.
         b: ``[B, K, N]``.
-        out: receives the result ``[B, M, N]``. oneDNN then copies it there.
+        out: receives the result. oneDNN's is copied there: give none where it need not be there.
+
+    Returns:
+        ``[B, M, N]``, in ``out`` if that is given.
     """
     if not by_onednn(a, b):
         return torch.bmm(a, b, out=out)
@@ -42,6 +46,9 @@ def add_product(total: Tensor, a: Tensor, b: Tensor) -> Tensor:
         total: ``[B, M, N]``.
         a: ``[B, M, K]``.
         b: ``[B, K, N]``.
+
+    Returns:
+        ``total``.
     """
     if not by_onednn(a, b):
         # Not in place by name: torch's counter of operations does not know that.
@@ -50,7 +57,12 @@ def add_product(total: Tensor, a: Tensor, b: Tensor) -> Tensor:
 
 
 def by_onednn(a: Tensor, b: Tensor) -> bool:
-    """Whether the product is oneDNN's: one large matrix in float32, on a processor for that."""
+    """Whether ``a @ b`` is oneDNN's: one large product in float32, on a processor for that.
+
+    Args:
+        a: ``[B, M, K]``.
+        b: ``[B, K, N]``.
+    """
     batch, rows, inner = a.shape
     return (
         batch == 1

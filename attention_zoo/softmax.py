@@ -232,7 +232,19 @@ def _weights(
     top: Tensor | None = None,
     raise_top: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The scores' maximum (``top`` itself, or raised to it, if given), weights, and their sum."""
+    """Weights ``2^(score - top)`` of a tile.
+
+    Args:
+        q: queries ``[B, N, c]``.
+        k: keys ``[B, M, c]``.
+        space: overwritten, see :func:`attend_tile`.
+        left_out: if not None, query i leaves out key i + left_out.
+        top: ``[B, N, 1]``; the scores' maximum if None.
+        raise_top: raise top to the scores' maximum.
+
+    Returns:
+        top ``[B, N, 1]``, weights ``[B, N, M]``, their sums ``[B, N, 1]``.
+    """
     scores = _products(q, k, space, LOG2_E)
     if left_out is not None:
         scores.diagonal(left_out, dim1=1, dim2=2).fill_(-math.inf)
