@@ -1,4 +1,4 @@
-"""Our attention modules beside their obvious implementations, timed in turn in one process.
+"""Our attention modules beside their obvious implementations, timed in turn.
 
 Command line: ``python -m harness.speed`` writes a speed record and prints its table.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from attention_zoo import enlca
 from attention_zoo.products import by_onednn, product
 
 from . import machine, obvious
+from .apart import ProcessEnded, call_apart
 from .config import Variant
 from .edsr import EDSR, build_network
 from .errors import UserError, command_line, is_out_of_memory, usage_errors
@@ -239,6 +241,7 @@ def measure(
     min_runs: int = 5,
     max_runs: int = MAX_RUNS,
     seed: int = 0,
+    apart: bool = False,
     command: str = "",
     on_run: OnRun | None = None,
 ) -> dict[str, Any]:
@@ -254,6 +257,8 @@ def measure(
         min_runs: runs at least of each.
         max_runs: runs at most of each.
         seed: of weights, inputs, orders and the bootstrap.
+        apart: each comparison and pass in a process of its own, both sides in the same. What large
+            temporaries cost on a CPU depends on the memory that a process gave back before.
         command: recorded as what asked for this.
         on_run: told about progress.
     """
@@ -276,10 +281,12 @@ def measure(
                 if on_run:
                     on_run((index + share) / len(cases), f"{one}: {side}")
 
-            rows.append(_row(one, passes, device, limits, rates, report))
+            row = _row_apart if apart else _row
+            rows.append(row(one, passes, device, limits, rates, report))
     settings = limits | {
         "order": "in turn, newly drawn each round",
         "clock": "CUDA events" if cuda else "host clock, device synchronised",
+        "processes": "one for each row" if apart else "one",
         "memory_format": "NCHW for the obvious implementation, channels-last for ours",
     }
     content = {
@@ -292,6 +299,29 @@ def measure(
     return {"kind": "speed", "id": record_id(f"{device.type}-float32", content), **content}
 
 
+def _row_apart(
+    one: Comparison,
+    passes: str,
+    device: torch.device,
+    limits: dict[str, Any],
+    rates: dict[str, float],
+    on_run: OnRun,
+) -> dict[str, Any]:
+    threads = torch.get_num_threads()
+    try:
+        return call_apart(_row_on, threads, one, passes, device, limits, rates, on_run=on_run)
+    except ProcessEnded as error:
+        # So Linux ends the process that takes most of the memory, when that runs out.
+        if error.code != -signal.SIGKILL:
+            raise
+        return _head(one, passes, device, rates) | _without_times()
+
+
+def _row_on(threads: int, *arguments: Any) -> dict[str, Any]:
+    machine.use_threads(threads)
+    return _row(*arguments)
+
+
 def _row(
     one: Comparison,
     passes: str,
@@ -300,9 +330,33 @@ def _row(
     rates: dict[str, float],
     on_run: OnRun,
 ) -> dict[str, Any]:
+    row = _head(one, passes, device, rates)
+    functions, peaks = {}, {}
+    try:
+        for side in _SIDES:
+            on_run(0.0, side)
+            functions[side] = one.function(side, passes, device, limits["seed"])
+            functions[side]()  # what happens once, such as workspaces, is no part of the peak
+            peak = peak_memory(functions[side], device)
+            peaks[side] = None if peak is None else peak / 1e6
+        samples = sample_in_turn(functions, device, **limits, on_run=on_run)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return row | _without_times()
+    ratio, low, high = median_ratio(*(samples[side] for side in _SIDES), seed=limits["seed"])
+    for side in _SIDES:
+        row[side] = dataclasses.asdict(Timing.of(samples[side])) | {"peak_memory_mb": peaks[side]}
+    return row | {"ratio": ratio, "ratio_low": low, "ratio_high": high}
+
+
+def _head(
+    one: Comparison, passes: str, device: torch.device, rates: dict[str, float]
+) -> dict[str, Any]:
+    """What is known of a row before anything is timed."""
     flops, touched = one.work(passes)
     targets = device.type == "cpu"
-    row: dict[str, Any] = {
+    return {
         "name": one.name,
         "case": str(one),
         "variant": one.variant.to_dict(),
@@ -319,25 +373,12 @@ def _row(
             flops / rates["matmul_gflops"] / 1e6, touched / rates["copy_gb_per_s"] / 1e6
         ),
     }
-    functions, peaks = {}, {}
-    try:
-        for side in _SIDES:
-            on_run(0.0, side)
-            functions[side] = one.function(side, passes, device, limits["seed"])
-            functions[side]()  # what happens once, such as workspaces, is no part of the peak
-            peak = peak_memory(functions[side], device)
-            peaks[side] = None if peak is None else peak / 1e6
-        samples = sample_in_turn(functions, device, **limits, on_run=on_run)
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        row |= dict.fromkeys(_SIDES, without_numbers("out of memory"))
-        row |= dict.fromkeys(("ratio", "ratio_low", "ratio_high"))
-        return row | {"note": "out of memory"}
-    ratio, low, high = median_ratio(*(samples[side] for side in _SIDES), seed=limits["seed"])
-    for side in _SIDES:
-        row[side] = dataclasses.asdict(Timing.of(samples[side])) | {"peak_memory_mb": peaks[side]}
-    return row | {"ratio": ratio, "ratio_low": low, "ratio_high": high}
+
+
+def _without_times() -> dict[str, Any]:
+    note = "out of memory"
+    nothing = dict.fromkeys(("ratio", "ratio_low", "ratio_high"))
+    return dict.fromkeys(_SIDES, without_numbers(note)) | nothing | {"note": note}
 
 
 def machine_limits(
@@ -413,6 +454,7 @@ def main() -> None:
             comparisons,
             device=device,
             max_seconds=options.seconds,
+            apart=device.type == "cpu",
             command=describe_command("harness.speed", sys.argv[1:]),
             on_run=on_run,
         )

@@ -54,7 +54,7 @@ def speed_table(rows: Sequence[Row]) -> Table:
         f"and ours on {describe_machine(records[-1])}, device {row['device']}, {row['dtype']}",
         notes=[
             "Ratio: median time of the obvious implementation divided by that of ours, both run in "
-            "turn in one process; in brackets the 95 % bootstrap interval over the rounds. "
+            "turn in the same process; in brackets the 95 % bootstrap interval over the rounds. "
             f"{verdicts.count('met')} of {plural(len(verdicts), 'target')} met, "
             f"{verdicts.count('missed')} missed.",
             "MB: the most memory above the inputs during one call (1e6 bytes). For the contrastive "

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from harness import speed
+from harness.apart import ProcessEnded
 from harness.config import Variant
 from harness.errors import UserError
 from harness.records import load_records, save_record
@@ -161,6 +162,54 @@ def test_out_of_memory_is_a_row_without_numbers(
     message = "a real fault"
     with pytest.raises(RuntimeError, match=message):
         measure(TINY[:1], device=CPU)
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_rows_apart_or_in_one_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, apart: bool
+) -> None:
+    told: list[tuple[float, str]] = []
+    here: list[Any] = []
+    build = Comparison.function
+
+    def remember(*arguments: Any) -> Any:
+        here.append(arguments)
+        return build(*arguments)
+
+    monkeypatch.setattr(Comparison, "function", remember)
+    record = measure(
+        TINY[:1],
+        device=CPU,
+        max_seconds=0.0,
+        min_runs=3,
+        apart=apart,
+        on_run=lambda share, text: told.append((share, text)),
+    )
+    assert bool(here) is not apart
+    assert record["settings"]["processes"] == ("one for each row" if apart else "one")
+    (row,) = record["rows"]
+    assert row["ours"]["runs"] == row["obvious"]["runs"] == 3
+    assert row["ours"]["peak_memory_mb"] > 0
+    assert (0.0, "core, NLSA-r4, 7×7: obvious") in told
+    save_record(tmp_path, record)
+
+
+def test_a_row_whose_process_is_killed_is_without_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = -9
+
+    def end(*_: Any, **__: Any) -> Any:
+        raise ProcessEnded(code)
+
+    monkeypatch.setattr(speed, "call_apart", end)
+    record = measure(TINY[:1], device=CPU, apart=True)
+    save_record(tmp_path, record)
+    assert record["rows"][0]["note"] == "out of memory"
+    assert record["rows"][0]["limit_ms"] > 0
+    code = 1
+    with pytest.raises(ProcessEnded, match="exit status 1"):
+        measure(TINY[:1], device=CPU, apart=True)
 
 
 def test_choose() -> None:
