@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -19,8 +20,15 @@ from .base import (
     split_heads,
 )
 from .registry import register_attention
-from .softmax import no_autocast, refuse_second_derivative, sum_dtype, tile_size
-from .tiles import even_step
+from .softmax import (
+    LOG2_E,
+    no_autocast,
+    refuse_second_derivative,
+    sum_dtype,
+    tile_size,
+    tile_workers,
+)
+from .tiles import even_step, num_workers, scratch, share_tiles
 
 
 def window_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, shift: int = 0) -> Tensor:
@@ -77,13 +85,13 @@ def _split(x: Tensor, cuts: list[tuple[int, int]], dim: int) -> tuple[Tensor, ..
 def _attend_alike(bias: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Bias ``[heads, h, w, h, w]``; maps that windows of h x w fill."""
     heads, (h, w) = len(bias), bias.shape[1:3]
-    # Positions come last, as in the maps: the copy keeps their order.
+    # Positions come last: products are slow whose results have rows of a head's few channels.
     windows = (
         split_heads(t, heads)
         .unflatten(4, (-1, w))
         .unflatten(3, (-1, h))
         .permute(0, 3, 5, 1, 2, 4, 6)
-        .reshape(-1, heads, t.shape[1] // heads, h * w)
+        .reshape(-1, t.shape[1] // heads, h * w)
         for t in (q, k, v)
     )
     with no_autocast(v):
@@ -94,45 +102,90 @@ def _attend_alike(bias: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 class _Windows(torch.autograd.Function):
-    """:func:`_attend_windows`, a few windows at a time; the backward pass does each tile again."""
+    """Softmax attention of W windows with ``heads`` heads each; the heads of one stand together.
+
+    q, k, v are ``[W · heads, d, L]``, contiguous; the bias is ``[heads, L, L]``, in the dtype of
+    the sums. A few windows at a time; the backward pass takes their weights anew.
+    """
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
-        ctx.save_for_backward(q, k, v, bias)
         out = torch.empty_like(v)
-        for i in _tiles(q):
-            out[i] = _attend_windows(q[i], k[i], v[i], bias)
+        lse = bias.new_empty(len(v), v.shape[2], 1)
+        tiles, size = _tiles(q, bias)
+        log2_bias = bias * LOG2_E
+
+        def worker(_: int) -> Callable[[slice], None]:
+            space = scratch("scores", bias, size)
+
+            def attend(i: slice) -> None:
+                queries, keys, values = (t[i].to(bias.dtype) for t in (q, k, v))
+                weights = _scores(queries, keys, log2_bias, space)
+                top = weights.amax(-1, keepdim=True)
+                norm = weights.sub_(top).exp2_().sum(-1, keepdim=True)
+                torch.div(torch.bmm(values, weights.mT), norm.mT, out=out[i])
+                torch.add(norm.log2_(), top, out=lse[i])
+
+            return attend
+
+        share_tiles(tiles, v.device, worker)
+        ctx.save_for_backward(q, k, v, bias, out, lse)
         return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
         refuse_second_derivative("window_attention")
-        *qkv, bias = ctx.saved_tensors
-        grad = grads[0].contiguous()  # else torch multiplies window by window
-        found = [torch.empty_like(t) for t in qkv]
-        by_bias = torch.zeros_like(bias)
-        for i in _tiles(qkv[0]):
-            with torch.enable_grad():
-                leaves = [t.detach().requires_grad_() for t in (*(t[i] for t in qkv), bias)]
-                out = _attend_windows(*leaves)
-            *parts, part = torch.autograd.grad(out, leaves, grad[i])
-            for whole, one in zip(found, parts, strict=True):
-                whole[i] = one
-            by_bias += part
-        return *found, by_bias
+        q, k, v, bias, out, lse = ctx.saved_tensors
+        grad_out = grads[0].contiguous()  # else torch multiplies window by window
+        tiles, size = _tiles(q, bias, buffers=2)
+        log2_bias, scale = bias * LOG2_E, 1 / math.sqrt(q.shape[1])
+        found = [torch.empty_like(t) for t in (q, k, v)]
+        # Windows share the bias: each worker has a sum of its own.
+        sums = [
+            torch.zeros_like(bias) for _ in range(max(1, min(len(tiles), num_workers(v.device))))
+        ]
+
+        def worker(number: int) -> Callable[[slice], None]:
+            space = scratch("scores", bias, 2, size)
+            by_bias = sums[number]
+
+            def add(i: slice) -> None:
+                queries, keys, values, grad = (t[i].to(bias.dtype) for t in (q, k, v, grad_out))
+                # Rounding of a huge score must not lift it above the sum that holds it.
+                weights = _scores(queries, keys, log2_bias, space[0])
+                weights.sub_(lse[i]).clamp_max_(0).exp2_()
+                by_scores = space[1, : weights.numel()].view_as(weights)
+                torch.bmm(grad.mT, values, out=by_scores)
+                by_scores.sub_((grad * out[i]).sum(1).unsqueeze(2)).mul_(weights)
+                by_bias.add_(by_scores.unflatten(0, (-1, len(bias))).sum(0))
+                parts = keys @ by_scores.mT, queries @ by_scores, grad @ weights
+                for whole, part, factor in zip(found, parts, (scale, scale, 1.0), strict=True):
+                    torch.mul(part, factor, out=whole[i])
+
+            return add
+
+        share_tiles(tiles, v.device, worker, fixed=True)
+        for other in sums[1:]:
+            sums[0] += other
+        return *found, sums[0]
 
 
-def _attend_windows(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
-    """Windows ``[W, heads, d, L]``, bias ``[heads, L, L]`` in the dtype of the sums."""
-    queries, keys, values = (t.to(bias.dtype) for t in (q, k, v))
-    scores = torch.matmul(queries.mT / math.sqrt(q.shape[2]), keys).add_(bias)
-    return torch.matmul(values, scores.softmax(-1).mT).to(v.dtype)
+def _scores(q: Tensor, k: Tensor, log2_bias: Tensor, space: Tensor) -> Tensor:
+    """Scores ``[W · heads, L, L]`` in ``space``, in units of log 2."""
+    positions = q.shape[2]
+    scores = space[: len(q) * positions**2].view(len(q), positions, positions)
+    scores.view(-1, *log2_bias.shape).copy_(log2_bias)
+    factor = LOG2_E / math.sqrt(q.shape[1])
+    # Not in place by name: torch's counter of operations does not know that.
+    return torch.baddbmm(scores, q.mT, k, alpha=factor, out=scores)
 
 
-def _tiles(q: Tensor) -> list[slice]:
-    count, heads, _, positions = q.shape
-    step = even_step(count, heads * positions**2, tile_size(q.device, buffers=2))
-    return [slice(i, i + step) for i in range(0, count, step)]
+def _tiles(q: Tensor, bias: Tensor, buffers: int = 1) -> tuple[list[slice], int]:
+    """Tiles of whole windows, and the scores that each buffer of one holds at once."""
+    heads, size = len(bias), bias.numel()
+    workers = tile_workers(len(q) // heads * size, q.device)
+    step = even_step(len(q) // heads, size, tile_size(q.device, buffers), workers)
+    return [slice(i, i + step * heads) for i in range(0, len(q), step * heads)], step * size
 
 
 @register_attention("window")
