@@ -137,7 +137,7 @@ class _Windows(torch.autograd.Function):
         refuse_second_derivative("window_attention")
         q, k, v, bias, out, lse = ctx.saved_tensors
         grad_out = grads[0].contiguous()  # else torch multiplies window by window
-        tiles, size = _tiles(q, bias, buffers=2)
+        tiles, size = _tiles(q, bias)
         log2_bias, scale = bias * LOG2_E, 1 / math.sqrt(q.shape[1])
         found = [torch.empty_like(t) for t in (q, k, v)]
         # Windows share the bias: each worker has a sum of its own.
@@ -180,11 +180,11 @@ def _scores(q: Tensor, k: Tensor, log2_bias: Tensor, space: Tensor) -> Tensor:
     return torch.baddbmm(scores, q.mT, k, alpha=factor, out=scores)
 
 
-def _tiles(q: Tensor, bias: Tensor, buffers: int = 1) -> tuple[list[slice], int]:
-    """Tiles of whole windows, and the scores that each buffer of one holds at once."""
+def _tiles(q: Tensor, bias: Tensor) -> tuple[list[slice], int]:
+    """Tiles of whole windows, and the scores of one; the backward pass holds two such buffers."""
     heads, size = len(bias), bias.numel()
     workers = tile_workers(len(q) // heads * size, q.device)
-    step = even_step(len(q) // heads, size, tile_size(q.device, buffers), workers)
+    step = even_step(len(q) // heads, size, tile_size(q.device, buffers=2), workers)
     return [slice(i, i + step * heads) for i in range(0, len(q), step * heads)], step * size
 
 

@@ -9,6 +9,8 @@ from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from .timing import OnRun
 
 if TYPE_CHECKING:
@@ -31,7 +33,7 @@ def call_apart(function: Callable[..., Any], *arguments: Any, on_run: OnRun | No
     """``function(*arguments, on_run)`` in a new process, which ends with the call.
 
     The process has imported modules and nothing else: no memory that earlier work took and gave
-    back, no threads. It does not outlive this one.
+    back, no threads yet; torch will use as many as here. It does not outlive this one.
 
     Args:
         function: of a module; function, arguments and result are pickled.
@@ -44,7 +46,8 @@ def call_apart(function: Callable[..., Any], *arguments: Any, on_run: OnRun | No
     """
     context = _context()
     here, there = context.Pipe(duplex=False)
-    process = context.Process(target=_call, args=(there, function, arguments), daemon=True)
+    call = there, torch.get_num_threads(), function, arguments
+    process = context.Process(target=_call, args=call, daemon=True)
     process.start()
     there.close()  # so that the end of the process ends what can be read
     try:
@@ -73,9 +76,12 @@ def _context() -> ForkServerContext | SpawnContext:
     return context
 
 
-def _call(there: Connection, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+def _call(
+    there: Connection, threads: int, function: Callable[..., Any], arguments: tuple[Any, ...]
+) -> None:
     # Ctrl-C reaches every process of a terminal; the first one then ends this one.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(threads)
 
     def on_run(*told: Any) -> None:
         there.send(("progress", told))

@@ -281,8 +281,10 @@ def measure(
                 if on_run:
                     on_run((index + share) / len(cases), f"{one}: {side}")
 
-            row = _row_apart if apart else _row
-            rows.append(row(one, passes, device, limits, rates, report))
+            times = _times_apart if apart else _times
+            rows.append(
+                _head(one, passes, device, rates) | times(one, passes, device, limits, report)
+            )
     settings = limits | {
         "order": "in turn, newly drawn each round",
         "clock": "CUDA events" if cuda else "host clock, device synchronised",
@@ -297,57 +299,6 @@ def measure(
         "rows": rows,
     }
     return {"kind": "speed", "id": record_id(f"{device.type}-float32", content), **content}
-
-
-def _row_apart(
-    one: Comparison,
-    passes: str,
-    device: torch.device,
-    limits: dict[str, Any],
-    rates: dict[str, float],
-    on_run: OnRun,
-) -> dict[str, Any]:
-    threads = torch.get_num_threads()
-    try:
-        return call_apart(_row_on, threads, one, passes, device, limits, rates, on_run=on_run)
-    except ProcessEnded as error:
-        # So Linux ends the process that takes most of the memory, when that runs out.
-        if error.code != -signal.SIGKILL:
-            raise
-        return _head(one, passes, device, rates) | _without_times()
-
-
-def _row_on(threads: int, *arguments: Any) -> dict[str, Any]:
-    machine.use_threads(threads)
-    return _row(*arguments)
-
-
-def _row(
-    one: Comparison,
-    passes: str,
-    device: torch.device,
-    limits: dict[str, Any],
-    rates: dict[str, float],
-    on_run: OnRun,
-) -> dict[str, Any]:
-    row = _head(one, passes, device, rates)
-    functions, peaks = {}, {}
-    try:
-        for side in _SIDES:
-            on_run(0.0, side)
-            functions[side] = one.function(side, passes, device, limits["seed"])
-            functions[side]()  # what happens once, such as workspaces, is no part of the peak
-            peak = peak_memory(functions[side], device)
-            peaks[side] = None if peak is None else peak / 1e6
-        samples = sample_in_turn(functions, device, **limits, on_run=on_run)
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        return row | _without_times()
-    ratio, low, high = median_ratio(*(samples[side] for side in _SIDES), seed=limits["seed"])
-    for side in _SIDES:
-        row[side] = dataclasses.asdict(Timing.of(samples[side])) | {"peak_memory_mb": peaks[side]}
-    return row | {"ratio": ratio, "ratio_low": low, "ratio_high": high}
 
 
 def _head(
@@ -375,7 +326,47 @@ def _head(
     }
 
 
-def _without_times() -> dict[str, Any]:
+def _times(
+    one: Comparison,
+    passes: str,
+    device: torch.device,
+    limits: dict[str, Any],
+    on_run: OnRun,
+) -> dict[str, Any]:
+    """The rest of a row: time and memory of both sides, and their ratio."""
+    times: dict[str, Any] = {}
+    functions, peaks = {}, {}
+    try:
+        for side in _SIDES:
+            on_run(0.0, side)
+            functions[side] = one.function(side, passes, device, limits["seed"])
+            functions[side]()  # what happens once, such as workspaces, is no part of the peak
+            peak = peak_memory(functions[side], device)
+            peaks[side] = None if peak is None else peak / 1e6
+        samples = sample_in_turn(functions, device, **limits, on_run=on_run)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return _out_of_memory()
+    ratio, low, high = median_ratio(*(samples[side] for side in _SIDES), seed=limits["seed"])
+    for side in _SIDES:
+        times[side] = dataclasses.asdict(Timing.of(samples[side])) | {"peak_memory_mb": peaks[side]}
+    return times | {"ratio": ratio, "ratio_low": low, "ratio_high": high}
+
+
+def _times_apart(*case: Any) -> dict[str, Any]:
+    *arguments, on_run = case
+    try:
+        times: dict[str, Any] = call_apart(_times, *arguments, on_run=on_run)
+    except ProcessEnded as error:
+        # So Linux ends the process that takes most of the memory, when that runs out.
+        if error.code != -signal.SIGKILL:
+            raise
+        return _out_of_memory()
+    return times
+
+
+def _out_of_memory() -> dict[str, Any]:
     note = "out of memory"
     nothing = dict.fromkeys(("ratio", "ratio_low", "ratio_high"))
     return dict.fromkeys(_SIDES, without_numbers(note)) | nothing | {"note": note}

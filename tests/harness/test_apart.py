@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 
 from harness.apart import ProcessEnded, call_apart
 from harness.timing import OnRun
@@ -57,6 +58,19 @@ def test_result_and_progress() -> None:
     assert pid != os.getpid()
     assert not psutil.pid_exists(pid)
     assert heard == [(0.0, "a"), (0.5, "b")]
+
+
+def threads(_: OnRun) -> int:
+    return torch.get_num_threads()
+
+
+def test_as_many_threads_of_torch_as_here() -> None:
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(before + 1)
+        assert call_apart(threads) == before + 1
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_nobody_need_listen() -> None:
