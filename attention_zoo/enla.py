@@ -261,7 +261,7 @@ class _RandomFeatureAttention(torch.autograd.Function):
                 scaled = grad_sums if scale is None else grad_sums * scale
                 torch.sum(scaled, 1, out=part_eps[b, part])
                 by_feature = space.product(grad_sums, context[b].mT, "by feature")
-                grad_q[b, i] = queries.gradient(features.mul_(by_feature))
+                queries.gradient(features.mul_(by_feature), grad_q[b, i])
 
             return by_tile
 
@@ -300,7 +300,7 @@ class _RandomFeatureAttention(torch.autograd.Function):
                 by_v = space.product(features, by_value[b], "sums")
                 torch.add(by_v, by_mean[b], out=grad_v[b, i])
                 by_feature = space.product(v[b, i].to(dtype), by_value[b].mT, "by feature")
-                grad_k[b, i] = keys.gradient(features.mul_(by_feature.add_(by_norm[b])))
+                keys.gradient(features.mul_(by_feature.add_(by_norm[b])), grad_k[b, i])
 
             return by_tile
 
@@ -520,19 +520,20 @@ class _Embedded:
         scaled = self._kernel.scaled.expand(self._u.shape[0], -1, -1)
         return self._space.product(self._u, scaled, "features")
 
-    def gradient(self, grad: Tensor) -> Tensor:
-        """Gradient ``[B, T, c]``, given that of ``Fu − |u|²/2`` ``[B, T, m]``."""
+    def gradient(self, grad: Tensor, out: Tensor) -> None:
+        """Gradient ``[B, T, c]`` to ``out``, given that of ``Fu − |u|²/2`` ``[B, T, m]``."""
         projection = self._kernel.projection.expand(grad.shape[0], -1, -1)
         by_u = self._space.product(grad, projection, "gradient")
         if self._kernel.amplification is None:
-            return by_u.addcmul_(self._u, grad.sum(2, keepdim=True), value=-1)
+            torch.addcmul(by_u, self._u, grad.sum(2, keepdim=True), value=-1, out=out)
+            return
         # Of a normalised vector only what is orthogonal to it counts.
         along = torch.mul(by_u, self._u, out=self._space.take("along", by_u.shape))
         along = along.sum(2, keepdim=True)
         if self._any_short:
             by_square = grad.sum(2, keepdim=True).mul_(self._kernel.amplification)
             along = torch.where(self._short, by_square, along)
-        return by_u.addcmul_(self._u, along, value=-1).div_(self._norm)
+        torch.div(by_u.addcmul_(self._u, along, value=-1), self._norm, out=out)
 
 
 def _exponent(u: Tensor, projection: Tensor) -> Tensor:

@@ -23,14 +23,14 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .products import FEW_MACS, add_product, by_onednn, prefers_onednn, product
-from .tiles import cut, even_step, num_workers, scratch, share_tiles, tile_limit
+from .tiles import cut, even_step, leaves_cache, num_workers, scratch, share_tiles, tile_limit
 
-# Scores of a tile that are held at once: on the CPU 2 MB in float32, see :mod:`.tiles`; elsewhere
-# 128 MB, for few launches.
-_CPU_TILE = 5 * 10**5
+# Scores of a tile that are held at once: on the CPU 2 or 4 MB in float32, see :mod:`.tiles`;
+# elsewhere 128 MB, for few launches.
+_CPU_TILE = 10**6 if leaves_cache() else 5 * 10**5
 _TILE = 2**25
 # The longest row of scores that is held at once; longer ones are cut.
-_CPU_KEYS, _KEYS = 450, 2048
+_CPU_KEYS, _KEYS = 1000 if leaves_cache() else 450, 2048
 _KEY_TILE = 256
 # Fewer scores than these are not worth a second thread.
 _FEW_SCORES = 2**16

@@ -37,18 +37,31 @@ _LEAST_IN_CACHE, _MOST_IN_CACHE = 2**18, 2**19
 _memory = local()
 
 
+def leaves_cache() -> bool:
+    """Whether tiles leave a core's second-level cache in any case: it is known to be below 1 MB."""
+    numbers = _level_2()
+    return numbers is not None and numbers < _LEAST_IN_CACHE
+
+
 def in_cache() -> int:
     """Numbers in float32 that a core's second-level cache holds: 2^18 to 2^19.
 
     Larger tiles leave that cache, smaller ones are more: each costs as many calls as a larger one,
-    which threads make in turn. Where the size cannot be read (off Linux) it is taken for 1 MB.
+    which threads make in turn. So where tiles leave it in any case, they are of the largest size.
+    A cache whose size cannot be read (off Linux) is taken for 1 MB.
     """
+    if leaves_cache():
+        return _MOST_IN_CACHE
+    return min(max(_level_2() or 0, _LEAST_IN_CACHE), _MOST_IN_CACHE)
+
+
+def _level_2() -> int | None:
+    """Numbers in float32 that the second-level cache holds; None if it cannot be read."""
     try:
         size = _LEVEL_2.read_text()  # such as 2048K
-        numbers = int(size.strip().removesuffix("K")) * 1024 // 4
+        return int(size.strip().removesuffix("K")) * 1024 // 4
     except (OSError, ValueError):
-        numbers = 0
-    return min(max(numbers, _LEAST_IN_CACHE), _MOST_IN_CACHE)
+        return None
 
 
 def tile_limit(device: torch.device, on_cpu: int, elsewhere: int) -> int:
