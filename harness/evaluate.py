@@ -26,6 +26,7 @@ from . import machine
 from .bicubic import upscale
 from .data import TestImage, find_data
 from .errors import UserError, command_line, is_out_of_memory, usage_errors
+from .evaluated import EvaluatedImages
 from .files import write_json
 from .metrics import Quality, psnr, quality
 from .official import load_official, published_method
@@ -151,6 +152,29 @@ def _quality(
     return replace(found, psnr=psnr(released_luma(sr), released_luma(hr), scale))
 
 
+def _row(
+    network: nn.Module,
+    image: TestImage,
+    scale: int,
+    tile: int | None,
+    chop: bool,
+    released_psnr: bool,
+) -> dict[str, Any]:
+    """What :func:`evaluate` tells of one image."""
+    sr, tiled = within_memory(network, image, scale, tile, chop)
+    ours, bicubic = (
+        _quality(x, image.hr, scale, released_psnr) for x in (sr, upscale(image.lr, scale))
+    )
+    return {
+        "name": image.name,
+        "psnr": round(min(ours.psnr, MAX_PSNR), 6),
+        "ssim": round(ours.ssim, 8),
+        "bicubic_psnr": round(min(bicubic.psnr, MAX_PSNR), 6),
+        "bicubic_ssim": round(bicubic.ssim, 8),
+        "tile": tiled,
+    }
+
+
 def evaluate(
     network: nn.Module,
     images: Iterable[TestImage],
@@ -161,6 +185,7 @@ def evaluate(
     *,
     chop: bool = False,
     released_psnr: bool = False,
+    evaluated: EvaluatedImages | None = None,
 ) -> dict[str, Any]:
     """Quality of the network, and of bicubic, on one test set.
 
@@ -173,6 +198,7 @@ def evaluate(
         tile: as for :func:`super_resolve`.
         chop: likewise.
         released_psnr: PSNR by :func:`released_luma`.
+        evaluated: images that it holds are not evaluated again, others are added to it.
 
     Returns:
         ``{"psnr", "ssim", "bicubic_psnr", "bicubic_ssim", "images": [...]}``: means over the
@@ -189,20 +215,12 @@ def evaluate(
     with Progress(*columns) as progress:
         task = progress.add_task(label, total=total, psnr=float("nan"))
         for image in images:
-            sr, tiled = within_memory(network, image, scale, tile, chop)
-            ours, bicubic = (
-                _quality(x, image.hr, scale, released_psnr) for x in (sr, upscale(image.lr, scale))
-            )
-            rows.append(
-                {
-                    "name": image.name,
-                    "psnr": round(min(ours.psnr, MAX_PSNR), 6),
-                    "ssim": round(ours.ssim, 8),
-                    "bicubic_psnr": round(min(bicubic.psnr, MAX_PSNR), 6),
-                    "bicubic_ssim": round(bicubic.ssim, 8),
-                    "tile": tiled,
-                }
-            )
+            row = evaluated.find(image) if evaluated else None
+            if row is None:
+                row = _row(network, image, scale, tile, chop, released_psnr)
+                if evaluated:
+                    evaluated.add(image, row)
+            rows.append(row)
             mean = float(np.mean([row["psnr"] for row in rows]))
             progress.update(task, advance=1, psnr=mean)
     keys = ("psnr", "ssim", "bicubic_psnr", "bicubic_ssim")

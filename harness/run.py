@@ -6,6 +6,7 @@ Command line: ``python -m harness.run --attn enlca --m 16``.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -27,6 +28,7 @@ from .data import DataSource, TrainingCache, check_patch, find_data
 from .edsr import build_network
 from .errors import UserError, command_line
 from .evaluate import evaluate
+from .evaluated import EvaluatedImages, discard_evaluated
 from .files import read_json, remove_leftovers, write_json
 from .locks import lock
 from .options import describe_command, parse
@@ -225,20 +227,35 @@ def run(
     if distributed.is_main():
         with contextlib.suppress(OSError):  # of a process that was killed before it could
             discard_checkpoints(results / "runs" / config.run_id)
+            discard_evaluated(results / "runs" / config.run_id)
     return record
 
 
 def _finish(
     trainer: Trainer, source: DataSource, results: Path, device: torch.device, command: str
 ) -> None:
-    """Evaluate a trained network and write the run's record."""
+    """Evaluate a trained network, on where it was interrupted, and write the run's record."""
     config, network = trainer.config, trainer.network
+    folder = results / "runs" / config.run_id
     quality = {}
     with precision("float32", device):
+        basis = {
+            "weights": hashlib.sha256((folder / "weights.safetensors").read_bytes()).hexdigest(),
+            "tile": config.tile,
+            "machine": machine.describe(device),
+        }
+        evaluated = EvaluatedImages(folder, basis, trainer.save_every)
         for name in config.data.test:
             images = source.test_set(name, config.scale)
-            label = f"{config.variant.label} on {name}"
-            quality[name] = evaluate(network, images, len(images), config.scale, label, config.tile)
+            quality[name] = evaluate(
+                network,
+                images,
+                len(images),
+                config.scale,
+                f"{config.variant.label} on {name}",
+                config.tile,
+                evaluated=evaluated,
+            )
     record = {
         "kind": "run",
         "id": config.run_id,
@@ -259,6 +276,7 @@ def _finish(
     remove_leftovers(path.parent, path.name)
     save_record(results, record)
     trainer.discard_state()
+    discard_evaluated(folder)
 
 
 def lock_path(results: Path, identifier: str) -> Path:

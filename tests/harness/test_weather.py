@@ -19,9 +19,9 @@ import torch
 
 from harness import run
 from harness.checkpoints import find_checkpoints, load_checkpoint
-from harness.data import find_data
+from harness.data import TestImage, find_data
 from harness.errors import UserError
-from harness.evaluate import evaluate
+from harness.evaluate import evaluate, within_memory
 from harness.records import load_records, save_record
 from harness.tables import Options, write_tables
 from harness.weights import load_weights
@@ -172,6 +172,34 @@ def test_an_evaluation_that_fails_leaves_the_trained_state(
     (record,) = load_records(tmp_path, "run")
     assert record["training"]["log"][-1][0] == 6
     assert not list((tmp_path / "runs" / record["id"]).glob("state*"))
+
+
+def test_a_stopped_evaluation_goes_on_with_the_next_image(
+    image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And ends with the record of one that nothing disturbed."""
+    results = tmp_path / "stopped"
+    train_and_evaluate(image_folder, tmp_path / "whole")
+    (whole,) = load_records(tmp_path / "whole", "run")
+    names: list[str] = []
+
+    def stops(network: object, image: TestImage, *others: object) -> object:
+        if len(names) == 1:
+            raise KeyboardInterrupt
+        names.append(image.name)
+        return within_memory(network, image, *others)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("harness.evaluate.within_memory", stops)
+    with pytest.raises(KeyboardInterrupt):
+        train_and_evaluate(image_folder, results)
+    assert not load_records(results, "run")
+    names.append("stopped")
+    train_and_evaluate(image_folder, results)
+    assert names == ["e0", "stopped", "e1"]
+    (record,) = load_records(results, "run")
+    assert record["quality"] == whole["quality"]
+    assert not list((results / "runs" / record["id"]).glob("*.json.*"))
+    assert not (results / "runs" / record["id"] / "evaluated.json").exists()
 
 
 def test_names_that_are_not_utf8(image_folder: Path, tmp_path: Path) -> None:
