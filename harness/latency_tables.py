@@ -127,6 +127,7 @@ def conditions(record: Record, row: dict[str, Any]) -> dict[str, Any]:
             torch.get("threads"),
             torch.get("wait_policy"),
             (machine.get("packages") or {}).get("torch"),
+            *filter(None, [torch.get("allocator")]),
         ],
         "settings": {k: v for k, v in record["settings"].items() if k != "seed"},
     }

@@ -22,6 +22,14 @@ from .errors import UserError
 
 #: More than any machine has cores; OpenMP ends the process when it cannot start its threads.
 MAX_THREADS = 1024
+# Settings of glibc and torch by which large pieces of memory are fresh, or used again.
+_ALLOCATION = (
+    "MALLOC_MMAP_THRESHOLD_",
+    "MALLOC_TRIM_THRESHOLD_",
+    "MALLOC_TOP_PAD_",
+    "GLIBC_TUNABLES",
+    "THP_MEM_ALLOC_ENABLE",
+)
 _PACKAGES = ("torch", "numpy", "pillow", "scikit-image", "fvcore", "ptflops")
 
 
@@ -109,6 +117,7 @@ def describe(device: torch.device) -> dict[str, Any]:
             "threads": torch.get_num_threads(),
             "interop_threads": torch.get_num_interop_threads(),
             "wait_policy": wait_policy(),
+            "allocator": allocator(),
             "blas": _build_setting("BLAS_INFO"),
             "lapack": _build_setting("LAPACK_INFO"),
             "mkl": torch.backends.mkl.is_available(),
@@ -130,6 +139,18 @@ def wait_policy() -> str | None:
     policy, spins = (os.environ.get(name) for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"))
     said = [policy or "", f"GOMP_SPINCOUNT={spins}" if spins else ""]
     return ", ".join(filter(None, said)) or None
+
+
+def allocator() -> str | None:
+    """What the environment says of how memory is allocated on the CPU.
+
+    Libraries loaded before all others, such as tcmalloc, by their file names, and glibc's settings:
+    whether large temporaries are fresh memory in every call may double the time they cost.
+    """
+    preloaded = os.environ.get("LD_PRELOAD", "").replace(":", " ").split()
+    said = [Path(name).name for name in preloaded]
+    said += [f"{name}={os.environ[name]}" for name in _ALLOCATION if os.environ.get(name)]
+    return ", ".join(said) or None
 
 
 def _cpu_model() -> str | None:

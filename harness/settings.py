@@ -268,7 +268,7 @@ def _preset_rank(preset: str) -> int:
 
 
 def describe_machine(record: Record) -> str:
-    """GPU or CPU model, threads, how they wait, and torch version of a record, in a few words."""
+    """GPU or CPU model, threads, how they wait, allocator and torch version, in a few words."""
     machine = record["machine"]
     cpu = _at(machine, "cpu", "model") or "unknown CPU"
     threads = _at(machine, "torch", "threads")
@@ -276,6 +276,9 @@ def describe_machine(record: Record) -> str:
     policy = _at(machine, "torch", "wait_policy")
     if threads and policy:
         text += f" (waiting: {str(policy).lower()})"
+    allocator = _at(machine, "torch", "allocator")
+    if allocator:
+        text += f", {allocator}"
     gpu = _at(machine, "gpu", "name")
     torch = _at(machine, "packages", "torch")
     return (f"{gpu} ({text})" if gpu else text) + (f", torch {torch}" if torch else "")

@@ -16,7 +16,7 @@ import torch
 
 from harness import machine
 from harness.errors import UserError
-from harness.machine import describe, pick_device, synchronise
+from harness.machine import _ALLOCATION, describe, pick_device, synchronise
 
 CPU = torch.device("cpu")
 
@@ -72,6 +72,28 @@ def test_how_threads_wait(
         if value is not None:
             monkeypatch.setenv(name, value)
     assert describe(CPU)["torch"]["wait_policy"] == told
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({}, None),
+        (
+            {"LD_PRELOAD": "/usr/lib/libtcmalloc.so.4:libjemalloc.so"},
+            "libtcmalloc.so.4, libjemalloc.so",
+        ),
+        ({"MALLOC_TRIM_THRESHOLD_": "8000000000"}, "MALLOC_TRIM_THRESHOLD_=8000000000"),
+        ({"LD_PRELOAD": "a.so", "THP_MEM_ALLOC_ENABLE": "1"}, "a.so, THP_MEM_ALLOC_ENABLE=1"),
+    ],
+)
+def test_how_memory_is_allocated(
+    settings: dict[str, str], told: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("LD_PRELOAD", *_ALLOCATION):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    assert describe(CPU)["torch"]["allocator"] == told
 
 
 @pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
