@@ -102,8 +102,8 @@ def setting_notes(
         notes.append(_interval_note(shown))
     if apart := _trained_apart(setting):
         notes.append(
-            "Trained with another processor, number of threads or torch than the baseline of the "
-            f"same seed, so that rounding differs: {', '.join(apart)}."
+            "Trained with another processor, library of products, number of threads or torch than "
+            f"the baseline of the same seed, so that rounding differs: {', '.join(apart)}."
         )
     if tiled := sorted({name for r in setting.runs for name in _tiled_images(r)}):
         more = f" and {len(tiled) - 3} more" if len(tiled) > 3 else ""

@@ -121,7 +121,7 @@ def conditions(record: Record, row: dict[str, Any]) -> dict[str, Any]:
     return {
         "device": row["device"],
         "dtype": row["dtype"],
-        "cpu": [cpu.get("model"), cpu.get("logical_cores")],
+        "cpu": [cpu.get("model"), cpu.get("logical_cores"), cpu.get("vector_instructions")],
         "gpu": [gpu.get("name"), gpu.get("driver")],
         "torch": [
             torch.get("threads"),

@@ -271,6 +271,9 @@ def describe_machine(record: Record) -> str:
     """GPU or CPU model, threads, how they wait, allocator and torch version, in a few words."""
     machine = record["machine"]
     cpu = _at(machine, "cpu", "model") or "unknown CPU"
+    vectors = _at(machine, "cpu", "vector_instructions")
+    if vectors:  # virtual machines name processors of several generations alike
+        cpu = f"{cpu} with {vectors}"
     threads = _at(machine, "torch", "threads")
     text = f"{cpu}, {plural(threads, 'thread')}" if threads else str(cpu)
     policy = _at(machine, "torch", "wait_policy")
@@ -285,12 +288,21 @@ def describe_machine(record: Record) -> str:
 
 
 def rounding_of(record: Record) -> tuple[Any, ...]:
-    """What rounding depends on: model of CPU and GPU, number of threads, version of torch.
+    """What rounding depends on: model of CPU and GPU, vector instructions, whose products the
+    large ones are, number of threads, version of torch.
 
     How threads wait, which decides on tiles, is left out: older records do not say.
     """
-    at = (("cpu", "model"), ("gpu", "name"), ("torch", "threads"), ("packages", "torch"))
-    return tuple(_at(record["machine"], *path) for path in at)
+    machine = record["machine"]
+    at = (
+        ("cpu", "model"),
+        ("cpu", "vector_instructions"),
+        ("gpu", "name"),
+        ("torch", "threads"),
+        ("packages", "torch"),
+    )
+    by_onednn = bool(_at(machine, "torch", "products_by_onednn"))  # older records: by MKL
+    return (*(_at(machine, *path) for path in at), by_onednn)
 
 
 def describe_code(record: Record) -> str:

@@ -374,6 +374,18 @@ def test_notes_tell_runs_whose_rounding_is_not_their_baselines() -> None:
     assert told in text(quality_table(Setting(runs, [])))
 
 
+@pytest.mark.parametrize(
+    ("part", "change"),
+    [("cpu", {"vector_instructions": "AVX2"}), ("torch", {"products_by_onednn": True})],
+)
+def test_notes_tell_other_instructions_and_products(part: str, change: dict[str, Any]) -> None:
+    """Virtual machines name processors of several generations alike."""
+    runs = [synthetic.run(name) for name in ("Baseline", "NLA")]
+    machine = runs[1]["machine"]
+    runs[1]["machine"] = machine | {part: machine[part] | change}
+    assert "rounding differs: NLA (seed 0)." in text(quality_table(Setting(runs, [])))
+
+
 def test_notes_tell_images_that_went_through_in_tiles() -> None:
     runs = [synthetic.run(), synthetic.run("NLA")]
     assert "in tiles" not in text(quality_table(Setting(runs, [])))

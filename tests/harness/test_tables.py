@@ -399,6 +399,8 @@ def test_latencies_of_other_machines_devices_and_precisions_stand_apart() -> Non
     threads = synthetic.MACHINE | {"torch": {"threads": 8}}
     waiting = synthetic.MACHINE | {"torch": {"threads": 2, "wait_policy": "ACTIVE"}}
     allocating = synthetic.MACHINE | {"torch": {"threads": 2, "allocator": "libtcmalloc.so"}}
+    vectors = synthetic.MACHINE["cpu"] | {"vector_instructions": "AVX2"}
+    older = synthetic.MACHINE | {"cpu": vectors}
     gpu_row = row | {"device": "cuda"}
     benches = find_benches(
         [
@@ -407,21 +409,21 @@ def test_latencies_of_other_machines_devices_and_precisions_stand_apart() -> Non
             synthetic.latency([gpu_row], "c", machine=synthetic.GPU_MACHINE),
             synthetic.latency([row], "d", machine=waiting),
             synthetic.latency([row], "e", machine=allocating),
+            synthetic.latency([row], "f", machine=older),
         ]
     )
     captions = [table5(bench, Setting([], [])).caption for bench in benches]
     assert sum("2 threads (waiting: active)" in caption for caption in captions) == 1
     assert sum("2 threads, libtcmalloc.so" in caption for caption in captions) == 1
+    assert sum("CPU with AVX2, 2 threads" in caption for caption in captions) == 1
     names = sorted(bench.label.rsplit("-", 2)[0] for bench in benches)
     assert names == [
         "table5-cpu-2-threads-bfloat16",
-        "table5-cpu-2-threads-float32",
-        "table5-cpu-2-threads-float32",
-        "table5-cpu-2-threads-float32",
+        *["table5-cpu-2-threads-float32"] * 4,
         "table5-cpu-8-threads-float32",
         "table5-cuda-made-up-gpu-float32",
     ]
-    assert len({bench.label for bench in benches}) == 6
+    assert len({bench.label for bench in benches}) == 7
 
 
 def test_sessions_on_one_machine_are_joined_and_the_newest_counts() -> None:
