@@ -99,7 +99,7 @@ def test_a_damaged_file_is_measured_anew(damage: str, tmp_path: Path) -> None:
     assert found == _evaluate(Counted(), _images(), None)
 
 
-def test_real_images_keep_their_results(image_folder: Path, tmp_path: Path) -> None:
+def test_images_read_again_keep_their_results(image_folder: Path, tmp_path: Path) -> None:
     images = list(find_data(image_folder).test_set("Tiny", 4))
     first = _evaluate(Counted(), images, EvaluatedImages(tmp_path, BASIS, 0))
     network = Counted()
