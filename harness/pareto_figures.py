@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -98,13 +99,18 @@ def pareto_gflops(setting: Setting) -> Figure | None:
     return _figure(setting, points, paper_gflops_points(), label, MEASURED, paper, shared=True)
 
 
+# Characters of a panel's title that fit its width.
+_TITLE_COLUMNS = 40
+
+
 def pareto_latency(setting: Setting, bench: Bench) -> Figure | None:
     """PSNR against the mean latency of the core's forward pass at 100x100, 64 channels.
 
     As :func:`pareto_gflops`; the paper's latencies are of another device.
     """
     points, paper = latency_points(setting, bench), f"paper: {PAPER_NETWORK}\nRTX 2080 Ti"
-    measured = f"{MEASURED}\n{describe_machine(bench.records[-1]).partition(', torch')[0]}"
+    machine = describe_machine(bench.records[-1]).partition(", torch")[0]
+    measured = f"{MEASURED}\n{textwrap.fill(machine, _TITLE_COLUMNS)}"
     label = f"core latency (ms), 100×100, C = 64, {bench.row['dtype']}"
     return _figure(setting, points, paper_latency_points(), label, measured, paper, shared=False)
 
