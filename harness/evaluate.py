@@ -33,7 +33,7 @@ from .official import load_official, published_method
 from .options import describe_command
 from .settings import paper_table
 from .signals import resumable
-from .train import precision, to_tensor
+from .train import to_tensor
 from .weights import TrainedNetwork, find_weights, load_weights
 
 #: PSNR in dB that identical images (a flat one, say) count with; theirs is infinite.
@@ -333,7 +333,7 @@ def main() -> None:
     scale = trained.architecture.scale
     test_sets = [source.test_set(name, scale) for name in names]
     network = trained.network.to(device)
-    with precision("float32", device):
+    with machine.use_tf32(False):
         results = {
             images.name: evaluate(
                 network,

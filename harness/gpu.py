@@ -42,7 +42,7 @@ from .records import load_records, record_id, save_record
 from .signals import resumable
 from .speed import Comparison, machine_limits
 from .timing import MAX_RUNS, time_in_turn
-from .train import Trainer, precision
+from .train import Trainer
 
 _DTYPES = ("float32", "tf32", "bfloat16")
 _PRESETS = ("base", "paper")
@@ -313,8 +313,7 @@ def _train_rates(
             one = dataclasses.replace(config, auxiliary_warmup=warmup)
             trainer = Trainer(one, network.train(), cache)
             budget = setting.seconds / 2 / share / len(phases)
-            with precision(dtype, device):
-                rates.append(_steps_per_second(trainer, budget))
+            rates.append(_steps_per_second(trainer, budget))
     # The contrastive loss is on after its share of the steps.
     share_before = config.auxiliary_warmup
     per_step = share_before / rates[0] + (1 - share_before) / rates[-1]

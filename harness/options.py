@@ -96,8 +96,13 @@ def _shortened(word: str, options: Mapping[str, str]) -> str:
 
 def describe_command(module: str, argv: Sequence[str], launcher: str = "python -m") -> str:
     """The command as typed, absolute paths cut to their last part: records name no machine."""
-    words = [Path(word).name if Path(word).is_absolute() else word for word in argv]
-    return shlex.join([*launcher.split(), module, *words])
+    return shlex.join([*launcher.split(), module, *map(_without_folders, argv)])
+
+
+def _without_folders(word: str) -> str:
+    """A path, alone or as ``--option=PATH``, cut to its last part if it is absolute."""
+    flag, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+    return flag + equals + (Path(value).name if Path(value).is_absolute() else value)
 
 
 def _chosen(argv: Sequence[str]) -> list[str]:

@@ -20,13 +20,13 @@ from rich.table import Table
 from .config import RunConfig
 from .data import DataSource, TestSet, TrainingCache
 from .evaluate import super_resolve
-from .machine import synchronise
+from .machine import synchronise, use_tf32
 from .members import Member
 from .memory import peak_memory
 from .metrics import quality
 from .run import architecture
 from .settings import variant_key
-from .train import Trainer, precision
+from .train import Trainer
 
 #: Timed steps of each kind: at least two, and no more than fit into so many seconds.
 CALIBRATION_SECONDS = 3.0
@@ -66,16 +66,15 @@ def calibrate(config: RunConfig, source: DataSource, cache: TrainingCache) -> Es
     # Without a start: what the weights are does not change what they take.
     config = dataclasses.replace(config, protocol="scratch", start=None)
     last = config.steps - 1
-    with precision(config.precision, device):
-        # Of a new network, in which the step frees nothing that is older than it.
-        peak = peak_memory(partial(_train, _trainer(config, cache, device), last), device)
-        trainer = _trainer(config, cache, device)
-        plain = _median_seconds(partial(_train, trainer, 0), device)
-        full = _median_seconds(partial(_train, trainer, last), device)
+    # Of a new network, in which the step frees nothing that is older than it.
+    peak = peak_memory(partial(_train, _trainer(config, cache, device), last), device)
+    trainer = _trainer(config, cache, device)
+    plain = _median_seconds(partial(_train, trainer, 0), device)
+    full = _median_seconds(partial(_train, trainer, last), device)
     held = 3 * sum(p.nbytes for p in trainer.network.parameters())  # and Adam's two moments
     memory = None if peak is None else held + peak
     evaluation = 0.0
-    with precision("float32", device):
+    with use_tf32(False):
         for name in config.data.test:
             test_set = source.test_set(name, config.scale)
             evaluation += len(test_set) * _image_seconds(trainer, test_set)

@@ -35,7 +35,6 @@ from .records import record_id, record_path, save_record
 from .render import Table
 from .settings import Record, by_age, describe_machine, origin_note, variant_key
 from .signals import resumable
-from .train import precision
 from .weights import TrainedNetwork, find_weights, load_weights
 
 
@@ -243,7 +242,7 @@ def main() -> None:
             print(f"{trained.name}: measured already, see {finished}")
             continue
         trained.network.to(device)
-        with precision("float32", device):
+        with machine.use_tf32(False):
             rows = measure(trained, test_sets, draws=options.draws, m=options.m, tile=options.tile)
         saved = save_record(
             options.results,

@@ -23,7 +23,15 @@ from attention_zoo.implementations import choose_implementation
 
 from . import distributed, flops, latency, machine
 from .checkpoints import discard_checkpoints
-from .config import DataConfig, RunConfig, StartConfig, TableName, Variant, find_preset
+from .config import (
+    DataConfig,
+    Preset,
+    RunConfig,
+    StartConfig,
+    TableName,
+    Variant,
+    find_preset,
+)
 from .data import DataSource, TrainingCache, check_patch, find_data
 from .edsr import build_network
 from .errors import UserError, command_line
@@ -36,7 +44,7 @@ from .records import load_records, record_id, record_path, save_record
 from .settings import origin_note
 from .signals import resumable
 from .tables import summary
-from .train import SAVE_EVERY, Trainer, precision
+from .train import SAVE_EVERY, Trainer
 from .weights import Architecture, load_strictly, load_weights, save_weights, weights_path
 
 #: Seconds of timing for each part in the main job; ``harness.latency`` measures at length.
@@ -123,6 +131,11 @@ class Options(TrainingOptions):
     """Do not time."""
 
 
+def _given_or_preset(options: TrainingOptions, preset: Preset, name: str) -> Any:
+    given = getattr(options, name)
+    return getattr(preset, name) if given is None else given
+
+
 def configure(
     options: TrainingOptions,
     variant: Variant,
@@ -140,10 +153,7 @@ def configure(
     """
     preset = find_preset(options.preset)
 
-    def value(name: str) -> Any:
-        given = getattr(options, name)
-        return getattr(preset, name) if given is None else given
-
+    value = partial(_given_or_preset, options, preset)
     if options.scale not in preset.patch:
         raise UserError(f"scale must be 2, 3 or 4, got {options.scale}")
     start = None
@@ -238,7 +248,7 @@ def _finish(
     config, network = trainer.config, trainer.network
     folder = results / "runs" / config.run_id
     quality = {}
-    with precision("float32", device):
+    with machine.use_tf32(False):
         basis = {
             "weights": hashlib.sha256((folder / "weights.safetensors").read_bytes()).hexdigest(),
             "tile": config.tile,
@@ -386,7 +396,7 @@ def measure_latency(
     command: str,
 ) -> dict[str, Any]:
     """Latencies of the variants beside NLA's, in turn, as a record under ``records/latency``."""
-    preset = find_preset(options.preset)
+    value = partial(_given_or_preset, options, find_preset(options.preset))
     nla = Variant("nla")
     # The baseline has no core and no module to time, and NLA is the yardstick of the table.
     chosen = [v for v in variants if v.name != "none"]
@@ -395,10 +405,10 @@ def measure_latency(
 
     network = partial(
         build_network,
-        blocks=options.blocks or preset.blocks,
-        channels=options.channels or preset.channels,
+        blocks=value("blocks"),
+        channels=value("channels"),
         scale=options.scale,
-        block_res_scale=options.block_res_scale or preset.block_res_scale,
+        block_res_scale=value("block_res_scale"),
     )
     with latency.progress() as on_run:
         record = latency.measure(

@@ -7,8 +7,7 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -41,14 +40,13 @@ MAX_LOSS = 100.0
 LOG_ROWS = 200
 
 
-@contextmanager
-def precision(name: str, device: torch.device) -> Iterator[None]:
-    """Run in ``float32``, ``tf32`` (CUDA) or ``bfloat16`` (autocast)."""
-    autocast: AbstractContextManager[Any] = (
-        torch.autocast(device.type, torch.bfloat16) if name == "bfloat16" else nullcontext()
-    )
-    with use_tf32(name == "tf32"), autocast:
-        yield
+def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
+    """Autocast of a forward pass if the precision is ``bfloat16``.
+
+    No longer than a forward pass: copies of the weights are kept to its end, and do not follow
+    the optimiser; the backward pass has the dtypes of the forward pass by itself.
+    """
+    return torch.autocast(device.type, torch.bfloat16) if precision == "bfloat16" else nullcontext()
 
 
 def to_tensor(images: np.ndarray, device: torch.device) -> Tensor:
@@ -124,11 +122,7 @@ class Trainer:
         first, start, saved = self.step, time.monotonic(), time.monotonic()
         before = self.seconds
         self.network.train()
-        with (
-            signals.held() as stopped,
-            Progress(*columns) as progress,
-            precision(self.config.precision, self.device),
-        ):
+        with signals.held() as stopped, Progress(*columns) as progress:
             task = progress.add_task(
                 label, total=self.config.steps, completed=self.step, rate=0.0, loss=math.nan
             )
@@ -190,13 +184,15 @@ class Trainer:
         )
         lr_images, hr_images = distributed.share(lr_images), distributed.share(hr_images)
         lr_tensor = to_tensor(lr_images, self.device)
-        sr = self._parallel(lr_tensor)
-        l1 = F.l1_loss(sr.float(), to_tensor(hr_images, self.device))
-        auxiliary = self.network.auxiliary_loss() if with_auxiliary else l1.new_zeros(())
-        self.optimizer.zero_grad(set_to_none=True)
-        (l1 + config.auxiliary_weight * auxiliary).backward()
-        l1, auxiliary = distributed.mean(l1, auxiliary)
-        self._check(l1, auxiliary, lr_tensor)
+        with use_tf32(config.precision == "tf32"):
+            with autocast(config.precision, self.device):
+                sr = self._parallel(lr_tensor)
+                l1 = F.l1_loss(sr.float(), to_tensor(hr_images, self.device))
+                auxiliary = self.network.auxiliary_loss() if with_auxiliary else l1.new_zeros(())
+            self.optimizer.zero_grad(set_to_none=True)
+            (l1 + config.auxiliary_weight * auxiliary).backward()
+            l1, auxiliary = distributed.mean(l1, auxiliary)
+            self._check(l1, auxiliary, lr_tensor)
         self.optimizer.step()
         self.step += 1
         return self._note(l1.item(), auxiliary.item(), rate)
@@ -213,7 +209,8 @@ class Trainer:
         if finite and l1.item() <= MAX_LOSS:
             return
         what = "the loss has exploded" if finite else "loss or gradient is not finite"
-        where = where_not_finite(self.network, lr_images)
+        with autocast(self.config.precision, self.device):
+            where = where_not_finite(self.network, lr_images)
         # The weights of this step are bad, those before were not.
         if self.folder is not None and distributed.is_main():
             discard_checkpoints(self.folder, self.step)

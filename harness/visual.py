@@ -41,7 +41,6 @@ from .plotting import PAGE, claim_record, house_style, new_figure, save_figure
 from .records import slug
 from .settings import distinct_labels
 from .signals import resumable
-from .train import precision
 from .weights import TrainedNetwork, find_weights, load_weights
 
 #: Most panels in a row beside the image.
@@ -335,7 +334,7 @@ def main() -> None:
         run.network.to(device)
     labels = distinct_labels([run.architecture.variant.to_dict() for run in runs])
     chosen: list[Comparison] = []
-    with precision("float32", device), torch.inference_mode():
+    with machine.use_tf32(False), torch.inference_mode():
         for image in images:
             chosen.append(compare(image, runs, labels, options.crop, options.tile))
             # Sorting is stable: of equals the earlier image stays first.

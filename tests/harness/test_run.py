@@ -13,6 +13,8 @@ import torch
 from safetensors.torch import load_file
 
 from harness import run, tables
+from harness.config import Variant
+from harness.edsr import EDSR, build_network
 from harness.options import describe_command
 from harness.records import load_records
 
@@ -172,6 +174,20 @@ def test_skip_training_needs_no_images(
     assert "0.74" in capsys.readouterr().out
     assert load_records(tmp_path, "run") == []
     assert len(load_records(tmp_path, "cost")) == 1
+
+
+@pytest.mark.usefixtures("quiet")
+def test_an_option_of_zero_is_given(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    built = []
+
+    def watched(variant: Variant, **values: Any) -> EDSR:
+        built.append(values["block_res_scale"])
+        return build_network(variant, **values)
+
+    monkeypatch.setattr(run, "build_network", watched)
+    words = ["--attn", "conv", "--skip-training", "--results", tmp_path, "--block-res-scale", "0"]
+    run_main(monkeypatch, *words)
+    assert set(built) == {0.0}
 
 
 @pytest.mark.parametrize(
@@ -386,8 +402,11 @@ def test_bad_protocols_are_refused(
 
 
 def test_commands_hold_no_path_of_the_machine() -> None:
-    command = describe_command("harness.run", ["--attn", "nla", "--data", "/home/someone/images"])
-    assert command == "python -m harness.run --attn nla --data images"
+    words = ["--attn", "nla", "--data", "/home/someone/images", "--results=/home/someone/results"]
+    command = describe_command("harness.run", [*words, "--image=a/b.png"])
+    assert command == (
+        "python -m harness.run --attn nla --data images --results=results --image=a/b.png"
+    )
 
 
 def test_help_tells_the_modules_options() -> None:

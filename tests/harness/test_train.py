@@ -81,11 +81,13 @@ def test_training_lowers_the_loss(cache: TrainingCache) -> None:
     assert sum(losses[-10:]) < 0.5 * sum(losses[:10])
 
 
-@pytest.mark.parametrize("name", ["enlca", "nlsa"])
+@pytest.mark.parametrize(
+    ("name", "precision"), [("enlca", "float32"), ("nlsa", "float32"), ("nlsa", "bfloat16")]
+)
 def test_resumed_training_ends_with_the_same_bits(
-    name: str, cache: TrainingCache, tmp_path: Path
+    name: str, precision: str, cache: TrainingCache, tmp_path: Path
 ) -> None:
-    config = make_config(name)
+    config = make_config(name, precision=precision)
     whole = trained(config, cache)
     first = Trainer(config, network_of(config), cache, tmp_path)
     first.network.train()
@@ -321,6 +323,31 @@ def test_patches_are_the_same_for_every_variant(
 def test_bfloat16_trains(cache: TrainingCache) -> None:
     trainer = trained(make_config("enlca", {"m": 4}, precision="bfloat16"), cache)
     assert trainer.log[-1][1] < 1
+
+
+def test_bfloat16_follows_float32(cache: TrainingCache) -> None:
+    """Each step runs with the weights that the one before it left."""
+    of_precision = [
+        trained(make_config(steps=40, learning_rate=3e-3, precision=name), cache).log
+        for name in ("float32", "bfloat16")
+    ]
+    for (step, exact, *_), (_, rounded, *_) in zip(*of_precision, strict=True):
+        assert rounded == pytest.approx(exact, rel=0.05), f"step {step}"
+
+
+def test_the_backward_pass_is_outside_of_autocast(
+    cache: TrainingCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    backward = torch.Tensor.backward
+
+    def watched(loss: torch.Tensor) -> None:
+        seen.append(torch.is_autocast_enabled("cpu"))
+        backward(loss)
+
+    monkeypatch.setattr(torch.Tensor, "backward", watched)
+    trained(make_config("nlsa", precision="bfloat16", steps=2), cache)
+    assert seen == [False, False]
 
 
 @pytest.mark.cuda
