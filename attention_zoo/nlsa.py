@@ -333,10 +333,10 @@ class _ChunkedAttention(torch.autograd.Function):
 
         share_tiles(plan.tiles, v.device, add)
 
-        before, after = (
-            torch.tensor([c % plan.chunks for c in ends], device=v.device)
-            for ends in ([s.start - 1 for s in plan.spans], [s.stop for s in plan.spans])
-        )
+        # Made on the device: a copy from the host cannot be part of a CUDA graph.
+        starts = torch.arange(0, plan.chunks, plan.width, device=v.device)
+        before = (starts - 1) % plan.chunks
+        after = (starts + plan.width).clamp_max_(plan.chunks) % plan.chunks
         for inner, outer in zip(chunked[1:], aside, strict=True):
             inner.index_add_(2, before, outer[:, :, :, 0])
             inner.index_add_(2, after, outer[:, :, :, 1])
@@ -388,7 +388,7 @@ class _Plan:
         rounds, chunks, slots: hash rounds; chunks of one; positions of one, repeated ones too.
         places: of every position, its slot in each round, counted through all: ``[B, N, r]``.
         repeated: ranks of the positions that fill up the last chunk.
-        spans: neighbouring chunks of one round that are done together.
+        width, spans: neighbouring chunks of one round that are done together, and how many.
         tiles: (image, round, span) of each tile.
         scores, most_rows: scores and gathered rows of a tile that are held at once.
         positions: (image, positions) of the tiles of what follows the chunks.
@@ -412,9 +412,11 @@ class _Plan:
         scores = 3 * chunk_size**2
         self._group = max(1, min(self.chunks, _tile_size(device) // scores))
         self.scores = self._group * scores
-        width = self._group * _GROUPS
-        self.spans = [slice(c, min(c + width, self.chunks)) for c in range(0, self.chunks, width)]
-        self.most_rows = (min(width, self.chunks) + 2) * chunk_size
+        self.width = self._group * _GROUPS
+        self.spans = [
+            slice(c, min(c + self.width, self.chunks)) for c in range(0, self.chunks, self.width)
+        ]
+        self.most_rows = (min(self.width, self.chunks) + 2) * chunk_size
         self.tiles = [
             (b, r, span) for b in range(batch) for r in range(self.rounds) for span in self.spans
         ]

@@ -61,6 +61,7 @@ def is_out_of_memory(error: BaseException) -> bool:
         isinstance(error, (MemoryError, torch.OutOfMemoryError))
         or "out of memory" in text
         or "allocate memory" in text
+        or "status_alloc_failed" in text  # cuBLAS, cuDNN
     )
 
 

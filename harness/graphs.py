@@ -17,21 +17,36 @@ def captured(function: Callable[[], Any], device: torch.device) -> Callable[[], 
     It gives the tensors of the recording, overwritten by each replay.
 
     Raises:
-        RuntimeError: the function waits for the device or copies from the host meanwhile.
+        RuntimeError: the function waits for the device or copies from the host meanwhile. Streams
+            and random numbers are as before.
     """
     with torch.cuda.device(device):
         stream = torch.cuda.Stream(device)
         stream.wait_stream(torch.cuda.current_stream(device))
+        graph = torch.cuda.CUDAGraph()
+        # torch leaves the stream of a recording that failed the current one.
         with torch.cuda.stream(stream):
             for _ in range(_WARMUP):
                 function()
+            try:
+                with torch.cuda.graph(graph, stream=stream):
+                    result = function()
+            except RuntimeError:
+                _end_recording_of_random_numbers()
+                raise
         torch.cuda.current_stream(device).wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            result = function()
 
     def replay() -> Any:
         graph.replay()
         return result
 
     return replay
+
+
+def _end_recording_of_random_numbers() -> None:
+    """Give the current device's generator a state that is not being recorded.
+
+    A recording that fails may leave the generator in it, and then every later draw fails.
+    """
+    generator = torch.cuda.default_generators[torch.cuda.current_device()]
+    generator.graphsafe_set_state(generator.clone_state())

@@ -31,6 +31,8 @@ GRACE = 15.0
 #: Seconds between two looks at whether a member has ended or is to stop.
 _POLL = 0.1
 _SIGNALLED = (signal.SIGINT, signal.SIGTERM)
+#: Exit status of a process that was killed (SIGKILL, which Windows has no name for).
+KILLED = -getattr(signal, "SIGKILL", 9)
 
 #: Options that a member's command does not take over: it names its own variant and seed, and the
 #: engine chooses device and threads.
@@ -187,7 +189,7 @@ def run_member(
 
 def was_stopped(status: int) -> bool:
     """Whether an exit status is that of a run that was told to stop, or killed for not doing so."""
-    return status in (-signal.SIGKILL, *(-s for s in _SIGNALLED), *(128 + s for s in _SIGNALLED))
+    return status in (KILLED, *(-s for s in _SIGNALLED), *(128 + s for s in _SIGNALLED))
 
 
 def describe_status(status: int) -> str:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,6 +28,7 @@ from .edsr import EDSR, build_network
 from .errors import UserError, command_line, is_out_of_memory, usage_errors
 from .flops import CORE_CHANNELS, MODULE_CHANNELS, count_network, create_core
 from .latency import Case, progress, without_numbers
+from .members import KILLED
 from .memory import peak_memory
 from .options import describe_command
 from .records import load_records, record_id, save_record
@@ -360,7 +360,7 @@ def _times_apart(*case: Any) -> dict[str, Any]:
         times: dict[str, Any] = call_apart(_times, *arguments, on_run=on_run)
     except ProcessEnded as error:
         # So Linux ends the process that takes most of the memory, when that runs out.
-        if error.code != -signal.SIGKILL:
+        if error.code != KILLED:
             raise
         return _out_of_memory()
     return times

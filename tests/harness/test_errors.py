@@ -21,6 +21,7 @@ from harness.errors import UserError, command_line
         (KeyboardInterrupt(), 130, "interrupted"),
         (torch.OutOfMemoryError("CUDA out of memory"), 2, "error: the memory does not suffice"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 2, "error: the memory does"),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling"), 2, "error: the mem"),
         (MemoryError(), 2, "error: the memory does not suffice"),
     ],
 )
