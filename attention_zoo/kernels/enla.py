@@ -195,8 +195,9 @@ def _summarise(
     b = (index // parts).to(tl.int64)
     part = index % parts
     rows = tl.program_id(1) * BM + tl.arange(0, BM)
-    columns = tl.program_id(2) * BO + tl.arange(0, BO)
-    channels = tl.arange(0, BC)
+    # Products with strides may exceed 2^31.
+    columns = (tl.program_id(2) * BO + tl.arange(0, BO)).to(tl.int64)
+    channels = tl.arange(0, BC).to(tl.int64)
     in_f = (rows[:, None] < m) & (channels[None, :] < c)
     projection = tl.load(f + rows[:, None] * c + channels[None, :], mask=in_f, other=0.0)
 
@@ -206,7 +207,7 @@ def _summarise(
     acc = tl.zeros([BM, BO], tl.float32)
     begin = part * per_part
     for start in range(begin, tl.minimum(begin + per_part, n), BN):
-        positions = start + tl.arange(0, BN)
+        positions = (start + tl.arange(0, BN)).to(tl.int64)
         here = positions < n
         of_k = k + b * k_b + positions[None, :] * k_n + channels[:, None] * k_c
         x = tl.load(of_k, mask=here[None, :] & (channels[:, None] < c), other=0.0)
@@ -298,10 +299,11 @@ def _attend(
     VALUES: tl.constexpr,
 ):
     """Output of a block of queries, with the largest feature so far taken out."""
-    positions = tl.program_id(0) * BN + tl.arange(0, BN)
+    positions = (tl.program_id(0) * BN + tl.arange(0, BN)).to(tl.int64)
     b = tl.program_id(1).to(tl.int64)
-    columns = tl.program_id(2) * BO + tl.arange(0, BO)
-    channels = tl.arange(0, BC)
+    # Products with strides may exceed 2^31.
+    columns = (tl.program_id(2) * BO + tl.arange(0, BO)).to(tl.int64)
+    channels = tl.arange(0, BC).to(tl.int64)
     here = positions < n
     place = q + b * q_b + positions[:, None] * q_n + channels[None, :] * q_c
     x = tl.load(place, mask=here[:, None] & (channels[None, :] < c), other=0.0).to(tl.float32)

@@ -68,9 +68,9 @@ def attend(
 @triton.jit
 def _positions(order, slots, n, total):
     """Positions at sorted slots; those that fill up the last chunk repeat the last of them."""
-    padding = total - n
-    # A multiple of n is added, as padding may exceed n and % truncates.
-    repeated = (slots - padding + padding * n) % n
+    # padding may exceed n, and % truncates.
+    repeated = (slots - (total - n)) % n
+    repeated = tl.where(repeated < 0, repeated + n, repeated)
     return tl.load(order + tl.where(slots < n, slots, repeated))
 
 
@@ -111,8 +111,9 @@ def _attend(
     b = index // rounds
     total = chunks * chunk_size
     within = (tl.program_id(0) % parts) * BQ + tl.arange(0, BQ)
-    channels = tl.arange(0, BC)
-    columns = tl.program_id(2) * BO + tl.arange(0, BO)
+    # Products with strides may exceed 2^31.
+    channels = tl.arange(0, BC).to(tl.int64)
+    columns = (tl.program_id(2) * BO + tl.arange(0, BO)).to(tl.int64)
     slots = tl.minimum(chunk * chunk_size + within, total - 1)
     own = (within < chunk_size) & (chunk * chunk_size + within < n)
     positions = _positions(order + index * n, slots, n, total)

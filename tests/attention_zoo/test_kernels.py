@@ -117,6 +117,9 @@ NLSA_CASES = [
 ]
 
 
+CASES = [*ENLA_CASES, *NLSA_CASES]
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("size", "c", "c_out", "chunk_size", "rounds"), NLSA_CASES)
 class TestNlsa:
@@ -140,6 +143,31 @@ class TestNlsa:
             return sparse_attention(*maps, rotations, chunk_size)
 
         assert_implementations_agree("nlsa", attend, on_device(qkv))
+
+
+@pytest.mark.parametrize("far", ["rows", "channels"])
+class TestLargeOffsets:
+    """Values whose rows, or channels, lie so far apart as in a huge map: the last at 2^31."""
+
+    pytestmark = running
+
+    @pytest.mark.parametrize("core", ["enla", "nlsa"])
+    def test_beyond_31_bits(self, core: str, far: str) -> None:
+        q, k, v = (t.detach() for t in on_device(random_qkv(0, (1, 5), batch=1)))
+        q, k, v = q.float(), k.float(), v.half()
+        # Pages that are not touched take no memory on the CPU.
+        memory = torch.empty(2**31 + 8, dtype=v.dtype, device=DEVICE)
+        strides = (0, 1, 0, 2**29) if far == "rows" else (0, 2**29, 0, 1)
+        distant = memory.as_strided(v.shape, strides).copy_(v)
+
+        def attend(values: Tensor) -> Tensor:
+            if core == "enla":
+                f = orthogonal_gaussian(4, 4, torch.Generator().manual_seed(0)).to(DEVICE)
+                return random_feature_attention(q, k, values, f, 1e-4, 6.0)
+            return sparse_attention(q, k, values, torch.ones(1, 4, 2, device=DEVICE), 3)
+
+        with use_implementation(f"{core}=triton"), torch.no_grad():
+            torch.testing.assert_close(attend(distant), attend(v))
 
 
 @pytest.mark.skipif(INTERPRETED or DEVICE.type == "cuda", reason="needs a machine without CUDA")
@@ -261,11 +289,14 @@ def test_compiles_without_a_device(
 @needs_triton
 @pytest.mark.skipif(INTERPRETED, reason="it is this run")
 @pytest.mark.parametrize(
-    ("dtypes", "count"),
-    [("float32", 1), pytest.param("float32 or float16", len(DTYPES), marks=pytest.mark.slow)],
+    ("tests", "count"),
+    [
+        ("float32 or Large", len(CASES) + 4),
+        pytest.param("float", len(CASES) * len(DTYPES), marks=pytest.mark.slow),
+    ],
 )
-def test_in_the_interpreter(dtypes: str, count: int) -> None:
-    chosen = ("-m", "cuda", "-k", dtypes, __file__)  # bfloat16 holds the word float16
+def test_in_the_interpreter(tests: str, count: int) -> None:
+    chosen = ("-m", "cuda", "-k", tests, __file__)
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-n0", "-p", "no:cacheprovider", *chosen],
         env=os.environ | {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""},
@@ -275,4 +306,4 @@ def test_in_the_interpreter(dtypes: str, count: int) -> None:
         timeout=300,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert f"{count * len([*ENLA_CASES, *NLSA_CASES])} passed" in done.stdout
+    assert f"{count} passed" in done.stdout
