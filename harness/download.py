@@ -32,6 +32,7 @@ from rich.progress import (
 from .errors import UserError
 from .files import write_atomic
 from .images import SUFFIXES, find_images
+from .locks import lock
 
 _CHUNK = 1 << 20
 
@@ -96,6 +97,14 @@ def download(archive: Archive, folder: Path) -> bool:
         return False
     downloads = folder / ".downloads"
     file_name = PurePosixPath(archive.url).name
+    with lock(downloads / f"{file_name}.lock", f"download of {file_name}"):
+        if _is_complete(archive, folder):  # another process was at it
+            return False
+        _retrieve(archive, folder, downloads, file_name)
+    return True
+
+
+def _retrieve(archive: Archive, folder: Path, downloads: Path, file_name: str) -> None:
     pooch.get_logger().setLevel("WARNING")
     try:
         path = pooch.retrieve(
@@ -116,7 +125,6 @@ def download(archive: Archive, folder: Path) -> bool:
     if not _is_complete(archive, folder):
         raise UserError(f"{archive.url} does not hold the expected images {dict(archive.images)}")
     Path(path).unlink()
-    return True
 
 
 @dataclass
@@ -183,6 +191,10 @@ class ResumableDownloader:
                 self.part.unlink()
                 raise ConnectionError("the part kept from before does not fit") from error
             raise
+        except URLError:
+            raise
+        except OSError as error:
+            raise _connection_error(error) from error
         with response:
             resumed = response.status == 206
             if resumed and not response.headers.get("Content-Range", "").startswith(
@@ -194,11 +206,23 @@ class ResumableDownloader:
             total_size = start + int(length) if length else None
             progress.update(task, completed=start, total=total_size)
             with self.part.open("ab" if resumed else "wb") as file:
-                while chunk := response.read(_CHUNK):
+                while chunk := _read(response):
                     file.write(chunk)
                     progress.update(task, advance=len(chunk))
         if total_size is not None and self._have() < total_size:
             raise ConnectionError("the connection was cut")
+
+
+def _read(response: IO[bytes]) -> bytes:
+    try:
+        return response.read(_CHUNK)
+    except OSError as error:
+        raise _connection_error(error) from error
+
+
+def _connection_error(error: OSError) -> ConnectionError:
+    """Of the network, whatever its kind: those of our own files are other errors."""
+    return ConnectionError(error.strerror or str(error) or type(error).__name__)
 
 
 def extract(path: Path, folder: Path, archive: Archive) -> None:
@@ -212,12 +236,15 @@ def extract(path: Path, folder: Path, archive: Archive) -> None:
         with ExitStack() as stack:
             members = list(_members(path, stack))
             _check_members(path.name, members, archive.max_bytes)
+            chosen = []
             for member in members:
                 pure = PurePosixPath(member.name)
                 sub = archive.folders.get(str(pure.parent))
-                if member.kind != "file" or sub is None or pure.suffix.lower() not in SUFFIXES:
-                    continue
-                target = folder / sub / pure.name
+                if member.kind == "file" and sub and pure.suffix.lower() in SUFFIXES:
+                    chosen.append((member, sub, pure.name))
+            # Those that tell whether an archive was unpacked come last.
+            for member, sub, name in sorted(chosen, key=lambda file: file[1] in archive.images):
+                target = folder / sub / name
                 if not (target.exists() and target.stat().st_size == member.size):
                     write_atomic(target, member.copy_to)
     except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, OSError) as error:
