@@ -34,8 +34,9 @@ _CPU_KEYS, _KEYS = 1000 if leaves_cache() else 450, 2048
 _KEY_TILE = 256
 # Fewer scores than these are not worth a second thread.
 _FEW_SCORES = 2**16
-# Largest sum of weights for which the first keys' maximum serves all keys of a row.
-_MOST_WEIGHT = 2.0**60
+# How far, in units of log 2, later scores may exceed the first keys' maximum before it is raised:
+# sums of 2^20 weights, times values of 1e19, stay below the largest float32.
+_MOST_ABOVE = 40.0
 # Below every score, and finite.
 _LOWEST = -3e38
 #: exp is taken as 2^(x log2(e)): on an AMD processor torch's exp2 takes a third of the time of its
@@ -43,6 +44,7 @@ _LOWEST = -3e38
 LOG2_E = 1 / math.log(2)
 # Up to this width the fused CPU kernel's time goes into exp, and padding c to c_out is free.
 _PAD_WIDTH = 32
+_BFLOAT16_CAPABILITY = (8, 0)
 _FUSED = (
     SDPBackend.FLASH_ATTENTION,
     SDPBackend.EFFICIENT_ATTENTION,
@@ -102,6 +104,13 @@ def why_not_fused(q: Tensor, k: Tensor, v: Tensor) -> str | None:
     """Why torch has no fused kernel for these rows; None if it has."""
     if q.device.type == "cuda" and q.dtype == torch.float64:
         return "torch's fused CUDA kernels do not take float64"
+    if q.device.type == "cuda" and q.dtype == torch.bfloat16:
+        capability = torch.cuda.get_device_capability(q.device)
+        if capability < _BFLOAT16_CAPABILITY:
+            return (
+                "torch's fused kernels take bfloat16 from CUDA capability 8.0 on; "
+                f"this device has {capability[0]}.{capability[1]}"
+            )
     return None
 
 
@@ -203,57 +212,36 @@ def attend_tile(
     for j in key_tiles(k.shape[1], k.device):
         keys, values = k[:, j].to(q.dtype), v[:, j].to(q.dtype)
         without = None if left_out is None else left_out - j.start
+        scores = _products(q, keys, space, LOG2_E)
+        if without is not None:
+            scores.diagonal(without, dim1=1, dim2=2).fill_(-math.inf)
+        # Finite even where all keys are left out, so that differences are.
+        top = scores.amax(-1, keepdim=True).clamp_min_(_LOWEST)
         if state is None:
-            top, weights, norm = _weights(q, keys, space, without)
+            weights = scores.sub_(top).exp2_()
+            norm = weights.sum(-1, keepdim=True)
             state = Lines(product(weights, values, acc), top, norm)
             continue
-        # On the CPU the maximum of the first keys is good for all: rarely is a later score so much
-        # larger that sums leave float32's middle. Elsewhere looking would wait for the device.
-        keep_top = k.device.type == "cpu"
-        if keep_top:
-            top, weights, norm = _weights(q, keys, space, without, state.top)
-            norm.add_(state.norm)
-            keep_top = bool((norm < _MOST_WEIGHT).all())
-        if not keep_top:
-            top, weights, norm = _weights(q, keys, space, without, state.top, raise_top=True)
+        if _is_far_above(top, state.top):
+            torch.maximum(top, state.top, out=top)
             shrink = state.top.sub_(top).exp2_()
             state.acc.mul_(shrink)
-            norm.add_(state.norm.mul_(shrink))
+            state.norm.mul_(shrink)
+        else:
+            top = state.top
+        weights = scores.sub_(top).exp2_()
+        norm = weights.sum(-1, keepdim=True).add_(state.norm)
         state = Lines(add_product(state.acc, weights, values), top, norm)
     assert state is not None
     return state
 
 
-def _weights(
-    q: Tensor,
-    k: Tensor,
-    space: Tensor,
-    left_out: int | None,
-    top: Tensor | None = None,
-    raise_top: bool = False,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Weights ``2^(score - top)`` of a tile.
+def _is_far_above(found: Tensor, top: Tensor) -> bool:
+    """Whether any score leaves what the sums under ``top`` can hold.
 
-    Args:
-        q: queries ``[B, N, c]``.
-        k: keys ``[B, M, c]``.
-        space: overwritten, see :func:`attend_tile`.
-        left_out: if not None, query i leaves out key i + left_out.
-        top: ``[B, N, 1]``; the scores' maximum if None.
-        raise_top: raise top to the scores' maximum.
-
-    Returns:
-        top ``[B, N, 1]``, weights ``[B, N, M]``, their sums ``[B, N, 1]``.
+    Off the CPU that is taken for granted: looking would wait for the device.
     """
-    scores = _products(q, k, space, LOG2_E)
-    if left_out is not None:
-        scores.diagonal(left_out, dim1=1, dim2=2).fill_(-math.inf)
-    if top is None or raise_top:
-        # Finite even where all keys are left out, so that differences are.
-        found = scores.amax(-1, keepdim=True).clamp_min_(_LOWEST)
-        top = found if top is None else torch.maximum(found, top)
-    weights = scores.sub_(top).exp2_()
-    return top, weights, weights.sum(-1, keepdim=True)
+    return found.device.type != "cpu" or bool((found - top > _MOST_ABOVE).any())
 
 
 def finish_tile(lines: Lines, out: Tensor, lse: Tensor) -> None:

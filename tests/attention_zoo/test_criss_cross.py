@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from attention_zoo import AttentionError, create_attention
 from attention_zoo.criss_cross import criss_cross_attention
@@ -58,6 +59,17 @@ def test_large_scores(dtype: torch.dtype) -> None:
         [q, k, v],
         tolerance=(10 * value_tolerance, 10 * gradient_tolerance),
     )
+
+
+@pytest.mark.parametrize("size", [(1, 7), (7, 1), (9, 8)])
+@pytest.mark.parametrize("factor", [0.1, 1000.0])
+def test_what_is_executed_does_not_depend_on_the_scores(
+    size: tuple[int, int], factor: float
+) -> None:
+    q, k, v = random_qkv(0, size, dtype=torch.float32, batch=1, c=4, c_out=5)
+    with FlopCounterMode(display=False) as counter:
+        criss_cross_attention(factor * q, k, v)
+    assert counter.get_total_flops() == 2 * size[0] * size[1] * sum(size) * (4 + 5)
 
 
 def test_gradcheck() -> None:

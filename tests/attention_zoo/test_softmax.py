@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
-from attention_zoo.softmax import softmax_attention_fused, softmax_attention_lse
+from attention_zoo.softmax import softmax_attention_fused, softmax_attention_lse, why_not_fused
 from tests.reference import softmax as oracle
 from tests.reference.cases import TOLERANCES, assert_agrees, assert_close
 
@@ -31,13 +35,13 @@ def test_attention_agrees_with_the_oracle(queries: int, keys: int, dtype: torch.
 
 
 @pytest.mark.parametrize("tile", [1, 7, 24, 100])
-@pytest.mark.parametrize("most_weight", [-1.0, 2.0**60])
+@pytest.mark.parametrize("most_above", [-100.0, 40.0])
 @pytest.mark.parametrize("key_tile", [1, 4, 100])
 def test_any_tiling_agrees_with_the_oracle(
-    monkeypatch: pytest.MonkeyPatch, tile: int, key_tile: int, most_weight: float
+    monkeypatch: pytest.MonkeyPatch, tile: int, key_tile: int, most_above: float
 ) -> None:
     """Tiles of queries, keys (online softmax or not) and images, whole and broken, two threads."""
-    names = {"_CPU_TILE": tile, "_CPU_KEYS": key_tile, "_MOST_WEIGHT": most_weight}
+    names = {"_CPU_TILE": tile, "_CPU_KEYS": key_tile, "_MOST_ABOVE": most_above}
     for name, size in (names | {"_FEW_SCORES": 0}).items():
         monkeypatch.setattr(f"attention_zoo.softmax.{name}", size)
     inputs = rows(5, 5, 9, batch=3)
@@ -70,6 +74,31 @@ def test_a_later_score_may_be_far_larger_or_smaller(last: float) -> None:
     scores = q.double() @ k.double().mT
     assert_close(out, scores.softmax(-1) @ v.double(), 1e-5)
     assert_close(lse, scores.logsumexp(-1), 1e-6)
+
+
+@pytest.mark.parametrize("size", [0.1, 10.0, 1000.0])
+def test_what_is_executed_does_not_depend_on_the_scores(size: float) -> None:
+    q, k, v = (torch.randn(1, n, 8) for n in (50, 2600, 2600))
+    with FlopCounterMode(display=False) as counter:
+        softmax_attention_lse(size * q, k, v)
+    assert counter.get_total_flops() == 2 * 50 * 2600 * (8 + 8)
+
+
+def test_fused_kernels_are_asked_for_what_the_device_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    capability = (7, 5)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+
+    def rows_on_cuda(dtype: torch.dtype) -> Any:
+        return [SimpleNamespace(device=torch.device("cuda", 0), dtype=dtype)] * 3
+
+    assert why_not_fused(*rows_on_cuda(torch.float16)) is None
+    assert why_not_fused(*rows_on_cuda(torch.float32)) is None
+    told = why_not_fused(*rows_on_cuda(torch.bfloat16))
+    assert told is not None
+    assert "from CUDA capability 8.0 on; this device has 7.5" in told
+    capability = (8, 0)
+    assert why_not_fused(*rows_on_cuda(torch.bfloat16)) is None
+    assert "float64" in (why_not_fused(*rows_on_cuda(torch.float64)) or "")
 
 
 @pytest.mark.parametrize("part", [0, 1])
