@@ -143,14 +143,15 @@ def _tiled_images(run: dict[str, Any]) -> list[str]:
 def _interval_note(summaries: Sequence[Summary]) -> str:
     images = f"images ({'/'.join(str(n) for n in sorted({s.images for s in summaries}))})"
     several = {s.paired_seeds > 1 for s in summaries}
-    wider = ", or Student's t of the seeds' means where that reaches further"
+    wider = "means where that reaches further"
     if several == {True}:
-        over = f"{images} and seeds{wider}"
+        over = f"{images} and seeds, or Student's t of the seeds' or of the images' {wider}"
     elif several == {False}:
-        over = f"{images}; with one seed they leave out the noise of training"
+        over = f"{images}, or Student's t of the images' {wider}; with one seed they leave out the "
+        over += "noise of training"
     else:
-        over = f"{images} and seeds{wider}; in rows with one seed over images only, which leaves "
-        over += "out the noise of training"
+        over = f"{images} and seeds, or Student's t of the seeds' or of the images' {wider}; in "
+        over += "rows with one seed over images only, which leaves out the noise of training"
     return (
         "Differences are to the baseline over the same images and seeds; 95 % intervals: "
         f"paired bootstrap over {over}."
