@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
     Raises:
         UserError: the file cannot be written; the states from before are untouched.
     """
-    tensors = {k: v.detach().cpu().contiguous() for k, v in checkpoint.tensors.items()}
+    tensors = to_file(checkpoint.tensors)
     body = {"format": FORMAT, "step": checkpoint.step, "content": checkpoint.content}
     sealed = body | {"sha256": _digest(body, tensors)}
     data = save(tensors, metadata={"checkpoint": json.dumps(sealed)})
@@ -50,6 +51,19 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
     for old in find_checkpoints(folder)[:-KEPT]:
         old.unlink(missing_ok=True)
     return path
+
+
+def to_file(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """On the CPU, contiguous, and none in the memory of another, as a safetensors file has them."""
+    places: set[int] = set()
+    plain = {}
+    for name, tensor in tensors.items():
+        stored = tensor.detach().cpu().contiguous()
+        place = stored.untyped_storage().data_ptr()
+        # Such as weights that two layers share.
+        plain[name] = stored.clone() if place in places else stored
+        places.add(place)
+    return plain
 
 
 def load_checkpoint(folder: Path) -> Checkpoint | None:

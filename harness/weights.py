@@ -18,6 +18,7 @@ from safetensors.torch import save
 from attention_zoo import AttentionError
 from attention_zoo.official import describe_misfit
 
+from .checkpoints import to_file
 from .config import Variant
 from .edsr import EDSR, build_network
 from .errors import UserError
@@ -93,7 +94,7 @@ def save_weights(path: Path, network: EDSR, architecture: Architecture, name: st
     Raises:
         UserError: the file cannot be written.
     """
-    tensors = {k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}
+    tensors = to_file(network.state_dict())
     content = {"name": name, "architecture": architecture.to_dict()}
     # One entry: of several, safetensors would shuffle the order.
     data = save(tensors, metadata={"network": json.dumps(content, sort_keys=True)})
