@@ -8,6 +8,7 @@ from .registry import (
     check_options,
     create_attention,
     find_attention,
+    is_own,
     list_attentions,
     register_attention,
 )
@@ -23,6 +24,7 @@ __all__ = [
     "check_options",
     "create_attention",
     "find_attention",
+    "is_own",
     "list_attentions",
     "register_attention",
 ]

@@ -166,9 +166,19 @@ class Attention(nn.Module):
 
     @classmethod
     def label(cls, **options: Any) -> str:
-        """Row label of a variant; options left out take their defaults."""
+        """Row label of a variant; options left out take their defaults.
+
+        Raises:
+            AttentionError: ``label_format`` asks for what is no option.
+        """
         values = {name: p.default for name, p in cls.options().items()} | options
-        return (cls.label_format or cls.name or cls.__name__).format(**values)
+        text = cls.label_format or cls.name or cls.__name__
+        try:
+            return text.format(**values)
+        except (LookupError, ValueError, AttributeError, TypeError) as error:
+            raise AttentionError(
+                f"the label_format {text!r} of {cls.__name__} cannot be filled in: {error!r}"
+            ) from error
 
     def _check_input(self, x: Tensor) -> None:
         if x.dim() != 4 or x.shape[1] != self.channels or min(x.shape[2:]) < 1:

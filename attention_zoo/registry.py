@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import inspect
 from collections.abc import Callable
 from importlib.metadata import entry_points
 from typing import Any, TypeVar
+
+import torch
 
 from .base import Attention, AttentionError
 
@@ -75,11 +78,25 @@ def create_attention(name: str, channels: int, **options: Any) -> Attention:
         **options: the module's own, see :meth:`Attention.options`.
 
     Raises:
-        AttentionError: unknown name, an option the module does not have, or a bad value.
+        AttentionError: unknown name, an option the module does not have, or a bad value; any
+            error in building a module of somebody else's, but for lack of memory.
     """
     cls = find_attention(name)
     check_options(name, options)
-    return cls(channels, **options)
+    try:
+        return cls(channels, **options)
+    except (AttentionError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        if is_own(cls):
+            raise
+        text = " ".join(f"{type(error).__name__}: {error}".split())
+        raise AttentionError(f"{name} cannot be built with {channels} channels: {text}") from error
+
+
+def is_own(cls: type[Attention]) -> bool:
+    """Whether a module is this package's, and not somebody else's."""
+    return cls.__module__.partition(".")[0] == __name__.partition(".")[0]
 
 
 def check_options(name: str, options: dict[str, Any]) -> None:
@@ -96,7 +113,7 @@ def _import(name: str, path: str) -> type[Attention]:
     asked = repr(path) if name == path else f"{name!r}, an installed entry point"
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:  # it runs the user's file
+    except (Exception, SystemExit) as error:  # it runs the user's file
         kind = "" if isinstance(error, ImportError) else f"{type(error).__name__}: "
         reason = " ".join(f"{kind}{error}".split())
         raise AttentionError(
@@ -114,6 +131,17 @@ def _import(name: str, path: str) -> type[Attention]:
 def _check_class(name: str, cls: Any) -> type[Attention]:
     if not (isinstance(cls, type) and issubclass(cls, Attention)) or cls is Attention:
         raise AttentionError(f"{name} is not a subclass of attention_zoo.Attention")
+    parameters = [*inspect.signature(cls.__init__).parameters.values()][1:]
+    if not parameters or parameters[0].kind is inspect.Parameter.KEYWORD_ONLY:
+        raise AttentionError(f"{name} must take channels first: __init__(self, channels, *, …)")
+    for parameter in parameters[1:]:
+        if parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD:
+            raise AttentionError(
+                f"{name}: {parameter.name} must be keyword-only to be an option: "
+                f"__init__(self, {parameters[0].name}, *, {parameter.name}, …)"
+            )
+        if parameter.kind is parameter.KEYWORD_ONLY and parameter.default is parameter.empty:
+            raise AttentionError(f"{name}: the option {parameter.name} needs a default")
     if not vars(cls).get("name"):  # it may inherit that of a registered class
         cls.name = name
     return cls

@@ -11,6 +11,7 @@ import copy
 import inspect
 import io
 import logging
+import math
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from attention_zoo import Attention, find_attention
+from attention_zoo import Attention, AttentionError, find_attention, is_own
 
 if TYPE_CHECKING:
     from .config import Variant
@@ -64,6 +65,30 @@ def create_core(variant: Variant) -> Attention:
     return variant.create(CORE_CHANNELS, **whole)
 
 
+def check_cost(variant: Variant, channels: int) -> None:
+    """Ask a module for its cost before any work is done.
+
+    Raises:
+        AttentionError: a bad name or option; or ``cost()`` fails, or gives what is no cost.
+    """
+    module = variant.create(channels)
+    try:
+        cost = module.cost(100, 100)
+        sound = all(
+            math.isfinite(macs) and macs >= 0
+            for macs in (cost.projections, cost.core, cost.executed, cost.saved)
+        )
+    except AttentionError:
+        raise
+    except Exception as error:
+        if is_own(type(module)):
+            raise
+        text = " ".join(f"{type(error).__name__}: {error}".split())
+        raise AttentionError(f"cost(100, 100) of {variant.name} fails: {text}") from error
+    if not sound:
+        raise AttentionError(f"cost(100, 100) of {variant.name} has bad numbers: {cost}")
+
+
 def count(variant: Variant, height: int = 100, width: int = 100) -> dict[str, Any]:
     """The "cost" record's own keys: variant, height, width, parts and notes.
 
@@ -84,6 +109,11 @@ def count(variant: Variant, height: int = 100, width: int = 100) -> dict[str, An
             pixels = torch.randn(1, CORE_CHANNELS, height, width)
             qkv = tuple(torch.randn(t.shape) for t in core.project(pixels))
             x = torch.randn(1, MODULE_CHANNELS, height, width)
+        if (c := qkv[0].shape[1]) != CORE_CHANNELS and not is_own(type(core)):
+            notes.append(
+                f"core: queries have {c} channels, those of other modules {CORE_CHANNELS}: an "
+                "option named reduction, which is set to 1 there, would make them comparable"
+            )
         parts = {
             "core": _count_part("core", Core(core), qkv, core, height, width, notes),
             "module": _count_part("module", module, (x,), module, height, width, notes),

@@ -107,10 +107,7 @@ def find_members(
 
 
 def _member(config: RunConfig, options: TrainingOptions, names: Mapping[str, str]) -> Member:
-    words = ["--attn", config.variant.name]
-    own = own_options(RunOptions)
-    for name, value in config.variant.options.items():
-        words += [_flag(module_option(name, own)), str(value)]
+    words = ["--attn", config.variant.name, *option_words(config.variant)]
     words += ["--seeds", str(config.seed), "--skip-latency"]
     for field in dataclasses.fields(TrainingOptions):
         value = getattr(options, field.name)
@@ -123,6 +120,15 @@ def _member(config: RunConfig, options: TrainingOptions, names: Mapping[str, str
         words += ["--data", str(options.data.absolute())]
     name = names[variant_key(config.variant.to_dict())]
     return Member(config, name, (*words, "--results", str(results)), results)
+
+
+def option_words(variant: Variant) -> list[str]:
+    """A variant's options as ``harness.run`` takes them."""
+    words, own = [], own_options(RunOptions)
+    for name, value in variant.options.items():
+        values = value if isinstance(value, (tuple, list)) else (value,)
+        words += [_flag(module_option(name, own)), *map(str, values)]
+    return words
 
 
 def _flag(name: str) -> str:

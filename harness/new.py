@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import keyword
 import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from string import Template
@@ -15,6 +16,8 @@ import tyro
 from .errors import UserError, command_line, usage_errors
 from .files import write_text
 
+# Names of modules without which nothing here runs; a file of that name would stand before them.
+_TAKEN = ("attention_zoo", "harness", "numpy", "torch", "scipy", "tyro", "rich", "safetensors")
 _TEMPLATE = Path(__file__).parent / "templates"
 
 
@@ -43,6 +46,8 @@ def write_module(name: str, folder: Path) -> list[Path]:
             f"{name!r} cannot be a module's name: take small letters, digits and underscores, "
             "e.g. my_attention"
         )
+    if name in sys.stdlib_module_names or name in _TAKEN:
+        raise UserError(f"{name!r} is the name of a module that Python or the suite needs")
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}: make it, or choose another --folder")
     words = [word for word in name.split("_") if word]
@@ -52,9 +57,9 @@ def write_module(name: str, folder: Path) -> list[Path]:
         "label": " ".join(words).capitalize(),
     }
     paths = [folder / f"{name}.py", folder / f"test_{name}.py"]
-    for path in paths:
-        if path.exists():
-            raise UserError(f"{path} exists already: choose another name, or remove it")
+    there = " and ".join(str(path) for path in paths if path.exists())
+    if there:
+        raise UserError(f"{there} exists already: choose another name, or remove it")
     for path, template in zip(paths, ("module", "test"), strict=True):
         text = (_TEMPLATE / f"{template}.py.txt").read_text(encoding="utf-8")
         write_text(path, Template(text).substitute(values))

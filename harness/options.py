@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import inspect
+import itertools
+import operator
 import re
 import shlex
+import sys
 import types
 import typing
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -50,8 +54,13 @@ def parse(cls: type[T], argv: Sequence[str], module: str) -> tuple[T, list[Varia
     }
     argv = [_shortened(word, options) for word in argv]
     _refuse_unknown(argv, own, {"help", *options.values()}, names)
+    types_of = {option: _types(option, names) for option in options}
+    switches = {
+        options[option] for option, found in types_of.items() if set(found.values()) == {bool}
+    }
+    argv = list(_with_values(argv, switches))
     fields = [
-        (name, _annotation(option, names), dataclasses.field(default=None))
+        (name, _annotation(option, types_of[option]), dataclasses.field(default=None))
         for option, name in options.items()
     ]
     combined = dataclasses.make_dataclass("Options", fields, bases=(cls,), kw_only=True)
@@ -64,11 +73,19 @@ def parse(cls: type[T], argv: Sequence[str], module: str) -> tuple[T, list[Varia
         )
     if values.rows:
         return values, table_rows(values.rows)
-    variants = []
-    for name in names:
-        takes = find_attention(name).options()
-        given = {o: getattr(values, name) for o, name in options.items() if o in takes}
-        variants.append(Variant(name, {o: v for o, v in given.items() if v is not None}))
+    present = {_name(word) for word in argv if word.startswith("--")}
+    given = {o: getattr(values, name) for o, name in options.items() if name in present}
+    variants = [
+        Variant(
+            name,
+            {
+                option: _of_type(value, types_of[option][name], option, name)
+                for option, value in given.items()
+                if name in types_of[option]
+            },
+        )
+        for name in names
+    ]
     return values, variants
 
 
@@ -122,10 +139,20 @@ def _chosen(argv: Sequence[str]) -> list[str]:
         raise UserError(f"--attn needs a name: choose from {', '.join(list_attentions())}, or all")
     names = list(dict.fromkeys(known.attn or ["enlca"]))
     if "all" in names:
-        names = list_attentions()
+        return [name for name in list_attentions() if _is_sound(name)]
     for name in names:
         find_attention(name)
     return names
+
+
+def _is_sound(name: str) -> bool:
+    """Whether a module can be imported; of an installed package's that cannot, a line tells."""
+    try:
+        find_attention(name)
+    except AttentionError as error:
+        print(f"left out: {error}", file=sys.stderr)
+        return False
+    return True
 
 
 def _refuse_unknown(
@@ -164,18 +191,73 @@ def _flags(name: str, own: Collection[str]) -> str:
     return ", ".join("--" + option.replace("_", "-") for option in options) or "no options"
 
 
-def _annotation(option: str, names: Sequence[str]) -> Any:
-    """Type of an option with its help: the docstring's words and each module's default."""
-    owners = [name for name in names if option in find_attention(name).options()]
-    cls = find_attention(owners[0])
-    hints = typing.get_type_hints(cls.__init__)
-    defaults = ", ".join(f"{n}: {find_attention(n).options()[option].default}" for n in owners)
-    words = _argument_help(inspect.getdoc(cls) or "").get(option, "")
+def _name(flag: str) -> str:
+    """``--chunk-size=3`` to chunk_size."""
+    return flag[2:].partition("=")[0].replace("-", "_")
+
+
+def _with_values(argv: Sequence[str], switches: Collection[str]) -> Iterator[str]:
+    """``--x`` and ``--no-x`` of a switch as ``--x True`` and ``--x False``."""
+    for word, after in itertools.zip_longest(argv, argv[1:]):
+        if not word.startswith("--"):
+            yield word
+        elif (name := _name(word)) in switches and "=" not in word:
+            yield from [word] if after in ("True", "False") else [word, "True"]
+        elif name.startswith("no_") and name[3:] in switches and "=" not in word:
+            yield from [f"--{name[3:]}", "False"]
+        else:
+            yield word
+
+
+def _types(option: str, names: Sequence[str]) -> dict[str, Any]:
+    """Type of an option in each module that has it: as annotated, else that of its default.
+
+    Raises:
+        AttentionError: an annotation names what is not there.
+    """
+    found = {}
+    for name in names:
+        cls = find_attention(name)
+        if (parameter := cls.options().get(option)) is None:
+            continue
+        try:
+            hints = typing.get_type_hints(cls.__init__)
+        except Exception as error:  # it runs the user's words
+            raise AttentionError(
+                f"the types of {name}'s options cannot be read: {error}"
+            ) from error
+        default = parameter.default
+        found[name] = hints.get(option, str if default is None else type(default))
+    return found
+
+
+def _annotation(option: str, types_of: Mapping[str, Any]) -> Any:
+    """What the command takes for an option, with its help: docstring's words, modules' defaults.
+
+    Of several types numbers come before text, integers first: see :func:`_of_type`.
+    """
+    classes = {name: find_attention(name) for name in types_of}
+    defaults = ", ".join(f"{n}: {cls.options()[option].default}" for n, cls in classes.items())
+    words = _argument_help(inspect.getdoc(next(iter(classes.values()))) or "").get(option, "")
     help_text = f"{words} ({defaults})".strip()
-    annotation = hints.get(option, str)
-    if type(None) not in typing.get_args(annotation):
-        annotation = annotation | types.NoneType
+    order = [int, float, str]
+    kinds = sorted(
+        dict.fromkeys([*types_of.values(), types.NoneType]),
+        key=lambda kind: order.index(kind) if kind in order else -1,
+    )
+    annotation = functools.reduce(operator.or_, kinds)
     return Annotated[annotation, tyro.conf.arg(help=help_text, help_behavior_hint="")]
+
+
+def _of_type(value: Any, kind: Any, option: str, name: str) -> Any:
+    """The value for one of several modules that take the option as numbers of other kinds."""
+    if kind is float and type(value) is int:
+        return float(value)
+    if kind is str and isinstance(value, (int, float)):
+        return str(value)
+    if kind is int and type(value) is not int:
+        raise UserError(f"{option} must be an integer for {name}, got {value}")
+    return value
 
 
 def _argument_help(docstring: str) -> dict[str, str]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -232,6 +233,7 @@ def run(
                 distributed.wait()
                 return next(r for r in load_records(results, "run") if r["id"] == config.run_id)
     record = next(r for r in load_records(results, "run") if r["id"] == config.run_id)
+    _check_source(record, config.variant, path)
     what = f"{what} is finished"
     print(origin_note([record], what), f"Read from {path}; another --results runs it anew.")
     if distributed.is_main():
@@ -272,6 +274,7 @@ def _finish(
         "command": command,
         "machine": machine.describe(device),
         "variant": config.variant.to_dict(),
+        **_source(config.variant),
         "config": config.setting,
         "training": {
             "parameters": sum(p.numel() for p in network.parameters()),
@@ -357,15 +360,42 @@ def architecture(config: RunConfig) -> Architecture:
 def _claim(folder: Path, config: RunConfig) -> None:
     """Make the run's folder, or check that it is this run's."""
     content = {"variant": config.variant.to_dict(), "config": config.setting}
+    content |= _source(config.variant)
     path = folder / "config.json"
     remove_leftovers(folder)
     if path.exists():
-        if read_json(path) != content:
+        _check_source(read_json(path), config.variant, folder)
+        if read_json(path) != json.loads(json.dumps(content)):  # it has no tuples
             raise UserError(
                 f"{folder} holds a run of another configuration; delete it or use --results"
             )
         return
     write_json(path, content)
+
+
+def _source(variant: Variant) -> dict[str, Any]:
+    """What a run says of the file of a module that is not the suite's own."""
+    digest = variant.source_sha256
+    return {} if digest is None else {"source_sha256": digest}
+
+
+def _check_source(content: Any, variant: Variant, path: Path) -> None:
+    """Nothing of an older version of somebody's module passes for one of the present.
+
+    Args:
+        content: a record, or the content of a run's ``config.json``.
+        variant: the module as it is now.
+        path: where that content lies.
+
+    Raises:
+        UserError: the module's file is another than then.
+    """
+    then = content.get("source_sha256") if isinstance(content, dict) else None
+    if then is not None and then != variant.source_sha256:
+        raise UserError(
+            f"the file of {variant.name} has changed since {path} was made: choose another "
+            "--results for the new version, or delete that"
+        )
 
 
 def measure_cost(variant: Variant, results: Path, command: str) -> dict[str, Any]:
@@ -441,8 +471,8 @@ def main() -> None:
     if not options.seeds:
         raise UserError("--seeds needs at least one number")
     channels = preset.channels if options.channels is None else options.channels
-    for variant in variants:  # a bad option shows before any work is done
-        variant.create(channels)
+    for variant in variants:  # a bad option or module shows before any work is done
+        flops.check_cost(variant, channels)
     runs = []
     if not options.skip_training:
         source = find_data(

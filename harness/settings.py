@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -15,8 +16,9 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
-from attention_zoo import AttentionError, find_attention
+from attention_zoo import AttentionError, find_attention, is_own, list_attentions
 
+from .config import told_options, untold_options
 from .records import canonical_json, setting_label, setting_of
 from .statistics import Summary, summarise
 
@@ -50,8 +52,9 @@ def variant_labels(variants: Iterable[Mapping[str, Any]]) -> dict[str, str]:
     """Row label of each variant by its key.
 
     It is the recorded label, followed by the options that it does not tell: those that differ
-    from the module's defaults or, for a module that is not installed, among equal labels. So a
-    variant with an unusual option is never taken for the paper's row.
+    from the module's defaults or, for a module that is not installed, among equal labels. A
+    module of somebody else's whose label is another variant's too, or one that the suite's own
+    give, is followed by its name. So no variant is taken for another, or for the paper's row.
     """
     by_key = {variant_key(variant): variant for variant in variants}
     namesakes: dict[str, list[Mapping[str, Any]]] = {}
@@ -60,9 +63,31 @@ def variant_labels(variants: Iterable[Mapping[str, Any]]) -> dict[str, str]:
     labels = {}
     for key, variant in by_key.items():
         told = _untold_options(variant, namesakes[variant["label"]])
-        text = ", ".join(f"{option}={value}" for option, value in sorted(told.items()))
-        labels[key] = f"{variant['label']} ({text})" if text else variant["label"]
-    return labels
+        labels[key] = told_options(variant["label"], told)
+    shared = Counter(labels.values())
+    return {
+        key: f"{label}, {by_key[key]['name']}"
+        if not _is_own(by_key[key]["name"]) and (shared[label] > 1 or _is_published(label))
+        else label
+        for key, label in labels.items()
+    }
+
+
+def _is_own(name: str) -> bool:
+    """Whether a name is that of a module of the suite's own."""
+    return name in list_attentions(installed=False) and is_own(find_attention(name))
+
+
+def _is_published(label: str) -> bool:
+    """Whether a label is one that a module of the suite gives, with whatever options."""
+    formats = (
+        find_attention(name).label_format or name
+        for name in list_attentions(installed=False)
+        if _is_own(name)
+    )
+    return any(
+        re.fullmatch(".+".join(map(re.escape, re.split("{.*?}", text))), label) for text in formats
+    )
 
 
 def distinct_labels(variants: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -84,17 +109,7 @@ def _untold_options(
             for option, value in options.items()
             if any(other["options"].get(option) != value for other in namesakes)
         }
-    label = find_attention(variant["name"]).label
-    known = {option: value for option, value in options.items() if option in defaults}
-    return {
-        option: value
-        for option, value in options.items()
-        if option not in defaults
-        or (
-            value != defaults[option]
-            and label(**known) == label(**known | {option: defaults[option]})
-        )
-    }
+    return untold_options(find_attention(variant["name"]).label, options, defaults)
 
 
 @cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from typing import Any
 
@@ -55,6 +56,8 @@ class Faulty(Attention):
                 return mean + v.mean(0)
             case "wrong gradient":
                 return WrongGradient.apply(mean)
+            case "wrong gradient while training" if self.training:
+                return WrongGradient.apply(mean)
             case "random":
                 return mean + torch.randn(())
             case "random while training":
@@ -72,6 +75,10 @@ class Faulty(Attention):
             case "pairs":
                 rows = v.flatten(2)
                 return mean + ((rows.mT @ rows).sum(1) * 0).view_as(v[:, :1])
+            case "pairs in thirds":
+                rows = v.flatten(2)
+                parts = [(rows.mT @ part).sum(2) for part in rows.chunk(3, dim=2)]
+                return mean + (sum(parts) * 0).view_as(v[:, :1])
         return mean
 
     def forward(self, x: Tensor) -> Tensor:
@@ -91,7 +98,8 @@ class Faulty(Attention):
 
     def cost(self, height: int, width: int) -> Cost:
         projections = height * width * self.channels**2
-        return Cost(projections=projections, core=0, executed=int(self.fault == "cost"))
+        core = {"no number": math.nan, "negative": -1.0}.get(self.fault, 0.0)
+        return Cost(projections=projections, core=core, executed=int(self.fault == "cost"))
 
 
 FAULTS = {
@@ -115,6 +123,15 @@ FAULTS = {
 }
 
 
+# Further faults for the same checks.
+MORE_FAULTS = [
+    ("gradients are derivatives", "wrong gradient while training"),
+    ("cost equals the counter", "no number"),
+    ("cost equals the counter", "negative"),
+    ("no tensor of all pairs", "pairs in thirds"),
+]
+
+
 def faulty(fault: str = "") -> Subject:
     return Subject(f"{__name__}:Faulty", {"fault": fault})
 
@@ -128,7 +145,7 @@ def test_a_sound_module_passes(check: str) -> None:
     CHECKS[check](faulty())
 
 
-@pytest.mark.parametrize(("check", "fault"), FAULTS.items())
+@pytest.mark.parametrize(("check", "fault"), [*FAULTS.items(), *MORE_FAULTS])
 def test_a_fault_is_caught(check: str, fault: str) -> None:
     verdicts = {v.check: v for v in judge(faulty(fault))}
     assert verdicts[check].passed is False

@@ -11,6 +11,9 @@ import pytest
 
 from attention_zoo import registry
 from harness import check, new
+from harness.options import parse
+from harness.run import Options
+from harness.scaling_report import Fit
 
 
 def run(module: object, monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
@@ -130,6 +133,28 @@ def test_names_that_python_cannot_import_are_refused(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("name", ["random", "json", "torch", "harness"])
+def test_names_that_hide_a_module_are_refused(
+    name: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    assert run(new, monkeypatch, name, "--folder", tmp_path) == 2
+    assert f"'{name}' is the name of a module that" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_growth_beyond_what_is_stated_fails(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(check, "judge", lambda subject: [])
+    monkeypatch.setattr(check, "fit_exponent", lambda positions, times: Fit(1.9, 0.1))
+    for name, status in (("enla", 1), ("nla", 0), ("criss-cross", 0)):
+        assert run(check, monkeypatch, name) == status
+        assert ("which it exceeds" in capsys.readouterr().out) == bool(status)
+
+
 def test_a_missing_folder_is_told(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -150,5 +175,8 @@ def test_somebodys_broken_package_stops_nothing_else(
     assert run(check, monkeypatch, "broken") == 2
     error = "cannot import 'no_such_package' for attention 'broken', an installed entry point: "
     assert error in " ".join(capsys.readouterr().err.split())
+    left_out = parse(Options, ["--attn", "all"], "harness.run")[1]
+    assert "broken" not in [variant.name for variant in left_out]
+    assert f"left out: {error}" in " ".join(capsys.readouterr().err.split())
     assert run(check, monkeypatch, "--help") == 0
     assert "broken, channel-attention" in " ".join(capsys.readouterr().out.split())

@@ -69,5 +69,5 @@ def test_it_runs_and_joins_the_table(
     (record,) = (tmp_path / "records" / "runs").glob("*.json")
     variant = json.loads(record.read_text())["variant"]
     assert variant["name"] == EXAMPLE
-    assert variant["label"] == "Efficient attention"
+    assert variant["label"] == "Efficient attention (reduction=2)"
     assert variant["options"]["reduction"] == 2
