@@ -15,7 +15,6 @@ import operator
 import re
 import shlex
 import sys
-import types
 import typing
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -60,7 +59,7 @@ def parse(cls: type[T], argv: Sequence[str], module: str) -> tuple[T, list[Varia
     }
     argv = list(_with_values(argv, switches))
     fields = [
-        (name, _annotation(option, types_of[option]), dataclasses.field(default=None))
+        (name, _annotation(option, types_of[option]), _default(option, types_of[option]))
         for option, name in options.items()
     ]
     combined = dataclasses.make_dataclass("Options", fields, bases=(cls,), kw_only=True)
@@ -227,8 +226,15 @@ def _types(option: str, names: Sequence[str]) -> dict[str, Any]:
                 f"the types of {name}'s options cannot be read: {error}"
             ) from error
         default = parameter.default
-        found[name] = hints.get(option, str if default is None else type(default))
+        kind = hints.get(option, str if default is None else type(default))
+        found[name] = kind | None if default is None else kind
     return found
+
+
+def _default(option: str, types_of: Mapping[str, Any]) -> Any:
+    """For the parser; which options are given is seen from their flags."""
+    default = find_attention(next(iter(types_of))).options()[option].default
+    return dataclasses.field(default_factory=lambda: default)
 
 
 def _annotation(option: str, types_of: Mapping[str, Any]) -> Any:
@@ -242,11 +248,15 @@ def _annotation(option: str, types_of: Mapping[str, Any]) -> Any:
     help_text = f"{words} ({defaults})".strip()
     order = [int, float, str]
     kinds = sorted(
-        dict.fromkeys([*types_of.values(), types.NoneType]),
+        dict.fromkeys(types_of.values()),
         key=lambda kind: order.index(kind) if kind in order else -1,
     )
     annotation = functools.reduce(operator.or_, kinds)
-    return Annotated[annotation, tyro.conf.arg(help=help_text, help_behavior_hint="")]
+    return Annotated[
+        annotation,
+        tyro.conf.arg(help=help_text, help_behavior_hint=""),
+        tyro.conf.FlagConversionOff,
+    ]
 
 
 def _of_type(value: Any, kind: Any, option: str, name: str) -> Any:
