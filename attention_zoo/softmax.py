@@ -179,7 +179,7 @@ class Lines(NamedTuple):
 
     Attributes:
         acc: sum of ``2^(score - top) · value``, ``[B, N, c_out]``.
-        top: largest score so far, ``[B, N, 1]``.
+        top: largest score so far, or not far below it, ``[B, N, 1]``.
         norm: sum of ``2^(score - top)``, ``[B, N, 1]``.
     """
 
