@@ -43,8 +43,8 @@ def nystrom_attention(q: Tensor, k: Tensor, v: Tensor, grid: int = 8, steps: int
         q, k = (t.to(dtype) for t in (q, k))
         landmarks_q, landmarks_k = landmarks(q, grid), landmarks(k, grid)
         # Apple's MPS has no float64.
-        double = [t.cpu() if t.is_mps else t for t in (landmarks_q, landmarks_k)]
-        inverse = landmark_inverse(*double, steps).to(v.device, dtype)
+        of_q, of_k = (t.cpu() if t.is_mps else t for t in (landmarks_q, landmarks_k))
+        inverse = landmark_inverse(of_q, of_k, steps).to(v.device, dtype)
         scale = 1 / math.sqrt(q.shape[1])
         gather = torch.matmul(landmarks_q * scale, k.flatten(2)).softmax(2)
         gathered = torch.matmul(v.to(dtype).flatten(2), gather.mT)  # [B, c_out, n]
