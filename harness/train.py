@@ -7,7 +7,8 @@ import math
 import signal
 import sys
 import time
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +123,7 @@ class Trainer:
         first, start, saved = self.step, time.monotonic(), time.monotonic()
         before = self.seconds
         self.network.train()
-        with signals.held() as stopped, Progress(*columns) as progress:
+        with signals.held() as stopped, self._others_alive(), Progress(*columns) as progress:
             task = progress.add_task(
                 label, total=self.config.steps, completed=self.step, rate=0.0, loss=math.nan
             )
@@ -140,16 +141,24 @@ class Trainer:
             if self.step < self.config.steps and not stopped:
                 raise signals.Stopped(signal.SIGTERM)  # another process was told
 
+    @contextmanager
+    def _others_alive(self) -> Iterator[None]:
+        """Tell in a line that another process has ended: any exchange with it may find that."""
+        try:
+            yield
+        except RuntimeError as error:
+            if not distributed.is_lost(error):
+                raise
+            raise UserError(
+                f"training stopped at step {self.step}: another process of this run has "
+                f"ended; start it again, and it goes on{self._kept()}"
+            ) from error
+
     def _step_within_memory(self) -> float:
         try:
             return self.train_step()
         except (RuntimeError, MemoryError) as error:
-            if distributed.is_lost(error):
-                raise UserError(
-                    f"training stopped at step {self.step}: another process of this run has "
-                    f"ended; start it again, and it goes on{self._kept()}"
-                ) from error
-            if not is_out_of_memory(error):
+            if distributed.is_lost(error) or not is_out_of_memory(error):
                 raise
             config = self.config
             raise UserError(
