@@ -8,7 +8,7 @@ from .registry import (
     check_options,
     create_attention,
     find_attention,
-    is_own,
+    is_built_in,
     list_attentions,
     register_attention,
 )
@@ -24,7 +24,7 @@ __all__ = [
     "check_options",
     "create_attention",
     "find_attention",
-    "is_own",
+    "is_built_in",
     "list_attentions",
     "register_attention",
 ]

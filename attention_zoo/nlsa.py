@@ -388,7 +388,8 @@ class _Plan:
         rounds, chunks, slots: hash rounds; chunks of one; positions of one, repeated ones too.
         places: of every position, its slot in each round, counted through all: ``[B, N, r]``.
         repeated: ranks of the positions that fill up the last chunk.
-        width, spans: neighbouring chunks of one round that are done together, and how many.
+        width: chunks of one round that are done together at most.
+        spans: neighbouring chunks of one round that are done together.
         tiles: (image, round, span) of each tile.
         scores, most_rows: scores and gathered rows of a tile that are held at once.
         positions: (image, positions) of the tiles of what follows the chunks.

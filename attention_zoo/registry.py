@@ -88,14 +88,14 @@ def create_attention(name: str, channels: int, **options: Any) -> Attention:
     except (AttentionError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
-        if is_own(cls):
+        if is_built_in(cls):
             raise
         text = " ".join(f"{type(error).__name__}: {error}".split())
         raise AttentionError(f"{name} cannot be built with {channels} channels: {text}") from error
 
 
-def is_own(cls: type[Attention]) -> bool:
-    """Whether a module is this package's, and not somebody else's."""
+def is_built_in(cls: type[Attention]) -> bool:
+    """Whether a module is this package's own, not one of a user's or of an installed package."""
     return cls.__module__.partition(".")[0] == __name__.partition(".")[0]
 
 

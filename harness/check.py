@@ -25,6 +25,10 @@ from .scaling_report import fit_exponent
 
 #: Feature maps on which growth is measured: large enough that a call's fixed cost is small.
 SIDES = (96, 128, 192, 256)
+# Exponents of the growth that a class may state, and by how much the measured one may exceed it:
+# time grows faster than the operations where tensors leave a cache.
+_EXPONENTS = {"0": 0.0, "O(1)": 0.0, "O(N)": 1.0, "O(N√N)": 1.5, "O(N²)": 2.0}
+_MARGIN = 0.5
 _MARKS = {True: ("ok", "green"), False: ("FAILED", "bold red"), None: ("skipped", "yellow")}
 
 
@@ -45,12 +49,6 @@ class Options:
     """The same as naming the module without --attn."""
     rows: TableName | None = None
     """The modules of one of the paper's tables, or rivals."""
-
-
-# Growth that a class may state, and by how much the measured one may exceed it: time grows faster
-# than the operations where tensors leave a cache.
-_EXPONENTS = {"0": 0.0, "O(1)": 0.0, "O(N)": 1.0, "O(N√N)": 1.5, "O(N²)": 2.0}
-_MARGIN = 0.5
 
 
 def growth(variant: Variant) -> Verdict:

@@ -56,7 +56,7 @@ class Variant:
         """
         cls = attention_zoo.find_attention(self.name)
         label = cls.label(**self.options)
-        if attention_zoo.is_own(cls):
+        if attention_zoo.is_built_in(cls):
             return label
         defaults = {name: p.default for name, p in cls.options().items()}
         return told_options(label, untold_options(cls.label, self.options, defaults))
@@ -80,7 +80,7 @@ class Variant:
     def source_sha256(self) -> str | None:
         """Of the file that holds the class; None for the suite's own, whose version is recorded."""
         cls = attention_zoo.find_attention(self.name)
-        if attention_zoo.is_own(cls):
+        if attention_zoo.is_built_in(cls):
             return None
         try:
             path = inspect.getsourcefile(cls)

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from attention_zoo import Attention, AttentionError, find_attention, is_own
+from attention_zoo import Attention, AttentionError, find_attention, is_built_in
 
 if TYPE_CHECKING:
     from .config import Variant
@@ -81,7 +81,7 @@ def check_cost(variant: Variant, channels: int) -> None:
     except AttentionError:
         raise
     except Exception as error:
-        if is_own(type(module)):
+        if is_built_in(type(module)):
             raise
         text = " ".join(f"{type(error).__name__}: {error}".split())
         raise AttentionError(f"cost(100, 100) of {variant.name} fails: {text}") from error
@@ -109,7 +109,7 @@ def count(variant: Variant, height: int = 100, width: int = 100) -> dict[str, An
             pixels = torch.randn(1, CORE_CHANNELS, height, width)
             qkv = tuple(torch.randn(t.shape) for t in core.project(pixels))
             x = torch.randn(1, MODULE_CHANNELS, height, width)
-        if (c := qkv[0].shape[1]) != CORE_CHANNELS and not is_own(type(core)):
+        if (c := qkv[0].shape[1]) != CORE_CHANNELS and not is_built_in(type(core)):
             notes.append(
                 f"core: queries have {c} channels, those of other modules {CORE_CHANNELS}: an "
                 "option named reduction, which is set to 1 there, would make them comparable"

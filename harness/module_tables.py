@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from attention_zoo import find_attention, is_own, list_attentions
+from attention_zoo import find_attention
 
 from .cells import difference_cell, milliseconds, setting_text, variant_columns
 from .config import Variant
 from .flops import CORE_CHANNELS, create_core
 from .latency_tables import Bench
 from .render import Table
-from .settings import PAPER_SET, Setting, describe_machine, variant_key
+from .settings import PAPER_SET, Setting, built_in_attentions, describe_machine, variant_key
 
 _SIZE = 100
 
@@ -24,8 +24,7 @@ def modules_table(settings: Sequence[Setting], benches: Sequence[Bench]) -> Tabl
     difference that of the setting with the most runs among those at x4 with Urban100 and a
     baseline.
     """
-    own = [name for name in list_attentions(installed=False) if is_own(find_attention(name))]
-    keys = {name: variant_key(Variant(name).to_dict()) for name in own}
+    keys = {name: variant_key(Variant(name).to_dict()) for name in built_in_attentions()}
 
     def timed_core(bench: Bench, name: str) -> dict[str, Any] | None:
         return bench.find(keys[name], "core", "forward", _SIZE)[0]
@@ -33,7 +32,7 @@ def modules_table(settings: Sequence[Setting], benches: Sequence[Bench]) -> Tabl
     bench = max(
         (b for b in benches if (b.row["device"], b.row["dtype"]) == ("cpu", "float32")),
         key=lambda b: (
-            sum(timed_core(b, name) is not None for name in own),
+            sum(timed_core(b, name) is not None for name in keys),
             b.records[-1]["created"],
         ),
         default=None,
@@ -48,7 +47,7 @@ def modules_table(settings: Sequence[Setting], benches: Sequence[Bench]) -> Tabl
         default=None,
     )
     rows, data = [], []
-    for name in own:
+    for name in keys:
         cls = find_attention(name)
         variant = Variant(name)
         gflops = 2 * create_core(variant).cost(_SIZE, _SIZE).core / 1e9

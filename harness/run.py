@@ -470,7 +470,7 @@ def main() -> None:
         raise UserError(f"--save-every must be at least 0 seconds, got {options.save_every}")
     if not options.seeds:
         raise UserError("--seeds needs at least one number")
-    channels = preset.channels if options.channels is None else options.channels
+    channels = _given_or_preset(options, preset, "channels")
     for variant in variants:  # a bad option or module shows before any work is done
         flops.check_cost(variant, channels)
     runs = []

@@ -16,7 +16,7 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
-from attention_zoo import AttentionError, find_attention, is_own, list_attentions
+from attention_zoo import AttentionError, find_attention, is_built_in, list_attentions
 
 from .config import told_options, untold_options
 from .records import canonical_json, setting_label, setting_of
@@ -52,9 +52,9 @@ def variant_labels(variants: Iterable[Mapping[str, Any]]) -> dict[str, str]:
     """Row label of each variant by its key.
 
     It is the recorded label, followed by the options that it does not tell: those that differ
-    from the module's defaults or, for a module that is not installed, among equal labels. A
-    module of somebody else's whose label is another variant's too, or one that the suite's own
-    give, is followed by its name. So no variant is taken for another, or for the paper's row.
+    from the module's defaults or, for a module that is not installed, among equal labels. The
+    label of a user's module that is another variant's too, or could be one of ``attention_zoo``'s,
+    is followed by the module's name. So no variant is taken for another, or for the paper's row.
     """
     by_key = {variant_key(variant): variant for variant in variants}
     namesakes: dict[str, list[Mapping[str, Any]]] = {}
@@ -64,27 +64,24 @@ def variant_labels(variants: Iterable[Mapping[str, Any]]) -> dict[str, str]:
     for key, variant in by_key.items():
         told = _untold_options(variant, namesakes[variant["label"]])
         labels[key] = told_options(variant["label"], told)
-    shared = Counter(labels.values())
+    built_in, shared = built_in_attentions(), Counter(labels.values())
     return {
         key: f"{label}, {by_key[key]['name']}"
-        if not _is_own(by_key[key]["name"]) and (shared[label] > 1 or _is_published(label))
+        if by_key[key]["name"] not in built_in and (shared[label] > 1 or _is_built_in_label(label))
         else label
         for key, label in labels.items()
     }
 
 
-def _is_own(name: str) -> bool:
-    """Whether a name is that of a module of the suite's own."""
-    return name in list_attentions(installed=False) and is_own(find_attention(name))
+def built_in_attentions() -> list[str]:
+    """Names of the modules of ``attention_zoo`` itself."""
+    # A user's may be registered too, by the decorator.
+    return [n for n in list_attentions(installed=False) if is_built_in(find_attention(n))]
 
 
-def _is_published(label: str) -> bool:
-    """Whether a label is one that a module of the suite gives, with whatever options."""
-    formats = (
-        find_attention(name).label_format or name
-        for name in list_attentions(installed=False)
-        if _is_own(name)
-    )
+def _is_built_in_label(label: str) -> bool:
+    """Whether a module of ``attention_zoo`` gives the label, with whatever options."""
+    formats = (find_attention(name).label_format for name in built_in_attentions())
     return any(
         re.fullmatch(".+".join(map(re.escape, re.split("{.*?}", text))), label) for text in formats
     )

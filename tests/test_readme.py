@@ -10,9 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 from torch.utils.flop_counter import FlopCounterMode
 
 from attention_zoo import create_attention
+from harness.records import load_records
+from harness.run import summary
 from harness.tables import Options, write_tables
 
 ROOT = Path(__file__).parents[1]
@@ -50,6 +53,18 @@ def test_the_own_module_of_the_readme_works(import_folder: Path) -> None:
     with FlopCounterMode(display=False) as counter:
         module.to("meta")(torch.empty(1, 16, 5, 7, device="meta"))
     assert counter.get_total_flops() == 2 * module.cost(5, 7).module
+
+
+def test_what_the_main_job_prints_is_that_of_its_records() -> None:
+    example = ROOT / "results" / "example"
+    (run,), (latency,) = load_records(example, "run"), load_records(example, "latency")
+    costs = [c for c in load_records(example.parent, "cost") if c["variant"] == run["variant"]]
+    console = Console(width=70)
+    with console.capture() as printed:
+        console.print(summary([run], costs, latency))
+    shown = README.split("leaves records in `results/records/`:\n\n```\n")[1].split("```")[0]
+    lines = [[line.rstrip() for line in t.rstrip().splitlines()] for t in (shown, printed.get())]
+    assert lines[0] == lines[1]
 
 
 def test_ci_runs_the_readmes_test_command() -> None:

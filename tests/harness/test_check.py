@@ -119,29 +119,27 @@ def test_nothing_is_overwritten(
     assert not (tmp_path / "mine.py").exists()
 
 
-@pytest.mark.parametrize("name", ["My", "a-b", "1st", "class", "a.b", ""])
-def test_names_that_python_cannot_import_are_refused(
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        *((name, "cannot be a module's name") for name in ("My", "a-b", "1st", "class", "a.b", "")),
+        *(
+            (name, "is the name of a module that")
+            for name in ("random", "json", "torch", "harness")
+        ),
+    ],
+)
+def test_names_that_cannot_be_imported_or_hide_another_are_refused(
     name: str,
+    told: str,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     tmp_path: Path,
 ) -> None:
     assert run(new, monkeypatch, name, "--folder", tmp_path) == 2
     error = capsys.readouterr().err
-    assert "cannot be a module's name" in error
+    assert f"{name!r} {told}" in error
     assert error.count("\n") == 1
-    assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize("name", ["random", "json", "torch", "harness"])
-def test_names_that_hide_a_module_are_refused(
-    name: str,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    tmp_path: Path,
-) -> None:
-    assert run(new, monkeypatch, name, "--folder", tmp_path) == 2
-    assert f"'{name}' is the name of a module that" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 
