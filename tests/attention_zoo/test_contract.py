@@ -61,7 +61,7 @@ class Faulty(Attention):
             case "random":
                 return mean + torch.randn(())
             case "random while training":
-                return mean + self.training * int.from_bytes(os.urandom(1), "big")
+                return mean + self.training * int.from_bytes(os.urandom(8), "big")
             case "hidden state":
                 return mean + self.number
             case "strides":
