@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, ClassVar
@@ -11,20 +12,25 @@ from torch import Tensor, nn
 
 from .base import Attention, Cost, check_qkv, embedding_channels, require_at_least
 from .implementations import implementation, register_core, run
+from .native import WIDTH, why_not_native
+from .native import softmax as native
 from .nla import position_scores
 from .registry import register_attention
 from .softmax import (
+    FEW_SCORES,
     Lines,
     attend_tile,
     finish_tile,
+    float_rows,
     key_tiles,
+    native_space,
     no_autocast,
     refuse_second_derivative,
     sum_dtype,
     tile_gradients,
     tile_workers,
 )
-from .tiles import even_step, scratch, share_tiles, tile_limit
+from .tiles import even_step, num_workers, pieces_of_image, scratch, share_tiles, tile_limit
 
 # Scores of a tile that are held at once: on the CPU 2 MB in float32, see :mod:`.tiles`; elsewhere
 # 128 MB, for few launches.
@@ -49,7 +55,8 @@ def criss_cross_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     Raises:
         AttentionError: the shapes do not fit together.
 
-    Implementations: ``tiled`` (what ``auto`` stands for), ``reference``.
+    Implementations: ``native``, ``tiled``, ``reference``; ``auto`` is native on the CPU where it
+    can run (not in float64, nor without a C compiler), else tiled.
 
     Numerics: error up to ``(4 u + 4 min(1, g)) max|v|``, see :mod:`.softmax`.
     """
@@ -57,13 +64,13 @@ def criss_cross_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return run("criss-cross", q, k, v)
 
 
-register_core("criss-cross", lambda *_: "tiled")
+register_core("criss-cross", lambda *maps: "tiled" if why_not_native(*maps) else "native")
 
 
-@implementation("criss-cross", "tiled")
-def _tiled(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def _by(function: type[torch.autograd.Function], q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """The attention by a function on ``[B, H, W, ·]``."""
     with no_autocast(v):
-        out = _CrissCross.apply(*(t.permute(0, 2, 3, 1) for t in (q, k, v)))
+        out: Tensor = function.apply(*(t.permute(0, 2, 3, 1) for t in (q, k, v)))
     return out.permute(0, 3, 1, 2)
 
 
@@ -144,6 +151,68 @@ class _CrissCross(torch.autograd.Function):
             tiles, size = _tiles(v, columns, buffers=2)
             share_tiles(tiles, v.device, partial(add, columns, size))
         return tuple(s.to(t.dtype) for s, t in zip(sums, (q, k, v), strict=True))
+
+
+class _NativeCrissCross(torch.autograd.Function):
+    """As :class:`_CrissCross`, by kernels in C."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        maps = [float_rows(t) for t in (q, k, v)]
+        out = torch.empty(v.shape)
+        top, norm = (torch.empty(*v.shape[:3], 1) for _ in range(2))
+
+        def attend(columns: bool, *lines: Tensor) -> native.Work:
+            # Columns come first, without the position itself: rows have it, and go on.
+            return native.attend(*lines, before=not columns, finish=not columns, leave_out=columns)
+
+        _do_lines((*maps, out, top, norm), v.shape[3], attend)
+        ctx.save_for_backward(q, k, v, out, top)
+        return out.to(v.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
+        refuse_second_derivative("criss_cross_attention")
+        given, lse = ctx.saved_tensors[:3], ctx.saved_tensors[4]
+        q, k, v, out, grad = (float_rows(t, WIDTH) for t in (*ctx.saved_tensors[:4], grads[0]))
+        sums = [torch.empty_like(t) for t in (q, k, v)]
+
+        def add(columns: bool, *lines: Tensor) -> native.Work:
+            again = not columns
+            return native.gradients(*lines, add_q=again, add_kv=again, leave_out=columns)
+
+        _do_lines((q, k, v, out, lse, grad, *sums), v.shape[3], add)
+        found = zip(sums, given, strict=True)
+        return tuple(s[..., : t.shape[3]].to(t.dtype) for s, t in found)
+
+
+def _do_lines(maps: Sequence[Tensor], c_out: int, prepare: Callable[..., native.Work]) -> None:
+    """All columns of maps ``[B, H, W, ·]``, then all rows; q is the first of the maps."""
+    batch, height, width, c = maps[0].shape
+    many = height * width * (height + width) >= FEW_SCORES
+    workers = num_workers(maps[0].device, own_threads=True) if many else 1
+    for columns in (True, False):
+        count, length = (width, height) if columns else (height, width)
+        group = math.ceil(count / pieces_of_image(batch, workers))
+        works = [
+            prepare(columns, *(x[b].transpose(0, 1) if columns else x[b] for x in maps))
+            for b in range(batch)
+        ]
+        tiles = [
+            (work, slice(i, min(i + group, count)))
+            for work in works
+            for i in range(0, count, group)
+        ]
+
+        def worker(_: int, length: int = length) -> Callable[[tuple[native.Work, slice]], None]:
+            space = native_space(c, c_out)
+            return lambda tile: tile[0](tile[1], slice(0, length), space)
+
+        share_tiles(tiles, maps[0].device, worker, own_threads=True)
+
+
+implementation("criss-cross", "native", why_not_native)(partial(_by, _NativeCrissCross))
+implementation("criss-cross", "tiled")(partial(_by, _CrissCross))
 
 
 def _lines(x: Tensor, tile: _Lines, columns: bool) -> Tensor:

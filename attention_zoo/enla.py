@@ -23,11 +23,13 @@ from .base import (
 )
 from .implementations import implementation, register_core, run
 from .kernels import why_not_triton
+from .native import WIDTH, why_not_native
+from .native import enla as native
 from .nla import softmax_weights
 from .products import by_onednn, product
 from .registry import register_attention
-from .softmax import LOG2_E, no_autocast, refuse_second_derivative, sum_dtype
-from .tiles import cut, in_cache, num_workers, scratch, share_tiles, tile_limit
+from .softmax import LOG2_E, float_rows, no_autocast, refuse_second_derivative, sum_dtype
+from .tiles import cut, in_cache, num_workers, pieces_of_image, scratch, share_tiles, tile_limit
 
 #: Embeddings are divided by their norm, but by no less than this.
 MIN_NORM = 5e-5
@@ -111,8 +113,9 @@ def random_feature_attention(
     Raises:
         AttentionError: the shapes do not fit together.
 
-    Implementations: ``triton`` (its backward pass is tiled), ``tiled``, ``reference``; ``auto``
-    is tiled.
+    Implementations: ``native``, ``triton`` (its backward pass is tiled), ``tiled``, ``reference``;
+    ``auto`` is native on the CPU where it can run (not in float64, nor without a C compiler, an
+    amplification, or where exponentials need the divisions told above), else tiled.
 
     Numerics: error up to ``(u + 2 min(1, g)) max|v|``, see :mod:`.softmax`, whatever the length of
     the raw embeddings; S is ``2 |f| sqrt(k) + k`` for the longest row f of F.
@@ -130,38 +133,38 @@ def random_feature_attention(
     return run("enla", q, k, v, projection, eps, amplification, value_map)
 
 
-class _RandomFeatureAttention(torch.autograd.Function):
-    """Eq. 5–6 over tiles of rows; q, k ``[B, N, c]``, v ``[B, N, C]``, F ``[m, c]``.
+class _TiledPasses:
+    """The passes over positions, tile by tile, with torch's operations.
 
-    C is c_out unless weight ``[c_out, C]`` and bias ``[c_out]`` map the values. The features
-    ``[N, m]`` are never kept whole: the backward pass computes them again. What eps adds is of rank
-    one, and joins the sums over positions instead of every feature.
+    Args:
+        q, k: ``[B, N, c]``.
+        v: ``[B, N, C]``.
+        c_out: channels of the output.
+        kernel: of the features.
     """
 
-    @staticmethod
-    def forward(
-        ctx: Any,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        projection: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        eps: float,
-        amplification: float | None,
-    ) -> Tensor:
-        batch, n, c_in = v.shape
-        c_out = c_in if weight is None else weight.shape[0]
-        dtype, m = projection.dtype, projection.shape[0]
-        tiles, width, parts = _tiles(v, m, c_out)
-        kernel = _Kernel(projection, eps, amplification)
-        part_values = v.new_empty(batch, parts, m, c_in, dtype=dtype)
-        part_norm = v.new_empty(batch, parts, m, dtype=dtype)
-        part_shift = v.new_zeros(batch, parts, m, 1, dtype=dtype)
-        part_total = v.new_empty(batch, parts, c_in, dtype=dtype)
+    def __init__(self, q: Tensor, k: Tensor, v: Tensor, c_out: int, kernel: _Kernel) -> None:
+        self._q, self._k, self._v, self._c_out, self._kernel = q, k, v, c_out, kernel
+        self._dtype = kernel.projection.dtype
+        self._m = kernel.projection.shape[0]
+        self._tiles, self._width, self._parts = _tiles(v, self._m, c_out)
 
-        def sum_keys(_: int) -> Callable[[_Tile], None]:
-            space = _Space(q, width, dtype)
+    def sum_keys(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Sums over the positions of each part.
+
+        Returns:
+            Features times values ``[B, P, m, C]``, features ``[B, P, m]``, what was subtracted from
+            their exponents ``[B, P, m, 1]`` (0 if mild), values ``[B, P, C]``.
+        """
+        k, v, kernel, dtype, m = self._k, self._v, self._kernel, self._dtype, self._m
+        batch, _, c_in = v.shape
+        part_values = v.new_empty(batch, self._parts, m, c_in, dtype=dtype)
+        part_norm = v.new_empty(batch, self._parts, m, dtype=dtype)
+        part_shift = v.new_zeros(batch, self._parts, m, 1, dtype=dtype)
+        part_total = v.new_empty(batch, self._parts, c_in, dtype=dtype)
+
+        def worker(_: int) -> Callable[[_Tile], None]:
+            space = _Space(k, self._width, dtype)
 
             def sum_tile(tile: _Tile) -> None:
                 b, i, part = tile
@@ -178,7 +181,267 @@ class _RandomFeatureAttention(torch.autograd.Function):
 
             return sum_tile
 
-        share_tiles(tiles, v.device, sum_keys)
+        share_tiles(self._tiles, v.device, worker)
+        return part_values, part_norm, part_shift, part_total
+
+    def attend(
+        self, context: Tensor, by_eps: Tensor, shift: Tensor, floor: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Output ``[B, N, c_out]`` and what it was divided by ``[B, N, 1]``.
+
+        Args:
+            context: sums over keys, that of the features last, ``[B, m, c_out + 1]``.
+            by_eps: what eps adds to all of them ``[B, 1, c_out + 1]``.
+            shift, floor: as :meth:`_Embedded.features` takes them.
+        """
+        q, kernel = self._q, self._kernel
+        out = _like_values(self._v, self._c_out)
+        normaliser = q.new_empty(*q.shape[:2], 1, dtype=self._dtype)
+        columns = [t.contiguous() for t in context.tensor_split([self._c_out], dim=2)]
+        eps_columns = by_eps.tensor_split([self._c_out], dim=2)
+
+        def worker(_: int) -> Callable[[_Tile], None]:
+            space = _Space(q, self._width, self._dtype)
+
+            def attend_tile(tile: _Tile) -> None:
+                b, i, _ = tile
+                features, scale = kernel.embed(q[b, i], space).features(shift[b], floor[b])
+                sums, norm = space.product(features, columns[0][b], "sums"), normaliser[b, i]
+                torch.bmm(features, columns[1][b], out=norm)
+                for t, eps_column in zip((sums, norm), eps_columns, strict=True):
+                    if scale is None:
+                        t.add_(eps_column[b])
+                    else:
+                        t.addcmul_(scale, eps_column[b])
+                torch.div(sums, norm, out=out[b, i])
+
+            return attend_tile
+
+        share_tiles(self._tiles, q.device, worker)
+        return out, normaliser
+
+    def by_queries(
+        self,
+        grad_out: Tensor,
+        out: Tensor,
+        normaliser: Tensor,
+        context: Tensor,
+        shift: Tensor,
+        floor: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Gradients by what :meth:`attend` took and by the queries.
+
+        Returns:
+            Those by queries ``[B, N, c]``, context ``[B, m, c_out + 1]``, and what eps adds
+            ``[B, 1, c_out + 1]``.
+        """
+        q, kernel, dtype, c_out = self._q, self._kernel, self._dtype, self._c_out
+        batch = q.shape[0]
+        grad_q = torch.empty_like(q)
+        part_values = q.new_empty(batch, self._parts, self._m, c_out, dtype=dtype)
+        part_norm = q.new_empty(batch, self._parts, self._m, 1, dtype=dtype)
+        part_eps = q.new_empty(batch, self._parts, c_out + 1, dtype=dtype)
+
+        def worker(_: int) -> Callable[[_Tile], None]:
+            space = _Space(q, self._width, dtype)
+
+            def by_tile(tile: _Tile) -> None:
+                b, i, part = tile
+                queries = kernel.embed(q[b, i], space)
+                features, scale = queries.features(shift[b], floor[b])
+                by_output = grad_out[b, i].to(dtype)
+                grad_sums = space.take("sums", (*by_output.shape[:2], c_out + 1))
+                grad, grad_norm = grad_sums.tensor_split([c_out], dim=2)
+                torch.div(by_output, normaliser[b, i], out=grad)
+                along = torch.mul(grad, out[b, i], out=space.take("along", grad.shape))
+                torch.sum(along, 2, keepdim=True, out=grad_norm).neg_()
+                product(features.mT, grad, out=part_values[b, part])
+                torch.bmm(features.mT, grad_norm, out=part_norm[b, part])
+                scaled = grad_sums if scale is None else grad_sums * scale
+                torch.sum(scaled, 1, out=part_eps[b, part])
+                by_feature = space.product(grad_sums, context[b].mT, "by feature")
+                queries.gradient(features.mul_(by_feature), grad_q[b, i])
+
+            return by_tile
+
+        share_tiles(self._tiles, q.device, worker)
+        by_context = torch.cat([part_values, part_norm], dim=3).sum(1)
+        return grad_q, by_context, part_eps.sum(1, keepdim=True)
+
+    def by_keys(
+        self, by_value: Tensor, by_norm: Tensor, by_mean: Tensor, shift: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Gradients by keys ``[B, N, c]`` and values ``[B, N, C]``.
+
+        Args:
+            by_value: gradients by the sums of features times values ``[B, m, C]``.
+            by_norm: those by the sums of features ``[B, m, 1]``.
+            by_mean: those by the sum of values ``[B, 1, C]``.
+            shift: what was subtracted from exponents, if not mild, ``[B, m, 1]``.
+        """
+        k, v, kernel, dtype = self._k, self._v, self._kernel, self._dtype
+        grad_k, grad_v = torch.empty_like(k), torch.empty_like(v)
+
+        def worker(_: int) -> Callable[[_Tile], None]:
+            space = _Space(k, self._width, dtype)
+
+            def by_tile(tile: _Tile) -> None:
+                b, i, _ = tile
+                keys = kernel.embed(k[b, i], space)
+                features = keys.exponents()
+                if not kernel.mild:
+                    features.sub_(shift[b].mT)
+                features.exp2_()
+                by_v = space.product(features, by_value[b], "sums")
+                torch.add(by_v, by_mean[b], out=grad_v[b, i])
+                by_feature = space.product(v[b, i].to(dtype), by_value[b].mT, "by feature")
+                keys.gradient(features.mul_(by_feature.add_(by_norm[b].mT)), grad_k[b, i])
+
+            return by_tile
+
+        share_tiles(self._tiles, v.device, worker)
+        return grad_k, grad_v
+
+
+class _NativePasses:
+    """As :class:`_TiledPasses`, by kernels in C: float32, mild exponents only."""
+
+    def __init__(self, q: Tensor, k: Tensor, v: Tensor, c_out: int, kernel: _Kernel) -> None:
+        self._given = q, k, v
+        self._q, self._k, self._v = (float_rows(t, w) for t, w in ((q, 1), (k, 1), (v, WIDTH)))
+        batch, n, c = q.shape
+        self._c_out, self._m = c_out, kernel.projection.shape[0]
+        assert kernel.mild
+        assert kernel.amplification is not None
+        self._scaled = (kernel.projection * LOG2_E).contiguous()
+        half_square = kernel.amplification / 2 * LOG2_E
+        most = math.sqrt(torch.finfo(torch.float32).max)
+        self._kernel = native.Kernel(self._scaled, half_square, MIN_NORM, most)
+        self._space = native.space_of(self._m, c, max(self._v.shape[2], c_out + -c_out % WIDTH))
+        many = batch * n * self._m >= _FEW_FEATURES
+        workers = num_workers(q.device, own_threads=True) if many else 1
+        width = math.ceil(n / pieces_of_image(batch, workers))
+        self._tiles = [
+            (b, slice(i, min(i + width, n)), part)
+            for b in range(batch)
+            for part, i in enumerate(range(0, n, width))
+        ]
+        self._parts = math.ceil(n / width)
+
+    def _share(self, work: Callable[[int, slice, int, Tensor], None]) -> None:
+        """Call it for every tile, with the image, its positions, their number, and memory."""
+
+        def worker(_: int) -> Callable[[tuple[int, slice, int]], None]:
+            space = scratch("native", self._scaled, self._space)
+            return lambda tile: work(*tile, space)
+
+        share_tiles(self._tiles, self._q.device, worker, own_threads=True)
+
+    def sum_keys(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        batch, _, width = self._v.shape
+        values = torch.empty(batch, self._parts, self._m, width)
+        norm, total = (
+            torch.empty(batch, self._parts, self._m),
+            torch.empty(batch, self._parts, width),
+        )
+
+        def sum_tile(b: int, i: slice, part: int, space: Tensor) -> None:
+            sums = (values[b, part], norm[b, part], total[b, part])
+            native.sum_keys(self._kernel, self._k[b, i], self._v[b, i], *sums, space)
+
+        self._share(sum_tile)
+        c_in = self._given[2].shape[2]
+        return values[..., :c_in], norm, values.new_zeros(*norm.shape, 1), total[..., :c_in]
+
+    def attend(
+        self, context: Tensor, by_eps: Tensor, shift: Tensor, floor: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        batch, n, _ = self._q.shape
+        out, normaliser = torch.empty(batch, n, self._c_out), torch.empty(batch, n, 1)
+        sums, norm = (t.contiguous() for t in context.tensor_split([self._c_out], dim=2))
+        eps = by_eps[:, 0, -1].tolist()
+
+        def attend_tile(b: int, i: slice, _: int, space: Tensor) -> None:
+            over_keys = (sums[b], norm[b], by_eps[b], eps[b])
+            results = (out[b, i], normaliser[b, i])
+            native.attend(self._kernel, self._q[b, i], *over_keys, *results, space)
+
+        self._share(attend_tile)
+        return out, normaliser
+
+    def by_queries(
+        self,
+        grad_out: Tensor,
+        out: Tensor,
+        normaliser: Tensor,
+        context: Tensor,
+        shift: Tensor,
+        floor: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        sums, norm = (t.contiguous() for t in context.tensor_split([self._c_out], dim=2))
+        sums, out, grad = (float_rows(t, WIDTH) for t in (sums, out, grad_out))
+        batch, _, width = out.shape
+        grad_q = torch.empty_like(self._q)
+        by_sums = torch.empty(batch, self._parts, self._m, width)
+        by_norm = torch.empty(batch, self._parts, self._m, 1)
+        by_eps = torch.empty(batch, self._parts, width + 1)
+
+        def by_tile(b: int, i: slice, part: int, space: Tensor) -> None:
+            taken = (sums[b], norm[b], out[b, i], normaliser[b, i], grad[b, i])
+            results = (grad_q[b, i], by_sums[b, part], by_norm[b, part], by_eps[b, part])
+            native.by_queries(self._kernel, self._q[b, i], *taken, *results, space)
+
+        self._share(by_tile)
+        by_context = torch.cat([by_sums[..., : self._c_out], by_norm], dim=3).sum(1)
+        of_eps = torch.cat([by_eps[..., : self._c_out], by_eps[..., -1:]], dim=2)
+        return grad_q.to(self._given[0].dtype), by_context, of_eps.sum(1, keepdim=True)
+
+    def by_keys(
+        self, by_value: Tensor, by_norm: Tensor, by_mean: Tensor, shift: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        grad_k, grad_v = torch.empty_like(self._k), torch.empty_like(self._v)
+        by_value, by_mean, by_norm = (
+            *(float_rows(t, WIDTH) for t in (by_value, by_mean)),
+            by_norm.contiguous(),
+        )
+
+        def by_tile(b: int, i: slice, _: int, space: Tensor) -> None:
+            gradients = (by_value[b], by_norm[b], by_mean[b])
+            results = (grad_k[b, i], grad_v[b, i])
+            native.by_keys(self._kernel, self._k[b, i], self._v[b, i], *gradients, *results, space)
+
+        self._share(by_tile)
+        _, k, v = self._given
+        return grad_k.to(k.dtype), grad_v[..., : v.shape[2]].to(v.dtype)
+
+
+class _RandomFeatureAttention(torch.autograd.Function):
+    """Eq. 5–6 over tiles of rows; q, k ``[B, N, c]``, v ``[B, N, C]``, F ``[m, c]``.
+
+    C is c_out unless weight ``[c_out, C]`` and bias ``[c_out]`` map the values. The features
+    ``[N, m]`` are never kept whole: the backward pass computes them again. What eps adds is of rank
+    one, and joins the sums over positions instead of every feature.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        passes_of: type[_TiledPasses] | type[_NativePasses],
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        projection: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        eps: float,
+        amplification: float | None,
+    ) -> Tensor:
+        batch, n, c_in = v.shape
+        c_out = c_in if weight is None else weight.shape[0]
+        m = projection.shape[0]
+        kernel = _Kernel(projection, eps, amplification)
+        passes = passes_of(q, k, v, c_out, kernel)
+        part_values, part_norm, part_shift, part_total = passes.sum_keys()
         if kernel.mild:  # one shift for all features
             sums, norm = part_values.sum(1), part_norm.sum(1)
             shift = (norm.amax(1, keepdim=True) / n).log2_().unsqueeze(-1).expand(batch, m, 1)
@@ -195,87 +458,40 @@ class _RandomFeatureAttention(torch.autograd.Function):
         sums_of_v = context  # before the map
         context = _map_sums(context, weight, bias)
 
-        out = _like_values(v, c_out)
-        normaliser = v.new_empty(batch, n, 1, dtype=dtype)
         eps_q, floor = kernel.eps_features(shift)
-        columns = [t.contiguous() for t in context.tensor_split([c_out], dim=2)]
         by_eps = (context * eps_q).sum(1, keepdim=True)
         if kernel.mild:
             by_eps.mul_(floor.exp2())
-        eps_columns = by_eps.tensor_split([c_out], dim=2)
-
-        def attend(_: int) -> Callable[[_Tile], None]:
-            space = _Space(q, width, dtype)
-
-            def attend_tile(tile: _Tile) -> None:
-                b, i, _ = tile
-                features, scale = kernel.embed(q[b, i], space).features(shift[b], floor[b])
-                sums, norm = space.product(features, columns[0][b], "sums"), normaliser[b, i]
-                torch.bmm(features, columns[1][b], out=norm)
-                for t, eps_column in zip((sums, norm), eps_columns, strict=True):
-                    if scale is None:
-                        t.add_(eps_column[b])
-                    else:
-                        t.addcmul_(scale, eps_column[b])
-                torch.div(sums, norm, out=out[b, i])
-
-            return attend_tile
-
-        share_tiles(tiles, v.device, attend)
+        out, normaliser = passes.attend(context, by_eps, shift, floor)
         saved = (q, k, v, projection, weight, bias, out, sums_of_v, context, shift, normaliser)
         ctx.save_for_backward(*saved)
         ctx.eps, ctx.amplification, ctx.shifted = eps, amplification, not kernel.mild
-        return out
+        ctx.passes_of = passes_of
+        return out.to(v.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         refuse_second_derivative("random_feature_attention")
         q, k, v, projection, weight, bias = ctx.saved_tensors[:6]
         out, sums_of_v, context, shift, normaliser = ctx.saved_tensors[6:]
-        batch, n, c_in = v.shape
+        n, c_in = v.shape[1:]
         c_out = out.shape[2]
-        dtype, m = projection.dtype, projection.shape[0]
-        tiles, width, parts = _tiles(v, m, c_out)
+        dtype = projection.dtype
         kernel = _Kernel(projection, ctx.eps, ctx.amplification, ctx.shifted)
-        grad_q, grad_k, grad_v = (torch.empty_like(t) for t in (q, k, v))
-        part_values = v.new_empty(batch, parts, m, c_out, dtype=dtype)
-        part_norm = v.new_empty(batch, parts, m, 1, dtype=dtype)
-        part_eps = v.new_empty(batch, parts, c_out + 1, dtype=dtype)
+        passes = ctx.passes_of(q, k, v, c_out, kernel)
         eps_q, floor = kernel.eps_features(shift)
-
-        def by_queries(_: int) -> Callable[[_Tile], None]:
-            space = _Space(q, width, dtype)
-
-            def by_tile(tile: _Tile) -> None:
-                b, i, part = tile
-                queries = kernel.embed(q[b, i], space)
-                features, scale = queries.features(shift[b], floor[b])
-                by_output = grads[0][b, i].to(dtype)
-                grad_sums = space.take("sums", (*by_output.shape[:2], c_out + 1))
-                grad, grad_norm = grad_sums.tensor_split([c_out], dim=2)
-                torch.div(by_output, normaliser[b, i], out=grad)
-                along = torch.mul(grad, out[b, i], out=space.take("along", grad.shape))
-                torch.sum(along, 2, keepdim=True, out=grad_norm).neg_()
-                product(features.mT, grad, out=part_values[b, part])
-                torch.bmm(features.mT, grad_norm, out=part_norm[b, part])
-                scaled = grad_sums if scale is None else grad_sums * scale
-                torch.sum(scaled, 1, out=part_eps[b, part])
-                by_feature = space.product(grad_sums, context[b].mT, "by feature")
-                queries.gradient(features.mul_(by_feature), grad_q[b, i])
-
-            return by_tile
-
-        share_tiles(tiles, v.device, by_queries)
-        by_eps = part_eps.sum(1, keepdim=True)
+        grad_q, grad_context, by_eps = passes.by_queries(
+            grads[0], out, normaliser, context, shift, floor
+        )
         if kernel.mild:
             by_eps.mul_(floor.exp2())
-        grad_context = torch.cat([part_values, part_norm], dim=3).sum(1).addcmul_(eps_q, by_eps)
+        grad_context.addcmul_(eps_q, by_eps)
         grad_weight = grad_bias = None
         if weight is not None:
             by_sums, by_norm = grad_context.tensor_split([c_out], dim=2)
-            if ctx.needs_input_grad[4]:
-                grad_weight = torch.bmm(by_sums.mT, sums_of_v[..., :c_in]).sum(0).to(weight.dtype)
             if ctx.needs_input_grad[5]:
+                grad_weight = torch.bmm(by_sums.mT, sums_of_v[..., :c_in]).sum(0).to(weight.dtype)
+            if ctx.needs_input_grad[6]:
                 grad_bias = (by_sums * sums_of_v[..., c_in:]).sum((0, 1)).to(bias.dtype)
             by_norm = by_norm + torch.matmul(by_sums, bias.to(dtype)).unsqueeze(-1)
             by_sums = torch.matmul(by_sums, weight.to(dtype))
@@ -285,27 +501,8 @@ class _RandomFeatureAttention(torch.autograd.Function):
         if kernel.mild:
             grad_context.mul_(shift.neg().exp2_())
         by_value, by_norm = grad_context.div_(n).tensor_split([c_in], dim=2)
-        by_value, by_norm = by_value.contiguous(), by_norm.mT
-
-        def by_keys(_: int) -> Callable[[_Tile], None]:
-            space = _Space(q, width, dtype)
-
-            def by_tile(tile: _Tile) -> None:
-                b, i, _ = tile
-                keys = kernel.embed(k[b, i], space)
-                features = keys.exponents()
-                if not kernel.mild:
-                    features.sub_(shift[b].mT)
-                features.exp2_()
-                by_v = space.product(features, by_value[b], "sums")
-                torch.add(by_v, by_mean[b], out=grad_v[b, i])
-                by_feature = space.product(v[b, i].to(dtype), by_value[b].mT, "by feature")
-                keys.gradient(features.mul_(by_feature.add_(by_norm[b])), grad_k[b, i])
-
-            return by_tile
-
-        share_tiles(tiles, v.device, by_keys)
-        return grad_q, grad_k, grad_v, None, grad_weight, grad_bias, None, None
+        grad_k, grad_v = passes.by_keys(by_value.contiguous(), by_norm, by_mean, shift)
+        return None, grad_q, grad_k, grad_v, None, grad_weight, grad_bias, None, None
 
 
 class _TritonAttention(_RandomFeatureAttention):
@@ -314,6 +511,7 @@ class _TritonAttention(_RandomFeatureAttention):
     @staticmethod
     def forward(
         ctx: Any,
+        passes_of: type[_TiledPasses] | type[_NativePasses],
         q: Tensor,
         k: Tensor,
         v: Tensor,
@@ -336,11 +534,13 @@ class _TritonAttention(_RandomFeatureAttention):
         saved = (q, k, v, projection, weight, bias, out, sums_of_v, context, shift, normaliser)
         ctx.save_for_backward(*saved)
         ctx.eps, ctx.amplification, ctx.shifted = eps, amplification, True
+        ctx.passes_of = passes_of
         return out
 
 
 def _attend_rows(
     function: type[_RandomFeatureAttention],
+    passes_of: type[_TiledPasses] | type[_NativePasses],
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -352,7 +552,9 @@ def _attend_rows(
     with no_autocast(v):
         rows = (to_rows(t) for t in (q, k, v))
         mapped = value_map or (None, None)
-        out = function.apply(*rows, projection.to(sum_dtype(v)), *mapped, eps, amplification)
+        out = function.apply(
+            passes_of, *rows, projection.to(sum_dtype(v)), *mapped, eps, amplification
+        )
     return to_map(out, like=v)
 
 
@@ -376,11 +578,34 @@ def _like_values(v: Tensor, c_out: int) -> Tensor:
     return v.new_empty(batch, n, c_out)
 
 
+def _why_not_native(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    projection: Tensor,
+    eps: float,
+    amplification: float | None,
+    value_map: tuple[Tensor, Tensor] | None,
+) -> str | None:
+    """As :func:`.native.why_not_native`; besides, exponents must be mild."""
+    reason = why_not_native(*(value_map or ()), q, k, v)
+    if reason is None and amplification is None:
+        return "the kernels in C normalise the embeddings: give an amplification"
+    if reason is None and not _is_mild(projection, math.sqrt(amplification or 0)):
+        return "for that amplification and projection exponentials leave float32's middle"
+    return reason
+
+
 # The Triton kernels have run in the interpreter and been compiled, but not yet run on a GPU: they
 # are taken by name only.
-register_core("enla", lambda *_: "tiled")
-implementation("enla", "tiled")(partial(_attend_rows, _RandomFeatureAttention))
-implementation("enla", "triton", why_not_triton)(partial(_attend_rows, _TritonAttention))
+register_core("enla", lambda *args: "tiled" if _why_not_native(*args) else "native")
+implementation("enla", "native", _why_not_native)(
+    partial(_attend_rows, _RandomFeatureAttention, _NativePasses)
+)
+implementation("enla", "tiled")(partial(_attend_rows, _RandomFeatureAttention, _TiledPasses))
+implementation("enla", "triton", why_not_triton)(
+    partial(_attend_rows, _TritonAttention, _TiledPasses)
+)
 
 
 _Tile = tuple[slice, slice, int]
@@ -454,8 +679,7 @@ class _Kernel:
             self.log2_eps += amplification / 2 * LOG2_E
             # Off the CPU asking would wait for the device.
             if projection.device.type == "cpu" and not shifted:
-                longest = float(torch.linalg.vector_norm(projection, dim=1).amax())
-                self.mild = longest * self.length * LOG2_E <= _MILD
+                self.mild = _is_mild(projection, self.length)
 
     def embed(self, x: Tensor, space: _Space) -> _Embedded:
         """A tile of embeddings ``[B, T, c]``, in the tile's memory."""
@@ -469,6 +693,11 @@ class _Kernel:
         exponents = (torch.zeros_like(shift) if self.mild else shift) + self.log2_eps
         floor = exponents.amax(1, keepdim=True)
         return (exponents - floor).exp2_(), floor
+
+
+def _is_mild(projection: Tensor, length: float) -> bool:
+    longest = float(torch.linalg.vector_norm(projection, dim=1).amax())
+    return longest * length * LOG2_E <= _MILD
 
 
 class _Embedded:

@@ -5,6 +5,7 @@ implementations of the same mathematics; all give the values and gradients of th
 
 - ``reference``: whole matrices, plain operations, autograd; runs everywhere, slow.
 - ``tiled``: tile by tile, O(N) memory, own backward pass; runs everywhere.
+- ``native``: own kernels in C for the CPU, O(N) memory, in float32; needs a C compiler.
 - ``sdpa``: torch's fused kernel (NLA).
 - ``triton``: own kernels for CUDA (NLSA, ENLA).
 
@@ -47,7 +48,8 @@ def register_core(core: str, rule: Callable[..., str]) -> None:
 
     Args:
         core: its name, that of the attention where there is one: ``nla``, ``enla``, …
-        rule: takes what the core takes and gives the implementation that ``auto`` stands for.
+        rule: takes what the core takes and gives the implementation that ``auto`` stands for,
+            which can run on that.
     """
     _registered(core).rule = rule
 
@@ -78,14 +80,15 @@ def run(core: str, *args: Any) -> Tensor:
         AttentionError: the one asked for does not exist, or cannot run on these arguments.
     """
     known = _cores[core]
-    name = _parse(_choice.get()).get(core, AUTO)
+    choice = _choice.get()
+    name = AUTO if choice == AUTO else _parse(choice).get(core, AUTO)
     if name == AUTO:
         name = known.rule(*args)
-    if name not in known.functions:
+    elif name not in known.functions:
         raise AttentionError(
             f"{core} has no implementation {name!r}: choose from {', '.join(_names(core))}"
         )
-    if reason := why_not(core, name, *args):
+    elif reason := why_not(core, name, *args):
         raise AttentionError(f"implementation {name!r} of {core} cannot run here: {reason}")
     watch = _watch.get()
     if watch is not None:

@@ -17,12 +17,14 @@ from .base import (
     to_rows,
 )
 from .implementations import implementation, register_core, run
+from .native import why_not_native
 from .registry import register_attention
 from .softmax import (
     no_autocast,
     prefers_fused,
     softmax_attention_fused,
     softmax_attention_lse,
+    softmax_attention_native,
     softmax_macs,
     why_not_fused,
 )
@@ -42,7 +44,8 @@ def non_local_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     Raises:
         AttentionError: the shapes do not fit together.
 
-    Implementations: ``sdpa``, ``tiled``, ``reference``; ``auto`` is sdpa where it can run and is
+    Implementations: ``native``, ``sdpa``, ``tiled``, ``reference``; ``auto`` is native on the CPU
+    where it can run (not in float64, nor without a C compiler); else sdpa where that can run and is
     the faster one, else tiled (on the CPU: c and c_out differ and exceed 32, or the processor's
     products are oneDNN's, see :mod:`.products`; on CUDA: float64).
 
@@ -58,7 +61,18 @@ def _on_rows(function: Callable[..., Any]) -> Callable[..., Any]:
     return lambda q, k, v: function(to_rows(q), to_rows(k), to_rows(v))
 
 
-register_core("nla", _on_rows(lambda *rows: "sdpa" if prefers_fused(*rows) else "tiled"))
+def _rule(q: Tensor, k: Tensor, v: Tensor) -> str:
+    if why_not_native(q, k, v) is None:
+        return "native"
+    return "sdpa" if prefers_fused(q, k, v) else "tiled"
+
+
+register_core("nla", _on_rows(_rule))
+
+
+@implementation("nla", "native", why_not_native)
+def _native(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return to_map(softmax_attention_native(to_rows(q), to_rows(k), to_rows(v)), like=v)
 
 
 @implementation("nla", "sdpa", _on_rows(why_not_fused))

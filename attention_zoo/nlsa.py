@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import lru_cache, partial
 from typing import Any, ClassVar
@@ -22,17 +23,31 @@ from .base import (
 )
 from .implementations import implementation, register_core, run
 from .kernels import why_not_triton
+from .native import WIDTH, why_not_native
+from .native import nlsa as native_hash
+from .native import softmax as native
 from .registry import register_attention
 from .softmax import (
+    FEW_SCORES,
     Lines,
     attend_tile,
+    float_rows,
+    native_space,
     no_autocast,
     refuse_second_derivative,
     sum_dtype,
     tile_gradients,
     tile_workers,
 )
-from .tiles import even_step, in_cache, num_workers, scratch, share_tiles, tile_limit
+from .tiles import (
+    even_step,
+    in_cache,
+    num_workers,
+    pieces_of_image,
+    scratch,
+    share_tiles,
+    tile_limit,
+)
 
 # Scores that are held at once: on the CPU as many as the cache holds, see :mod:`.tiles`; elsewhere
 # 128 MB, for few launches.
@@ -86,6 +101,31 @@ def hash_codes(x: Tensor, rotations: Tensor) -> Tensor:
     with no_autocast(x):
         tiles = [(b, slice(i, i + width)) for b in range(batch) for i in range(0, n, width)]
         share_tiles(tiles, x.device, worker)
+    return codes
+
+
+def _native_hash_codes(x: Tensor, rotations: Tensor) -> Tensor:
+    """As :func:`hash_codes`, by a kernel in C."""
+    rows = float_rows(x.detach())
+    turned = rotations.to(torch.float32).mT.contiguous()
+    batch, n, c = rows.shape
+    r, half, _ = turned.shape
+    codes = torch.empty(batch, r, n, dtype=torch.long)
+    many = batch * n * 2 * r * half >= FEW_SCORES
+    workers = num_workers(x.device, own_threads=True) if many else 1
+    step = math.ceil(n / pieces_of_image(batch, workers))
+
+    def worker(_: int) -> Callable[[_Positions], None]:
+        space = scratch("native", rows, native_hash.space_of(c, half))
+
+        def hash_tile(tile: _Positions) -> None:
+            b, i = tile
+            native_hash.hash_codes(rows[b, i], turned, codes[b, :, i], space)
+
+        return hash_tile
+
+    tiles = [(b, slice(i, i + step)) for b in range(batch) for i in range(0, n, step)]
+    share_tiles(tiles, x.device, worker, own_threads=True)
     return codes
 
 
@@ -144,8 +184,9 @@ def sparse_attention(
     Raises:
         AttentionError: the shapes do not fit together.
 
-    Implementations: ``triton`` (its backward pass is tiled), ``tiled``, ``reference``; ``auto``
-    is tiled.
+    Implementations: ``native``, ``triton`` (its backward pass is tiled), ``tiled``, ``reference``;
+    ``auto`` is native on the CPU where it can run (not in float64, nor without a C compiler), else
+    tiled.
 
     Numerics: error up to ``(6 u + 2 min(1, g)) max|v|`` for the same buckets, see
     :mod:`.softmax`; S is the largest norm of a query.
@@ -159,6 +200,7 @@ def sparse_attention(
 
 
 def _attend_sorted(
+    hashed: Callable[[Tensor, Tensor], Tensor],
     function: type[_ChunkedAttention],
     q: Tensor,
     k: Tensor,
@@ -166,10 +208,10 @@ def _attend_sorted(
     rotations: Tensor,
     chunk_size: int,
 ) -> Tensor:
-    """Hash and sort, then the attention by a function on rows and their order."""
+    """Hash and sort by a function, then the attention by one on rows and their order."""
     queries, values = (to_rows(t).contiguous() for t in (q, v))
     keys = normalise_keys(queries if k is q else to_rows(k))
-    order = sort_codes(hash_codes(queries, rotations), 2 * rotations.shape[2])
+    order = sort_codes(hashed(queries, rotations), 2 * rotations.shape[2])
     with no_autocast(v):
         out = function.apply(queries, keys, values, order, chunk_size)
     return to_map(out, like=v)
@@ -255,8 +297,7 @@ class _ChunkedAttention(torch.autograd.Function):
             lse[b, i] = norm.log2_().add_(top)
 
         share_tiles(plan.positions, v.device, lambda _: merge)
-        ctx.save_for_backward(q, k, v, out, lse, order)
-        ctx.chunk_size = chunk_size
+        _keep(ctx, q, k, v, out, lse, order, chunk_size)
         return out
 
     @staticmethod
@@ -280,58 +321,22 @@ class _ChunkedAttention(torch.autograd.Function):
             for t in (k, v)
         ]
 
-        def add(_: int) -> Callable[[_Chunks], None]:
-            space = scratch("scores", v, 2, plan.scores, dtype=dtype)
-            rows_of = [
-                scratch(f"rows {i}", v, plan.most_rows, t.shape[-1], dtype=dtype)
-                for i, t in enumerate((q, k, v, v, v))
-            ]
+        saved = (q, k, v, out, lse, grad_out)
+
+        def add(number: int) -> Callable[[_Chunks], None]:
+            gradients = ctx.worker(plan, saved)(number)
 
             def add_chunks(tile: _Chunks) -> None:
                 b, r, chunks = tile
-                around = plan.around(tile)
-                own = around[chunk_size:-chunk_size]
-                places = (own, around, around, own, own)
-                queries, keys, values, grad, outputs = (
-                    _take(t[b], place, rows)
-                    for t, place, rows in zip(
-                        (q, k, v, grad_out, out), places, rows_of, strict=True
-                    )
-                )
-                lses = lse[b].index_select(0, own)
-                delta = outputs.mul_(grad).sum(-1, keepdim=True)
-                padding = plan.rows(chunks).stop - n
-                if padding > 0:  # these queries' outputs are no one's
-                    grad[-padding:], delta[-padding:] = 0, 0
-                by_keys = [
-                    v.new_zeros(
-                        chunks.stop - chunks.start + 2, chunk_size, t.shape[-1], dtype=dtype
-                    )
-                    for t in (k, v)
-                ]
-                by_chunk = [t.unflatten(0, (-1, chunk_size)) for t in (queries, grad, lses, delta)]
-                for i, window in plan.groups(chunks):
-                    query, grad_i, lse_i, delta_i = (t[i] for t in by_chunk)
-                    by_query, *by_windows = tile_gradients(
-                        query,
-                        _windows(keys[window], chunk_size),
-                        _windows(values[window], chunk_size),
-                        grad_i,
-                        lse_i,
-                        delta_i,
-                        space,
-                    )
-                    chunked[0][b, r, chunks.start + i.start : chunks.start + i.stop] = by_query
-                    for whole, one in zip(by_keys, by_windows, strict=True):
-                        for neighbour, part in enumerate(one.split(chunk_size, dim=1)):
-                            whole[i.start + neighbour : i.stop + neighbour] += part
+                by_query, *by_keys = gradients(tile)
+                chunked[0][b, r, chunks] = by_query
                 for inner, outer, whole in zip(chunked[1:], aside, by_keys, strict=True):
                     inner[b, r, chunks] = whole[1:-1]
                     outer[b, r, plan.spans.index(chunks)] = whole[:: len(whole) - 1]
 
             return add_chunks
 
-        share_tiles(plan.tiles, v.device, add)
+        share_tiles(plan.tiles, v.device, add, own_threads=ctx.own_threads)
 
         # Made on the device: a copy from the host cannot be part of a CUDA graph.
         starts = torch.arange(0, plan.chunks, plan.width, device=v.device)
@@ -365,16 +370,184 @@ class _TritonAttention(_ChunkedAttention):
         from .kernels import nlsa as kernels
 
         out, lse = kernels.attend(q, k, v, order, chunk_size)
-        ctx.save_for_backward(q, k, v, out, lse, order)
-        ctx.chunk_size = chunk_size
+        _keep(ctx, q, k, v, out, lse, order, chunk_size)
         return out
+
+
+class _NativeChunkedAttention(_ChunkedAttention):
+    """As :class:`_ChunkedAttention`, by kernels in C; rows are gathered there.
+
+    Rounds go on with the sums of those before, in place: nothing is merged.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, order: Tensor, chunk_size: int
+    ) -> Tensor:
+        rows = [float_rows(t) for t in (q, k, v)]
+        plan = _Plan(order, chunk_size, v.device)
+        out, (top, norm) = torch.empty(v.shape), (torch.empty(*v.shape[:2], 1) for _ in range(2))
+        workers = num_workers(v.device, own_threads=True)
+        step = math.ceil(plan.chunks / pieces_of_image(v.shape[0], workers))
+        for r in range(plan.rounds):
+            works = []
+            for b in range(v.shape[0]):
+                own, windows = plan.lines(b, r)
+                works.append(
+                    native.attend(
+                        (rows[0][b], own),
+                        (rows[1][b], windows),
+                        (rows[2][b], windows),
+                        (out[b], own),
+                        (top[b], own),
+                        (norm[b], own),
+                        before=r > 0,
+                        finish=r == plan.rounds - 1,
+                    )
+                )
+
+            def worker(_: int, works: list[native.Work] = works) -> Callable[[_Chunks], None]:
+                space = native_space(q.shape[-1], v.shape[-1])
+
+                def attend_chunks(tile: _Chunks) -> None:
+                    for chunks, queries in plan.without_repeated(tile[2]):
+                        works[tile[0]](chunks, queries, space)
+
+                return attend_chunks
+
+            tiles = [
+                (b, r, slice(i, min(i + step, plan.chunks)))
+                for b in range(v.shape[0])
+                for i in range(0, plan.chunks, step)
+            ]
+            share_tiles(tiles, v.device, worker, own_threads=True)
+        _keep(ctx, q, k, v, out, top, order, chunk_size, _native_gradients)
+        return out.to(v.dtype)
+
+
+_Saved = tuple[Tensor, ...]
+_Gradients = Callable[["_Chunks"], tuple[Tensor, ...]]
+#: Takes the plan and what is saved; gives, for a worker, what does a tile: gradients by the queries
+#: of its chunks ``[K, S, c]``, and by keys and values of these and the two around them.
+_Worker = Callable[["_Plan", _Saved], Callable[[int], _Gradients]]
+
+
+def _keep(
+    ctx: Any,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    order: Tensor,
+    chunk_size: int,
+    worker: _Worker | None = None,
+) -> None:
+    """Keep what the backward pass needs, whose tiles are done by a worker in C or by torch."""
+    ctx.save_for_backward(q, k, v, out, lse, order)
+    ctx.chunk_size, ctx.worker, ctx.own_threads = chunk_size, worker or _gradients, bool(worker)
+
+
+def _gradients(plan: _Plan, saved: _Saved) -> Callable[[int], _Gradients]:
+    q, k, v, out, lse, grad_out = saved
+    size, n, dtype = plan.size, v.shape[1], sum_dtype(v)
+
+    def worker(_: int) -> _Gradients:
+        space = scratch("scores", v, 2, plan.scores, dtype=dtype)
+        rows_of = [
+            scratch(f"rows {i}", v, plan.most_rows, t.shape[-1], dtype=dtype)
+            for i, t in enumerate((q, k, v, v, v))
+        ]
+
+        def by_chunks(tile: _Chunks) -> tuple[Tensor, ...]:
+            b, _, chunks = tile
+            count = chunks.stop - chunks.start
+            around = plan.around(tile)
+            own = around[size:-size]
+            places = (own, around, around, own, own)
+            queries, keys, values, grad, outputs = (
+                _take(t[b], place, rows)
+                for t, place, rows in zip((q, k, v, grad_out, out), places, rows_of, strict=True)
+            )
+            lses = lse[b].index_select(0, own)
+            delta = outputs.mul_(grad).sum(-1, keepdim=True)
+            padding = plan.rows(chunks).stop - n
+            if padding > 0:  # these queries' outputs are no one's
+                grad[-padding:], delta[-padding:] = 0, 0
+            by_query = v.new_empty(count, size, q.shape[-1], dtype=dtype)
+            by_keys = [v.new_zeros(count + 2, size, t.shape[-1], dtype=dtype) for t in (k, v)]
+            by_chunk = [t.unflatten(0, (-1, size)) for t in (queries, grad, lses, delta)]
+            for i, window in plan.groups(chunks):
+                query, grad_i, lse_i, delta_i = (t[i] for t in by_chunk)
+                by_query[i], *by_windows = tile_gradients(
+                    query,
+                    _windows(keys[window], size),
+                    _windows(values[window], size),
+                    grad_i,
+                    lse_i,
+                    delta_i,
+                    space,
+                )
+                for whole, one in zip(by_keys, by_windows, strict=True):
+                    for neighbour, part in enumerate(one.split(size, dim=1)):
+                        whole[i.start + neighbour : i.stop + neighbour] += part
+            return by_query, *by_keys
+
+        return by_chunks
+
+    return worker
+
+
+def _native_gradients(plan: _Plan, saved: _Saved) -> Callable[[int], _Gradients]:
+    q, k, v, out, grad = (float_rows(saved[i], WIDTH) for i in (0, 1, 2, 3, 5))
+    lse, size = saved[4], plan.size
+    widths = [t.shape[-1] for t in saved[:3]]
+
+    def worker(_: int) -> _Gradients:
+        space = native_space(q.shape[-1], v.shape[-1])
+
+        def by_chunks(tile: _Chunks) -> tuple[Tensor, ...]:
+            b, r, chunks = tile
+            count = chunks.stop - chunks.start
+            by_query = torch.zeros(count, size, q.shape[-1])
+            by_keys = [torch.zeros(count + 2, size, t.shape[-1]) for t in (k, v)]
+            own, windows = (t[chunks] for t in plan.lines(b, r))
+            by_windows = [t.flatten(0, 1).unfold(0, 3 * size, size).mT for t in by_keys]
+            add = native.gradients(
+                (q[b], own),
+                (k[b], windows),
+                (v[b], windows),
+                (out[b], own),
+                (lse[b], own),
+                (grad[b], own),
+                by_query,
+                by_windows[0],
+                by_windows[1],
+                add_kv=True,
+            )
+            for those, queries in plan.without_repeated(chunks):
+                add(slice(those.start - chunks.start, those.stop - chunks.start), queries, space)
+            return tuple(t[..., :w] for t, w in zip((by_query, *by_keys), widths, strict=True))
+
+        return by_chunks
+
+    return worker
+
+
+def _why_not_native(q: Tensor, k: Tensor, v: Tensor, *_: object) -> str | None:
+    return why_not_native(q, k, v)
 
 
 # The Triton kernels have run in the interpreter and been compiled, but not yet run on a GPU: they
 # are taken by name only.
-register_core("nlsa", lambda *_: "tiled")
-implementation("nlsa", "tiled")(partial(_attend_sorted, _ChunkedAttention))
-implementation("nlsa", "triton", why_not_triton)(partial(_attend_sorted, _TritonAttention))
+register_core("nlsa", lambda *args: "tiled" if _why_not_native(*args) else "native")
+implementation("nlsa", "native", _why_not_native)(
+    partial(_attend_sorted, _native_hash_codes, _NativeChunkedAttention)
+)
+implementation("nlsa", "tiled")(partial(_attend_sorted, hash_codes, _ChunkedAttention))
+implementation("nlsa", "triton", why_not_triton)(
+    partial(_attend_sorted, hash_codes, _TritonAttention)
+)
 
 
 _Chunks = tuple[int, int, slice]
@@ -432,6 +605,21 @@ class _Plan:
         """Positions in a tile's chunks, the chunk before and the chunk after."""
         b, r, chunks = tile
         return self._around[b, r, chunks.start * self.size : (chunks.stop + 2) * self.size]
+
+    def lines(self, b: int, r: int) -> tuple[Tensor, Tensor]:
+        """Positions of a round's chunks ``[K, S]``; with the chunks around each, ``[K, 3 S]``."""
+        around = self._around[b, r]
+        own = around[self.size : -self.size].unflatten(0, (-1, self.size))
+        return own, around.unfold(0, 3 * self.size, self.size)
+
+    def without_repeated(self, chunks: slice) -> list[tuple[slice, slice]]:
+        """(chunks, their queries) that cover each position of these chunks once."""
+        repeated = self.repeated.shape[0]
+        last = self.chunks - 1
+        if chunks.stop <= last or not repeated:
+            return [(chunks, slice(0, self.size))]
+        whole = [(slice(chunks.start, last), slice(0, self.size))] if chunks.start < last else []
+        return [*whole, (slice(last, last + 1), slice(0, self.size - repeated))]
 
     def groups(self, chunks: slice) -> list[tuple[slice, slice]]:
         """(chunks within the tile, rows of their windows) of each product."""

@@ -22,6 +22,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from . import native
+from .native import softmax as native_softmax
 from .products import FEW_MACS, add_product, by_onednn, prefers_onednn, product
 from .tiles import cut, even_step, leaves_cache, num_workers, scratch, share_tiles, tile_limit
 
@@ -32,8 +34,8 @@ _TILE = 2**25
 # The longest row of scores that is held at once; longer ones are cut.
 _CPU_KEYS, _KEYS = 1000 if leaves_cache() else 450, 2048
 _KEY_TILE = 256
-# Fewer scores than these are not worth a second thread.
-_FEW_SCORES = 2**16
+#: Fewer scores than these are not worth a second thread.
+FEW_SCORES = 2**16
 # How far, in units of log 2, later scores may exceed the first keys' maximum before it is raised:
 # sums of 2^20 weights, times values of 1e19, stay below the largest float32.
 _MOST_ABOVE = 40.0
@@ -155,6 +157,24 @@ def softmax_attention_lse(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tens
     """
     with no_autocast(q):
         return _TiledAttention.apply(q, k, v)
+
+
+def softmax_attention_native(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Softmax attention on the CPU by kernels in C, see :mod:`.native`.
+
+    Args:
+        q: queries ``[B, N, c]``.
+        k: keys ``[B, M, c]``.
+        v: values ``[B, M, c_out]``.
+
+    Returns:
+        ``[B, N, c_out]`` in the dtype of ``v``.
+
+    Raises:
+        RuntimeError: the kernels cannot run, see :func:`.native.why_not_native`.
+    """
+    with no_autocast(q):
+        return _NativeAttention.apply(q, k, v)
 
 
 def no_autocast(like: Tensor) -> AbstractContextManager[Any]:
@@ -328,7 +348,7 @@ def tile_size(device: torch.device, buffers: int = 1) -> int:
 
 def tile_workers(scores: int, device: torch.device) -> int:
     """How many workers shall share so many scores, see :func:`.tiles.share_tiles`."""
-    return num_workers(device) if scores >= _FEW_SCORES else 1
+    return num_workers(device) if scores >= FEW_SCORES else 1
 
 
 def sum_dtype(x: Tensor) -> torch.dtype:
@@ -388,6 +408,75 @@ class _FusedAttention(torch.autograd.Function):
         log2_sum = lse.view(*q.shape[:2], 1) * LOG2_E
         found = _gradients(q, k, v, out, log2_sum, grad)
         return tuple(t.unsqueeze(1) for t in found)
+
+
+class _NativeAttention(torch.autograd.Function):
+    """As :class:`_TiledAttention`, by kernels in C: tiles are of queries, keys are read in turn."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        out = torch.empty(*q.shape[:2], v.shape[-1])
+        lse = torch.empty(*q.shape[:2], 1)
+        rows = [float_rows(t) for t in (q, k, v)]
+        attend = native_softmax.attend(rows[0], rows[1], rows[2], out, lse, lse)
+
+        def worker(_: int) -> Callable[[_Tile], None]:
+            space = native_space(q.shape[-1], v.shape[-1])
+            return lambda tile: attend(*tile, space)
+
+        share_tiles(_native_tiles(q, k), v.device, worker, own_threads=True)
+        ctx.save_for_backward(q, k, v, out, lse)
+        return out.to(v.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
+        refuse_second_derivative("softmax_attention_native")
+        given = ctx.saved_tensors[:3]
+        q, k, v, out, grad = (
+            float_rows(t, native.WIDTH) for t in (*given, ctx.saved_tensors[3], grads[0])
+        )
+        lse = ctx.saved_tensors[4]
+        tiles = _native_tiles(q, k)
+        grad_q = torch.empty_like(q)
+        # Tiles share their keys: each worker has sums of its own.
+        sums = [
+            [torch.zeros_like(t) for t in (k, v)]
+            for _ in range(min(len(tiles), num_workers(v.device, own_threads=True)))
+        ]
+
+        def worker(number: int) -> Callable[[_Tile], None]:
+            space = native_space(q.shape[-1], v.shape[-1])
+            saved = (q, k, v, out, lse, grad)
+            add = native_softmax.gradients(*saved, grad_q, *sums[number], add_kv=True)
+            return lambda tile: add(*tile, space)
+
+        share_tiles(tiles, v.device, worker, own_threads=True, fixed=True)
+        for other in sums[1:]:
+            for whole, part in zip(sums[0], other, strict=True):
+                whole += part
+        found = zip((grad_q, *sums[0]), given, strict=True)
+        return tuple(t[..., : x.shape[-1]].to(x.dtype) for t, x in found)
+
+
+def float_rows(x: Tensor, multiple: int = 1) -> Tensor:
+    """Rows ``[…, w]`` in float32 and in one piece, with zeros up to a multiple of the width."""
+    missing = -x.shape[-1] % multiple
+    x = x.to(torch.float32)
+    return (F.pad(x, (0, missing)) if missing else x).contiguous()
+
+
+def native_space(c: int, c_out: int) -> Tensor:
+    """Memory of the calling thread for :mod:`.native.softmax`."""
+    return scratch("native", torch.empty(0), native_softmax.space_of(c, c_out))
+
+
+def _native_tiles(q: Tensor, k: Tensor) -> list[_Tile]:
+    """Tiles (images, queries), of no more queries than the kernels take at once."""
+    batch, n, m = *q.shape[:2], k.shape[1]
+    most = native_softmax.QUERIES * m if n > native_softmax.QUERIES else _CPU_TILE
+    workers = num_workers(q.device, own_threads=True) if batch * n * m >= FEW_SCORES else 1
+    tiles, _, _ = cut(batch, n, m, most, workers)
+    return [(slice(b.start, min(b.stop, batch)), slice(i.start, min(i.stop, n))) for b, i in tiles]
 
 
 def _gradients(

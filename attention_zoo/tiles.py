@@ -34,6 +34,8 @@ _MOST_KEPT = 2**22
 _LEVEL_2 = Path("/sys/devices/system/cpu/cpu0/cache/index2/size")
 # Those of :func:`in_cache`, for caches of 1 and 2 MB.
 _LEAST_IN_CACHE, _MOST_IN_CACHE = 2**18, 2**19
+# Pieces of work for each worker, where they are few.
+_PIECES = 4
 _memory = local()
 
 
@@ -117,6 +119,14 @@ def cut(
         for i in range(0, n, width)
     ]
     return tiles, group, width
+
+
+def pieces_of_image(batch: int, workers: int) -> int:
+    """Into how many pieces to cut each image of a batch where calls for a piece are expensive.
+
+    Few pieces, yet so many for each worker that none waits long for the last.
+    """
+    return 1 if workers == 1 else math.ceil(_PIECES * workers / max(1, batch))
 
 
 def share_tiles(

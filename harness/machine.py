@@ -15,6 +15,7 @@ from typing import Any
 import psutil  # type: ignore[import-untyped]
 import torch
 
+from attention_zoo.native import compiled_by
 from attention_zoo.products import prefers_onednn
 
 from . import __version__
@@ -130,6 +131,8 @@ def describe(device: torch.device) -> dict[str, Any]:
             "cudnn_deterministic": torch.backends.cudnn.deterministic,
             "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
         },
+        # Of the attention's kernels in C; None where torch's operations take their place.
+        "compiler": compiled_by(),
         "code": {"version": __version__, "commit": _commit(Path(__file__).resolve().parents[1])},
     }
 

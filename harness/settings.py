@@ -301,7 +301,7 @@ def describe_machine(record: Record) -> str:
 
 def rounding_of(record: Record) -> tuple[Any, ...]:
     """What rounding depends on: model of CPU and GPU, vector instructions, whose products the
-    large ones are, number of threads, version of torch.
+    large ones are, kernels in C or not, number of threads, version of torch.
 
     How threads wait, which decides on tiles, is left out: older records do not say.
     """
@@ -314,7 +314,8 @@ def rounding_of(record: Record) -> tuple[Any, ...]:
         ("packages", "torch"),
     )
     by_onednn = bool(_at(machine, "torch", "products_by_onednn"))  # older records: by MKL
-    return (*(_at(machine, *path) for path in at), by_onednn)
+    compiled = bool(_at(machine, "compiler"))  # older records: no kernels in C
+    return (*(_at(machine, *path) for path in at), by_onednn, compiled)
 
 
 def describe_code(record: Record) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 
+from attention_zoo.native import why_not_native
 from harness import machine
 from harness.errors import UserError
 from harness.machine import _ALLOCATION, describe, pick_device, synchronise
@@ -30,6 +31,7 @@ def strings(value: Any) -> list[str]:
 def test_description_is_json_and_says_what_matters() -> None:
     described = json.loads(json.dumps(describe(CPU), allow_nan=False))
     assert described["device"] == "cpu"
+    assert (described["compiler"] is None) == (why_not_native(torch.zeros(1)) is not None)
     assert described["gpu"] is None
     assert described["cpu"]["model"]
     assert described["cpu"]["logical_cores"] >= 1

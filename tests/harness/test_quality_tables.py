@@ -376,13 +376,18 @@ def test_notes_tell_runs_whose_rounding_is_not_their_baselines() -> None:
 
 @pytest.mark.parametrize(
     ("part", "change"),
-    [("cpu", {"vector_instructions": "AVX2"}), ("torch", {"products_by_onednn": True})],
+    [
+        ("cpu", {"vector_instructions": "AVX2"}),
+        ("torch", {"products_by_onednn": True}),
+        ("compiler", "gcc 12"),
+    ],
 )
-def test_notes_tell_other_instructions_and_products(part: str, change: dict[str, Any]) -> None:
+def test_notes_tell_other_instructions_and_products(part: str, change: Any) -> None:
     """Virtual machines name processors of several generations alike."""
     runs = [synthetic.run(name) for name in ("Baseline", "NLA")]
     machine = runs[1]["machine"]
-    runs[1]["machine"] = machine | {part: machine[part] | change}
+    changed = machine[part] | change if isinstance(change, dict) else change
+    runs[1]["machine"] = machine | {part: changed}
     assert "rounding differs: NLA (seed 0)." in text(quality_table(Setting(runs, [])))
 
 

@@ -1,0 +1,142 @@
+"""Softmax attention of many lines of rows at once, by ``softmax.c``."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+from torch import Tensor
+
+from . import Lines, library, lines
+
+#: Queries that share what is read of the keys.
+QUERIES = 144
+
+#: Lines ``[L, n, w]``; or rows ``[N, w]`` and which of them make up the lines, ``[L, n]``.
+Rows = Tensor | tuple[Tensor, Tensor]
+
+
+class Work:
+    """A function of ``softmax.c`` on its tensors, to be called for some queries of some lines.
+
+    It keeps the tensors alive, and may be called by several threads at once.
+    """
+
+    def __init__(
+        self,
+        function: Any,
+        rows: Sequence[Rows],
+        sizes: tuple[int, int, int],
+        flags: tuple[bool, bool, bool],
+    ) -> None:
+        self._function, self._rows = function, rows
+        self._structures = [_lines(x) for x in rows]
+        places = map(ctypes.addressof, self._structures)
+        self._arguments = (*places, *sizes, *map(int, flags))
+
+    def __call__(self, lines: slice, queries: slice, space: Tensor) -> None:
+        """Do these queries of these lines; space is of :func:`space_of` numbers, overwritten."""
+        span = (lines.start, lines.stop - lines.start)
+        those = (queries.start, queries.stop - queries.start)
+        self._function(*self._arguments, *span, *those, space.data_ptr())
+
+
+@cache
+def _functions() -> Any:
+    found = library()
+    size, flag, memory = ctypes.c_ssize_t, ctypes.c_int, ctypes.c_void_p
+    found.softmax_space.argtypes, found.softmax_space.restype = [size] * 2, size
+    for name, count in (("softmax_attend", 6), ("softmax_gradients", 9)):
+        function = getattr(found, name)
+        function.argtypes = [memory] * count + [size] * 3 + [flag] * 3 + [size] * 4 + [memory]
+        function.restype = None
+    return found
+
+
+def space_of(c: int, c_out: int) -> int:
+    """Numbers in float32 of the memory that the work takes, which it overwrites."""
+    return int(_functions().softmax_space(c, c_out))
+
+
+def attend(
+    q: Rows,
+    k: Rows,
+    v: Rows,
+    out: Rows,
+    top: Rows,
+    norm: Rows,
+    *,
+    before: bool = False,
+    finish: bool = True,
+    leave_out: bool = False,
+) -> Work:
+    """The queries of every line attend to its keys, by online softmax. Float32.
+
+    Args:
+        q: queries, n of each line, c wide.
+        k: keys, m of each line, c wide.
+        v: values, m of each line, c_out wide.
+        out: receives the output ``[L, n, c_out]``, or the sum of ``2^(score - top) · value``.
+        top: receives log2 of the sum of 2^score ``[L, n, 1]``, scores being in units of log 2; or
+            the largest score, or one not far below.
+        norm: receives the sum of ``2^(score - top)`` ``[L, n, 1]``, unless ``finish``.
+        before: go on with what the queries attended to before, the sums in the last three.
+        finish: divide by the norm; else leave the sums.
+        leave_out: query i leaves out key i.
+
+    Returns:
+        What does the work when it is called.
+    """
+    sizes = (_count(k), _width(q), _width(v))
+    flags = (before, finish, leave_out)
+    return Work(_functions().softmax_attend, (q, k, v, out, top, norm), sizes, flags)
+
+
+def gradients(
+    q: Rows,
+    k: Rows,
+    v: Rows,
+    out: Rows,
+    lse: Rows,
+    grad: Rows,
+    grad_q: Tensor,
+    grad_k: Tensor,
+    grad_v: Tensor,
+    *,
+    add_q: bool = False,
+    add_kv: bool = False,
+    leave_out: bool = False,
+) -> Work:
+    """Gradients by the queries, keys and values of every line. Float32.
+
+    Args:
+        q, k, v: as for :func:`attend`; widths are multiples of ``native.WIDTH``.
+        out, lse: what :func:`attend` left in ``out`` and ``top``, ``finish`` being set.
+        grad: gradient by ``out``.
+        grad_q, grad_k, grad_v: receive the gradients, ``[L, n, c]``, ``[L, m, c]`` and
+            ``[L, m, c_out]``. Keys and values of different lines may be the same.
+        add_q: add to what is in ``grad_q``.
+        add_kv: add to what is in ``grad_k`` and ``grad_v``; else the first queries set them.
+        leave_out: query i leaves out key i.
+
+    Returns:
+        What does the work when it is called.
+    """
+    places = (q, k, v, out, lse, grad, grad_q, grad_k, grad_v)
+    sizes = (_count(k), _width(q), _width(v))
+    flags = (add_q, add_kv, leave_out)
+    return Work(_functions().softmax_gradients, places, sizes, flags)
+
+
+def _lines(x: Rows) -> Lines:
+    return lines(*x) if isinstance(x, tuple) else lines(x)
+
+
+def _count(x: Rows) -> int:
+    return x[1].shape[1] if isinstance(x, tuple) else x.shape[1]
+
+
+def _width(x: Rows) -> int:
+    return x[0].shape[1] if isinstance(x, tuple) else x.shape[2]

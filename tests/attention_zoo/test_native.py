@@ -1,0 +1,223 @@
+"""The kernels in C: against the oracles in float64, and what happens where they cannot run."""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Callable, Iterator
+from itertools import product
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from attention_zoo import AttentionError, native
+from attention_zoo.criss_cross import criss_cross_attention
+from attention_zoo.enla import orthogonal_gaussian, random_feature_attention
+from attention_zoo.implementations import use_implementation, watch_implementations
+from attention_zoo.nla import non_local_attention
+from attention_zoo.nlsa import _native_hash_codes, hash_codes, sparse_attention
+from attention_zoo.softmax import softmax_attention_native
+from tests.reference import softmax as oracle
+from tests.reference.cases import FORMATS, assert_agrees, assert_close, random_qkv
+
+_REASON = native.why_not_native(torch.zeros(1))
+needs_compiler = pytest.mark.skipif(_REASON is not None, reason=str(_REASON))
+
+
+def _core(core: str, c: int) -> Callable[..., Tensor]:
+    generator = torch.Generator().manual_seed(c)
+    projection = orthogonal_gaussian(37, c, generator)
+    rotations = torch.randn(3, c, 3, generator=generator)
+    functions: dict[str, Callable[..., Tensor]] = {
+        "nla": non_local_attention,
+        "criss-cross": criss_cross_attention,
+        # Codes of float64 are those of float32 here, the rotations being the same.
+        "nlsa": lambda q, k, v: sparse_attention(q, k, v, rotations.to(q.dtype), 20),
+        "enla": lambda q, k, v: random_feature_attention(
+            q, k, v, projection.to(torch.promote_types(q.dtype, torch.float32)), 1e-4, 6.0
+        ),
+    }
+    return functions[core]
+
+
+def _by(core: str, name: str, c: int) -> Callable[..., Tensor]:
+    def function(*inputs: Tensor) -> Tensor:
+        with use_implementation(f"{core}={name}"), watch_implementations() as seen:
+            out = _core(core, c)(*inputs)
+        assert seen == {core: name}
+        return out
+
+    return function
+
+
+@needs_compiler
+@pytest.mark.parametrize("memory_format", FORMATS)
+@pytest.mark.parametrize(("c", "c_out"), [(16, 16), (5, 33), (3, 1)])
+@pytest.mark.parametrize("size", [(1, 1), (12, 12), (5, 29), (29, 11), (1, 300)])
+@pytest.mark.parametrize("core", ["nla", "criss-cross", "nlsa", "enla"])
+def test_agrees_with_the_reference_in_float64(
+    core: str, size: tuple[int, int], c: int, c_out: int, memory_format: torch.memory_format
+) -> None:
+    """Whole and broken tiles, of keys too; one image for two threads, and several."""
+    inputs = random_qkv(7, size, c=c, c_out=c_out, dtype=torch.float32, memory_format=memory_format)
+    assert_agrees(_by(core, "native", c), _by(core, "reference", c), inputs)
+
+
+@needs_compiler
+@pytest.mark.parametrize("core", ["nla", "criss-cross", "nlsa", "enla"])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_any_number_of_threads_gives_the_same(core: str, batch: int) -> None:
+    """Of enough positions that threads share them; sums are taken in another order at most."""
+    inputs = random_qkv(3, (40, 30), c=6, c_out=7, batch=batch, dtype=torch.float32)
+    threads = torch.get_num_threads()
+    found = []
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            out = _by(core, "native", 6)(*inputs)
+            found.append([out, *torch.autograd.grad(out.square().sum(), inputs)])
+    finally:
+        torch.set_num_threads(threads)
+    for other in found[1:]:
+        for one, two in zip(found[0], other, strict=True):
+            assert_close(two, one, 1e-5)
+
+
+@needs_compiler
+@settings(deadline=None, max_examples=60)
+@given(
+    batch=st.integers(1, 3),
+    queries=st.integers(1, 320),
+    keys=st.integers(1, 320),
+    c=st.integers(1, 40),
+    c_out=st.integers(1, 40),
+    scale=st.sampled_from([0.1, 1.0, 30.0]),
+)
+def test_any_shape_of_rows(
+    batch: int, queries: int, keys: int, c: int, c_out: int, scale: float
+) -> None:
+    generator = torch.Generator().manual_seed(queries)
+    shapes = ((batch, queries, c), (batch, keys, c), (batch, keys, c_out))
+    q, k, v = (torch.randn(shape, generator=generator) for shape in shapes)
+    inputs = [(q * scale / c**0.5).requires_grad_(), k.requires_grad_(), v.requires_grad_()]
+    assert_agrees(
+        softmax_attention_native,
+        lambda q, k, v: torch.softmax(q @ k.mT, dim=-1) @ v,
+        inputs,
+        tolerance=(2e-5 * max(1.0, scale), 1e-4 * max(1.0, scale)),
+    )
+
+
+@needs_compiler
+def test_later_keys_may_score_far_above_earlier_ones() -> None:
+    """Sums are shrunk where a later tile of keys lies more than 2^40 above the first."""
+    q = torch.ones(1, 5, 1)
+    k = torch.linspace(-300, 300, 700).view(1, -1, 1)
+    v = torch.arange(700.0).sin().view(1, -1, 1)
+    inputs = [t.requires_grad_() for t in (q, k, v)]
+    assert_agrees(
+        softmax_attention_native,
+        lambda q, k, v: oracle.softmax_attention_lse(q, k, v)[0],
+        inputs,
+        tolerance=(1e-5, 1e-3),
+    )
+
+
+@needs_compiler
+@pytest.mark.parametrize("place", range(3))
+@pytest.mark.parametrize("core", ["nla", "criss-cross", "nlsa", "enla"])
+def test_what_is_no_number_stays_none(core: str, place: int) -> None:
+    inputs = [t.detach() for t in random_qkv(1, (6, 30), c=4, c_out=5, dtype=torch.float32)]
+    inputs[place][0, 0, 2, 3] = torch.nan
+    assert _by(core, "native", 4)(*inputs)[0, :, 2, 3].isnan().any()
+
+
+@needs_compiler
+@pytest.mark.parametrize(("n", "c", "half"), [(1, 1, 1), (145, 5, 3), (1000, 16, 35)])
+def test_hash_codes_are_those_of_torch(n: int, c: int, half: int) -> None:
+    generator = torch.Generator().manual_seed(n)
+    # Halves have exact products: no rounding can make one code of two that are as good.
+    x = torch.randint(-4, 5, (2, n, c), generator=generator) / 2
+    rotations = torch.randint(-8, 9, (4, c, half), generator=generator) / 4
+    assert torch.equal(_native_hash_codes(x, rotations), hash_codes(x, rotations))
+
+
+@needs_compiler
+def test_operations_that_are_counted_are_torch_s() -> None:
+    inputs = random_qkv(0, (6, 6), dtype=torch.float32)
+    with FlopCounterMode(display=False) as counter, watch_implementations() as seen:
+        _core("enla", 4)(*inputs)
+    assert counter.get_total_flops() > 0
+    assert seen == {"enla": "tiled"}
+
+
+@pytest.fixture
+def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
+    """An empty cache folder; what is found in it is forgotten afterwards."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    native._library.cache_clear()
+    yield tmp_path / "cache" / "attention-zoo"
+    native._library.cache_clear()
+
+
+@needs_compiler
+def test_is_compiled_once(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert native.why_not_native(torch.zeros(1)) is None
+    (library,) = cache.iterdir()
+    native._library.cache_clear()
+    monkeypatch.setattr(native, "_compile", lambda *_: pytest.fail("compiled again"))
+    assert native.why_not_native(torch.zeros(1)) is None
+    assert list(cache.iterdir()) == [library]
+
+
+@pytest.mark.usefixtures("cache")
+def test_without_a_compiler_torch_s_operations_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CC", "no-such-compiler")
+    inputs = random_qkv(0, (3, 4), dtype=torch.float32)
+    for core in ("nla", "criss-cross", "nlsa", "enla"):
+        with watch_implementations() as seen:
+            _core(core, 4)(*inputs)
+        assert seen[core] in ("sdpa", "tiled")
+        with pytest.raises(AttentionError, match=r"'native' of .* no C compiler was found"):
+            _by(core, "native", 4)(*inputs)
+
+
+def test_a_compiler_that_fails_is_told_in_a_line(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    compiler = tmp_path / "cc"
+    compiler.write_text(
+        "#!/bin/sh\necho 'a warning' >&2\necho 'x.c:1: error: no good' >&2\nexit 1\n"
+    )
+    compiler.chmod(compiler.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("CC", str(compiler))
+    reason = native.why_not_native(torch.zeros(1))
+    assert reason == "the kernels in C could not be compiled: x.c:1: error: no good"
+    assert not any(cache.iterdir())
+    with pytest.raises(RuntimeError, match="no good"):
+        native.library()
+
+
+@pytest.mark.parametrize(
+    ("like", "reason"),
+    [
+        (torch.zeros(1, dtype=torch.float64), "do not take float64"),
+        (torch.zeros(1, device="meta"), "for the CPU, not for meta"),
+    ],
+)
+def test_says_what_it_does_not_take(like: Tensor, reason: str) -> None:
+    assert reason in str(native.why_not_native(like))
+
+
+@needs_compiler
+def test_half_precision_is_summed_in_float32() -> None:
+    for dtype, core in product((torch.bfloat16, torch.float16), ("nla", "criss-cross", "enla")):
+        inputs = random_qkv(2, (9, 20), c=8, c_out=9, dtype=dtype)
+        exact = [t.detach().float() for t in inputs]
+        out = _by(core, "native", 8)(*inputs)
+        assert out.dtype == dtype
+        assert torch.equal(out, _by(core, "native", 8)(*exact).to(dtype))
