@@ -13,6 +13,7 @@ from attention_zoo import Attention
 from attention_zoo.tiles import cut, num_workers, share_tiles
 
 from .config import Variant
+from .convolution import Conv3x3, conv3x3, rows_on_cpu
 
 #: Mean RGB of DIV2K in 0…1, subtracted from the input and added to the output.
 RGB_MEAN = (0.4488, 0.4371, 0.4040)
@@ -23,20 +24,14 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, channels: int, res_scale: float) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
-        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv1 = Conv3x3(channels, channels)
+        self.conv2 = Conv3x3(channels, channels)
         self.res_scale = res_scale
 
     def forward(self, u: Tensor) -> Tensor:
         """``[B, C, H, W]`` to the same shape."""
         y = self.conv2(torch.relu_(self.conv1(u)))
         return torch.add(u, y, alpha=self.res_scale)
-
-
-def _rows_on_cpu(x: Tensor) -> bool:
-    """Whether x is channels-last on the CPU, and not NCHW as well."""
-    channels_last = x.is_contiguous(memory_format=torch.channels_last)
-    return x.device.type == "cpu" and channels_last and not x.is_contiguous()
 
 
 class UpsamplingConv(nn.Conv2d):
@@ -57,14 +52,14 @@ class UpsamplingConv(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         """``[B, C, H, W]`` to ``[B, C, factor · H, factor · W]``."""
         factor, channels = self.factor, self.in_channels
-        if not _rows_on_cpu(x):
+        if not rows_on_cpu(x):
             return F.pixel_shuffle(super().forward(x), factor)
         assert self.bias is not None
         weight, bias = (
             t.unflatten(0, (channels, factor**2)).transpose(0, 1).flatten(0, 1)
             for t in (self.weight, self.bias)
         )
-        y = F.conv2d(x, weight, bias, padding=1).permute(0, 2, 3, 1)
+        y = conv3x3(x, weight, bias).permute(0, 2, 3, 1)
         y = y.unflatten(3, (factor, factor, channels)).transpose(2, 3)
         return y.flatten(3, 4).flatten(1, 2).permute(0, 3, 1, 2)
 
@@ -82,7 +77,7 @@ class NarrowConv(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[B, C, H, W]`` to ``[B, out_channels, H, W]``."""
-        plain = not _rows_on_cpu(x) or x.dtype != torch.float32 or torch.jit.is_tracing()
+        plain = not rows_on_cpu(x) or x.dtype != torch.float32 or torch.jit.is_tracing()
         if plain or torch.is_autocast_enabled("cpu"):
             return super().forward(x)
         return _ShiftedSums.apply(x, self.weight, self.bias)
@@ -200,7 +195,7 @@ class EDSR(nn.Module):
         self.register_buffer("mean", torch.tensor(RGB_MEAN).view(1, 3, 1, 1), persistent=False)
         self.head = nn.Conv2d(3, channels, 3, padding=1)
         self.blocks = nn.ModuleList(ResidualBlock(channels, block_res_scale) for _ in range(blocks))
-        self.body_end = nn.Conv2d(channels, channels, 3, padding=1)
+        self.body_end = Conv3x3(channels, channels)
         steps = {2: (2,), 3: (3,), 4: (2, 2)}[scale]
         self.upsampler = nn.Sequential()
         for i, factor in enumerate(steps):

@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.utils import _python_dispatch
 
 _FOLDER = Path(__file__).parent
-_SOURCES = ("enla.c", "nlsa.c", "softmax.c")
+_SOURCES = ("enla.c", "nlsa.c", "softmax.c", "winograd.c")
 _COMPILERS = ("cc", "gcc", "clang")
 _FLAGS = (
     *("-std=gnu11", "-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno"),

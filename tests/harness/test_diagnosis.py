@@ -50,7 +50,7 @@ def spoil(module: nn.Module, value: float) -> None:
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e38])
 def test_output(network: EDSR, value: float) -> None:
     spoil(network.blocks[2].conv2, value)
-    assert where_not_finite(network, IMAGES) == "first in the output of blocks.2.conv2 (Conv2d)"
+    assert where_not_finite(network, IMAGES) == "first in the output of blocks.2.conv2 (Conv3x3)"
 
 
 def test_output_of_an_attention_whose_parts_are_sound(
