@@ -17,6 +17,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterable
+from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -95,10 +96,13 @@ def _library() -> ctypes.CDLL | str:
     made_by = repr((command, _version(command), _FLAGS, _processor()))
     digest = hashlib.sha256(b"\0".join([*sources.values(), made_by.encode()])).hexdigest()[:16]
     try:
-        path = _cache_folder() / f"native-{digest}.so"
-        if not path.exists():
-            _compile(command, path)
-        return ctypes.CDLL(str(path))
+        kept = _cache_folder()
+        fresh = tempfile.TemporaryDirectory(prefix="attention-zoo-") if kept is None else None
+        with fresh or nullcontext(kept) as folder:
+            path = Path(str(folder)) / f"native-{digest}.so"
+            if not path.exists():
+                _compile(command, path)
+            return ctypes.CDLL(str(path))
     except (OSError, subprocess.SubprocessError) as error:
         return f"the kernels in C could not be compiled: {_reason(error)}"
 
@@ -153,17 +157,15 @@ def _processor() -> str:
     return "\n".join([platform.machine(), platform.processor(), *lines])
 
 
-def _cache_folder() -> Path:
-    """A folder that only this user can write; a temporary one where there is no home."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    folder = Path(base) / "attention-zoo"
+def _cache_folder() -> Path | None:
+    """This user's folder; None where there is no home, or it cannot be written."""
     try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        if os.access(folder, os.W_OK):
-            return folder
-    except OSError:
-        pass
-    return Path(tempfile.mkdtemp(prefix="attention-zoo-"))
+        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        folder = Path(base) / "attention-zoo"
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError):  # Python knows no home
+        return None
+    return folder if os.access(folder, os.W_OK) else None
 
 
 def _reason(error: Exception) -> str:
