@@ -63,7 +63,8 @@ def speed_table(rows: Sequence[Row]) -> Table:
             "the backward) at the measured rate of matrix products, or the bytes of inputs, "
             "parameters and outputs (twice with the backward) at the measured rate of copying, "
             f"whichever takes longer; its share is that of our time. Measured: {rates}. "
-            "exp, sorting and whatever does not fit the caches count nothing in it.",
+            "exp, sorting and whatever does not fit the caches count nothing in it, and Winograd's "
+            "convolutions, in training steps, need fewer products than it counts.",
             f"{origin_note(records, 'Measured')} Timing: {said}.",
         ],
         headers=[
