@@ -17,7 +17,6 @@ from .native import softmax as native
 from .nla import position_scores
 from .registry import register_attention
 from .softmax import (
-    FEW_SCORES,
     Lines,
     attend_tile,
     finish_tile,
@@ -30,7 +29,7 @@ from .softmax import (
     tile_gradients,
     tile_workers,
 )
-from .tiles import even_step, num_workers, pieces_of_image, scratch, share_tiles, tile_limit
+from .tiles import even_step, pieces_of_image, scratch, share_tiles, tile_limit
 
 # Scores of a tile that are held at once: on the CPU 2 MB in float32, see :mod:`.tiles`; elsewhere
 # 128 MB, for few launches.
@@ -159,8 +158,7 @@ class _NativeCrissCross(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         maps = [float_rows(t) for t in (q, k, v)]
-        out = torch.empty(v.shape)
-        top, norm = (torch.empty(*v.shape[:3], 1) for _ in range(2))
+        out, top, norm = (maps[0].new_empty(*v.shape[:3], width) for width in (v.shape[3], 1, 1))
 
         def attend(columns: bool, *lines: Tensor) -> native.Work:
             # Columns come first, without the position itself: rows have it, and go on.
@@ -189,8 +187,8 @@ class _NativeCrissCross(torch.autograd.Function):
 def _do_lines(maps: Sequence[Tensor], c_out: int, prepare: Callable[..., native.Work]) -> None:
     """All columns of maps ``[B, H, W, ·]``, then all rows; q is the first of the maps."""
     batch, height, width, c = maps[0].shape
-    many = height * width * (height + width) >= FEW_SCORES
-    workers = num_workers(maps[0].device, own_threads=True) if many else 1
+    scores = batch * height * width * (height + width)
+    workers = tile_workers(scores, maps[0].device, own_threads=True)
     for columns in (True, False):
         count, length = (width, height) if columns else (height, width)
         group = math.ceil(count / pieces_of_image(batch, workers))

@@ -339,10 +339,10 @@ class _NativePasses:
 
     def sum_keys(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         batch, _, width = self._v.shape
-        values = torch.empty(batch, self._parts, self._m, width)
+        values = self._q.new_empty(batch, self._parts, self._m, width)
         norm, total = (
-            torch.empty(batch, self._parts, self._m),
-            torch.empty(batch, self._parts, width),
+            self._q.new_empty(batch, self._parts, self._m),
+            self._q.new_empty(batch, self._parts, width),
         )
 
         def sum_tile(b: int, i: slice, part: int, space: Tensor) -> None:
@@ -357,7 +357,7 @@ class _NativePasses:
         self, context: Tensor, by_eps: Tensor, shift: Tensor, floor: Tensor
     ) -> tuple[Tensor, Tensor]:
         batch, n, _ = self._q.shape
-        out, normaliser = torch.empty(batch, n, self._c_out), torch.empty(batch, n, 1)
+        out, normaliser = self._q.new_empty(batch, n, self._c_out), self._q.new_empty(batch, n, 1)
         sums, norm = (t.contiguous() for t in context.tensor_split([self._c_out], dim=2))
         eps = by_eps[:, 0, -1].tolist()
 
@@ -382,9 +382,9 @@ class _NativePasses:
         sums, out, grad = (float_rows(t, WIDTH) for t in (sums, out, grad_out))
         batch, _, width = out.shape
         grad_q = torch.empty_like(self._q)
-        by_sums = torch.empty(batch, self._parts, self._m, width)
-        by_norm = torch.empty(batch, self._parts, self._m, 1)
-        by_eps = torch.empty(batch, self._parts, width + 1)
+        by_sums = self._q.new_empty(batch, self._parts, self._m, width)
+        by_norm = self._q.new_empty(batch, self._parts, self._m, 1)
+        by_eps = self._q.new_empty(batch, self._parts, width + 1)
 
         def by_tile(b: int, i: slice, part: int, space: Tensor) -> None:
             taken = (sums[b], norm[b], out[b, i], normaliser[b, i], grad[b, i])

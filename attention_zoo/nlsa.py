@@ -28,7 +28,6 @@ from .native import nlsa as native_hash
 from .native import softmax as native
 from .registry import register_attention
 from .softmax import (
-    FEW_SCORES,
     Lines,
     attend_tile,
     float_rows,
@@ -110,9 +109,8 @@ def _native_hash_codes(x: Tensor, rotations: Tensor) -> Tensor:
     turned = rotations.to(torch.float32).mT.contiguous()
     batch, n, c = rows.shape
     r, half, _ = turned.shape
-    codes = torch.empty(batch, r, n, dtype=torch.long)
-    many = batch * n * 2 * r * half >= FEW_SCORES
-    workers = num_workers(x.device, own_threads=True) if many else 1
+    codes = torch.empty(batch, r, n, dtype=torch.long, device=x.device)
+    workers = tile_workers(batch * n * 2 * r * half, x.device, own_threads=True)
     step = math.ceil(n / pieces_of_image(batch, workers))
 
     def worker(_: int) -> Callable[[_Positions], None]:
@@ -386,7 +384,7 @@ class _NativeChunkedAttention(_ChunkedAttention):
     ) -> Tensor:
         rows = [float_rows(t) for t in (q, k, v)]
         plan = _Plan(order, chunk_size, v.device)
-        out, (top, norm) = torch.empty(v.shape), (torch.empty(*v.shape[:2], 1) for _ in range(2))
+        out, top, norm = (rows[0].new_empty(*v.shape[:2], width) for width in (v.shape[2], 1, 1))
         workers = num_workers(v.device, own_threads=True)
         step = math.ceil(plan.chunks / pieces_of_image(v.shape[0], workers))
         for r in range(plan.rounds):
@@ -509,8 +507,8 @@ def _native_gradients(plan: _Plan, saved: _Saved) -> Callable[[int], _Gradients]
         def by_chunks(tile: _Chunks) -> tuple[Tensor, ...]:
             b, r, chunks = tile
             count = chunks.stop - chunks.start
-            by_query = torch.zeros(count, size, q.shape[-1])
-            by_keys = [torch.zeros(count + 2, size, t.shape[-1]) for t in (k, v)]
+            by_query = q.new_zeros(count, size, q.shape[-1])
+            by_keys = [t.new_zeros(count + 2, size, t.shape[-1]) for t in (k, v)]
             own, windows = (t[chunks] for t in plan.lines(b, r))
             by_windows = [t.flatten(0, 1).unfold(0, 3 * size, size).mT for t in by_keys]
             add = native.gradients(

@@ -34,8 +34,8 @@ _TILE = 2**25
 # The longest row of scores that is held at once; longer ones are cut.
 _CPU_KEYS, _KEYS = 1000 if leaves_cache() else 450, 2048
 _KEY_TILE = 256
-#: Fewer scores than these are not worth a second thread.
-FEW_SCORES = 2**16
+# Fewer scores than these are not worth a second thread.
+_FEW_SCORES = 2**16
 # How far, in units of log 2, later scores may exceed the first keys' maximum before it is raised:
 # sums of 2^20 weights, times values of 1e19, stay below the largest float32.
 _MOST_ABOVE = 40.0
@@ -346,9 +346,9 @@ def tile_size(device: torch.device, buffers: int = 1) -> int:
     return tile_limit(device, _CPU_TILE, _TILE) // buffers
 
 
-def tile_workers(scores: int, device: torch.device) -> int:
+def tile_workers(scores: int, device: torch.device, own_threads: bool = False) -> int:
     """How many workers shall share so many scores, see :func:`.tiles.share_tiles`."""
-    return num_workers(device) if scores >= FEW_SCORES else 1
+    return num_workers(device, own_threads) if scores >= _FEW_SCORES else 1
 
 
 def sum_dtype(x: Tensor) -> torch.dtype:
@@ -415,9 +415,8 @@ class _NativeAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        out = torch.empty(*q.shape[:2], v.shape[-1])
-        lse = torch.empty(*q.shape[:2], 1)
         rows = [float_rows(t) for t in (q, k, v)]
+        out, lse = (rows[0].new_empty(*q.shape[:2], w) for w in (v.shape[-1], 1))
         attend = native_softmax.attend(rows[0], rows[1], rows[2], out, lse, lse)
 
         def worker(_: int) -> Callable[[_Tile], None]:
@@ -467,14 +466,15 @@ def float_rows(x: Tensor, multiple: int = 1) -> Tensor:
 
 def native_space(c: int, c_out: int) -> Tensor:
     """Memory of the calling thread for :mod:`.native.softmax`."""
-    return scratch("native", torch.empty(0), native_softmax.space_of(c, c_out))
+    like = torch.empty(0, dtype=torch.float32, device="cpu")
+    return scratch("native", like, native_softmax.space_of(c, c_out))
 
 
 def _native_tiles(q: Tensor, k: Tensor) -> list[_Tile]:
     """Tiles (images, queries), of no more queries than the kernels take at once."""
     batch, n, m = *q.shape[:2], k.shape[1]
     most = native_softmax.QUERIES * m if n > native_softmax.QUERIES else _CPU_TILE
-    workers = num_workers(q.device, own_threads=True) if batch * n * m >= FEW_SCORES else 1
+    workers = tile_workers(batch * n * m, q.device, own_threads=True)
     tiles, _, _ = cut(batch, n, m, most, workers)
     return [(slice(b.start, min(b.stop, batch)), slice(i.start, min(i.stop, n))) for b, i in tiles]
 

@@ -1,8 +1,8 @@
 """3x3 convolution of the backbone: torch's, or on the CPU by Winograd's algorithm in C.
 
 On the CPU torch's library computes every one of the 36 products of 2x2 outputs; Winograd's
-F(2x2, 3x3), which GPU libraries use for small kernels as well, needs 16. Results differ by
-rounding.
+F(2x2, 3x3) (Lavin and Gray, Fast Algorithms for Convolutional Neural Networks, CVPR 2016), which
+GPU libraries use for small kernels as well, needs 16. Results differ by rounding.
 """
 
 from __future__ import annotations
@@ -34,6 +34,9 @@ def conv3x3(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
     Returns:
         ``[B, outputs, H, W]``.
+
+    Raises:
+        AttentionError: an implementation was chosen that cannot run on these.
 
     Implementations (of ``conv3x3``): ``native``, ``reference``, which is torch's; ``auto`` is
     native on the CPU where it can run: in float32, channels-last, C and outputs multiples of 16.
@@ -112,7 +115,7 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     weights = native.transform(weight)
     # No view, which could not be overwritten, as by a ReLU in place.
     shape = (x.shape[0], outputs, *x.shape[2:])
-    out = torch.empty(shape, memory_format=torch.channels_last)
+    out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
     rows = out.permute(0, 2, 3, 1)
 
     def convolve(_: int) -> Callable[[slice], None]:

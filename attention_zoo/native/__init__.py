@@ -175,30 +175,3 @@ def _reason(error: Exception) -> str:
         lines = [line for line in error.stderr.splitlines() if "error" in line]
         text = (lines or error.stderr.splitlines() or [text])[0]
     return text.splitlines()[0] if text else type(error).__name__
-
-
-class Lines(ctypes.Structure):
-    """Lines of rows, as ``struct lines`` in ``vectors.h``; it does not keep the memory alive."""
-
-    _fields_ = (
-        ("at", ctypes.c_void_p),
-        ("which", ctypes.c_void_p),
-        ("by_row", ctypes.c_ssize_t),
-        ("by_line", ctypes.c_ssize_t),
-    )
-
-
-def lines(rows: Tensor, which: Tensor | None = None) -> Lines:
-    """Lines ``[L, n, w]`` of float32, in one piece along w.
-
-    Args:
-        rows: ``[L, n, w]``; or ``[N, w]``, of which the lines take those at ``which``.
-        which: ``[L, n]`` of int64, in one piece along n.
-    """
-    assert rows.dtype == torch.float32
-    assert rows.shape[-1] == 1 or rows.stride(-1) == 1
-    if which is None:
-        return Lines(rows.data_ptr(), None, rows.stride(1), rows.stride(0))
-    assert which.dtype == torch.int64
-    assert which.shape[1] == 1 or which.stride(1) == 1
-    return Lines(rows.data_ptr(), which.data_ptr(), rows.stride(0), which.stride(0))

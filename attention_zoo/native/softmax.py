@@ -7,15 +7,27 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from . import Lines, library, lines
+from . import library
 
 #: Queries that share what is read of the keys.
 QUERIES = 144
 
 #: Lines ``[L, n, w]``; or rows ``[N, w]`` and which of them make up the lines, ``[L, n]``.
 Rows = Tensor | tuple[Tensor, Tensor]
+
+
+class _Lines(ctypes.Structure):
+    """Lines of rows, as ``struct lines`` in ``vectors.h``; it does not keep the memory alive."""
+
+    _fields_ = (
+        ("at", ctypes.c_void_p),
+        ("which", ctypes.c_void_p),
+        ("by_row", ctypes.c_ssize_t),
+        ("by_line", ctypes.c_ssize_t),
+    )
 
 
 class Work:
@@ -130,8 +142,16 @@ def gradients(
     return Work(_functions().softmax_gradients, places, sizes, flags)
 
 
-def _lines(x: Rows) -> Lines:
-    return lines(*x) if isinstance(x, tuple) else lines(x)
+def _lines(x: Rows) -> _Lines:
+    """Lines of float32, in one piece along w; which of the rows, int64, in one piece along n."""
+    rows, which = x if isinstance(x, tuple) else (x, None)
+    assert rows.dtype == torch.float32
+    assert rows.shape[-1] == 1 or rows.stride(-1) == 1
+    if which is None:
+        return _Lines(rows.data_ptr(), None, rows.stride(1), rows.stride(0))
+    assert which.dtype == torch.int64
+    assert which.shape[1] == 1 or which.stride(1) == 1
+    return _Lines(rows.data_ptr(), which.data_ptr(), rows.stride(0), which.stride(0))
 
 
 def _count(x: Rows) -> int:

@@ -12,7 +12,9 @@ from torch import Tensor
 from . import library
 
 #: G of F(2x2, 3x3): a kernel g becomes ``G g Gᵀ``.
-_G = torch.tensor([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])
+_G = torch.tensor(
+    [[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]], dtype=torch.float32, device="cpu"
+)
 _KERNEL = torch.kron(_G, _G)
 
 

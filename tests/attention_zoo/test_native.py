@@ -32,7 +32,7 @@ needs_compiler = pytest.mark.skipif(_REASON is not None, reason=str(_REASON))
 def _core(core: str, c: int) -> Callable[..., Tensor]:
     generator = torch.Generator().manual_seed(c)
     projection = orthogonal_gaussian(37, c, generator)
-    rotations = torch.randn(3, c, 3, generator=generator)
+    rotations = torch.randn(3, c, 3, generator=generator, dtype=torch.float32)
     functions: dict[str, Callable[..., Tensor]] = {
         "nla": non_local_attention,
         "criss-cross": criss_cross_attention,
@@ -126,6 +126,27 @@ def test_later_keys_may_score_far_above_earlier_ones() -> None:
         inputs,
         tolerance=(1e-5, 1e-3),
     )
+
+
+@needs_compiler
+@pytest.mark.parametrize("core", ["nla", "criss-cross", "nlsa", "enla"])
+def test_torch_s_defaults_change_nothing(core: str) -> None:
+    """The kernels read and write float32, whatever new tensors are by default."""
+    inputs = random_qkv(4, (9, 20), c=6, c_out=7, dtype=torch.float32)
+
+    def run() -> list[Tensor]:
+        out = _by(core, "native", 6)(*inputs)
+        return [out, *torch.autograd.grad(out.square().sum(), inputs)]
+
+    expected = run()
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = run()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for one, two in zip(found, expected, strict=True):
+        assert one.dtype == torch.float32
+        assert torch.equal(one, two)
 
 
 @needs_compiler

@@ -42,7 +42,7 @@ def test_any_tiling_agrees_with_the_oracle(
 ) -> None:
     """Tiles of queries, keys (online softmax or not) and images, whole and broken, two threads."""
     names = {"_CPU_TILE": tile, "_CPU_KEYS": key_tile, "_MOST_ABOVE": most_above}
-    for name, size in (names | {"FEW_SCORES": 0}).items():
+    for name, size in (names | {"_FEW_SCORES": 0}).items():
         monkeypatch.setattr(f"attention_zoo.softmax.{name}", size)
     inputs = rows(5, 5, 9, batch=3)
     for part in (0, 1):

@@ -82,6 +82,23 @@ def test_any_number_of_threads_gives_the_same() -> None:
 
 
 @needs_compiler
+def test_torch_s_default_dtype_changes_nothing() -> None:
+    inputs = _inputs((6, 5), 16, 32)
+
+    def run() -> list[Tensor]:
+        out = _native(*inputs)
+        return [out, *torch.autograd.grad(out.square().sum(), inputs)]
+
+    expected = run()
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = run()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(torch.equal(one, two) for one, two in zip(found, expected, strict=True))
+
+
+@needs_compiler
 def test_the_layer_keeps_channels_last_and_may_be_overwritten() -> None:
     layer = Conv3x3(16, 32).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     x = _inputs((6, 5), 16, 32)[0]
