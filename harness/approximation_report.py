@@ -9,10 +9,18 @@ from typing import Any, Literal
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
 from .files import write_text
-from .plotting import COLOURS, COLUMN, MARKERS, PAGE, house_style, new_figure, save_figure
+from .plotting import (
+    COLOURS,
+    COLUMN,
+    MARKERS,
+    PAGE,
+    house_style,
+    label_within_decades,
+    new_figure,
+    save_figure,
+)
 from .render import Table
 from .settings import plural
 
@@ -278,11 +286,9 @@ def _legend(axes: Sequence[Axes]) -> None:
 
 
 def _log_counts(axis: Axes) -> None:
-    """A log scale for numbers of a few powers of ten, labelled 1, 2, 5, 10 …"""
+    """A log scale for numbers of a few powers of ten."""
     axis.set_yscale("log")
-    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axis.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    axis.yaxis.set_minor_locator(NullLocator())
+    label_within_decades(axis.yaxis)
 
 
 def _at(record: Row, part: str, name: str, **values: Any) -> list[Row]:

@@ -14,7 +14,7 @@ from matplotlib.patheffects import withStroke
 
 from .config import table_rows
 from .latency_tables import Bench
-from .plotting import COLOURS, COLUMN, MARKERS, new_figure
+from .plotting import COLOURS, COLUMN, MARKERS, label_within_decades, new_figure
 from .quality_figures import (
     MEASURED,
     PAPER_NETWORK,
@@ -101,6 +101,8 @@ def pareto_gflops(setting: Setting) -> Figure | None:
 
 # Characters of a panel's title that fit its width.
 _TITLE_COLUMNS = 40
+# Highest over lowest of a log scale that needs labels between its powers of ten.
+_FEW_DECADES = 100
 
 
 def pareto_latency(setting: Setting, bench: Bench) -> Figure | None:
@@ -146,6 +148,8 @@ def _figure(
         high = max(point.cost for point in ranged) * 2
         axis.set_xscale("log")
         axis.set_xlim(low, high)
+        if high < _FEW_DECADES * low:  # else matplotlib labels so many that they overlap
+            label_within_decades(axis.xaxis)
         _draw_front(axis, points, level, low, high)
         draw_baseline(axis, level)
         handles = _draw_points(axis, points, fill) | handles

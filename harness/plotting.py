@@ -13,8 +13,10 @@ from typing import Any
 
 import matplotlib
 import seaborn
+from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 from PIL import Image
 
 from .errors import UserError
@@ -58,6 +60,13 @@ def new_figure(width: float = COLUMN, height: float = 2.4) -> Figure:
     figure = Figure(figsize=(width, height))
     FigureCanvasAgg(figure)
     return figure
+
+
+def label_within_decades(axis: Axis) -> None:
+    """Label 1, 2, 5, 10 … of a log scale, for one that spans few powers of ten."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.set_minor_locator(NullLocator())
 
 
 def save_figure(figure: Figure, stem: Path) -> list[Path]:
