@@ -11,12 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from .base import Attention, Cost, check_qkv, embedding_channels, require_at_least
-from .implementations import implementation, register_core, run
-from .native import WIDTH, why_not_native
-from .native import softmax as native
-from .nla import position_scores
-from .registry import register_attention
-from .softmax import (
+from .cores.native import WIDTH, why_not_native
+from .cores.native import softmax as native
+from .cores.softmax import (
     Lines,
     attend_tile,
     finish_tile,
@@ -29,7 +26,10 @@ from .softmax import (
     tile_gradients,
     tile_workers,
 )
-from .tiles import even_step, pieces_of_image, scratch, share_tiles, tile_limit
+from .cores.tiles import even_step, pieces_of_image, scratch, share_tiles, tile_limit
+from .implementations import implementation, register_core, run
+from .nla import position_scores
+from .registry import register_attention
 
 # Scores of a tile that are held at once: on the CPU 2 MB in float32, see :mod:`.tiles`; elsewhere
 # 128 MB, for few launches.

@@ -21,15 +21,23 @@ from .base import (
     to_map,
     to_rows,
 )
+from .cores.native import WIDTH, why_not_native
+from .cores.native import enla as native
+from .cores.products import by_onednn, product
+from .cores.softmax import LOG2_E, float_rows, no_autocast, refuse_second_derivative, sum_dtype
+from .cores.tiles import (
+    cut,
+    in_cache,
+    num_workers,
+    pieces_of_image,
+    scratch,
+    share_tiles,
+    tile_limit,
+)
+from .cores.triton import why_not_triton
 from .implementations import implementation, register_core, run
-from .kernels import why_not_triton
-from .native import WIDTH, why_not_native
-from .native import enla as native
 from .nla import softmax_weights
-from .products import by_onednn, product
 from .registry import register_attention
-from .softmax import LOG2_E, float_rows, no_autocast, refuse_second_derivative, sum_dtype
-from .tiles import cut, in_cache, num_workers, pieces_of_image, scratch, share_tiles, tile_limit
 
 #: Embeddings are divided by their norm, but by no less than this.
 MIN_NORM = 5e-5
@@ -521,7 +529,7 @@ class _TritonAttention(_RandomFeatureAttention):
         eps: float,
         amplification: float | None,
     ) -> Tensor:
-        from .kernels import enla as kernels
+        from .cores.triton import enla as kernels
 
         projection = projection.contiguous()
         log2_eps = _Kernel(projection, eps, amplification, shifted=True).log2_eps

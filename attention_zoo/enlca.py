@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from .base import AttentionError
+from .cores.softmax import LOG2_E, no_autocast, refuse_second_derivative
+from .cores.tiles import cut, num_workers, scratch, share_tiles
 from .enla import EfficientNonLocalAttention, normalise
 from .implementations import implementation, register_core, run
 from .registry import register_attention
-from .softmax import LOG2_E, no_autocast, refuse_second_derivative
-from .tiles import cut, num_workers, scratch, share_tiles
 
 # Elements of the correlation matrix that are alive at once, in each of four buffers: on the CPU
 # 2 MB in float32, see :mod:`.tiles`; elsewhere 32 MB.

@@ -8,18 +8,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from .base import (
-    Attention,
-    Cost,
-    check_qkv,
-    embedding_channels,
-    to_map,
-    to_rows,
-)
-from .implementations import implementation, register_core, run
-from .native import why_not_native
-from .registry import register_attention
-from .softmax import (
+from .base import Attention, Cost, check_qkv, embedding_channels, to_map, to_rows
+from .cores.native import why_not_native
+from .cores.softmax import (
     no_autocast,
     prefers_fused,
     softmax_attention_fused,
@@ -28,6 +19,8 @@ from .softmax import (
     softmax_macs,
     why_not_fused,
 )
+from .implementations import implementation, register_core, run
+from .registry import register_attention
 
 
 def non_local_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -21,13 +21,10 @@ from .base import (
     to_map,
     to_rows,
 )
-from .implementations import implementation, register_core, run
-from .kernels import why_not_triton
-from .native import WIDTH, why_not_native
-from .native import nlsa as native_hash
-from .native import softmax as native
-from .registry import register_attention
-from .softmax import (
+from .cores.native import WIDTH, why_not_native
+from .cores.native import nlsa as native_hash
+from .cores.native import softmax as native
+from .cores.softmax import (
     Lines,
     attend_tile,
     float_rows,
@@ -38,7 +35,7 @@ from .softmax import (
     tile_gradients,
     tile_workers,
 )
-from .tiles import (
+from .cores.tiles import (
     even_step,
     in_cache,
     num_workers,
@@ -47,6 +44,9 @@ from .tiles import (
     share_tiles,
     tile_limit,
 )
+from .cores.triton import why_not_triton
+from .implementations import implementation, register_core, run
+from .registry import register_attention
 
 # Scores that are held at once: on the CPU as many as the cache holds, see :mod:`.tiles`; elsewhere
 # 128 MB, for few launches.
@@ -365,7 +365,7 @@ class _TritonAttention(_ChunkedAttention):
     def forward(
         ctx: Any, q: Tensor, k: Tensor, v: Tensor, order: Tensor, chunk_size: int
     ) -> Tensor:
-        from .kernels import nlsa as kernels
+        from .cores.triton import nlsa as kernels
 
         out, lse = kernels.attend(q, k, v, order, chunk_size)
         _keep(ctx, q, k, v, out, lse, order, chunk_size)

@@ -15,8 +15,9 @@ import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from attention_zoo import list_attentions
-from harness.config import Variant, table_rows
-from harness.latency import Case
+from harness.config.rows import table_rows
+from harness.config.variants import Variant
+from harness.measuring.latency import Case
 
 #: Table 5's rows, then every other module with its default options.
 VARIANTS = list(

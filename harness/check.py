@@ -17,11 +17,12 @@ from rich.text import Text
 from attention_zoo import find_attention
 from attention_zoo.contract import Subject, Verdict, judge
 
-from .config import TableName, Variant
-from .errors import UserError, command_line
-from .options import parse
-from .scaling import measure
-from .scaling_report import fit_exponent
+from .base.errors import UserError, command_line
+from .config.options import parse
+from .config.rows import TableName
+from .config.variants import Variant
+from .measuring.scaling import measure
+from .reporting.scaling import fit_exponent
 
 #: Feature maps on which growth is measured: large enough that a call's fixed cost is small.
 SIDES = (96, 128, 192, 256)

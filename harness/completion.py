@@ -20,9 +20,9 @@ import tyro
 from attention_zoo import find_attention, list_attentions
 from attention_zoo.implementations import AUTO
 
-from .config import PRESETS
-from .errors import command_line, usage_errors
-from .options import module_option, own_options
+from .base.errors import command_line, usage_errors
+from .config.options import module_option, own_options
+from .config.presets import PRESETS
 
 _FOLDER = Path(__file__).parent
 #: What an option takes, where its type does not tell.

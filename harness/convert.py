@@ -11,9 +11,9 @@ from typing import Annotated
 
 import tyro
 
-from .errors import UserError, command_line, usage_errors
-from .official import load_official
-from .weights import save_weights
+from .base.errors import UserError, command_line, usage_errors
+from .network.official import load_official
+from .network.weights import save_weights
 
 
 @dataclass

@@ -7,228 +7,25 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import numpy as np
-import torch
 import tyro
-from numpy.typing import NDArray
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
-from torch import nn
 
-from . import machine
-from .bicubic import upscale
-from .data import TestImage, find_data
-from .errors import UserError, command_line, is_out_of_memory, usage_errors
-from .evaluated import EvaluatedImages
-from .files import write_json
-from .metrics import Quality, psnr, quality
-from .official import load_official, published_method
-from .options import describe_command
-from .settings import paper_table
-from .signals import resumable
-from .train import to_tensor
-from .weights import TrainedNetwork, find_weights, load_weights
-
-#: PSNR in dB that identical images (a flat one, say) count with; theirs is infinite.
-MAX_PSNR = 100.0
-#: Largest quarter, in LR pixels, that :func:`super_resolve` with ``chop`` does not cut again.
-CHOP_PIXELS = 120_000
-#: Smallest tile, in LR pixels, that an image is cut into where memory does not suffice.
-MIN_TILE = 32
-
-
-@torch.inference_mode()
-def super_resolve(
-    network: nn.Module, lr: np.ndarray, scale: int, tile: int | None = None, chop: bool = False
-) -> np.ndarray:
-    """LR uint8 ``[H, W, 3]`` to SR uint8 ``[scale·H, scale·W, 3]``.
-
-    Args:
-        network: takes and gives ``[1, 3, H, W]`` in 0…1; put into evaluation mode here.
-        lr: the image; it goes through the network whole unless ``tile`` is given.
-        scale: scale factor.
-        tile: side of the tiles in LR pixels, cut with an overlap of 8 on each side.
-        chop: in quarters, as the released NLSN and ENLCN are evaluated (their ``forward_chop``);
-            ``tile`` is not used then.
-    """
-    network.eval()
-    if chop:
-        return _in_quarters(network, lr, scale)
-    height, width = lr.shape[:2]
-    if tile is None or max(height, width) <= tile:
-        return _forward(network, lr)
-    sr = np.empty((scale * height, scale * width, 3), np.uint8)
-    overlap = 8
-    for top in range(0, height, tile):
-        for left in range(0, width, tile):
-            y0, x0 = max(0, top - overlap), max(0, left - overlap)
-            y1, x1 = min(height, top + tile), min(width, left + tile)
-            part = _forward(network, lr[y0 : y1 + overlap, x0 : x1 + overlap])
-            sr[scale * top : scale * y1, scale * left : scale * x1] = part[
-                scale * (top - y0) : scale * (y1 - y0), scale * (left - x0) : scale * (x1 - x0)
-            ]
-    return sr
-
-
-def _in_quarters(network: nn.Module, lr: np.ndarray, scale: int) -> np.ndarray:
-    height, width = lr.shape[:2]
-    # A quarter reaches 10 pixels over the middle and on to the next multiple of 4 or 8.
-    h, w = (n // 2 + 10 for n in (height, width))
-    h, w = min(h + 4 - h % 4, height), min(w + 8 - w % 8, width)
-    sr = np.empty((scale * height, scale * width, 3), np.uint8)
-    for top, rows in ((0, slice(0, height // 2)), (height - h, slice(height // 2, height))):
-        for left, columns in ((0, slice(0, width // 2)), (width - w, slice(width // 2, width))):
-            part = lr[top : top + h, left : left + w]
-            whole = h * w < CHOP_PIXELS
-            done = _forward(network, part) if whole else _in_quarters(network, part, scale)
-            sr[_scaled(rows, scale), _scaled(columns, scale)] = done[
-                _scaled(rows, scale, top), _scaled(columns, scale, left)
-            ]
-    return sr
-
-
-def _scaled(part: slice, scale: int, start: int = 0) -> slice:
-    return slice(scale * (part.start - start), scale * (part.stop - start))
-
-
-def _forward(network: nn.Module, lr: np.ndarray) -> np.ndarray:
-    device = next(network.parameters()).device
-    sr = network(to_tensor(np.ascontiguousarray(lr[None]), device)).float()
-    return sr[0].clamp_(0, 1).mul_(255).round_().byte().permute(1, 2, 0).cpu().numpy()
-
-
-def within_memory(
-    network: nn.Module, image: TestImage, scale: int, tile: int | None, chop: bool
-) -> tuple[np.ndarray, int | None]:
-    """:func:`super_resolve`, in tiles of half the side as long as memory does not suffice.
-
-    Returns:
-        The SR image, and the side of the tiles that it took; None for a whole image.
-
-    Raises:
-        UserError: not even the smallest tiles fit, or ``chop`` asked for the authors' way.
-    """
-    while True:
-        try:
-            sr = super_resolve(network, image.lr, scale, tile, chop)
-            return sr, tile if tile is not None and max(image.lr.shape[:2]) > tile else None
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            # What the failed pass held is given back on leaving this block.
-        height, width = image.lr.shape[:2]
-        what = f"{image.name} (LR {width}x{height}) does not fit into memory"
-        smaller = min(tile or max(height, width), max(height, width)) // 2
-        if chop or smaller < MIN_TILE:
-            way = "with --chop" if chop else f"in tiles of {tile or max(height, width)}"
-            raise UserError(f"{what} {way}; free some, or use another --device")
-        where = "whole" if tile is None else f"in tiles of {tile}"
-        print(
-            f"warning: {what} {where}: taking tiles of {smaller} LR pixels, as the result will say",
-            file=sys.stderr,
-        )
-        tile = smaller
-        torch.cuda.empty_cache()
-
-
-def released_luma(image: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """Y up to a constant, not rounded, as EDSR-PyTorch, NLSN and ENLCA weigh it in their PSNR."""
-    return image @ (np.array([65.738, 129.057, 25.064]) / 256)
-
-
-def _quality(
-    sr: NDArray[np.uint8], hr: NDArray[np.uint8], scale: int, released_psnr: bool
-) -> Quality:
-    found = quality(sr, hr, scale)
-    if not released_psnr:
-        return found
-    return replace(found, psnr=psnr(released_luma(sr), released_luma(hr), scale))
-
-
-def _row(
-    network: nn.Module,
-    image: TestImage,
-    scale: int,
-    tile: int | None,
-    chop: bool,
-    released_psnr: bool,
-) -> dict[str, Any]:
-    """What :func:`evaluate` tells of one image."""
-    sr, tiled = within_memory(network, image, scale, tile, chop)
-    ours, bicubic = (
-        _quality(x, image.hr, scale, released_psnr) for x in (sr, upscale(image.lr, scale))
-    )
-    return {
-        "name": image.name,
-        "psnr": round(min(ours.psnr, MAX_PSNR), 6),
-        "ssim": round(ours.ssim, 8),
-        "bicubic_psnr": round(min(bicubic.psnr, MAX_PSNR), 6),
-        "bicubic_ssim": round(bicubic.ssim, 8),
-        "tile": tiled,
-    }
-
-
-def evaluate(
-    network: nn.Module,
-    images: Iterable[TestImage],
-    total: int,
-    scale: int,
-    label: str,
-    tile: int | None = None,
-    *,
-    chop: bool = False,
-    released_psnr: bool = False,
-    evaluated: EvaluatedImages | None = None,
-) -> dict[str, Any]:
-    """Quality of the network, and of bicubic, on one test set.
-
-    Args:
-        network: as for :func:`super_resolve`.
-        images: the test set's.
-        total: number of images.
-        scale: scale factor.
-        label: shown beside the progress bar.
-        tile: as for :func:`super_resolve`.
-        chop: likewise.
-        released_psnr: PSNR by :func:`released_luma`.
-        evaluated: images that it holds are not evaluated again, others are added to it.
-
-    Returns:
-        ``{"psnr", "ssim", "bicubic_psnr", "bicubic_ssim", "images": [...]}``: means over the
-        images in dB and 1, and the same per image.
-    """
-    rows: list[dict[str, Any]] = []
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[psnr]:.2f} dB"),
-    )
-    with Progress(*columns) as progress:
-        task = progress.add_task(label, total=total, psnr=float("nan"))
-        for image in images:
-            row = evaluated.find(image) if evaluated else None
-            if row is None:
-                row = _row(network, image, scale, tile, chop, released_psnr)
-                if evaluated:
-                    evaluated.add(image, row)
-            rows.append(row)
-            mean = float(np.mean([row["psnr"] for row in rows]))
-            progress.update(task, advance=1, psnr=mean)
-    keys = ("psnr", "ssim", "bicubic_psnr", "bicubic_ssim")
-    means = {key: round(float(np.mean([row[key] for row in rows])), 6) for key in keys}
-    return {**means, "images": rows}
-
-
-# -- command line ---------------------------------------------------------------------------
+from .base import machine
+from .base.errors import UserError, command_line, usage_errors
+from .base.files import write_json
+from .base.signals import resumable
+from .config.options import describe_command
+from .images.sources import find_data
+from .measuring.quality import evaluate
+from .network.official import load_official, published_method
+from .network.weights import TrainedNetwork, find_weights, load_weights
+from .reporting.settings import paper_table
 
 
 @dataclass(kw_only=True)

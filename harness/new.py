@@ -13,8 +13,8 @@ from typing import Annotated
 
 import tyro
 
-from .errors import UserError, command_line, usage_errors
-from .files import write_text
+from .base.errors import UserError, command_line, usage_errors
+from .base.files import write_text
 
 # Names of modules without which nothing here runs; a file of that name would stand before them.
 _TAKEN = ("attention_zoo", "harness", "numpy", "torch", "scipy", "tyro", "rich", "safetensors")

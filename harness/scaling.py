@@ -13,139 +13,35 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from rich.console import Console
 
-from . import latency, machine
-from .config import TableName, Variant
-from .errors import UserError, command_line
-from .flops import create_core
-from .options import describe_command, parse
-from .records import load_records, record_id, save_record
-from .scaling_report import positions, statements, write_report
-from .signals import resumable
-from .timing import MAX_RUNS, OnRun
+from .base import machine
+from .base.errors import UserError, command_line
+from .base.progress import progress
+from .base.signals import resumable
+from .config.options import describe_command, parse, parse_size
+from .config.rows import TableName
+from .config.variants import Variant
+from .measuring.scaling import FIT_FROM, SIZES, measure
+from .measuring.timing import MAX_RUNS
+from .records.origin import Record
+from .records.store import load_records, save_record
+from .reporting.figures.scaling import scaling_figure
+from .reporting.figures.style import save_figure
+from .reporting.scaling import statements
+from .reporting.tables.render import write_table
+from .reporting.tables.scaling import scaling_table
 
-SIZES = tuple((side, side) for side in (32, 64, 100, 128, 192, 256, 384, 512))
-#: Smallest N in the fit: below it, fixed costs of a call are a visible share of the fast methods.
-FIT_FROM = 100**2
 
-
-def measure(
-    variants: Sequence[Variant],
-    *,
-    device: torch.device,
-    dtype: str = "float32",
-    sizes: Sequence[tuple[int, int]] = SIZES,
-    backward: bool = False,
-    fit_from: int = FIT_FROM,
-    max_seconds: float = 20.0,
-    memory_seconds: float = 0.0,
-    size_seconds: float = 10.0,
-    min_runs: int = 3,
-    max_runs: int = MAX_RUNS,
-    seed: int = 0,
-    command: str = "",
-    on_run: OnRun | None = None,
-) -> dict[str, Any]:
-    """Time and measure the cores of all variants at each size; return a scaling record.
-
-    Each size is a session of :func:`harness.latency.measure`, smallest first: the same inputs,
-    timing in turn and peak memory above the inputs. A variant whose projected time at a size is
-    too long gets a row with a note instead of numbers, or of times: see :func:`projected_seconds`.
-
-    Args:
-        variants: what to time.
-        device: where.
-        dtype: a key of :data:`harness.latency.DTYPES`.
-        sizes: feature maps (height, width), in any order; the smallest is always measured.
-        backward: time forward and backward instead of forward alone.
-        fit_from: smallest N in the fit; recorded for the report.
-        max_seconds: longest projected time of a single call that is timed.
-        memory_seconds: the same of a call for its peak memory alone, where it is not timed.
-        size_seconds: no further round of runs begins after this time at a size.
-        min_runs: rounds at least.
-        max_runs: rounds at most.
-        seed: of weights, inputs and orders.
-        command: recorded as what asked for this.
-        on_run: told about progress.
+def write_report(record: Record, results: Path) -> list[Path]:
+    """Write ``tables/scaling-<id>.{csv,md,tex}`` and ``figures/scaling-<id>.{png,pdf}``; the paths.
 
     Raises:
-        UserError: a dtype that the device does not offer, or nothing to time.
-        AttentionError: a bad variant.
+        UserError: a folder cannot be written.
     """
-    passes = latency.PASSES[backward]
-    ordered = sorted(set(sizes), key=lambda size: (size[0] * size[1], size))
-    latest: dict[int, dict[str, Any]] = {}
-    rows: list[dict[str, Any]] = []
-    session: dict[str, Any] = {}
-    for index, size in enumerate(ordered):
-        case = latency.Case("core", passes, *size, dtype=dtype, device=device, seed=seed)
-        slow: dict[int, float] = {}
-        for i, row in latest.items():
-            seconds = projected_seconds(variants[i], row, size)
-            if seconds > max_seconds:
-                slow[i] = seconds
-
-        def report(share: float, text: str, index: int = index) -> None:
-            if on_run:
-                on_run((index + share) / len(ordered), text)
-
-        chosen = [i for i in range(len(variants)) if i not in slow]
-        measured = {}
-        if chosen:
-            session = latency.measure(
-                [variants[i] for i in chosen],
-                device=device,
-                dtype=dtype,
-                sizes=[size],
-                parts=("core",),
-                passes=(passes,),
-                min_runs=min_runs,
-                max_runs=max_runs,
-                max_seconds=size_seconds,
-                seed=seed,
-                on_run=report,
-            )
-            measured = dict(zip(chosen, session["rows"], strict=True))
-        latest |= {i: row for i, row in measured.items() if row["median_ms"] is not None}
-        for i, seconds in slow.items():
-            reason = f"as a call would take {seconds:.3g} s (bound {max_seconds:g})"
-            if seconds <= memory_seconds:
-                report(0.9, f"{case}: memory of {variants[i].label}")
-                measured[i] = latency.memory_row(case, variants[i], f"not timed, {reason}")
-            else:
-                numbers = latency.without_numbers(f"skipped, {reason}")
-                measured[i] = case.row(variants[i]) | numbers
-        rows += [measured[i] for i in range(len(variants))]
-    if not rows:
-        raise UserError("nothing to time: name at least one attention and size")
-    settings = session["settings"] | {
-        "max_seconds": max_seconds,
-        "memory_seconds": memory_seconds,
-        "size_seconds": size_seconds,
-        "fit_from": fit_from,
-    }
-    content = {
-        "command": command,
-        "machine": session["machine"],
-        "settings": settings,
-        "rows": rows,
-    }
-    return {"kind": "scaling", "id": record_id(f"{device.type}-{dtype}", content), **content}
-
-
-def projected_seconds(variant: Variant, row: dict[str, Any], size: tuple[int, int]) -> float:
-    """Time of one call at ``size = (height, width)``, in s.
-
-    It is the median of the measured ``row`` times the ratio of the operations that the closed form
-    of the variant's core counts at both sizes, or of N where it counts none.
-    """
-    with torch.random.fork_rng(devices=[]):
-        core = create_core(variant)
-    before = core.cost(row["height"], row["width"]).executed
-    ratio = core.cost(*size).executed / before if before else size[0] * size[1] / positions(row)
-    return row["median_ms"] / 1e3 * ratio
+    table = scaling_table(record)
+    figure = results / "figures" / table.name
+    return write_table(table, results / "tables") + save_figure(scaling_figure(record), figure)
 
 
 @dataclass(kw_only=True)
@@ -194,7 +90,7 @@ def run(options: Options, variants: Sequence[Variant], command: str) -> dict[str
         UserError: a value out of range, or as :func:`measure`.
     """
     device = machine.pick_device(options.device)
-    sizes = [latency.parse_size(text) for text in options.sizes]
+    sizes = [parse_size(text) for text in options.sizes]
     for name in ("fit_from", "max_runs"):
         value, flag = getattr(options, name), name.replace("_", "-")
         if value < 1:
@@ -206,7 +102,7 @@ def run(options: Options, variants: Sequence[Variant], command: str) -> dict[str
                 f"--{flag} must be finite and not negative, got {getattr(options, name)}"
             )
     machine.use_threads(options.threads)
-    with latency.progress() as on_run:
+    with progress() as on_run:
         record = measure(
             variants,
             device=device,

@@ -14,9 +14,9 @@ from rich.console import Console
 from torch.utils.flop_counter import FlopCounterMode
 
 from attention_zoo import create_attention
-from harness.records import load_records
-from harness.run import summary
-from harness.tables import Options, write_tables
+from harness.records.store import load_records
+from harness.reporting.tables.all import write_tables
+from harness.reporting.tables.printed import summary
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -83,7 +83,7 @@ def test_published_tables_are_those_of_the_records(tmp_path: Path) -> None:
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(ROOT / record, copy)
     output = tmp_path / "tables"
-    built = write_tables(Options(results=tmp_path / "results", output=output))
+    built = write_tables(tmp_path / "results", output=output)
     paths = {p.relative_to(output) for _, files in built for p in files}
     published = Path("results/tables")
     assert paths == {p.relative_to(published) for p in committed(published)}

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from attention_zoo import AttentionError, create_attention
-from attention_zoo.agent import agent_attention
 from attention_zoo.nla import non_local_attention
+from attention_zoo.rivals.agent import agent_attention
 from tests.reference import agent as oracle
 from tests.reference import conv as conv_oracle
 from tests.reference.cases import (

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from attention_zoo import AttentionError, create_attention
-from attention_zoo.atd import category_attention, token_attention, token_categories
 from attention_zoo.nla import non_local_attention
+from attention_zoo.rivals.atd import category_attention, token_attention, token_categories
 from tests.reference import atd as oracle
 from tests.reference import conv as conv_oracle
 from tests.reference.cases import (

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from attention_zoo import create_attention, list_attentions
-from attention_zoo.nystrom import NystromAttention
+from attention_zoo.rivals.nystrom import NystromAttention
 from tests.reference.cases import counted_macs
 
 TABLE_4 = [

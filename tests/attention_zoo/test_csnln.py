@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from attention_zoo import AttentionError, create_attention
-from attention_zoo.csnln import cross_scale_attention
+from attention_zoo.rivals.csnln import cross_scale_attention
 from tests.reference import csnln as oracle
 from tests.reference.cases import (
     FORMATS,
@@ -59,8 +59,8 @@ def test_agrees_with_the_oracle_for_drawn_shapes(
 
 
 def test_agrees_with_the_oracle_over_several_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("attention_zoo.csnln._TILE", 0)
-    monkeypatch.setattr("attention_zoo.csnln._LEAST_SIDE", 3)
+    monkeypatch.setattr("attention_zoo.rivals.csnln._TILE", 0)
+    monkeypatch.setattr("attention_zoo.rivals.csnln._LEAST_SIDE", 3)
     assert_scales_agree(random_qkv(0, (7, 8), batch=1), 2)
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from attention_zoo import AttentionError, create_attention
-from attention_zoo.focused_linear import focused_features, focused_linear_attention
+from attention_zoo.rivals.focused_linear import focused_features, focused_linear_attention
 from tests.reference import conv as conv_oracle
 from tests.reference import focused_linear as oracle
 from tests.reference.cases import (

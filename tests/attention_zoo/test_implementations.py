@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from attention_zoo import AttentionError, create_attention, native, softmax
+from attention_zoo import AttentionError, create_attention
+from attention_zoo.cores import native, softmax
 from attention_zoo.criss_cross import criss_cross_attention
 from attention_zoo.enla import orthogonal_gaussian, random_feature_attention
 from attention_zoo.enlca import contrastive_loss

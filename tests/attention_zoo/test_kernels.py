@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 from attention_zoo import AttentionError
+from attention_zoo.cores.triton import block, precision, why_not_triton
 from attention_zoo.enla import orthogonal_gaussian, random_feature_attention
 from attention_zoo.implementations import use_implementation, watch_implementations
-from attention_zoo.kernels import block, precision, why_not_triton
 from attention_zoo.nlsa import sparse_attention
 from tests.reference.cases import FORMATS, assert_agrees, random_qkv
 
@@ -185,7 +185,7 @@ def test_without_cuda_the_reason_is_told() -> None:
 
 
 def test_without_triton_the_reason_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("attention_zoo.kernels.find_spec", lambda name: None)
+    monkeypatch.setattr("attention_zoo.cores.triton.find_spec", lambda name: None)
     maps = [torch.zeros(1, 1, 1, 1)] * 3
     assert why_not_triton(*maps) == "Triton is not installed (pip install triton)"
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from attention_zoo import AttentionError, create_attention
-from attention_zoo.mdta import transposed_attention
+from attention_zoo.rivals.mdta import transposed_attention
 from tests.reference import conv as conv_oracle
 from tests.reference import mdta as oracle
 from tests.reference.cases import (

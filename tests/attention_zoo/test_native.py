@@ -15,13 +15,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from attention_zoo import AttentionError, native
+from attention_zoo import AttentionError
+from attention_zoo.cores import native
+from attention_zoo.cores.softmax import softmax_attention_native
 from attention_zoo.criss_cross import criss_cross_attention
 from attention_zoo.enla import orthogonal_gaussian, random_feature_attention
 from attention_zoo.implementations import use_implementation, watch_implementations
 from attention_zoo.nla import non_local_attention
 from attention_zoo.nlsa import _native_hash_codes, hash_codes, sparse_attention
-from attention_zoo.softmax import softmax_attention_native
 from tests.reference import softmax as oracle
 from tests.reference.cases import FORMATS, assert_agrees, assert_close, random_qkv
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from attention_zoo import AttentionError, create_attention
 from attention_zoo.nla import non_local_attention
-from attention_zoo.nlrn import neighbourhood_attention
+from attention_zoo.rivals.nlrn import neighbourhood_attention
 from tests.reference import nlrn as oracle
 from tests.reference.cases import (
     FORMATS,

@@ -21,13 +21,6 @@ from attention_zoo import (
     find_attention,
     list_attentions,
 )
-from attention_zoo.agent import AgentAttention, regions
-from attention_zoo.atd import (
-    AdaptiveTokenDictionaryAttention,
-    token_attention,
-    token_categories,
-)
-from attention_zoo.csnln import CrossScaleAttention, patch_norms
 from attention_zoo.enla import (
     EfficientNonLocalAttention,
     normalise,
@@ -35,14 +28,21 @@ from attention_zoo.enla import (
     random_feature_attention,
 )
 from attention_zoo.enlca import contrastive_loss
-from attention_zoo.focused_linear import FocusedLinearAttention, focused_features
-from attention_zoo.mdta import TransposedAttention
 from attention_zoo.nlsa import NonLocalSparseAttention, hash_codes
-from attention_zoo.nystrom import NystromAttention, landmark_inverse, landmarks
-from attention_zoo.performer import PerformerAttention
-from attention_zoo.rcan import ChannelAttention
-from attention_zoo.rnan import ResidualNonLocalAttention
-from attention_zoo.window import WindowAttention
+from attention_zoo.rivals.agent import AgentAttention, regions
+from attention_zoo.rivals.atd import (
+    AdaptiveTokenDictionaryAttention,
+    token_attention,
+    token_categories,
+)
+from attention_zoo.rivals.csnln import CrossScaleAttention, patch_norms
+from attention_zoo.rivals.focused_linear import FocusedLinearAttention, focused_features
+from attention_zoo.rivals.mdta import TransposedAttention
+from attention_zoo.rivals.nystrom import NystromAttention, landmark_inverse, landmarks
+from attention_zoo.rivals.performer import PerformerAttention
+from attention_zoo.rivals.rcan import ChannelAttention
+from attention_zoo.rivals.rnan import ResidualNonLocalAttention
+from attention_zoo.rivals.window import WindowAttention
 from tests.reference import contrastive as contrastive_oracle
 from tests.reference.cases import perturb
 
@@ -400,7 +400,7 @@ def same_buckets(monkeypatch: pytest.MonkeyPatch, module: Attention, q: Tensor) 
     if isinstance(module, AdaptiveTokenDictionaryAttention):
         _, scores = token_attention(q, *module.token_maps(torch.float32))
         categories = token_categories(scores)
-        monkeypatch.setattr("attention_zoo.atd.token_categories", lambda *_: categories)
+        monkeypatch.setattr("attention_zoo.rivals.atd.token_categories", lambda *_: categories)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from attention_zoo import AttentionError, create_attention
 from attention_zoo.nla import non_local_attention
-from attention_zoo.nystrom import landmark_inverse, landmarks, nystrom_attention
+from attention_zoo.rivals.nystrom import landmark_inverse, landmarks, nystrom_attention
 from tests.reference import conv as conv_oracle
 from tests.reference import nystrom as oracle
 from tests.reference.cases import (

@@ -14,7 +14,7 @@ from torch import Tensor
 from attention_zoo import AttentionError, create_attention
 from attention_zoo.enla import orthogonal_gaussian
 from attention_zoo.nla import non_local_attention
-from attention_zoo.performer import positive_feature_attention
+from attention_zoo.rivals.performer import positive_feature_attention
 from tests.reference import performer as oracle
 from tests.reference.cases import (
     FORMATS,

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from attention_zoo import products
+from attention_zoo.cores import products
+from attention_zoo.cores.products import add_product, by_onednn, product
+from attention_zoo.cores.softmax import softmax_attention_lse
 from attention_zoo.enla import random_feature_attention
 from attention_zoo.implementations import use_implementation
-from attention_zoo.products import add_product, by_onednn, product
-from attention_zoo.softmax import softmax_attention_lse
 from tests.reference import softmax as oracle
 from tests.reference.cases import assert_close
 

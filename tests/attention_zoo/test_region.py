@@ -8,7 +8,7 @@ from torch import Tensor
 
 from attention_zoo import AttentionError, create_attention
 from attention_zoo.nla import non_local_attention
-from attention_zoo.region import region_attention
+from attention_zoo.rivals.region import region_attention
 from tests.reference import nla as oracle
 from tests.reference.cases import (
     FORMATS,

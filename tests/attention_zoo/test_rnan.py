@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from attention_zoo import AttentionError, create_attention
-from attention_zoo.rnan import ResidualNonLocalAttention
+from attention_zoo.rivals.rnan import ResidualNonLocalAttention
 from tests.reference import rnan as oracle
 from tests.reference.cases import (
     SIZES,

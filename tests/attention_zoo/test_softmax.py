@@ -10,7 +10,11 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from attention_zoo.softmax import softmax_attention_fused, softmax_attention_lse, why_not_fused
+from attention_zoo.cores.softmax import (
+    softmax_attention_fused,
+    softmax_attention_lse,
+    why_not_fused,
+)
 from tests.reference import softmax as oracle
 from tests.reference.cases import TOLERANCES, assert_agrees, assert_close
 
@@ -43,7 +47,7 @@ def test_any_tiling_agrees_with_the_oracle(
     """Tiles of queries, keys (online softmax or not) and images, whole and broken, two threads."""
     names = {"_CPU_TILE": tile, "_CPU_KEYS": key_tile, "_MOST_ABOVE": most_above}
     for name, size in (names | {"_FEW_SCORES": 0}).items():
-        monkeypatch.setattr(f"attention_zoo.softmax.{name}", size)
+        monkeypatch.setattr(f"attention_zoo.cores.softmax.{name}", size)
     inputs = rows(5, 5, 9, batch=3)
     for part in (0, 1):
         assert_agrees(

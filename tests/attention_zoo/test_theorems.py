@@ -19,12 +19,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from attention_zoo import create_attention
+from attention_zoo.cores.softmax import softmax_attention_fused
 from attention_zoo.criss_cross import criss_cross_attention
 from attention_zoo.enla import normalise, orthogonal_gaussian, phi, random_feature_attention
 from attention_zoo.enlca import contrastive_loss
 from attention_zoo.nla import non_local_attention
 from attention_zoo.nlsa import normalise_keys, sparse_attention
-from attention_zoo.softmax import softmax_attention_fused
 from tests.reference import contrastive as contrastive_oracle
 from tests.reference import enla as oracle
 from tests.reference.cases import (

@@ -19,8 +19,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from attention_zoo import create_attention
-from attention_zoo.enlca import contrastive_loss
-from attention_zoo.tiles import (
+from attention_zoo.cores.tiles import (
     even_step,
     in_cache,
     num_workers,
@@ -28,6 +27,7 @@ from attention_zoo.tiles import (
     share_tiles,
     tile_limit,
 )
+from attention_zoo.enlca import contrastive_loss
 
 CPU = torch.device("cpu")
 
@@ -35,13 +35,13 @@ CPU = torch.device("cpu")
 @pytest.fixture(autouse=True)
 def sleeping(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if torch's threads slept while they wait, so that there are threads of our own."""
-    monkeypatch.setattr("attention_zoo.tiles._THREADS_SPIN", False)
+    monkeypatch.setattr("attention_zoo.cores.tiles._THREADS_SPIN", False)
 
 
 @pytest.fixture
 def spinning(monkeypatch: pytest.MonkeyPatch, sleeping: None) -> None:
     """As by default: torch's threads share every operation."""
-    monkeypatch.setattr("attention_zoo.tiles._THREADS_SPIN", True)
+    monkeypatch.setattr("attention_zoo.cores.tiles._THREADS_SPIN", True)
 
 
 @pytest.fixture(params=[1, 2, 3])
@@ -228,7 +228,7 @@ def test_tiles_fit_the_cache(
     path = tmp_path / "size"
     if content is not None:
         path.write_text(content)
-    monkeypatch.setattr("attention_zoo.tiles._LEVEL_2", path)
+    monkeypatch.setattr("attention_zoo.cores.tiles._LEVEL_2", path)
     assert in_cache() == expected
 
 
@@ -240,7 +240,7 @@ def test_both_ways_give_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> 
     inputs = [x, *module.parameters()]
 
     def run(spin: bool) -> list[Tensor]:
-        monkeypatch.setattr("attention_zoo.tiles._THREADS_SPIN", spin)
+        monkeypatch.setattr("attention_zoo.cores.tiles._THREADS_SPIN", spin)
         out = module(x)
         grads = torch.autograd.grad(out.square().sum(), inputs, allow_unused=True)
         return [out.detach(), *(g for g in grads if g is not None)]
@@ -254,7 +254,7 @@ import os, sys
 if sys.argv[1] == "torch first":
     import torch
 import harness
-from attention_zoo import tiles
+from attention_zoo.cores import tiles
 print(os.environ.get("OMP_WAIT_POLICY"), tiles._THREADS_SPIN)
 """
 

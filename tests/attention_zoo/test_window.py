@@ -12,7 +12,7 @@ from torch import Tensor
 
 from attention_zoo import AttentionError, create_attention
 from attention_zoo.nla import non_local_attention
-from attention_zoo.window import window_attention
+from attention_zoo.rivals.window import window_attention
 from tests.reference import conv as conv_oracle
 from tests.reference import window as oracle
 from tests.reference.cases import (
@@ -75,7 +75,7 @@ def test_agrees_with_the_oracle_for_drawn_shapes(
 
 def test_many_tiles_agree_with_the_oracle(monkeypatch: pytest.MonkeyPatch) -> None:
     """Three windows at a time, out of eight."""
-    monkeypatch.setattr("attention_zoo.softmax._CPU_TILE", 2 * 3 * 2 * 9**2)
+    monkeypatch.setattr("attention_zoo.cores.softmax._CPU_TILE", 2 * 3 * 2 * 9**2)
     assert_windows_agree(random_qkv(2, (6, 12), c_out=6, batch=1), random_bias(2, 3), shift=0)
 
 

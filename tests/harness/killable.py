@@ -226,7 +226,8 @@ def main() -> None:
     phases = Phases(folder, sys.argv[2], int(sys.argv[3]))
     watch_changes(folder, phases.count)
 
-    from harness import data, run, train
+    from harness import data, run
+    from harness.training import trainer as train
 
     phases.mark(data, "training_cache", "decoding")
     phases.mark(run.Trainer, "train", "training")

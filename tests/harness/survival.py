@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from harness.records import load_records
-from harness.tables import Options, write_tables
+from harness.records.store import load_records
+from harness.reporting.tables.all import write_tables
 
 
 def words(
@@ -52,7 +52,7 @@ def outcome(results: Path) -> dict[str, Any]:
         for key in ("seconds", "steps_per_second"):
             del record["training"][key]
         del record["created"], record["command"]  # the command holds the folder's name
-    write_tables(Options(results=results))
+    write_tables(results)
     files = {
         str(path.relative_to(results)): path
         for path in sorted(results.rglob("*"))

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from harness.config import table_rows
+from harness.config.rows import table_rows
 
 MACHINE = {
     "device": "cpu",

@@ -14,8 +14,8 @@ import psutil
 import pytest
 import torch
 
-from harness.apart import ProcessEnded, call_apart
-from harness.timing import OnRun
+from harness.base.progress import OnRun
+from harness.measuring.apart import ProcessEnded, call_apart
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="sends signals")
 

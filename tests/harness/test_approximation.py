@@ -21,9 +21,13 @@ from attention_zoo import create_attention
 from attention_zoo.base import to_rows
 from attention_zoo.enla import EfficientNonLocalAttention, orthogonal_gaussian
 from attention_zoo.nlsa import NonLocalSparseAttention, hash_codes
-from harness import approximation, approximation_report
-from harness.approximation import (
-    Options,
+from harness import approximation
+from harness.approximation import Options, run
+from harness.base.errors import UserError
+from harness.config.variants import Variant
+from harness.images.metrics import quality
+from harness.images.sources import find_data
+from harness.measuring.approximation import (
     Sweep,
     attended_positions,
     bucket_windows,
@@ -33,19 +37,16 @@ from harness.approximation import (
     measure_enla,
     measure_network,
     measure_nlsa,
-    run,
     variance_eq7,
 )
-from harness.approximation_report import figures, statements, table
-from harness.config import Variant
-from harness.data import find_data
-from harness.errors import UserError
-from harness.evaluate import super_resolve
-from harness.features import Features, cropped, network_features, synthetic_features
-from harness.metrics import quality
-from harness.plotting import new_figure
-from harness.records import load_records
-from harness.weights import Architecture, save_weights
+from harness.measuring.features import Features, cropped, network_features, synthetic_features
+from harness.measuring.quality import super_resolve
+from harness.network.weights import Architecture, save_weights
+from harness.records.store import load_records
+from harness.reporting.approximation import statements
+from harness.reporting.figures.approximation import figures
+from harness.reporting.figures.style import new_figure
+from harness.reporting.tables.approximation import table
 from tests.reference import approximation as oracle
 from tests.reference.maps import vectors
 
@@ -108,7 +109,9 @@ def test_measurements_equal_dense_code(monkeypatch: pytest.MonkeyPatch) -> None:
     one, k, eps = random_features(), 4.0, 1e-3
     drawn = [orthogonal_gaussian(6, 3, torch.Generator().manual_seed(s)) for s in range(2)]
     supply = iter(drawn)
-    monkeypatch.setattr(approximation, "orthogonal_gaussian", lambda *_: next(supply))
+    monkeypatch.setattr(
+        "harness.measuring.approximation.orthogonal_gaussian", lambda *_: next(supply)
+    )
     sweep = Sweep(m=(2, 6), k=(k,), draws=2, queries=100, eps=eps)
     exact, found = measure_enla(one, k, (2, 6), sweep, seed=0)
 
@@ -153,7 +156,9 @@ def test_the_output_is_the_modules(monkeypatch: pytest.MonkeyPatch) -> None:
     module = create_attention("enla", 4, m=9, k=3.0, reduction=1)
     assert isinstance(module, EfficientNonLocalAttention)
     module.projection = orthogonal_gaussian(9, 3, torch.Generator().manual_seed(5))
-    monkeypatch.setattr(approximation, "orthogonal_gaussian", lambda *_: module.projection)
+    monkeypatch.setattr(
+        "harness.measuring.approximation.orthogonal_gaussian", lambda *_: module.projection
+    )
     _, found = measure_enla(one, 3.0, (9,), SWEEP, seed=0)
     ours = to_rows(module.attend(one.q, one.k, one.v))[0].double()
     kernel = oracle.exact_kernel(oracle.amplified(one.q, 3.0), oracle.amplified(one.k, 3.0))
@@ -203,7 +208,7 @@ def test_mass_and_recall_equal_dense_code(monkeypatch: pytest.MonkeyPatch) -> No
         used.append(rotations)
         return hash_codes(x, rotations)
 
-    monkeypatch.setattr(approximation, "hash_codes", spy)
+    monkeypatch.setattr("harness.measuring.approximation.hash_codes", spy)
     one = random_features(side=8)
     found = measure_nlsa(one, SWEEP, seed=2)
     rows = vectors(one.q, 0)
@@ -365,7 +370,9 @@ def run_main(monkeypatch: pytest.MonkeyPatch, *words: str | Path) -> None:
 def few_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Most figures are empty, to save time."""
     for name in ("error", "variance", "positions", "output", "modules"):
-        monkeypatch.setattr(approximation_report, f"_{name}_figure", lambda _: new_figure())
+        monkeypatch.setattr(
+            f"harness.reporting.figures.approximation._{name}_figure", lambda _: new_figure()
+        )
 
 
 @pytest.mark.usefixtures("few_figures")

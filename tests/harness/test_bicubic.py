@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from harness.bicubic import crop_to_multiple, downscale, imresize, upscale
-from harness.images import find_images, read_image
-from harness.verify import lr_path, pixel_hash
+from harness.images.bicubic import crop_to_multiple, downscale, imresize, upscale
+from harness.images.files import find_images, lr_path, read_image
+from harness.images.verify import pixel_hash
 from tests.reference.imresize import imresize as reference
 
 SCALES = [Fraction(1, 4), Fraction(1, 3), Fraction(1, 2), Fraction(2, 3), Fraction(5, 4), 2, 3, 4]

@@ -15,18 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from harness import cache as cache_module
-from harness.bicubic import crop_to_multiple, downscale
-from harness.cache import (
-    TrainingCache,
-    cache_folder,
-    check_patch,
-    map_threads,
-    sample_batch,
-    training_cache,
-)
-from harness.errors import UserError
-from harness.images import ImageSet, find_images, read_image
+from harness.base import machine as cache_module
+from harness.base.errors import UserError
+from harness.images.bicubic import crop_to_multiple, downscale
+from harness.images.cache import TrainingCache, cache_folder, map_threads, training_cache
+from harness.images.files import ImageSet, find_images, read_image
+from harness.images.patches import check_patch, sample_batch
 
 
 @pytest.fixture(autouse=True)
@@ -73,7 +67,9 @@ def test_holds_hr_and_lr(images: ImageSet, scale: int) -> None:
 
 def test_decodes_once(images: ImageSet, monkeypatch: pytest.MonkeyPatch) -> None:
     first = training_cache([images], 2)
-    monkeypatch.setattr(cache_module, "read_image", lambda path: pytest.fail("decoded again"))
+    monkeypatch.setattr(
+        "harness.images.cache.read_image", lambda path: pytest.fail("decoded again")
+    )
     second = training_cache([images], 2)
     assert second.sha256 == first.sha256
     np.testing.assert_array_equal(second.hr[2], first.hr[2])
@@ -159,8 +155,8 @@ def test_a_finished_cache_is_read_where_nothing_can_be_written(
     images: ImageSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = training_cache([images], 2).sha256
-    monkeypatch.setattr(cache_module, "lock", None)
-    monkeypatch.setattr(cache_module, "write_atomic", None)
+    monkeypatch.setattr("harness.images.cache.lock", None)
+    monkeypatch.setattr("harness.images.cache.write_atomic", None)
     assert training_cache([images], 2).sha256 == expected
 
 
@@ -191,7 +187,7 @@ def test_refuses_what_cannot_be_trained_on(
 def test_a_disk_that_does_not_keep_what_is_written(
     images: ImageSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cache_module, "_open", lambda *args: None)
+    monkeypatch.setattr("harness.images.cache._open", lambda *args: None)
     with pytest.raises(UserError, match="does not read back as written"):
         training_cache([images], 2)
 

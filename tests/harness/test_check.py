@@ -11,9 +11,9 @@ import pytest
 
 from attention_zoo import registry
 from harness import check, new
-from harness.options import parse
-from harness.run import Options
-from harness.scaling_report import Fit
+from harness.config.options import parse
+from harness.reporting.scaling import Fit
+from harness.runs.options import RunOptions as Options
 
 
 def run(module: object, monkeypatch: pytest.MonkeyPatch, *words: object) -> int:

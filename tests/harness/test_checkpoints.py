@@ -10,14 +10,14 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from harness.checkpoints import (
+from harness.base.errors import UserError
+from harness.training.checkpoints import (
     Checkpoint,
     discard_checkpoints,
     find_checkpoints,
     load_checkpoint,
     save_checkpoint,
 )
-from harness.errors import UserError
 
 TENSORS = {
     "network.a": torch.arange(12.0).view(3, 4),
@@ -111,7 +111,7 @@ def test_a_state_of_an_older_version_is_refused(tmp_path: Path) -> None:
 def test_a_state_of_a_newer_version_is_refused(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("harness.checkpoints.FORMAT", 2)
+    monkeypatch.setattr("harness.training.checkpoints.FORMAT", 2)
     path = save_checkpoint(folder, state(200))
     monkeypatch.undo()
     with safe_open(path, framework="pt") as file:
@@ -139,7 +139,7 @@ def test_a_state_that_cannot_be_opened_is_not_thrown_away(
     def denied(*_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("harness.checkpoints.safe_open", denied)
+    monkeypatch.setattr("harness.training.checkpoints.safe_open", denied)
     with pytest.raises(UserError, match=r"cannot read the saved state .*Permission denied"):
         load_checkpoint(folder)
     assert len(find_checkpoints(folder)) == 2

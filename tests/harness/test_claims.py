@@ -8,9 +8,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from harness.claims import CLAIMS, Claim, claims_table, find_claims, holm, levels, p_above
-from harness.config import Variant
-from harness.settings import Setting
+from harness.config.variants import Variant
+from harness.reporting.settings import Setting
+from harness.reporting.tables.claims import (
+    CLAIMS,
+    Claim,
+    claims_table,
+    find_claims,
+    holm,
+    levels,
+    p_above,
+)
 from tests.harness import synthetic_records as synthetic
 
 BETTER = Claim(Variant("nlsa"), Variant("nla"))

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from harness import run
-from harness.data import find_data
-from harness.records import load_records
-from harness.tables import Options, write_tables
+from harness.images.sources import find_data
+from harness.records.store import load_records
+from harness.reporting.tables.all import write_tables
+from harness.runs import run
 from tests.harness.survival import command
 from tests.harness.tiny import make_config
 
@@ -33,7 +33,7 @@ def build_tables(results: Path) -> int:
     """Build all tables and read them back; the number of records they are from."""
     runs = len(load_records(results, "run"))
     if runs:
-        for _, paths in write_tables(Options(results=results)):
+        for _, paths in write_tables(results):
             assert all(path.read_text(encoding="utf-8").endswith("\n") for path in paths)
     return runs
 

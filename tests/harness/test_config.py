@@ -6,8 +6,11 @@ from typing import Any
 import pytest
 
 from attention_zoo import AttentionError, find_attention, list_attentions
-from harness.config import PRESETS, Variant, find_preset, learning_rate, table_rows
-from harness.errors import UserError
+from harness.base.errors import UserError
+from harness.config.presets import PRESETS, find_preset
+from harness.config.rows import table_rows
+from harness.config.variants import Variant
+from harness.training.trainer import learning_rate
 from tests.harness.tiny import make_config
 
 

@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from attention_zoo import AttentionError
+from attention_zoo.cores.native import why_not_native
 from attention_zoo.implementations import use_implementation, watch_implementations
-from attention_zoo.native import why_not_native
-from harness.convolution import Conv3x3, conv3x3
+from harness.network.convolution import Conv3x3, conv3x3
 from tests.reference.cases import assert_agrees, assert_close, random_map
 
 _REASON = why_not_native(torch.zeros(1))

@@ -14,11 +14,13 @@ import pytest
 from PIL import Image
 
 from harness import data as data_module
-from harness import embedded
-from harness.bicubic import crop_to_multiple, downscale
-from harness.data import check_patch, find_data, main
-from harness.errors import UserError
-from harness.images import read_image
+from harness.base.errors import UserError
+from harness.data import main
+from harness.images import embedded
+from harness.images.bicubic import crop_to_multiple, downscale
+from harness.images.files import read_image
+from harness.images.patches import check_patch
+from harness.images.sources import find_data
 
 
 def save(path: Path, height: int = 40, width: int = 44, seed: int = 0) -> np.ndarray:

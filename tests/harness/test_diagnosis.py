@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from harness.config import Variant
-from harness.diagnosis import where_not_finite
-from harness.edsr import EDSR, build_network
+from harness.config.variants import Variant
+from harness.network.edsr import EDSR, build_network
+from harness.training.diagnosis import where_not_finite
 
 IMAGES = torch.rand(1, 3, 12, 12, generator=torch.Generator().manual_seed(0))
 

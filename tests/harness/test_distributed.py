@@ -15,9 +15,10 @@ import psutil  # type: ignore[import-untyped]
 import pytest
 from safetensors.torch import load_file
 
-from harness import distributed, run
-from harness.errors import UserError
-from harness.records import load_records
+from harness import run
+from harness.base.errors import UserError
+from harness.records.store import load_records
+from harness.training import distributed
 
 pytest.importorskip("accelerate", reason="accelerate is not installed: extra multi-gpu")
 
@@ -120,7 +121,7 @@ def test_a_saved_state_is_taken_up_by_any_number_of_processes(
         return step(trainer)
 
     with monkeypatch.context() as patch:
-        patch.setattr(run.Trainer, "train_step", stopped)
+        patch.setattr("harness.training.trainer.Trainer.train_step", stopped)
         with pytest.raises(SystemExit):
             run_alone(patch, *words, "--results", tmp_path / "parts")
     done = torchrun(*words, "--results", tmp_path / "parts")

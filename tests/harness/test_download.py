@@ -22,10 +22,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from harness import download as download_module
-from harness.data import find_data
-from harness.download import ARCHIVES, Archive, ResumableDownloader, download, extract
-from harness.errors import UserError
+from harness.base.errors import UserError
+from harness.images import download as download_module
+from harness.images.download import ARCHIVES, Archive, ResumableDownloader, download, extract
+from harness.images.sources import find_data
 
 
 def png(seed: int) -> bytes:

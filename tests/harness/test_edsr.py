@@ -5,8 +5,9 @@ import torch
 import torch.nn.functional as F
 
 from attention_zoo import list_attentions
-from harness.config import Variant
-from harness.edsr import EDSR, RGB_MEAN, NarrowConv, UpsamplingConv, build_network
+from harness.config.variants import Variant
+from harness.network.convolution import NarrowConv, UpsamplingConv
+from harness.network.edsr import EDSR, RGB_MEAN, build_network
 
 
 @pytest.mark.parametrize("scale", [2, 3, 4])
@@ -132,7 +133,7 @@ def test_fast_convolutions_are_torchs(
     monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...], products: int
 ) -> None:
     """Channels-last, as the network runs, and NCHW; values and gradients, whole and in tiles."""
-    monkeypatch.setattr("harness.edsr._PRODUCTS", products)
+    monkeypatch.setattr("harness.network.convolution._PRODUCTS", products)
     torch.manual_seed(0)
     narrow, upsampling = NarrowConv(shape[1], 3), UpsamplingConv(shape[1], 2)
     for memory_format in (torch.channels_last, torch.contiguous_format):

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from harness.errors import UserError, command_line
+from harness.base.errors import UserError, command_line
 
 
 @pytest.mark.parametrize(

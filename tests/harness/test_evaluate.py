@@ -14,14 +14,14 @@ from torch import nn
 
 from harness import convert
 from harness import evaluate as evaluation
-from harness.bicubic import upscale
-from harness.config import Variant
-from harness.data import TestImage, find_data
-from harness.edsr import build_network
-from harness.errors import UserError
-from harness.evaluate import MAX_PSNR, evaluate, super_resolve
-from harness.metrics import quality
-from harness.weights import Architecture, TrainedNetwork, save_weights
+from harness.base.errors import UserError
+from harness.config.variants import Variant
+from harness.images.bicubic import upscale
+from harness.images.metrics import quality
+from harness.images.sources import TestImage, find_data
+from harness.measuring.quality import MAX_PSNR, evaluate, super_resolve
+from harness.network.edsr import build_network
+from harness.network.weights import Architecture, TrainedNetwork, save_weights
 from tests.reference import released
 
 
@@ -163,7 +163,7 @@ def in_quarters(network: nn.Module, lr: np.ndarray, largest: int) -> np.ndarray:
 def test_chop_is_the_released_one(
     size: tuple[int, int], largest: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(evaluation, "CHOP_PIXELS", largest)
+    monkeypatch.setattr("harness.measuring.quality.CHOP_PIXELS", largest)
     lr = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
     found = super_resolve(PatchDependent(), lr, 4, chop=True)
     assert np.array_equal(found, in_quarters(PatchDependent(), lr, largest))
@@ -173,7 +173,7 @@ def test_chop_is_the_released_one(
 def test_chop_of_images_smaller_than_a_quarter_with_its_overlap(
     size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(evaluation, "CHOP_PIXELS", 1000)
+    monkeypatch.setattr("harness.measuring.quality.CHOP_PIXELS", 1000)
     lr = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
     assert np.array_equal(super_resolve(Nearest(), lr, 4, chop=True), lr.repeat(4, 0).repeat(4, 1))
 
@@ -339,7 +339,7 @@ def test_bicubic_baseline_of_set5(sr_data: Path) -> None:
 @pytest.mark.parametrize("name", ["nla", "nlsa", "criss-cross", "enlca", "conv"])
 def test_a_whole_large_image_stays_under_4_gb(name: str) -> None:
     """256x256 LR pixels, 1024x1024 HR: the largest in Urban100."""
-    from harness.memory import peak_memory
+    from harness.measuring.memory import peak_memory
 
     network = build_network(Variant(name), blocks=8, channels=32, scale=4)
     lr = np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8)

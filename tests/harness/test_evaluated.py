@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from harness.data import TestImage, find_data
-from harness.evaluate import evaluate
-from harness.evaluated import EvaluatedImages, discard_evaluated
+from harness.images.sources import TestImage, find_data
+from harness.measuring.evaluated import EvaluatedImages, discard_evaluated
+from harness.measuring.quality import evaluate
 
 BASIS: dict[str, Any] = {"weights": "a", "tile": None}
 

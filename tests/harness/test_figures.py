@@ -13,9 +13,9 @@ from PIL import Image
 from test_quality_figures import runs
 
 from harness import figures
-from harness.latency_tables import find_benches
-from harness.plotting import COLUMN, PAGE
-from harness.records import save_record
+from harness.records.store import save_record
+from harness.reporting.benches import find_benches
+from harness.reporting.figures.style import COLUMN, PAGE
 
 
 def run_main(monkeypatch: pytest.MonkeyPatch, *words: str | Path) -> None:

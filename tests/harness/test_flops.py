@@ -12,11 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attention_zoo import Attention, Cost, list_attentions
-from harness import flops
-from harness.config import Variant, table_rows
-from harness.edsr import build_network
-from harness.flops import count, count_network
-from harness.settings import paper_table
+from harness.config.rows import table_rows
+from harness.config.variants import Variant
+from harness.measuring import flops
+from harness.measuring.flops import count, count_network
+from harness.network.edsr import build_network
+from harness.reporting.settings import paper_table
 
 SIZES = [(1, 1), (7, 13), (24, 30)]
 VARIANTS = [

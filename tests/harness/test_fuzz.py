@@ -27,19 +27,24 @@ from PIL import Image
 from safetensors.torch import save
 
 from attention_zoo import AttentionError, find_attention, list_attentions
-from harness import run
-from harness.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
-from harness.config import PRESETS, PROTOCOLS, RunConfig, Variant, learning_rate
-from harness.data import DataSource, find_data
-from harness.edsr import build_network
-from harness.errors import UserError
-from harness.images import read_image
-from harness.official import read_state_dict
-from harness.options import parse
-from harness.records import save_record
-from harness.tables import Options, write_tables
-from harness.verify import verify_files
-from harness.weights import Architecture, load_weights, save_weights
+from harness.base.errors import UserError
+from harness.config.options import parse
+from harness.config.presets import PRESETS
+from harness.config.run import PROTOCOLS, RunConfig
+from harness.config.variants import Variant
+from harness.images.files import read_image
+from harness.images.sources import DataSource, find_data
+from harness.images.verify import verify_files
+from harness.network.edsr import build_network
+from harness.network.official import read_state_dict
+from harness.network.weights import Architecture, load_weights, save_weights
+from harness.records.store import save_record
+from harness.reporting.tables.all import write_tables
+from harness.runs import options as runs_options
+from harness.runs.options import configure
+from harness.runs.run import _claim
+from harness.training.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
+from harness.training.trainer import learning_rate
 from tests.harness import synthetic_records as synthetic
 from tests.harness.fuzzing import (
     anything,
@@ -55,7 +60,7 @@ from tests.harness.tiny import make_config
 # -- command line and configuration ---------------------------------------------------------------
 
 OPTIONS = sorted(
-    {"--" + f.name.replace("_", "-") for f in dataclasses.fields(run.Options)}
+    {"--" + f.name.replace("_", "-") for f in dataclasses.fields(runs_options.RunOptions)}
     | {
         "--" + option.replace("_", "-")
         for name in list_attentions()
@@ -87,7 +92,7 @@ def source(image_folder: Path) -> DataSource:
 def test_any_command_line(words: list[tuple[str, list[str]]], source: DataSource) -> None:
     argv = [word for option, values in words for word in (option, *values)]
     try:
-        options, variants = parse(run.Options, argv, "harness.run")
+        options, variants = parse(runs_options.RunOptions, argv, "harness.run")
     except (UserError, AttentionError) as error:
         check_message(error)
         return
@@ -99,7 +104,7 @@ def test_any_command_line(words: list[tuple[str, list[str]]], source: DataSource
         for seed in options.seeds:
             try:
                 device = torch.device("cpu")
-                config = run.configure(options, variant, seed, device, source, None)
+                config = configure(options, variant, seed, device, source, None)
             except (UserError, AttentionError) as error:
                 check_message(error)
             else:
@@ -201,7 +206,7 @@ def test_any_configuration_of_a_runs_folder(content: bytes, tmp_path: Path) -> N
     config = make_config()
     (tmp_path / "config.json").write_bytes(content)
     with pytest.raises(UserError) as refused:
-        run._claim(tmp_path, config)
+        _claim(tmp_path, config)
     check_message(refused.value, tmp_path)
 
 
@@ -363,7 +368,7 @@ def test_any_record_with_a_fitting_hash(
     try:
         for record in records:
             save_record(tmp_path, record)
-        write_tables(Options(results=tmp_path))
+        write_tables(tmp_path)
     except UserError as error:
         check_message(error)
 

@@ -11,12 +11,24 @@ from typing import Any
 import pytest
 import torch
 
-from attention_zoo.native import why_not_native
-from harness import config, gpu, latency
-from harness.config import Variant, table_rows
-from harness.errors import UserError
-from harness.gpu import Setting, choose, find_record, list_pieces, measure
-from harness.records import load_records, save_record
+from attention_zoo.cores.native import why_not_native
+from harness import gpu
+from harness.base.errors import UserError
+from harness.config import presets as config
+from harness.config import variants
+from harness.config.rows import table_rows
+from harness.config.variants import Variant
+from harness.measuring import graphs, latency
+from harness.measuring.gpu import (
+    Setting,
+    _errors,
+    _train_rates,
+    choose,
+    find_record,
+    list_pieces,
+    measure,
+)
+from harness.records.store import load_records, save_record
 
 CPU = torch.device("cpu")
 COMPILED = why_not_native(torch.zeros(1)) is None
@@ -26,7 +38,7 @@ RATES = {"matmul_gflops": 10.0, "copy_gb_per_s": 2.0}
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu, "machine_limits", lambda device, dtype: RATES)
+    monkeypatch.setattr("harness.measuring.gpu.machine_limits", lambda device, dtype: RATES)
     monkeypatch.setattr("gc.collect", lambda: 0)  # before each case it takes most of the time
 
 
@@ -71,8 +83,8 @@ def test_limits_and_errors(dtype: str, tmp_path: Path) -> None:
 
 
 def test_an_error_of_the_core_shows(monkeypatch: pytest.MonkeyPatch) -> None:
-    honest = gpu._errors(Variant("nla"), 5, 5, "float32", CPU)
-    create = gpu.create_core
+    honest = _errors(Variant("nla"), 5, 5, "float32", CPU)
+    create = variants.create_core
 
     def spoilt(variant: Variant) -> Any:
         core = create(variant)
@@ -80,8 +92,8 @@ def test_an_error_of_the_core_shows(monkeypatch: pytest.MonkeyPatch) -> None:
         core.attend = lambda q, k, v: attend(q, k, v) * (1 if v.dtype == torch.float64 else 1.01)
         return core
 
-    monkeypatch.setattr(gpu, "create_core", spoilt)
-    wrong = gpu._errors(Variant("nla"), 5, 5, "float32", CPU)
+    monkeypatch.setattr("harness.measuring.gpu.create_core", spoilt)
+    wrong = _errors(Variant("nla"), 5, 5, "float32", CPU)
     assert max(honest.values()) < 1e-5
     assert wrong["value_rms_error"] == pytest.approx(0.01, rel=1e-2)
     assert wrong["gradient_rms_error"] == pytest.approx(0.01, rel=1e-2)
@@ -124,8 +136,8 @@ def test_the_contrastive_loss_is_on_in_the_second_phase_only(
         seen.append(float(trainer.network.auxiliary_loss().detach()))
         return 1.0
 
-    monkeypatch.setattr(gpu, "_steps_per_second", rate)
-    gpu._train_rates(TINY, Variant("enlca"), "base", "float32", 1)
+    monkeypatch.setattr("harness.measuring.gpu._steps_per_second", rate)
+    _train_rates(TINY, Variant("enlca"), "base", "float32", 1)
     assert seen[0] == 0.0
     assert seen[1] > 0.0
 
@@ -134,7 +146,9 @@ def test_table5_is_a_latency_record_and_finished_pieces_are_left_out(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     quick = ("--device", "cpu", "--seconds", "0.01", "--sizes", "4x4", "--results", str(tmp_path))
-    monkeypatch.setattr(gpu, "table_rows", lambda table: [Variant("conv"), Variant("criss-cross")])
+    monkeypatch.setattr(
+        "harness.measuring.gpu.table_rows", lambda table: [Variant("conv"), Variant("criss-cross")]
+    )
     command(monkeypatch, "--only", "table5-float32", *quick)
     (record,) = load_records(tmp_path, "latency")
     assert [r["variant"]["name"] for r in record["rows"]] == ["conv", "criss-cross"] * 4
@@ -160,12 +174,12 @@ def test_a_record_of_other_code_or_size_does_not_count(tmp_path: Path) -> None:
 
 
 def test_out_of_memory_is_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu, "table_rows", lambda table: [Variant("nla")])
+    monkeypatch.setattr("harness.measuring.gpu.table_rows", lambda table: [Variant("nla")])
 
     def full(*args: Any) -> Any:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(gpu, "_errors", full)
+    monkeypatch.setattr("harness.measuring.gpu._errors", full)
     notes = {row["passes"]: row.get("note") for row in measure("limits-float32", TINY)["rows"]}
     assert notes == {"forward": None, "forward+backward": "out of memory"}
 
@@ -176,7 +190,7 @@ def test_failed_tests_leave_no_record(monkeypatch: pytest.MonkeyPatch) -> None:
         stdout = "x\nFAILED tests/test_a.py::test_b - boom\n1 failed in 1s"
         stderr = ""
 
-    monkeypatch.setattr(gpu.subprocess, "run", lambda *a, **k: Done)
+    monkeypatch.setattr("subprocess.run", lambda *a, **k: Done)
     with pytest.raises(UserError, match="tests of CUDA failed: FAILED tests/test_a"):
         measure("tests", TINY)
     Done.returncode = 0
@@ -233,7 +247,7 @@ def test_a_graph_gives_what_the_call_gives(name: str) -> None:
     case = latency.Case("core", "forward", 20, 21, device=torch.device("cuda", 0))
     function = case.function(Variant(name))
     expected = function().clone()
-    replay = gpu.captured(function, case.device)
+    replay = graphs.captured(function, case.device)
     replay()
     torch.cuda.synchronize()
     torch.testing.assert_close(replay(), expected)

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from harness.errors import UserError
-from harness.images import ImageSet, find_images, natural_key, read_image
+from harness.base.errors import UserError
+from harness.images.files import ImageSet, find_images, natural_key, read_image
 
 RGB = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
 

@@ -13,13 +13,17 @@ from rich.console import Console
 from torch import Tensor
 
 from attention_zoo import Attention, Cost
-from attention_zoo.native import why_not_native
+from attention_zoo.cores.native import why_not_native
 from harness import latency
-from harness.config import Variant, table_rows
-from harness.edsr import EDSR, build_network
-from harness.errors import UserError
-from harness.latency import measure, parse_size, progress, tables
-from harness.records import load_records, save_record
+from harness.base.errors import UserError
+from harness.base.progress import progress
+from harness.config.options import parse_size
+from harness.config.rows import table_rows
+from harness.config.variants import Variant
+from harness.latency import tables
+from harness.measuring.latency import measure
+from harness.network.edsr import EDSR, build_network
+from harness.records.store import load_records, save_record
 
 CPU = torch.device("cpu")
 QUICK: dict[str, Any] = {"device": CPU, "min_runs": 2, "max_runs": 2, "warmup": 0}
@@ -206,7 +210,7 @@ def test_mistakes(options: dict[str, Any], message: str) -> None:
 
 
 def test_default_limits_depend_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(latency, "time_in_turn", lambda *_, **__: {})
+    monkeypatch.setattr("harness.measuring.latency.time_in_turn", lambda *_, **__: {})
     one: dict[str, Any] = {"sizes": ((2, 2),), "parts": ("core",), "passes": ("forward",)}
     settings = measure([Variant("none")], device=CPU, **one)["settings"]
     assert (settings["warmup"], settings["max_runs"], settings["max_seconds"]) == (1, 1000, 20.0)

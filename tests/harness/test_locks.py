@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from harness.errors import UserError
-from harness.locks import lock
+from harness.base.errors import UserError
+from harness.base.locks import lock
 
 CONTEXT = multiprocessing.get_context("fork")
 

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 import torch
 
-from attention_zoo.native import why_not_native
-from harness import machine
-from harness.errors import UserError
-from harness.machine import _ALLOCATION, describe, pick_device, synchronise
+from attention_zoo.cores.native import why_not_native
+from harness.base import machine
+from harness.base.errors import UserError
+from harness.base.machine import _ALLOCATION, describe, pick_device, synchronise
 
 CPU = torch.device("cpu")
 

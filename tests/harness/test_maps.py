@@ -15,12 +15,13 @@ from PIL import Image
 from torch import Tensor, nn
 
 from harness import maps
-from harness.bicubic import crop_to_multiple, downscale
-from harness.config import Variant
-from harness.images import read_image
-from harness.maps import CorrelationMap, correlation_maps, draw, low_resolution, parse_position
-from harness.train import to_tensor
-from harness.weights import Architecture, TrainedNetwork, load_weights, save_weights
+from harness.config.variants import Variant
+from harness.images.bicubic import crop_to_multiple, downscale
+from harness.images.files import read_image
+from harness.maps import low_resolution, parse_position
+from harness.network.edsr import to_tensor
+from harness.network.weights import Architecture, TrainedNetwork, load_weights, save_weights
+from harness.pictures.maps import CorrelationMap, correlation_maps, draw, features_before
 from tests.reference.maps import divided_by_norm, vectors
 
 ROWS, COLS = 11, 14
@@ -397,7 +398,7 @@ def test_command_line_mistakes(
 def test_a_module_of_another_network_is_refused(lr: np.ndarray) -> None:
     one, other = make("a", Variant("nla")), make("b", Variant("nla"))
     with pytest.raises(ValueError, match="no such module"):
-        maps.features_before(one.network, other.network.attention_modules[0], lr)
+        features_before(one.network, other.network.attention_modules[0], lr)
     used = one.network.attention_modules[0]
-    maps.features_before(one.network, used, lr)
+    features_before(one.network, used, lr)
     assert not used._forward_pre_hooks  # the hook is taken away again

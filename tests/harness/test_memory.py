@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from attention_zoo import create_attention
-from harness.memory import peak_memory
+from harness.measuring.memory import peak_memory
 
 CPU = torch.device("cpu")
 MB = 1_000_000

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from harness.bicubic import upscale
-from harness.data import find_data
-from harness.errors import UserError
-from harness.metrics import psnr, quality, rgb_to_y, ssim
+from harness.base.errors import UserError
+from harness.images.bicubic import upscale
+from harness.images.metrics import psnr, quality, rgb_to_y, ssim
+from harness.images.sources import find_data
 
 
 def random_pair(height: int = 24, width: int = 20) -> tuple[np.ndarray, np.ndarray]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from attention_zoo import list_attentions
-from harness.cells import difference_cell
-from harness.latency_tables import find_benches
-from harness.module_tables import modules_table
-from harness.settings import find_settings
+from harness.reporting.benches import find_benches
+from harness.reporting.cells import difference_cell
+from harness.reporting.settings import find_settings
+from harness.reporting.tables.modules import modules_table
 from tests.harness import synthetic_records as synthetic
 
 

@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from attention_zoo import criss_cross, enla, enlca, nla, nlsa
-from harness import obvious
-from harness.config import Variant
-from harness.latency import Case
-from harness.memory import peak_memory
-from harness.obvious import obvious_variant
+from attention_zoo.cores import released as obvious
+from attention_zoo.cores.released import obvious_variant
+from harness.config.variants import Variant
+from harness.measuring.latency import Case
+from harness.measuring.memory import peak_memory
 from tests.reference.cases import (
     FORMATS,
     SIZES,

@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from attention_zoo import AttentionError
 from attention_zoo.nlsa import NonLocalSparseAttention
 from attention_zoo.official import find_official
-from harness.config import Variant
-from harness.edsr import EDSR
-from harness.errors import UserError
-from harness.official import load_official, published_method, read_state_dict
-from harness.weights import Architecture
+from harness.base.errors import UserError
+from harness.config.variants import Variant
+from harness.network.edsr import EDSR
+from harness.network.official import load_official, published_method, read_state_dict
+from harness.network.weights import Architecture
 from tests.reference import released
 from tests.reference.cases import perturb, random_weights
 from tests.reference.released import assert_same_function

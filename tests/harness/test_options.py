@@ -8,14 +8,15 @@ from typing import Any
 import pytest
 
 from attention_zoo import AttentionError, create_attention, find_attention, list_attentions
-from harness import check, latency, run, scaling, sweep
+from harness import check, latency, scaling, sweep
+from harness.base.errors import UserError
 from harness.completion import options_of
-from harness.config import Variant
-from harness.errors import UserError
-from harness.options import parse
+from harness.config.options import parse
+from harness.config.variants import Variant
+from harness.runs import options as run
 
 COMMANDS = {
-    "harness.run": run.Options,
+    "harness.run": run.RunOptions,
     "harness.sweep": sweep.Options,
     "harness.latency": latency.Options,
     "harness.scaling": scaling.Options,
@@ -78,7 +79,7 @@ def _another(name: str, option: str, default: Any) -> Any:
 
 
 def test_the_long_form_of_a_switch() -> None:
-    _, variants = parse(run.Options, ["--attn", "enlca", "--attn-hinge", "False"], "harness.run")
+    _, variants = parse(run.RunOptions, ["--attn", "enlca", "--attn-hinge", "False"], "harness.run")
     assert variants == [Variant("enlca", {"hinge": False})]
 
 
@@ -97,12 +98,12 @@ def test_the_long_form_of_a_switch() -> None:
 )
 def test_an_option_of_no_chosen_module_is_refused(words: list[str], told: str) -> None:
     with pytest.raises(UserError, match=told):
-        parse(run.Options, words, "harness.run")
+        parse(run.RunOptions, words, "harness.run")
 
 
 def test_help_tells_both(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        parse(run.Options, ["--attn", "nystrom", "--help"], "harness.run")
+        parse(run.RunOptions, ["--attn", "nystrom", "--help"], "harness.run")
     text = re.sub(r"[\s│]+", " ", capsys.readouterr().out)
     assert "--attn-steps" in text
     assert "iterations for the pseudo-inverse" in text

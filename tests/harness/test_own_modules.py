@@ -12,15 +12,16 @@ import pytest
 
 from attention_zoo import AttentionError
 from harness import run
-from harness.config import Variant
-from harness.errors import UserError
-from harness.flops import count
-from harness.members import option_words
-from harness.options import parse
-from harness.records import load_records
-from harness.settings import variant_key, variant_labels
+from harness.base.errors import UserError
+from harness.config.labels import variant_key, variant_labels
+from harness.config.options import parse
+from harness.config.variants import Variant
+from harness.measuring.flops import count
+from harness.network.weights import load_weights
+from harness.records.store import load_records
+from harness.runs.jobs import option_words
+from harness.runs.options import RunOptions as Options
 from harness.tables import main as write_tables
-from harness.weights import load_weights
 
 MODULE = """
 from attention_zoo import Attention, Cost
@@ -73,7 +74,7 @@ def main(monkeypatch: pytest.MonkeyPatch, image_folder: Path, tmp_path: Path) ->
 
 
 def chosen(*words: str) -> list[Variant]:
-    return parse(run.Options, ["--attn", *words], "harness.run")[1]
+    return parse(Options, ["--attn", *words], "harness.run")[1]
 
 
 @pytest.mark.parametrize(

@@ -10,15 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.axes import Axes
 
-from harness.latency_tables import find_benches
-from harness.pareto_figures import (
+from harness.reporting.benches import find_benches
+from harness.reporting.figures.pareto import (
     family_label,
     gflops_points,
     pareto_front,
     pareto_gflops,
     pareto_latency,
 )
-from harness.settings import Setting, paper_table
+from harness.reporting.settings import Setting, paper_table
 
 levels = st.integers(0, 5).map(float)
 

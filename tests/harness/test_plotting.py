@@ -6,7 +6,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from harness.plotting import COLUMN, house_style, new_figure, save_figure
+from harness.reporting.figures.style import COLUMN, house_style, new_figure, save_figure
 
 
 def draw(stem: Path) -> list[bytes]:

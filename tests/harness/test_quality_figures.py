@@ -9,10 +9,12 @@ import pytest
 import synthetic_records as synthetic
 
 from attention_zoo import list_attentions
-from harness.config import Variant, table_rows
-from harness.plotting import COLOURS, MARKERS
-from harness.quality_figures import FAMILIES, figure6, paired_figure, psnr_m, style_of
-from harness.settings import Setting, paper_table
+from harness.config.rows import table_rows
+from harness.config.variants import Variant
+from harness.reporting.figures.marks import FAMILIES, style_of
+from harness.reporting.figures.quality import figure6, paired_figure, psnr_m
+from harness.reporting.figures.style import COLOURS, MARKERS
+from harness.reporting.settings import Setting, paper_table
 
 
 def enlca(k: float, **options: Any) -> dict[str, Any]:

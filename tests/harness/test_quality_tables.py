@@ -15,11 +15,11 @@ import synthetic_records as synthetic
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.config import table_rows
-from harness.quality_tables import quality_table, table1, table2, table3
-from harness.render import Table
-from harness.settings import Setting, paper_table
-from harness.tables import build
+from harness.config.rows import table_rows
+from harness.reporting.settings import Setting, paper_table
+from harness.reporting.tables.all import build
+from harness.reporting.tables.quality import quality_table, table1, table2, table3
+from harness.reporting.tables.render import Table
 
 BENCHMARKS = ["Set5", "Set14", "B100", "Urban100", "Manga109"]
 

@@ -13,17 +13,16 @@ import synthetic_records as synthetic
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.errors import UserError
-from harness.records import (
-    SCHEMA,
-    canonical_json,
+from harness.base.errors import UserError
+from harness.base.names import canonical_json, slug
+from harness.records.shapes import SCHEMA
+from harness.records.store import (
     load_records,
     record_id,
     record_path,
     save_record,
     setting_label,
     setting_of,
-    slug,
 )
 from tests.harness.fuzzing import fuzz
 

@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from harness.config import Variant
-from harness.data import find_data
-from harness.records import load_records
-from harness.redraws import main, measure, redraw_table, redrawn
-from harness.tables import Options, write_tables
-from harness.weights import Architecture, TrainedNetwork, save_weights
+from harness.config.variants import Variant
+from harness.images.sources import find_data
+from harness.measuring.redraws import measure, redrawn
+from harness.network.weights import Architecture, TrainedNetwork, save_weights
+from harness.records.store import load_records
+from harness.redraws import main
+from harness.reporting.tables.all import write_tables
+from harness.reporting.tables.redraws import redraw_table
 
 
 def trained(name: str, **options: object) -> TrainedNetwork:
@@ -95,7 +97,7 @@ def test_records_and_table(
         assert row["psnr_db_redrawn_mean"] == pytest.approx(statistics.fmean(values))
         assert row["psnr_db_redrawn_std"] == pytest.approx(statistics.stdev(values))
         assert row["draws"] == 3
-    assert "redraws" in {t.name for t, _ in write_tables(Options(results=tmp_path))}
+    assert "redraws" in {t.name for t, _ in write_tables(tmp_path)}
 
 
 @pytest.mark.parametrize(

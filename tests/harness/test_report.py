@@ -23,18 +23,17 @@ import synthetic_records as synthetic
 from test_quality_figures import runs
 
 from harness import report
-from harness.claims import find_claims
-from harness.config import Variant
-from harness.errors import UserError
-from harness.figures import all_figures
-from harness.plotting import figure_bytes
-from harness.records import load_records, save_record
-from harness.render import Table, latex_escape
-from harness.report import Options, build_page, measuring_text, render_page, write_report
-from harness.report_latex import latex_table
-from harness.settings import find_settings
-from harness.tables import Options as TableOptions
-from harness.tables import all_tables
+from harness.base.errors import UserError
+from harness.config.variants import Variant
+from harness.records.store import load_records, save_record
+from harness.reporting.figures.all import all_figures
+from harness.reporting.figures.style import figure_bytes
+from harness.reporting.report.latex import latex_table
+from harness.reporting.report.page import build_page, measuring_text, render_page, write_report
+from harness.reporting.settings import find_settings
+from harness.reporting.tables.all import all_tables
+from harness.reporting.tables.claims import find_claims
+from harness.reporting.tables.render import Table, latex_escape
 
 AWKWARD = {
     "name": "my_package.my_module:User",
@@ -123,7 +122,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def written(results: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    return write_report(Options(results, tmp_path_factory.mktemp("report")))
+    return write_report(results, tmp_path_factory.mktemp("report"))
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +148,7 @@ def test_every_cell_of_every_table_is_in_the_page(results: Path, root: Element) 
         for block in root.all("div", **{"class": "table-block"})
         for table in block.all("table")
     ]
-    built = [table for _, table in all_tables(TableOptions(results))]
+    built = [table for _, table in all_tables(results)]
     assert len(built) > 10
     wanted = [[[words(cell) for cell in row] for row in table.rows] for table in built]
     assert sorted(shown) == sorted(wanted)
@@ -233,9 +232,8 @@ def test_measuring_is_found_where_it_is_installed(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     wanted = measuring_text()
-    monkeypatch.setattr(
-        report, "__file__", str(tmp_path / "site-packages" / "harness" / "report.py")
-    )
+    folder = tmp_path / "site-packages" / "harness" / "reporting" / "report"
+    monkeypatch.setattr("harness.reporting.report.page.__file__", str(folder / "page.py"))
     installed = tmp_path / "share" / "measuring.md"
     installed.parent.mkdir()
     installed.write_text(wanted, encoding="utf-8")
@@ -249,7 +247,7 @@ def test_measuring_is_found_where_it_is_installed(
     class Distribution:
         files: list[Entry] = [Entry()]  # noqa: RUF012
 
-    monkeypatch.setattr(report.metadata, "distribution", lambda _: Distribution)
+    monkeypatch.setattr("importlib.metadata.distribution", lambda _: Distribution)
     assert measuring_text() == wanted
     Distribution.files = []
     with pytest.raises(UserError, match=r"measuring\.md is missing: install"):
@@ -306,7 +304,7 @@ def test_the_page_is_sound_html(root: Element) -> None:
 
 
 def test_the_same_records_give_the_same_page(results: Path) -> None:
-    records, tables = load_records(results), all_tables(TableOptions(results))
+    records, tables = load_records(results), all_tables(results)
     first, second = (render_page(build_page(records, tables, []), "//") for _ in range(2))
     assert first == second
 
@@ -405,7 +403,7 @@ def test_the_latex_document_compiles_and_fits(
     extra = latex_table(wide_table(30, 50)) + latex_table(wide_table(5, 3))
     main = folder / "main.tex"
     text = main.read_text(encoding="utf-8")
-    for name, _ in [(t.name, t) for _, t in all_tables(TableOptions(results))]:
+    for name, _ in [(t.name, t) for _, t in all_tables(results)]:
         assert re.search(rf"\\input\{{tables/[^}}]*{re.escape(name)}\}}", text), name
     for stem, _ in all_figures(results):
         assert re.search(rf"figures/[^}}]*{re.escape(stem.name)}\.pdf", text), stem

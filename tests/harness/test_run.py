@@ -13,10 +13,10 @@ import torch
 from safetensors.torch import load_file
 
 from harness import run, tables
-from harness.config import Variant
-from harness.edsr import EDSR, build_network
-from harness.options import describe_command
-from harness.records import load_records
+from harness.config.options import describe_command
+from harness.config.variants import Variant
+from harness.network.edsr import EDSR, build_network
+from harness.records.store import load_records
 
 TINY = ["--blocks", "4", "--channels", "8", "--steps", "3", "--batch", "2", "--patch", "8"]
 
@@ -77,7 +77,7 @@ def test_main_job_leaves_records_and_prints_a_table(
 
     # The same command again trains nothing and changes nothing.
     before = {p: p.read_bytes() for p in (tmp_path / "records" / "runs").iterdir()}
-    monkeypatch.setattr(run, "Trainer", None)
+    monkeypatch.setattr("harness.runs.run.Trainer", None)
     run_main(monkeypatch, *words, "--skip-latency")
     told = " ".join(capsys.readouterr().out.split())
     assert "ENLCA-m16 seed 0 is finished: 20" in told
@@ -148,7 +148,7 @@ def test_the_rows_of_a_table(
     assert found == {("none", None), *((n, k) for n in ("enla", "enlca") for k in (1.0, 6.0))}
 
     # A row that another table shares is not trained again.
-    monkeypatch.setattr(run, "Trainer", None)
+    monkeypatch.setattr("harness.runs.run.Trainer", None)
     run_main(monkeypatch, "--attn", "enlca", "--k", "1", *small)
     run_main(monkeypatch, "--attn", "none", "enla", "enlca", *small)
 

@@ -20,20 +20,14 @@ from torch import Tensor
 
 from attention_zoo import Attention, Cost
 from harness import scaling
-from harness.config import Variant, table_rows
-from harness.errors import UserError
-from harness.records import load_records, save_record
-from harness.scaling import measure, projected_seconds
-from harness.scaling_report import (
-    Fit,
-    fit_exponent,
-    methods,
-    scaling_figure,
-    scaling_table,
-    statements,
-    unmeasured,
-    verdict,
-)
+from harness.base.errors import UserError
+from harness.config.rows import table_rows
+from harness.config.variants import Variant
+from harness.measuring.scaling import measure, projected_seconds
+from harness.records.store import load_records, save_record
+from harness.reporting.figures.scaling import scaling_figure
+from harness.reporting.scaling import Fit, fit_exponent, methods, statements, unmeasured, verdict
+from harness.reporting.tables.scaling import scaling_table
 
 CPU = torch.device("cpu")
 QUICK: dict[str, Any] = {"device": CPU, "min_runs": 1, "max_runs": 1}

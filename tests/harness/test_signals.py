@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from harness.checkpoints import find_checkpoints
-from harness.records import load_records
-from harness.signals import Stopped, held, resumable
+from harness.base.signals import Stopped, held, resumable
+from harness.records.store import load_records
+from harness.training.checkpoints import find_checkpoints
 from tests.harness import killable
 from tests.harness.conftest import write_image
 from tests.harness.survival import command, differences, outcome, words

@@ -10,12 +10,13 @@ import pytest
 import torch
 
 from harness import speed
-from harness.apart import ProcessEnded
-from harness.config import Variant
-from harness.errors import UserError
-from harness.records import load_records, save_record
-from harness.speed import CASES, Comparison, choose, machine_limits, measure
-from harness.speed_tables import find_speeds, speed_table
+from harness.base.errors import UserError
+from harness.config.variants import Variant
+from harness.measuring.apart import ProcessEnded
+from harness.measuring.speed import CASES, Comparison, machine_limits, measure
+from harness.records.store import load_records, save_record
+from harness.reporting.tables.speed import find_speeds, speed_table
+from harness.speed import choose
 
 CPU = torch.device("cpu")
 ENLCA = Variant("enlca", {"m": 8})
@@ -30,8 +31,8 @@ TINY = [
 
 @pytest.fixture(autouse=True)
 def small_limits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(speed, "_MATMUL_SIDE", {"cpu": 64})
-    monkeypatch.setattr(speed, "_COPY_NUMBERS", 2**12)
+    monkeypatch.setattr("harness.measuring.speed._MATMUL_SIDE", {"cpu": 64})
+    monkeypatch.setattr("harness.measuring.speed._COPY_NUMBERS", 2**12)
 
 
 def test_the_cases_are_those_of_the_plan() -> None:
@@ -202,7 +203,7 @@ def test_a_row_whose_process_is_killed_is_without_numbers(
     def end(*_: Any, **__: Any) -> Any:
         raise ProcessEnded(code)
 
-    monkeypatch.setattr(speed, "call_apart", end)
+    monkeypatch.setattr("harness.measuring.speed.call_apart", end)
     record = measure(TINY[:1], device=CPU, apart=True)
     save_record(tmp_path, record)
     assert record["rows"][0]["note"] == "out of memory"

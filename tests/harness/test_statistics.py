@@ -11,14 +11,14 @@ import pytest
 import synthetic_records as synthetic
 from scipy import stats
 
-from harness.claims import p_above
-from harness.statistics import (
+from harness.measuring.timing import median_ratio
+from harness.reporting.statistics import (
     bootstrap_interval,
     difference_interval,
-    median_ratio,
     paired_differences,
     summarise,
 )
+from harness.reporting.tables.claims import p_above
 
 Interval = Callable[..., tuple[float, float] | tuple[None, None]]
 GENERATOR = np.random.default_rng(7)

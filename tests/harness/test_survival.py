@@ -18,9 +18,9 @@ from typing import Any
 import pytest
 import torch
 
-from harness import run
-from harness.config import StartConfig
-from harness.data import find_data
+from harness.config.run import StartConfig
+from harness.images.sources import find_data
+from harness.runs import run
 from tests.harness import killable, survival
 from tests.harness.conftest import write_image
 from tests.harness.killable import PHASES, watch_changes

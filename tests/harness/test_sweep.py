@@ -13,16 +13,21 @@ import psutil  # type: ignore[import-untyped]
 import pytest
 import torch
 
-from harness import engines, members, run, sweep
-from harness.config import table_rows
-from harness.data import DataSource, find_data
-from harness.engines import Local, Place
-from harness.errors import UserError
-from harness.members import Member, find_members, run_member
-from harness.options import parse
-from harness.plan import calibrate
-from harness.records import load_records, record_path
-from harness.sweep import seconds_of
+from harness import run, sweep
+from harness.base.errors import UserError
+from harness.config.options import parse
+from harness.config.rows import table_rows
+from harness.images.sources import DataSource, find_data
+from harness.records.store import load_records, record_path
+from harness.runs import engines
+from harness.runs import jobs as members
+from harness.runs import sweep as runs_sweep
+from harness.runs.engines import Local, Place
+from harness.runs.jobs import Member, find_members, run_member
+from harness.runs.options import RunOptions as Options
+from harness.runs.options import TrainingOptions, configure
+from harness.runs.plan import calibrate
+from harness.runs.sweep import BUDGET_STATUS, seconds_of
 from tests.harness.tiny import make_config
 
 ROOT = Path(__file__).parents[2]
@@ -78,7 +83,7 @@ def write_killer(folder: Path, until: Path | None = None) -> str:
 # -- the grid -------------------------------------------------------------------------------
 
 
-def source_of(options: run.TrainingOptions) -> DataSource:
+def source_of(options: TrainingOptions) -> DataSource:
     return find_data(options.data, train_sets=options.train_sets or None, holdout=options.holdout)
 
 
@@ -108,11 +113,11 @@ def test_a_members_command_leads_to_its_run(words: list[str], image_folder: Path
     ids = [member.config.run_id for member in found]
     assert len(set(ids)) == len(ids)
     for member in found:
-        options, variants = parse(run.Options, member.words, "harness.run")
+        options, variants = parse(Options, member.words, "harness.run")
         source = source_of(options)
         (variant,), (seed,) = variants, options.seeds
         cache = source.training_images(options.scale)
-        assert run.configure(options, variant, seed, CPU, source, cache) == member.config
+        assert configure(options, variant, seed, CPU, source, cache) == member.config
     if "warm-start" in words:
         assert found[0].config == found[1].config.baseline
     if "table4" in words:
@@ -156,14 +161,14 @@ def grid(tmp_path: Path, image_folder: Path) -> list[Member]:
 
 def test_baselines_first_and_finished_ones_never(grid: list[Member]) -> None:
     engine = Fake(lambda _: 0)
-    report = sweep.sweep(grid, engine, threading.Event(), at_once=1)
+    report = runs_sweep.sweep(grid, engine, threading.Event(), at_once=1)
     assert {str(m) for m in report.finished} == set(engine.ran) == {str(m) for m in grid}
     assert len(engine.ran) == 6
     for seed in (0, 1):
         start = engine.ran.index(f"Baseline, seed {seed}")
         assert start < engine.ran.index(f"NLA, warm start, seed {seed}")
     again = Fake(lambda _: 0)
-    assert len(sweep.sweep(grid, again, threading.Event()).finished) == 6
+    assert len(runs_sweep.sweep(grid, again, threading.Event()).finished) == 6
     assert again.ran == []
 
 
@@ -171,7 +176,7 @@ def test_what_needs_a_failed_baseline_fails_with_it(grid: list[Member]) -> None:
     def outcome(member: Member) -> int:
         return 0 if member.config.seed else -9
 
-    report = sweep.sweep(grid, Fake(outcome), threading.Event())
+    report = runs_sweep.sweep(grid, Fake(outcome), threading.Event())
     assert [m.config.seed for m in report.finished] == [1, 1, 1]
     reasons = {str(m): reason for m, reason in report.failed}
     assert reasons.pop("Baseline, seed 0") == "killed by SIGKILL (out of memory?)"
@@ -185,7 +190,7 @@ def test_an_engine_that_loses_a_member_does_not_end_the_sweep(grid: list[Member]
             raise RuntimeError("its node\nwent away")
         return 0
 
-    report = sweep.sweep(grid, Fake(outcome), threading.Event())
+    report = runs_sweep.sweep(grid, Fake(outcome), threading.Event())
     assert len(report.finished) == 4
     assert [reason for _, reason in report.failed] == ["its node went away"] * 2
 
@@ -193,7 +198,7 @@ def test_an_engine_that_loses_a_member_does_not_end_the_sweep(grid: list[Member]
 def test_a_member_that_ends_well_without_a_record_has_failed(grid: list[Member]) -> None:
     engine = Fake(lambda member: 0)
     engine.run = lambda member: 0  # type: ignore[method-assign]
-    report = sweep.sweep(grid[:1], engine, threading.Event())
+    report = runs_sweep.sweep(grid[:1], engine, threading.Event())
     assert [reason for _, reason in report.failed] == ["exit status 0"]
 
 
@@ -206,7 +211,7 @@ def test_the_deadline_stops_what_runs_and_begins_nothing(grid: list[Member]) -> 
         assert stop.wait(20)
         return 143
 
-    report = sweep.sweep(grid, Fake(outcome), stop, at_once=2, deadline=time.monotonic() + 1.0)
+    report = runs_sweep.sweep(grid, Fake(outcome), stop, at_once=2, deadline=time.monotonic() + 1.0)
     assert [m.config.seed for m in report.finished] == [0, 0, 0]
     assert [m.config.seed for m in report.left] == [1, 1, 1]
     assert report.failed == []
@@ -224,7 +229,7 @@ def test_an_interrupt_stops_the_members_first(
         return 130
 
     with pytest.raises(KeyboardInterrupt):
-        sweep.sweep(grid, Fake(outcome), stop, at_once=1)
+        runs_sweep.sweep(grid, Fake(outcome), stop, at_once=1)
     assert len(ended) == 1
 
 
@@ -301,7 +306,7 @@ def test_a_budget_is_kept_and_the_rest_goes_on(
         [*command, "--budget", "60s"], capture_output=True, text=True, cwd=ROOT, check=False
     )
     assert time.monotonic() - begin < 60
-    assert done.returncode == sweep.BUDGET_STATUS, done.stderr
+    assert done.returncode == BUDGET_STATUS, done.stderr
     assert "The budget is used up; the same command goes on." in done.stdout
     assert "0 of 2 runs are finished." in done.stdout
     (folder,) = [p.parent for p in tmp_path.glob("runs/baseline-*/log.txt")]
@@ -421,7 +426,7 @@ def test_other_engines_stop_in_time(
     begin = time.monotonic()
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
     assert time.monotonic() - begin < 55  # Ray itself takes seconds to end
-    assert done.returncode == sweep.BUDGET_STATUS, done.stderr
+    assert done.returncode == BUDGET_STATUS, done.stderr
     assert list(tmp_path.glob("runs/baseline-*/*state*")), "the member did not save its state"
 
 

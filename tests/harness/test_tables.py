@@ -18,24 +18,21 @@ import synthetic_records as synthetic
 from rich.console import Console
 
 from attention_zoo import Attention, find_attention
-from harness.config import Variant
-from harness.errors import UserError
-from harness.latency_tables import find_benches, latency_details, table5
-from harness.quality_tables import quality_table, table1, table2, table3
-from harness.records import load_records, save_record
-from harness.render import Table, latex_escape
-from harness.settings import Setting, find_settings, paper_table, variant_labels
-from harness.speed_tables import find_speeds, speed_table
-from harness.statistics import summarise
-from harness.tables import (
-    Options,
-    build,
-    main,
-    summary,
-    table4,
-    table6,
-    write_tables,
-)
+from harness.base.errors import UserError
+from harness.config.labels import variant_labels
+from harness.config.variants import Variant
+from harness.records.store import load_records, save_record
+from harness.reporting.benches import find_benches
+from harness.reporting.settings import Setting, find_settings, paper_table
+from harness.reporting.statistics import summarise
+from harness.reporting.tables.all import build, write_tables
+from harness.reporting.tables.latency import latency_details, table5
+from harness.reporting.tables.operations import table4, table6
+from harness.reporting.tables.printed import summary
+from harness.reporting.tables.quality import quality_table, table1, table2, table3
+from harness.reporting.tables.render import Table, latex_escape
+from harness.reporting.tables.speed import find_speeds, speed_table
+from harness.tables import main
 
 TABLE4_ROWS = [
     *("Baseline", "NLA", "Conv", "NLSA-r4", "ENLCA-m256", "ENLCA-m128", "ENLCA-m64", "ENLCA-m32"),
@@ -636,12 +633,12 @@ def results(tmp_path: Path, setting: Setting) -> Path:
 
 def test_the_same_records_give_the_same_bytes(results: Path, tmp_path: Path) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
-    write_tables(Options(results=results, output=first))
+    write_tables(results, output=first)
     for path in (results / "records").rglob("*.json"):  # another order of creation on disk
         text = path.read_text()
         path.unlink()
         path.write_text(text)
-    write_tables(Options(results=results, output=second))
+    write_tables(results, output=second)
     files = sorted(p.relative_to(first) for p in first.rglob("*.*"))
     assert files == sorted(p.relative_to(second) for p in second.rglob("*.*"))
     assert len(files) == 9 * 3
@@ -668,15 +665,15 @@ def test_main_prints_files_and_table4(
 def test_preset_picks_runs(results: Path, tmp_path: Path) -> None:
     save_record(results, synthetic.run("NLA", 0, NLA, preset="quick"))
     output = tmp_path / "out"
-    write_tables(Options(results=results, preset="quick", output=output))
+    write_tables(results, preset="quick", output=output)
     assert [p.name.split("-")[0] for p in output.iterdir() if p.is_dir()] == ["quick"]
     with pytest.raises(UserError, match=r"no runs of preset 'base' .* quick, small"):
-        write_tables(Options(results=results, preset="base", output=output))
+        write_tables(results, preset="base", output=output)
 
 
 def test_scaling_records_give_tables_too(tmp_path: Path) -> None:
     save_record(tmp_path, synthetic.scaling({"NLA": (2.0, 1.0)}, identifier="made-up"))
-    _, (table, paths) = write_tables(Options(results=tmp_path))
+    _, (table, paths) = write_tables(tmp_path)
     assert table.name == "scaling-made-up"
     assert {p.name for p in paths} == {f"scaling-made-up.{s}" for s in ("csv", "md", "tex")}
 

@@ -10,7 +10,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from harness.timing import Timing, time_in_turn
+from harness.measuring.timing import Timing, time_in_turn
 
 CPU = torch.device("cpu")
 

@@ -9,14 +9,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from harness import train
-from harness.checkpoints import find_checkpoints, load_checkpoint
-from harness.config import RunConfig, StartConfig, Variant
-from harness.data import TrainingCache, find_data, sample_batch
-from harness.edsr import EDSR, build_network
-from harness.errors import UserError
-from harness.signals import Stopped
-from harness.train import Trainer
+from harness.base.errors import UserError
+from harness.base.signals import Stopped
+from harness.config.run import RunConfig, StartConfig
+from harness.config.variants import Variant
+from harness.images.cache import TrainingCache
+from harness.images.patches import sample_batch
+from harness.images.sources import find_data
+from harness.network.edsr import EDSR, build_network
+from harness.training import trainer as train
+from harness.training.checkpoints import find_checkpoints, load_checkpoint
+from harness.training.trainer import Trainer
 from tests.harness.tiny import make_config
 
 #: A clock that leaps by a day ahead and back.
@@ -311,7 +314,7 @@ def test_patches_are_the_same_for_every_variant(
             seen.setdefault(name, []).append(batch[0].tobytes() + batch[1].tobytes())
             return batch
 
-        monkeypatch.setattr("harness.train.sample_batch", sampled)
+        monkeypatch.setattr("harness.training.trainer.sample_batch", sampled)
 
     for name in ("none", "nlsa", "enlca"):
         record(name)

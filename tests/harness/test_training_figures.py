@@ -8,8 +8,13 @@ import numpy as np
 import pytest
 import synthetic_records as synthetic
 
-from harness.settings import Setting
-from harness.training_figures import difference_percent, loss_curves, table_of, training_figure
+from harness.reporting.figures.training import (
+    difference_percent,
+    loss_curves,
+    table_of,
+    training_figure,
+)
+from harness.reporting.settings import Setting
 
 STEPS = 40
 

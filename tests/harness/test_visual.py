@@ -13,15 +13,15 @@ from PIL import Image
 from test_maps import make
 
 from harness import visual
-from harness.bicubic import upscale
-from harness.config import Variant
-from harness.data import TestSet
-from harness.errors import UserError
-from harness.evaluate import super_resolve
-from harness.images import ImageSet
-from harness.metrics import psnr, rgb_to_y, ssim
-from harness.visual import compare, find_crop
-from harness.weights import TrainedNetwork, save_weights
+from harness.base.errors import UserError
+from harness.config.variants import Variant
+from harness.images.bicubic import upscale
+from harness.images.files import ImageSet
+from harness.images.metrics import psnr, rgb_to_y, ssim
+from harness.images.sources import TestSet
+from harness.measuring.quality import super_resolve
+from harness.network.weights import TrainedNetwork, save_weights
+from harness.pictures.crops import RULE, compare, find_crop
 
 
 def picture(seed: int, height: int, width: int) -> np.ndarray:
@@ -119,7 +119,7 @@ def test_command_line(
     assert capsys.readouterr().out.split() == [str(path) for path in files]
     record = json.loads(files[2].read_text())
     assert str(folder) not in files[2].read_text()
-    assert record["rule"] == visual.RULE
+    assert record["rule"] == RULE
     assert (record["images"], record["count"], record["runs"]) == (2, 1, ["nla-run", "none-run"])
     (crop,) = record["crops"]
     assert crop["image"] == "noise"  # where the results differ more

@@ -17,14 +17,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from harness import run
-from harness.checkpoints import find_checkpoints, load_checkpoint
-from harness.data import TestImage, find_data
-from harness.errors import UserError
-from harness.evaluate import evaluate, within_memory
-from harness.records import load_records, save_record
-from harness.tables import Options, write_tables
-from harness.weights import load_weights
+from harness.base.errors import UserError
+from harness.images.sources import TestImage, find_data
+from harness.measuring.quality import evaluate, within_memory
+from harness.network.weights import load_weights
+from harness.records.store import load_records, save_record
+from harness.reporting.tables.all import write_tables
+from harness.runs import run
+from harness.training.checkpoints import find_checkpoints, load_checkpoint
 from tests.harness import synthetic_records as synthetic
 from tests.harness.tiny import make_config
 
@@ -163,11 +163,11 @@ def test_an_evaluation_that_fails_leaves_the_trained_state(
     def fails(*_: object, **__: object) -> None:
         raise UserError("cannot read the image")
 
-    monkeypatch.setattr(run, "evaluate", fails)
+    monkeypatch.setattr("harness.runs.run.evaluate", fails)
     with pytest.raises(UserError, match="cannot read the image"):
         train_and_evaluate(image_folder, tmp_path)
-    monkeypatch.setattr(run, "evaluate", evaluate)
-    monkeypatch.setattr(run.Trainer, "train_step", None)
+    monkeypatch.setattr("harness.runs.run.evaluate", evaluate)
+    monkeypatch.setattr("harness.training.trainer.Trainer.train_step", None)
     train_and_evaluate(image_folder, tmp_path)
     (record,) = load_records(tmp_path, "run")
     assert record["training"]["log"][-1][0] == 6
@@ -189,7 +189,7 @@ def test_a_stopped_evaluation_goes_on_with_the_next_image(
         names.append(image.name)
         return within_memory(network, image, *others)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("harness.evaluate.within_memory", stops)
+    monkeypatch.setattr("harness.measuring.quality.within_memory", stops)
     with pytest.raises(KeyboardInterrupt):
         train_and_evaluate(image_folder, results)
     assert not load_records(results, "run")
@@ -218,7 +218,7 @@ def test_names_that_are_not_utf8(image_folder: Path, tmp_path: Path) -> None:
     run.run(config, source, cache, results, torch.device("cpu"), "test")
     (record,) = load_records(results, "run")
     assert {i["name"] for i in record["quality"]["T\udce9"]["images"]} == {"e1", "e\udce8"}
-    for _, paths in write_tables(Options(results=results)):
+    for _, paths in write_tables(results):
         assert all(path.read_text(encoding="utf-8") for path in paths)
 
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from harness.config import Variant
-from harness.errors import UserError
-from harness.weights import (
+from harness.base.errors import UserError
+from harness.config.variants import Variant
+from harness.network.weights import (
     Architecture,
     find_weights,
     load_strictly,

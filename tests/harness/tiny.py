@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from harness.config import DataConfig, RunConfig, Variant
+from harness.config.run import DataConfig, RunConfig
+from harness.config.variants import Variant
 
 
 def make_config(

@@ -1,0 +1,195 @@
+/* Softmax attention of rows, tile by tile with online softmax: the CPU's counterpart of
+   attention_zoo/cores/softmax.py, whose names and numerics it shares. Scores stand in columns: keys by queries. */
+#include "vectors.h"
+
+/* Queries of a tile, the distance of its rows, in no power of 2, and keys: scores stay in the cache. */
+enum { QUERIES = 144, LINE = QUERIES + 16, KEYS = 144 };
+static const float LOG2_E = 1.44269504088896340736f;
+/* How far, in units of log 2, later scores may exceed the first keys' maximum before it is raised. */
+static const float MOST_ABOVE = 40;
+static const float LEFT_OUT = -1.2e38f;
+
+/* Floats of memory that softmax_attend and softmax_gradients take. */
+size softmax_space(size c, size d) { return (2 * c + d + 2 * KEYS + 2) * LINE + (KEYS + QUERIES) * (c + d); }
+
+/* The score of row i and column i + first is LEFT_OUT, before high is taken. */
+INLINE void leave_out_diagonal(float *scores, size first, size rows, size columns) {
+    for (size i = 0; i < rows; i++)
+        if (i + first >= 0 && i + first < columns) scores[i * LINE + i + first] = LEFT_OUT;
+}
+
+/* Scores [keys][vectors W], no larger than highest, become weights 2^(score - top), which norm grows by; sums are
+   of d rows. */
+INLINE void weigh_of(const int vectors, float *scores, size keys, const float *highest, float *top, float *norm,
+                     float *sums, size d, int first) {
+    vec high[MOST_VECTORS], total[MOST_VECTORS];
+    UNROLL for (int j = 0; j < vectors; j++) {
+        high[j] = load(highest + j * W);
+        total[j] = (vec){0};
+        if (!first) {
+            vec before = load(top + j * W), above = high[j] - before;
+            float most = above[0];
+            for (int l = 1; l < W; l++) most = above[l] > most ? above[l] : most;
+            total[j] = load(norm + j * W);
+            if (most > MOST_ABOVE) {
+                high[j] = larger(high[j], before);
+                vec shrink = power_of_2(before - high[j]);
+                total[j] *= shrink;
+                for (size e = 0; e < d; e++)
+                    store(sums + e * LINE + j * W, load(sums + e * LINE + j * W) * shrink);
+            } else
+                high[j] = before;
+        }
+        store(top + j * W, high[j]);
+    }
+    for (size i = 0; i < keys; i++) {
+        UNROLL for (int j = 0; j < vectors; j++) {
+            vec weight = power_of_2(load(scores + i * LINE + j * W) - high[j]);
+            store(scores + i * LINE + j * W, weight);
+            total[j] += weight;
+        }
+    }
+    UNROLL for (int j = 0; j < vectors; j++) store(norm + j * W, total[j]);
+}
+
+static void weigh(int vectors, float *scores, size keys, const float *high, float *top, float *norm, float *sums, size d, int first) {
+    if (vectors == 3) weigh_of(3, scores, keys, high, top, norm, sums, d, first);
+    if (vectors == 2) weigh_of(2, scores, keys, high, top, norm, sums, d, first);
+    if (vectors == 1) weigh_of(1, scores, keys, high, top, norm, sums, d, first);
+}
+
+/* Of every line from first_line on, n queries from first on attend to m keys: q and k are c wide, v and out d,
+   top and norm 1.
+   before: out, top and norm hold the sums, largest scores and norms after other keys.
+   finish: out receives the output and top log2 of the whole norm; else all three hold such sums again.
+   leave_out: query i leaves out key i. */
+void softmax_attend(const struct lines *q, const struct lines *k, const struct lines *v, const struct lines *out,
+                    const struct lines *top_of, const struct lines *norm_of, size m, size c, size d, int before,
+                    int finish, int leave_out, size first_line, size lines, size first, size n, float *space) {
+    float *queries = space, *sums = queries + c * LINE, *scores = sums + d * LINE, *top = scores + KEYS * LINE;
+    float *norm = top + LINE, *rows_k = norm + LINE, *rows_v = rows_k + KEYS * c, *rows = rows_v + KEYS * d;
+    float high[MOST_VECTORS * W];
+    for (size line = first_line; line < first_line + lines; line++)
+        for (size g = first; g < first + n; g += QUERIES) {
+            size count = first + n - g < QUERIES ? first + n - g : QUERIES, vectors = (count + W - 1) / W;
+            transpose_padded(in_one_piece(q, line, g, count, c, rows), count, c, queries, LINE);
+            for (size i = 0; i < c; i++)
+                for (size x = 0; x < vectors; x++)
+                    store(queries + i * LINE + x * W, load(queries + i * LINE + x * W) * LOG2_E);
+            for (size j = 0; j < m; j += KEYS) {
+                size keys = m - j < KEYS ? m - j : KEYS;
+                const float *key = in_one_piece(k, line, j, keys, c, rows_k);
+                const float *value = in_one_piece(v, line, j, keys, d, rows_v);
+                int now;
+                for (size x = 0; x < vectors; x += now) {
+                    now = next_vectors(vectors - x);
+                    float *s = scores + x * W, *o = sums + x * W;
+                    for (int l = 0; l < now; l++) store(high + l * W, all(LEFT_OUT));
+                    product_and_top(key, c, 1, queries + x * W, LINE, s, LINE, keys, c, now, high);
+                    if (leave_out) leave_out_diagonal(s, j - g - x * W, keys, now * W);
+                    weigh(now, s, keys, high, top + x * W, norm + x * W, o, d, j == 0);
+                    product(value, 1, d, s, LINE, o, LINE, d, keys, now, j > 0);
+                }
+            }
+            transpose(sums, LINE, d, count, rows, d);
+            for (size i = 0; i < count; i++) {
+                float *to = row(out, line, g + i), *to_top = row(top_of, line, g + i);
+                float *to_norm = row(norm_of, line, g + i), all_top = top[i], all_norm = norm[i];
+                float own = 1, of_before = 0;
+                if (before) {
+                    all_top = *to_top > top[i] ? *to_top : top[i];
+                    own = exp2f(top[i] - all_top), of_before = exp2f(*to_top - all_top);
+                    all_norm = norm[i] * own + *to_norm * of_before;
+                }
+                if (finish) own /= all_norm, of_before /= all_norm;
+                if (before)
+                    for (size e = 0; e < d; e++) to[e] = rows[i * d + e] * own + to[e] * of_before;
+                else
+                    for (size e = 0; e < d; e++) to[e] = rows[i * d + e] * own;
+                *to_top = finish ? log2f(all_norm) + all_top : all_top;
+                if (!finish) *to_norm = all_norm;
+            }
+        }
+}
+
+/* Scores become weights, and what is in by_score, products of gradients and values, gradients by scores. */
+INLINE void weigh_gradients_of(const int vectors, float *scores, float *by_score, size keys, const float *lse,
+                               const float *delta) {
+    vec high[MOST_VECTORS], less[MOST_VECTORS];
+    UNROLL for (int j = 0; j < vectors; j++) {
+        high[j] = load(lse + j * W);
+        less[j] = load(delta + j * W);
+    }
+    for (size i = 0; i < keys; i++) {
+        UNROLL for (int j = 0; j < vectors; j++) {
+            float *s = scores + i * LINE + j * W, *g = by_score + i * LINE + j * W;
+            /* Rounding of a huge score must not lift it above the sum that holds it. */
+            vec weight = power_of_2(-larger((vec){0}, high[j] - load(s)));
+            store(s, weight);
+            store(g, weight * (load(g) - less[j]));
+        }
+    }
+}
+
+static void weigh_gradients(int vectors, float *scores, float *by_score, size keys, const float *lse,
+                            const float *delta) {
+    if (vectors == 3) weigh_gradients_of(3, scores, by_score, keys, lse, delta);
+    if (vectors == 2) weigh_gradients_of(2, scores, by_score, keys, lse, delta);
+    if (vectors == 1) weigh_gradients_of(1, scores, by_score, keys, lse, delta);
+}
+
+/* Gradients by the queries, keys and values of such lines, given those by out; lse is what softmax_attend left in top.
+   c and d are multiples of W.
+   add_q, add_kv: to what is there already. */
+void softmax_gradients(const struct lines *q, const struct lines *k, const struct lines *v, const struct lines *out,
+                       const struct lines *lse_of, const struct lines *grad,
+                       const struct lines *grad_q, const struct lines *grad_k, const struct lines *grad_v, size m,
+                       size c, size d, int add_q, int add_kv, int leave_out, size first_line, size lines, size first,
+                       size n, float *space) {
+    float *queries = space, *by_query = queries + c * LINE, *grads = by_query + c * LINE, *scores = grads + d * LINE;
+    float *by_score = scores + KEYS * LINE, *lse = by_score + KEYS * LINE, *delta = lse + LINE;
+    float *rows_k = delta + LINE, *rows_v = rows_k + KEYS * c, *rows_q = rows_v + KEYS * d;
+    float *rows_grad = rows_q + QUERIES * c;
+    for (size line = first_line; line < first_line + lines; line++)
+        for (size g = first; g < first + n; g += QUERIES) {
+            size count = first + n - g < QUERIES ? first + n - g : QUERIES, vectors = (count + W - 1) / W;
+            const float *query = in_one_piece(q, line, g, count, c, rows_q);
+            const float *by_out = in_one_piece(grad, line, g, count, d, rows_grad);
+            transpose_padded(query, count, c, queries, LINE);
+            for (size i = 0; i < c; i++)
+                for (size x = 0; x < vectors; x++)
+                    store(queries + i * LINE + x * W, load(queries + i * LINE + x * W) * LOG2_E);
+            transpose_padded(by_out, count, d, grads, LINE);
+            store(lse + (vectors - 1) * W, (vec){0});
+            store(delta + (vectors - 1) * W, (vec){0});
+            for (size i = 0; i < count; i++) {
+                delta[i] = dot(row(out, line, g + i), by_out + i * d, d);
+                lse[i] = *row(lse_of, line, g + i);
+            }
+            for (size j = 0; j < m; j += KEYS) {
+                size keys = m - j < KEYS ? m - j : KEYS;
+                const float *key = in_one_piece(k, line, j, keys, c, rows_k);
+                const float *value = in_one_piece(v, line, j, keys, d, rows_v);
+                int add = g > first || add_kv, now;
+                for (size x = 0; x < vectors; x += now) {
+                    now = next_vectors(vectors - x);
+                    float *s = scores + x * W, *b = by_score + x * W;
+                    product(key, c, 1, queries + x * W, LINE, s, LINE, keys, c, now, 0);
+                    product(value, d, 1, grads + x * W, LINE, b, LINE, keys, d, now, 0);
+                    if (leave_out) leave_out_diagonal(s, j - g - x * W, keys, now * W);
+                    weigh_gradients(now, s, b, keys, lse + x * W, delta + x * W);
+                    product(key, 1, c, b, LINE, by_query + x * W, LINE, c, keys, now, j > 0);
+                }
+                wide_product(scores, LINE, 1, by_out, d, row(grad_v, line, j), grad_v->by_row, keys, count, d, add);
+                wide_product(by_score, LINE, 1, query, c, row(grad_k, line, j), grad_k->by_row, keys, count, c, add);
+            }
+            transpose(by_query, LINE, c, count, queries, c);
+            for (size i = 0; i < count; i++) {
+                float *to = row(grad_q, line, g + i);
+                if (add_q)
+                    for (size j = 0; j < c; j++) to[j] += queries[i * c + j];
+                else
+                    for (size j = 0; j < c; j++) to[j] = queries[i * c + j];
+            }
+        }
+}

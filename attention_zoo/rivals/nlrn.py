@@ -1,0 +1,255 @@
+"""Neighbourhood non-local attention of NLRN: every position attends to the square around it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..base import AttentionError, Cost, check_qkv, require_at_least
+from ..cores.softmax import LOG2_E, no_autocast, refuse_second_derivative, sum_dtype, tile_size
+from ..cores.tiles import even_step, num_workers, scratch, share_tiles
+from ..nla import NonLocalAttention, position_scores
+from ..registry import register_attention
+
+# Side of a tile of queries: wider ones score more pairs in vain, narrower ones make slow products.
+_SIDE = 10
+
+
+def neighbourhood_attention(q: Tensor, k: Tensor, v: Tensor, window: int = 45) -> Tensor:
+    """``y_i = sum_j exp(q_i·k_j) v_j / sum_j exp(q_i·k_j)``, j in the window around i.
+
+    The window is centred on i, and what lies outside the map is not in it. Tiles of 10 x 10 queries
+    attend to the map within reach of any of them, with -inf where it is out of a query's own reach:
+    no neighbourhood is copied out.
+
+    Args:
+        q: queries ``[B, c, H, W]``.
+        k: keys ``[B, c, H, W]``.
+        v: values ``[B, c_out, H, W]``.
+        window: side of the neighbourhood, odd.
+
+    Returns:
+        ``[B, c_out, H, W]``. Scores are not scaled by 1/sqrt(c).
+
+    Raises:
+        AttentionError: the shapes do not fit together, or the window is even or below 1.
+
+    Numerics: error up to ``(2 u + 2 min(1, g)) max|v|``, see :mod:`.softmax`.
+    """
+    check_qkv(q, k, v)
+    reach = _reach(window)
+    dtype = sum_dtype(v)
+    with no_autocast(v):
+        rows = (t.permute(0, 2, 3, 1).to(dtype) for t in (q, k, v))
+        return _Neighbourhood.apply(*rows, reach).permute(0, 3, 1, 2).to(v.dtype)
+
+
+def _reach(window: int) -> int:
+    """Positions on either side that a window holds."""
+    require_at_least("window", window, 1)
+    if window % 2 == 0:
+        raise AttentionError(f"window must be odd, to have a centre, got {window}")
+    return window // 2
+
+
+_Cut = tuple[slice, slice]
+
+
+def _cuts(length: int, reach: int) -> list[_Cut]:
+    """(queries, keys within reach of any of them) of each tile along one side of the map."""
+    return [
+        (
+            slice(start, min(start + _SIDE, length)),
+            slice(max(0, start - reach), min(start + _SIDE + reach, length)),
+        )
+        for start in range(0, length, _SIDE)
+    ]
+
+
+def _out_of_reach(queries: slice, keys: slice, reach: int, like: Tensor) -> Tensor:
+    """-inf where query and key are further apart than ``reach``, else 0: ``[queries, keys]``."""
+    rows, columns = (
+        torch.arange(s.start, s.stop, device=like.device, dtype=like.dtype) for s in (queries, keys)
+    )
+    apart = (rows[:, None] - columns).abs_() > reach
+    return torch.zeros_like(apart, dtype=like.dtype).masked_fill_(apart, -math.inf)
+
+
+class _Neighbourhood(torch.autograd.Function):
+    """Rows ``[B, H, W, ·]`` in the dtype of sums; the backward pass does each tile again."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, reach: int) -> Tensor:
+        q, k, v = (t.contiguous() for t in (q, k, v))
+        ctx.reach = reach
+        out, lse = torch.empty_like(v), torch.empty_like(v[..., :1])
+
+        def worker(_: int) -> Callable[[_Tile], None]:
+            def attend(tile: _Tile) -> None:
+                scores = _scores(q, k, tile)
+                top = scores.amax(-1, keepdim=True)
+                weights = scores.sub_(top).exp2_()
+                norm = weights.sum(-1, keepdim=True)
+                means = torch.bmm(weights, _take(v, tile.keys)).div_(norm)
+                _put(out, tile.queries, means)
+                _put(lse, tile.queries, norm.log2_().add_(top))
+
+            return attend
+
+        share_tiles(_tiles(q, reach), q.device, worker)
+        ctx.save_for_backward(q, k, v, out, lse)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        refuse_second_derivative("neighbourhood_attention")
+        q, k, v, out, lse = ctx.saved_tensors
+        grad = grads[0].contiguous()
+        deltas = (grad * out).sum(-1, keepdim=True)
+        grad_q = torch.empty_like(q)
+        sums: dict[int, tuple[Tensor, Tensor]] = {}  # keys of several tiles are the same
+
+        def worker(number: int) -> Callable[[_Tile], None]:
+            grad_k, grad_v = sums[number] = torch.zeros_like(k), torch.zeros_like(v)
+
+            def attend(tile: _Tile) -> None:
+                queries, keys = tile.queries, tile.keys
+                # Rounding of a huge score must not lift it above the sum that holds it.
+                weights = _scores(q, k, tile).sub_(_take(lse, queries)).clamp_max_(0).exp2_()
+                grad_out = _take(grad, queries)
+                _add(grad_v, keys, torch.bmm(weights.mT, grad_out))
+                by_weight = torch.bmm(grad_out, _take(v, keys).mT)
+                by_score = by_weight.sub_(_take(deltas, queries)).mul_(weights)
+                _put(grad_q, queries, torch.bmm(by_score, _take(k, keys)))
+                _add(grad_k, keys, torch.bmm(by_score.mT, _take(q, queries)))
+
+            return attend
+
+        share_tiles(_tiles(q, ctx.reach), q.device, worker, fixed=True)
+        (grad_k, grad_v), *others = (sums[number] for number in sorted(sums))
+        for of_k, of_v in others:
+            grad_k += of_k
+            grad_v += of_v
+        return grad_q, grad_k, grad_v, None
+
+
+#: Images, rows and columns.
+_Block = tuple[slice, slice, slice]
+
+
+class _Tile(NamedTuple):
+    """What attends to what; ``far`` is of rows and of columns, see :func:`_out_of_reach`."""
+
+    queries: _Block
+    keys: _Block
+    far: tuple[Tensor, Tensor]
+
+
+def _tiles(q: Tensor, reach: int) -> list[_Tile]:
+    batch, height, width, _ = q.shape
+    down, across = (
+        [(*cut, _out_of_reach(*cut, reach, q)) for cut in _cuts(length, reach)]
+        for length in (height, width)
+    )
+    workers = num_workers(q.device)
+    tiles = []
+    for rows, key_rows, far_rows in down:
+        for columns, key_columns, far_columns in across:
+            size = far_rows.numel() * far_columns.numel()
+            group = even_step(batch, size, tile_size(q.device) // workers)
+            for b in range(0, batch, group):
+                images = slice(b, min(b + group, batch))
+                queries, keys = (images, rows, columns), (images, key_rows, key_columns)
+                tiles.append(_Tile(queries, keys, (far_rows, far_columns)))
+    return tiles
+
+
+def _scores(q: Tensor, k: Tensor, tile: _Tile) -> Tensor:
+    """``[images, queries, keys]`` in units of log 2, in memory that the thread keeps."""
+    queries, keys = _take(q, tile.queries) * LOG2_E, _take(k, tile.keys)
+    (h, key_h), (w, key_w) = (far.shape for far in tile.far)
+    space = scratch("scores", q, len(queries), h, w, key_h, key_w)
+    torch.add(tile.far[0][:, None, :, None], tile.far[1][:, None], out=space[0])
+    space[1:] = space[:1]
+    scores = space.view(len(queries), h * w, key_h * key_w)
+    # Not in place by name: torch's counter of operations does not know that.
+    return torch.baddbmm(scores, queries, keys.mT, out=scores)
+
+
+def _take(x: Tensor, block: _Block) -> Tensor:
+    """A block of rows ``[B, H, W, c]`` as ``[images, positions, c]``."""
+    return x[block].flatten(1, 2)
+
+
+def _put(x: Tensor, block: _Block, part: Tensor) -> None:
+    into = x[block]
+    into.copy_(part.view(into.shape))
+
+
+def _add(x: Tensor, block: _Block, part: Tensor) -> None:
+    into = x[block]
+    into.add_(part.view(into.shape))
+
+
+@register_attention("nlrn")
+class NeighbourhoodAttention(NonLocalAttention):
+    """NLRN's non-local module: embedded Gaussian within a 45 x 45 neighbourhood, 1x1 embeddings.
+
+    NLRN applies it 12 times in a row and adds the scores of the time before to those of the next;
+    here it stands alone, and the scores are its own. Its batch normalisation is left out.
+
+    Args:
+        channels: channels C of input and output.
+        window: side of the neighbourhood, odd (NLRN: 45).
+        reduction: query and key have C / reduction channels (2 in NLRN).
+        res_scale: weight of the attention in ``y = x + res_scale · attention``.
+    """
+
+    label_format: ClassVar[str] = "NLRN-{window}x{window}"
+    source: ClassVar[str] = (
+        "Non-Local Recurrent Network, Liu et al., NeurIPS 2018, Section 3 (embedded Gaussian)"
+    )
+    complexity: ClassVar[str] = "O(N)"
+
+    def __init__(
+        self, channels: int, *, window: int = 45, reduction: int = 4, res_scale: float = 0.1
+    ) -> None:
+        super().__init__(channels, reduction=reduction, res_scale=res_scale)
+        self.reach = _reach(window)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """:func:`neighbourhood_attention`."""
+        return neighbourhood_attention(q, k, v, 2 * self.reach + 1)
+
+    def attention_weights(self, q: Tensor, k: Tensor, row: int, col: int) -> Tensor:
+        """Softmax weights ``[B, H, W]`` of the query at (row, col), zero out of its reach."""
+        scores = position_scores(q, k, row, col)
+        near = torch.zeros_like(scores, dtype=torch.bool)
+        rows, columns = (slice(max(0, at - self.reach), at + self.reach + 1) for at in (row, col))
+        near[:, rows, columns] = True
+        return scores.masked_fill(~near, -math.inf).flatten(1).softmax(1).view_as(scores)
+
+    def cost(self, height: int, width: int) -> Cost:
+        """Core: (c + C) MACs for each pair within reach, N w² of them far from the border.
+
+        Executed: for each pair that a tile scores.
+        """
+        pairs, scored = 1, 1
+        for length in (height, width):
+            pairs *= sum(
+                min(at + self.reach + 1, length) - max(0, at - self.reach) for at in range(length)
+            )
+            scored *= sum(
+                (queries.stop - queries.start) * (keys.stop - keys.start)
+                for queries, keys in _cuts(length, self.reach)
+            )
+        width_of_all = self.embedding + self.channels
+        return Cost(
+            projections=super().cost(height, width).projections,
+            core=pairs * width_of_all,
+            executed=scored * width_of_all,
+        )

@@ -1,0 +1,282 @@
+"""Window attention of Swin and SwinIR: every position attends to the square window it lies in."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ..base import (
+    Attention,
+    AttentionError,
+    Cost,
+    check_heads,
+    check_qkv,
+    embedding_channels,
+    require_at_least,
+    split_heads,
+)
+from ..cores.softmax import (
+    LOG2_E,
+    no_autocast,
+    refuse_second_derivative,
+    sum_dtype,
+    tile_size,
+    tile_workers,
+)
+from ..cores.tiles import even_step, num_workers, scratch, share_tiles
+from ..registry import register_attention
+
+
+def window_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, shift: int = 0) -> Tensor:
+    """Multi-head self-attention within windows of M x M positions, Eq. 4 of the Swin paper.
+
+    Within a window and a head of d channels: ``softmax(Q K^T / sqrt(d) + bias) V``. Windows begin
+    at rows and columns shift, shift + M, …; what the border cuts off a window is a window by
+    itself. That is what the paper's cyclic shift computes, whose masks keep apart what was not
+    adjacent, and it needs neither masks nor padding.
+
+    Args:
+        q: queries ``[B, c, H, W]``; heads are runs of c / heads channels.
+        k: keys ``[B, c, H, W]``.
+        v: values ``[B, c_out, H, W]``.
+        bias: for each head and each offset (query − key + M − 1) of rows and of columns,
+            ``[heads, 2M − 1, 2M − 1]``.
+        shift: displacement of the windows, 0 … M − 1.
+
+    Returns:
+        ``[B, c_out, H, W]``.
+
+    Raises:
+        AttentionError: the shapes do not fit together, or the shift is not of that range.
+    """
+    check_qkv(q, k, v)
+    if bias.dim() != 3 or bias.shape[1] != bias.shape[2] or bias.shape[1] % 2 == 0:
+        raise AttentionError(f"bias must be [heads, 2M - 1, 2M - 1], got {list(bias.shape)}")
+    heads, window = len(bias), (bias.shape[1] + 1) // 2
+    check_heads(heads, q.shape[1], v.shape[1])
+    if not 0 <= shift < window:
+        raise AttentionError(f"shift must be 0 … {window - 1} for windows of {window}, got {shift}")
+    # By query and key, [heads, M, M, M, M]: offsets grow with the query and shrink with the key.
+    pairs = bias.to(sum_dtype(v)).flip(1, 2).unfold(1, window, 1).unfold(2, window, 1).flip(1, 2)
+    down, across = (_cuts(length, window, shift) for length in v.shape[2:])
+    strips = []
+    for (_, h), *rows in zip(down, *(_split(t, down, 2) for t in (q, k, v)), strict=True):
+        parts = zip(across, *(_split(t, across, 3) for t in rows), strict=True)
+        strips.append([_attend_alike(pairs[:, :h, :w, :h, :w], *qkv) for (_, w), *qkv in parts])
+    return torch.cat([torch.cat(strip, dim=3) for strip in strips], dim=2)
+
+
+def _cuts(length: int, window: int, shift: int) -> list[tuple[int, int]]:
+    """(positions, length of a window) of each run of windows that are of one length."""
+    first = min(shift, length)
+    last = (length - first) % window
+    cuts = [(first, first), (length - first - last, window), (last, last)]
+    return [(positions, size) for positions, size in cuts if positions]
+
+
+def _split(x: Tensor, cuts: list[tuple[int, int]], dim: int) -> tuple[Tensor, ...]:
+    return x.split([positions for positions, _ in cuts], dim)
+
+
+def _attend_alike(bias: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Bias ``[heads, h, w, h, w]``; maps that windows of h x w fill."""
+    heads, (h, w) = len(bias), bias.shape[1:3]
+    # Positions come last: products are slow whose results have rows of a head's few channels.
+    windows = (
+        split_heads(t, heads)
+        .unflatten(4, (-1, w))
+        .unflatten(3, (-1, h))
+        .permute(0, 3, 5, 1, 2, 4, 6)
+        .reshape(-1, t.shape[1] // heads, h * w)
+        for t in (q, k, v)
+    )
+    with no_autocast(v):
+        out = _Windows.apply(*windows, bias.reshape(heads, h * w, h * w))
+    down, across = v.shape[2] // h, v.shape[3] // w
+    out = out.view(-1, down, across, heads, v.shape[1] // heads, h, w)
+    return out.permute(0, 3, 4, 1, 5, 2, 6).reshape(v.shape)
+
+
+class _Windows(torch.autograd.Function):
+    """Softmax attention of W windows with ``heads`` heads each; the heads of one stand together.
+
+    q, k, v are ``[W · heads, d, L]``, contiguous; the bias is ``[heads, L, L]``, in the dtype of
+    the sums. A few windows at a time; the backward pass takes their weights anew.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+        out = torch.empty_like(v)
+        lse = bias.new_empty(len(v), v.shape[2], 1)
+        tiles, size = _tiles(q, bias)
+        log2_bias = bias * LOG2_E
+
+        def worker(_: int) -> Callable[[slice], None]:
+            space = scratch("scores", bias, size)
+
+            def attend(i: slice) -> None:
+                queries, keys, values = (t[i].to(bias.dtype) for t in (q, k, v))
+                weights = _scores(queries, keys, log2_bias, space)
+                top = weights.amax(-1, keepdim=True)
+                norm = weights.sub_(top).exp2_().sum(-1, keepdim=True)
+                torch.div(torch.bmm(values, weights.mT), norm.mT, out=out[i])
+                torch.add(norm.log2_(), top, out=lse[i])
+
+            return attend
+
+        share_tiles(tiles, v.device, worker)
+        ctx.save_for_backward(q, k, v, bias, out, lse)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
+        refuse_second_derivative("window_attention")
+        q, k, v, bias, out, lse = ctx.saved_tensors
+        grad_out = grads[0].contiguous()  # else torch multiplies window by window
+        tiles, size = _tiles(q, bias)
+        log2_bias, scale = bias * LOG2_E, 1 / math.sqrt(q.shape[1])
+        found = [torch.empty_like(t) for t in (q, k, v)]
+        # Windows share the bias: each worker has a sum of its own.
+        sums = [
+            torch.zeros_like(bias) for _ in range(max(1, min(len(tiles), num_workers(v.device))))
+        ]
+
+        def worker(number: int) -> Callable[[slice], None]:
+            space = scratch("scores", bias, 2, size)
+            by_bias = sums[number]
+
+            def add(i: slice) -> None:
+                queries, keys, values, grad = (t[i].to(bias.dtype) for t in (q, k, v, grad_out))
+                # Rounding of a huge score must not lift it above the sum that holds it.
+                weights = _scores(queries, keys, log2_bias, space[0])
+                weights.sub_(lse[i]).clamp_max_(0).exp2_()
+                by_scores = space[1, : weights.numel()].view_as(weights)
+                torch.bmm(grad.mT, values, out=by_scores)
+                by_scores.sub_((grad * out[i]).sum(1).unsqueeze(2)).mul_(weights)
+                by_bias.add_(by_scores.unflatten(0, (-1, len(bias))).sum(0))
+                parts = keys @ by_scores.mT, queries @ by_scores, grad @ weights
+                for whole, part, factor in zip(found, parts, (scale, scale, 1.0), strict=True):
+                    torch.mul(part, factor, out=whole[i])
+
+            return add
+
+        share_tiles(tiles, v.device, worker, fixed=True)
+        for other in sums[1:]:
+            sums[0] += other
+        return *found, sums[0]
+
+
+def _scores(q: Tensor, k: Tensor, log2_bias: Tensor, space: Tensor) -> Tensor:
+    """Scores ``[W · heads, L, L]`` in ``space``, in units of log 2."""
+    positions = q.shape[2]
+    scores = space[: len(q) * positions**2].view(len(q), positions, positions)
+    scores.view(-1, *log2_bias.shape).copy_(log2_bias)
+    factor = LOG2_E / math.sqrt(q.shape[1])
+    # Not in place by name: torch's counter of operations does not know that.
+    return torch.baddbmm(scores, q.mT, k, alpha=factor, out=scores)
+
+
+def _tiles(q: Tensor, bias: Tensor) -> tuple[list[slice], int]:
+    """Tiles of whole windows, and the scores of one; the backward pass holds two such buffers."""
+    heads, size = len(bias), bias.numel()
+    workers = tile_workers(len(q) // heads * size, q.device)
+    step = even_step(len(q) // heads, size, tile_size(q.device, buffers=2), workers)
+    return [slice(i, i + step * heads) for i in range(0, len(q), step * heads)], step * size
+
+
+@register_attention("window")
+class WindowAttention(Attention):
+    """W-MSA of Swin and SwinIR with 1x1 embeddings: windows side by side, relative position bias.
+
+    The papers' LayerNorm and MLP are left out. Their transformers alternate this module with the
+    shifted one; in the network all modules are of one kind.
+
+    Args:
+        channels: channels C of input and output.
+        window: side M of a window.
+        heads: attention heads, each with a bias of its own.
+        reduction: query and key have C / reduction channels (1 in the papers).
+        res_scale: weight of the attention in ``y = x + res_scale · attention``.
+    """
+
+    label_format: ClassVar[str] = "Window-w{window}"
+    source: ClassVar[str] = (
+        "Swin Transformer, Liu et al., ICCV 2021, Eq. 4; SwinIR, Liang et al., ICCVW 2021"
+    )
+    complexity: ClassVar[str] = "O(N)"
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        window: int = 8,
+        heads: int = 4,
+        reduction: int = 1,
+        res_scale: float = 0.1,
+    ) -> None:
+        super().__init__(channels, res_scale=res_scale)
+        require_at_least("window", window, 1)
+        self.window = window
+        self.embedding = embedding_channels(channels, reduction)
+        check_heads(heads, self.embedding, channels)
+        self.query = nn.Conv2d(channels, self.embedding, 1)
+        self.key = nn.Conv2d(channels, self.embedding, 1)
+        self.value = nn.Conv2d(channels, channels, 1)
+        self.output = nn.Conv2d(channels, channels, 1)
+        self.bias = nn.Parameter(torch.empty(heads, 2 * window - 1, 2 * window - 1))
+        nn.init.trunc_normal_(self.bias, std=0.02)
+
+    @property
+    def shift(self) -> int:
+        """Rows and columns by which the windows are displaced."""
+        return 0
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """``[B, C, H, W]`` to q, k ``[B, C/reduction, H, W]`` and v ``[B, C, H, W]``."""
+        return self.query(x), self.key(x), self.value(x)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """:func:`window_attention` and the 1x1 convolution that joins the heads.
+
+        Numerics: error up to ``(3 u + 2 min(1, g)) (max|v| max_o sum|weight| + max|bias|)``, see
+        :mod:`.softmax`, weight and bias being the convolution's; S is the largest norm of query
+        times norm of key over sqrt(d), plus the largest relative position bias.
+        """
+        return self.output(window_attention(q, k, v, self.bias, self.shift))
+
+    def cost(self, height: int, width: int) -> Cost:
+        """Core N M² (c + C) MACs; executed: windows as the border cuts them, and N C² to join."""
+        n, c = height * width, self.embedding + self.channels
+        pairs = math.prod(
+            sum(positions * size for positions, size in _cuts(length, self.window, self.shift))
+            for length in (height, width)
+        )
+        return Cost(
+            projections=n * self.channels * (2 * self.embedding + self.channels),
+            core=n * self.window**2 * c,
+            executed=pairs * c + n * self.channels**2,
+        )
+
+
+@register_attention("shifted-window")
+class ShiftedWindowAttention(WindowAttention):
+    """SW-MSA of Swin and SwinIR: as ``window``, the windows displaced by half of their side.
+
+    Args:
+        channels: channels C of input and output.
+        window: side M of a window; the displacement is M // 2.
+        heads: attention heads, each with a bias of its own.
+        reduction: query and key have C / reduction channels (1 in the papers).
+        res_scale: weight of the attention in ``y = x + res_scale · attention``.
+    """
+
+    label_format: ClassVar[str] = "Shifted window-w{window}"
+
+    @property
+    def shift(self) -> int:
+        """M // 2."""
+        return self.window // 2

@@ -1,0 +1,1 @@
+"""Errors, files, locks, signals, the machine: what every wing stands on."""

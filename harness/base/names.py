@@ -1,0 +1,27 @@
+"""Texts that name content: canonical JSON, its digest, and parts of file names."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from typing import Any
+
+
+def canonical_json(content: Any) -> str:
+    """One text per content: keys sorted, no spaces, ASCII.
+
+    Raises:
+        ValueError: the content holds NaN or an infinity.
+    """
+    return json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def digest(content: Any) -> str:
+    """SHA-256 (hex) of the canonical JSON."""
+    return hashlib.sha256(canonical_json(content).encode()).hexdigest()
+
+
+def slug(text: str) -> str:
+    """The text as part of a file name: anything but letters, digits, dot and dash is a dash."""
+    return re.sub(r"[^A-Za-z0-9.]+", "-", text).strip("-.")

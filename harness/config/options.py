@@ -1,0 +1,291 @@
+"""Command-line options of the attention modules, taken literally from their signatures.
+
+An option that the command has too, such as nystrom's ``steps`` with ``harness.run``, is
+``--attn-steps`` there: the plain flag stays the command's. ``--attn-`` may stand before any other.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import inspect
+import itertools
+import operator
+import re
+import shlex
+import sys
+import typing
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import tyro
+
+from attention_zoo import AttentionError, find_attention, list_attentions
+
+from ..base.errors import UserError, usage_errors
+from .rows import table_rows
+from .variants import Variant
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """(height, width) of ``HEIGHTxWIDTH``.
+
+    Raises:
+        UserError: it is none, or a side is 0.
+    """
+    match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)
+    if not match:
+        raise UserError(f"size {text!r} is not height x width, e.g. 100x100")
+    return int(match[1]), int(match[2])
+
+
+T = TypeVar("T")
+
+
+def parse(cls: type[T], argv: Sequence[str], module: str) -> tuple[T, list[Variant]]:
+    """Parse a command line whose ``--attn`` modules bring options of their own.
+
+    Args:
+        cls: dataclass of the command's own options, with fields ``attn`` and ``rows``; ``--help``
+            shows its docstring.
+        argv: arguments, without the program's name.
+        module: what is typed after ``python -m``.
+
+    Returns:
+        An instance of ``cls`` and the chosen variants, without repetition.
+
+    Raises:
+        UserError: an unknown option, one of another module, or ``--attn`` with ``--rows``.
+        AttentionError: an unknown module.
+    """
+    names = _chosen(argv)
+    own = own_options(cls)
+    options = {
+        name: module_option(name, own) for n in names for name in find_attention(n).options()
+    }
+    argv = [_shortened(word, options) for word in argv]
+    _refuse_unknown(argv, own, {"help", *options.values()}, names)
+    types_of = {option: _types(option, names) for option in options}
+    switches = {
+        options[option] for option, found in types_of.items() if set(found.values()) == {bool}
+    }
+    argv = list(_with_values(argv, switches))
+    fields = [
+        (name, _annotation(option, types_of[option]), _default(option, types_of[option]))
+        for option, name in options.items()
+    ]
+    combined = dataclasses.make_dataclass("Options", fields, bases=(cls,), kw_only=True)
+    with usage_errors():
+        values: Any = tyro.cli(
+            combined,
+            args=argv,
+            prog=f"python -m {module}",
+            description=f"{inspect.getdoc(cls)}\n\nModules: {', '.join(list_attentions())}.",
+        )
+    if values.rows:
+        return values, table_rows(values.rows)
+    present = {_name(word) for word in argv if word.startswith("--")}
+    given = {o: getattr(values, name) for o, name in options.items() if name in present}
+    variants = [
+        Variant(
+            name,
+            {
+                option: _of_type(value, types_of[option][name], option, name)
+                for option, value in given.items()
+                if name in types_of[option]
+            },
+        )
+        for name in names
+    ]
+    return values, variants
+
+
+def own_options(cls: type) -> frozenset[str]:
+    """Names of a command's own options, the fields of its dataclass."""
+    return frozenset(field.name for field in dataclasses.fields(cls))
+
+
+def module_option(option: str, own: Collection[str]) -> str:
+    """What a module's option is called among a command's ``own``: ``attn_steps`` for a taken one.
+
+    Flags are that with dashes: ``--attn-steps``.
+    """
+    return f"attn_{option}" if option in own else option
+
+
+def _shortened(word: str, options: Mapping[str, str]) -> str:
+    """``--attn-m`` as ``--m``, where the command has no ``--m`` of its own."""
+    flag, equals, value = word.partition("=")
+    found = re.fullmatch(r"--(no-)?attn[-_](.+)", flag)
+    if found and options.get(option := found[2].replace("-", "_")) == option:
+        return f"--{found[1] or ''}{found[2]}{equals}{value}"
+    return word
+
+
+def describe_command(module: str, argv: Sequence[str], launcher: str = "python -m") -> str:
+    """The command as typed, absolute paths cut to their last part: records name no machine."""
+    return shlex.join([*launcher.split(), module, *map(_without_folders, argv)])
+
+
+def _without_folders(word: str) -> str:
+    """A path, alone or as ``--option=PATH``, cut to its last part if it is absolute."""
+    flag, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+    return flag + equals + (Path(value).name if Path(value).is_absolute() else value)
+
+
+def _chosen(argv: Sequence[str]) -> list[str]:
+    """Modules named after ``--attn``; the command's default if none are; none with ``--rows``."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--attn", nargs="*")
+    parser.add_argument("--rows")
+    try:
+        known, _ = parser.parse_known_args(list(argv))
+    except (argparse.ArgumentError, SystemExit) as error:
+        raise UserError(f"{error}; see --help") from None
+    if known.rows is not None:
+        if known.attn is not None:
+            raise UserError("give either --attn or --rows, not both")
+        return []
+    if known.attn == []:
+        raise UserError(f"--attn needs a name: choose from {', '.join(list_attentions())}, or all")
+    names = list(dict.fromkeys(known.attn or ["enlca"]))
+    if "all" in names:
+        return [name for name in list_attentions() if _is_sound(name)]
+    for name in names:
+        find_attention(name)
+    return names
+
+
+def _is_sound(name: str) -> bool:
+    """Whether a module can be imported; of an installed package's that cannot, a line tells."""
+    try:
+        find_attention(name)
+    except AttentionError as error:
+        print(f"left out: {error}", file=sys.stderr)
+        return False
+    return True
+
+
+def _refuse_unknown(
+    argv: Sequence[str], own: Collection[str], known: Collection[str], names: Sequence[str]
+) -> None:
+    valid = {*own, *known}
+    for token in argv:
+        if not token.startswith("--") or token == "--":
+            continue
+        option = token[2:].split("=")[0].replace("-", "_")
+        if option in valid or option.removeprefix("no_") in valid or "tyro" in option:
+            continue
+        flag = "--" + option.replace("_", "-")
+        owners = [n for n in list_attentions() if option.removeprefix("attn_") in _options_of(n)]
+        if owners and names:
+            takes = "; ".join(f"{name} takes {_flags(name, own)}" for name in names)
+            raise UserError(
+                f"{' and '.join(names)} {'has' if len(names) == 1 else 'have'} no option {flag} "
+                f"(an option of {', '.join(owners)}): {takes}"
+            )
+        if owners:
+            raise UserError(f"{flag} cannot be set with --rows, which fixes the modules' options")
+        raise UserError(f"unknown option {flag}; see --help")
+
+
+def _options_of(name: str) -> Collection[str]:
+    """Of a module that need not work: somebody's installed package may be broken."""
+    try:
+        return find_attention(name).options()
+    except AttentionError:
+        return ()
+
+
+def _flags(name: str, own: Collection[str]) -> str:
+    options = (module_option(option, own) for option in find_attention(name).options())
+    return ", ".join("--" + option.replace("_", "-") for option in options) or "no options"
+
+
+def _name(flag: str) -> str:
+    """``--chunk-size=3`` to chunk_size."""
+    return flag[2:].partition("=")[0].replace("-", "_")
+
+
+def _with_values(argv: Sequence[str], switches: Collection[str]) -> Iterator[str]:
+    """``--x`` and ``--no-x`` of a switch as ``--x True`` and ``--x False``."""
+    for word, after in itertools.zip_longest(argv, argv[1:]):
+        if not word.startswith("--"):
+            yield word
+        elif (name := _name(word)) in switches and "=" not in word:
+            yield from [word] if after in ("True", "False") else [word, "True"]
+        elif name.startswith("no_") and name[3:] in switches and "=" not in word:
+            yield from [f"--{name[3:]}", "False"]
+        else:
+            yield word
+
+
+def _types(option: str, names: Sequence[str]) -> dict[str, Any]:
+    """Type of an option in each module that has it: as annotated, else that of its default.
+
+    Raises:
+        AttentionError: an annotation names what is not there.
+    """
+    found = {}
+    for name in names:
+        cls = find_attention(name)
+        if (parameter := cls.options().get(option)) is None:
+            continue
+        try:
+            hints = typing.get_type_hints(cls.__init__)
+        except Exception as error:  # it runs the user's words
+            raise AttentionError(
+                f"the types of {name}'s options cannot be read: {error}"
+            ) from error
+        default = parameter.default
+        kind = hints.get(option, str if default is None else type(default))
+        found[name] = kind | None if default is None else kind
+    return found
+
+
+def _default(option: str, types_of: Mapping[str, Any]) -> Any:
+    """For the parser; which options are given is seen from their flags."""
+    default = find_attention(next(iter(types_of))).options()[option].default
+    return dataclasses.field(default_factory=lambda: default)
+
+
+def _annotation(option: str, types_of: Mapping[str, Any]) -> Any:
+    """What the command takes for an option, with its help: docstring's words, modules' defaults.
+
+    Of several types numbers come before text, integers first: see :func:`_of_type`.
+    """
+    classes = {name: find_attention(name) for name in types_of}
+    defaults = ", ".join(f"{n}: {cls.options()[option].default}" for n, cls in classes.items())
+    words = _argument_help(inspect.getdoc(next(iter(classes.values()))) or "").get(option, "")
+    help_text = f"{words} ({defaults})".strip()
+    order = [int, float, str]
+    kinds = sorted(
+        dict.fromkeys(types_of.values()),
+        key=lambda kind: order.index(kind) if kind in order else -1,
+    )
+    annotation = functools.reduce(operator.or_, kinds)
+    return Annotated[
+        annotation,
+        tyro.conf.arg(help=help_text, help_behavior_hint=""),
+        tyro.conf.FlagConversionOff,
+    ]
+
+
+def _of_type(value: Any, kind: Any, option: str, name: str) -> Any:
+    """The value for one of several modules that take the option as numbers of other kinds."""
+    if kind is float and type(value) is int:
+        return float(value)
+    if kind is str and isinstance(value, (int, float)):
+        return str(value)
+    if kind is int and type(value) is not int:
+        raise UserError(f"{option} must be an integer for {name}, got {value}")
+    return value
+
+
+def _argument_help(docstring: str) -> dict[str, str]:
+    """Descriptions in the ``Args:`` section of a docstring, by argument."""
+    section = docstring.partition("Args:\n")[2]
+    entries = re.findall(r"^ {4}(\w+): ((?:.+\n?)(?: {8}.*\n?)*)", section, re.MULTILINE)
+    return {name: " ".join(text.split()) for name, text in entries}

@@ -1,0 +1,73 @@
+"""The variants that are the rows of the paper's tables and figures."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Literal
+
+from ..base.errors import UserError
+from .variants import Variant
+
+TableName = Literal[
+    "table1",
+    "table2",
+    "table3",
+    "table4",
+    "table5",
+    "table6",
+    "figure6",
+    "rivals",
+]
+
+
+def table_rows(table: str) -> list[Variant]:
+    """Variants that are the rows of one of the paper's tables or figures, or the rivals, in order.
+
+    Table 1: the modules of its networks EDSR, NLSN and ENLCN, and NLA. Table 2: base, ENLA, + k,
+    + contrastive learning, both; without k is k = 1, no amplification, in the attention (Eq. 3)
+    and in the loss (Eq. 8). Table 3: ENLCA with each n1, and for each with every n2. Table 5 goes
+    on with the methods that the paper counts or trains but does not time. Figure 6 begins with
+    the baseline, which the differences are to. So do the rivals: what docs/modules.md lists under
+    that name, windows of 8 and of 16.
+
+    Raises:
+        UserError: no such table.
+    """
+    enlca = [Variant("enlca", {"m": m}) for m in (256, 128, 64, 32, 16, 8, 4, 2)]
+    none, nla, nlsa = Variant("none"), Variant("nla"), Variant("nlsa")
+    plain = {"k": 1.0}
+    n1_n2 = itertools.product((0.01, 0.015, 0.02, 0.03), (0.04, 0.08, 0.13, 0.2))
+    rows = {
+        "table1": [none, nla, nlsa, enlca[1]],
+        "table2": [
+            none,
+            Variant("enla", plain),
+            Variant("enla"),
+            Variant("enlca", plain),
+            enlca[1],
+        ],
+        "table3": [Variant("enlca", {"n1": n1, "n2": n2}) for n1, n2 in n1_n2],
+        "table4": [none, nla, Variant("conv"), nlsa, *enlca],
+        "table5": [nla, nlsa, enlca[1], enlca[4], Variant("criss-cross"), Variant("conv")],
+        "table6": [none, nla, Variant("criss-cross"), nlsa, enlca[1]],
+        "rivals": [
+            none,
+            Variant("nla-flash"),
+            Variant("nlrn"),
+            Variant("region"),
+            Variant("rnan"),
+            Variant("csnln"),
+            *(Variant(n, {"window": w}) for n in ("window", "shifted-window") for w in (8, 16)),
+            Variant("agent"),
+            Variant("nystrom"),
+            Variant("performer"),
+            Variant("focused-linear"),
+            Variant("atd"),
+            Variant("mdta"),
+            Variant("channel-attention"),
+        ],
+        "figure6": [none, *(Variant("enlca", {"k": float(k)}) for k in (1, 2, 4, 6, 8, 10))],
+    }
+    if table not in rows:
+        raise UserError(f"unknown rows {table!r}: choose from {', '.join(rows)}")
+    return rows[table]

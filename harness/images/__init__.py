@@ -1,0 +1,1 @@
+"""Image files, sets, bicubic, PSNR and SSIM, patches."""

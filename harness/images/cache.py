@@ -1,0 +1,177 @@
+"""Training images, decoded once into a compact cache, and patches cut from them.
+
+A cache is two files: ``<key>.bin`` holds the HR and LR pixels of all images one after the
+other, ``<key>.json`` their names, sizes and SHA-256 digests. The key depends on the files'
+names, sizes and modification times, so a changed file leads to a new cache.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar
+
+import numpy as np
+import pooch
+from numpy.typing import NDArray
+
+from ..base.errors import UserError
+from ..base.files import remove_leftovers, write_atomic, write_json
+from ..base.locks import lock
+from ..base.machine import usable_cores
+from ..base.progress import progress_bar
+from .bicubic import crop_to_multiple, downscale
+from .files import ImageSet, read_image
+
+#: Change it when the content of a cache changes for the same files.
+CACHE_VERSION = 1
+Pixels = NDArray[np.uint8]
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class TrainingCache:
+    """Training images in memory-mapped uint8, in a fixed order.
+
+    Attributes:
+        scale: HR size over LR size.
+        names: ``<set>/<file name>`` of every image.
+        hr: HR images ``[H, W, 3]``, cropped to multiples of the scale (read-only views).
+        lr: LR images ``[H/scale, W/scale, 3]`` (read-only views).
+        sha256: fingerprint of names and pixels, the same wherever the files lie.
+    """
+
+    scale: int
+    names: list[str]
+    hr: list[Pixels]
+    lr: list[Pixels]
+    sha256: str
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+def cache_folder() -> Path:
+    """``SR_CACHE``, or the platform's folder for caches."""
+    return Path(os.environ.get("SR_CACHE") or pooch.os_cache("attention-zoo"))
+
+
+def training_cache(sets: Sequence[ImageSet], scale: int) -> TrainingCache:
+    """Open the cache of these sets, building it first where need be (one process at a time).
+
+    Raises:
+        UserError: there is no image, one cannot be used, or the cache cannot be written.
+    """
+    files = [(f"{s.name}/{path.name}", path) for s in sets for path in s.paths]
+    if not files:
+        raise UserError("there are no training images: choose training sets that hold some")
+    key = _key(files, scale)
+    names = [name for name, _ in files]
+    index_path, payload_path = (cache_folder() / f"{key}.{ext}" for ext in ("json", "bin"))
+    if (cache := _open(index_path, payload_path, names, scale)) is not None:
+        return cache
+    with lock(index_path.with_suffix(".lock"), "the image cache"):
+        if (cache := _open(index_path, payload_path, names, scale)) is not None:
+            return cache  # another process has built it meanwhile
+        if index_path.exists():
+            print(
+                f"warning: the image cache {index_path.name} is damaged or of another version; "
+                "building it again",
+                file=sys.stderr,
+            )
+        remove_leftovers(payload_path.parent, payload_path.name)
+        entries: list[dict[str, Any]] = []
+        write_atomic(payload_path, lambda file: entries.extend(_write_payload(file, files, scale)))
+        write_json(index_path, {"version": CACHE_VERSION, "scale": scale, "images": entries})
+        cache = _open(index_path, payload_path, names, scale)
+    if cache is None:
+        raise UserError(
+            f"the image cache {payload_path} does not read back as written: "
+            "check the disk, or choose another folder with SR_CACHE"
+        )
+    return cache
+
+
+def map_threads(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+    """Like ``map``, in order, on one thread per core, few items ahead of the consumer."""
+    workers = usable_cores()
+    with ThreadPoolExecutor(workers) as pool:
+        pending: deque[Future[R]] = deque()
+        try:
+            for item in items:
+                pending.append(pool.submit(function, item))
+                if len(pending) > 2 * workers:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            for future in pending:
+                future.cancel()
+
+
+def _key(files: Sequence[tuple[str, Path]], scale: int) -> str:
+    try:
+        stats = [(name, path.stat()) for name, path in files]
+    except OSError as error:
+        raise UserError(f"cannot read {error.filename}: {error.strerror}") from error
+    content = [CACHE_VERSION, scale, [(name, s.st_size, s.st_mtime_ns) for name, s in stats]]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32]
+
+
+def _write_payload(
+    file: BinaryIO, files: Sequence[tuple[str, Path]], scale: int
+) -> list[dict[str, Any]]:
+    def prepare(item: tuple[str, Path]) -> tuple[str, bytes, tuple[int, ...], str]:
+        name, path = item
+        hr = crop_to_multiple(read_image(path), scale)
+        if 0 in hr.shape:
+            raise UserError(f"training image {name} is smaller than {scale}x{scale}: take it out")
+        pixels = hr.tobytes() + downscale(hr, scale).tobytes()
+        return name, pixels, hr.shape[:2], hashlib.sha256(pixels).hexdigest()
+
+    entries = []
+    with progress_bar() as progress:
+        task = progress.add_task("Decoding training images", total=len(files))
+        for name, pixels, (height, width), sha256 in map_threads(prepare, files):
+            file.write(pixels)
+            entries.append({"name": name, "height": height, "width": width, "sha256": sha256})
+            progress.advance(task)
+    return entries
+
+
+def _open(
+    index_path: Path, payload_path: Path, names: list[str], scale: int
+) -> TrainingCache | None:
+    """Map a cache and check names and every digest; None if anything is amiss."""
+    try:
+        index = json.loads(index_path.read_text(encoding="utf-8"))
+        if (index["version"], index["scale"]) != (CACHE_VERSION, scale):
+            return None
+        entries = index["images"]
+        shapes = [(int(e["height"]), int(e["width"])) for e in entries]
+        if [e["name"] for e in entries] != names:
+            return None
+        digests = [str(e["sha256"]) for e in entries]
+        sizes = [3 * (h * w + (h // scale) * (w // scale)) for h, w in shapes]
+        if payload_path.stat().st_size != sum(sizes):
+            return None
+        buffer = np.asarray(np.memmap(payload_path, dtype=np.uint8, mode="r"))
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        return None
+    parts = np.split(buffer, np.cumsum(sizes)[:-1])
+    if list(map_threads(lambda part: hashlib.sha256(part.data).hexdigest(), parts)) != digests:
+        return None
+    hr, lr = [], []
+    for part, (height, width) in zip(parts, shapes, strict=True):
+        hr.append(part[: 3 * height * width].reshape(height, width, 3))
+        lr.append(part[3 * height * width :].reshape(height // scale, width // scale, 3))
+    content = json.dumps([scale, list(zip(names, shapes, digests, strict=True))])
+    return TrainingCache(scale, names, hr, lr, hashlib.sha256(content.encode()).hexdigest())

@@ -1,0 +1,212 @@
+"""The images of a run: training and test sets of a folder, or the embedded ones."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar
+
+from ..base.errors import UserError
+from . import embedded
+from .bicubic import crop_to_multiple, downscale
+from .cache import Pixels, TrainingCache, training_cache
+from .files import ImageSet, find_images, lr_path, natural_key, read_image
+from .metrics import SSIM_WINDOW
+
+#: Name of the test set made of training images that are held out.
+HOLDOUT = "Holdout"
+LAYOUT = "test sets as <Set>/HR/*.png, training sets as train/<Set>/*.png (png, webp, jpg, bmp)"
+
+
+@dataclass(frozen=True)
+class TestImage:
+    """One test image: its file's stem, HR ``[H, W, 3]`` and LR ``[H/scale, W/scale, 3]``."""
+
+    __test__: ClassVar[bool] = False  # no test case, pytest
+
+    name: str
+    hr: Pixels
+    lr: Pixels
+
+
+@dataclass(frozen=True)
+class TestSet:
+    """A test set at one scale; iterating decodes one image at a time.
+
+    HR is cropped (top-left) to a multiple of the scale; LR is the stored file if there is
+    one, else made by the MATLAB-style bicubic.
+
+    Raises (while iterating):
+        UserError: an image is unreadable or too small, or an LR file does not fit its HR.
+    """
+
+    __test__: ClassVar[bool] = False
+
+    images: ImageSet
+    scale: int
+
+    @property
+    def name(self) -> str:
+        return self.images.name
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __iter__(self) -> Iterator[TestImage]:
+        return map(self._load, self.images.paths)
+
+    def _load(self, path: Path) -> TestImage:
+        hr = crop_to_multiple(read_image(path), self.scale)
+        height, width = hr.shape[:2]
+        least = SSIM_WINDOW + 2 * self.scale
+        if min(height, width) < least:
+            raise UserError(
+                f"test image {path} is {width}x{height}: x{self.scale} needs {least}x{least} or "
+                "more; take it out of the folder"
+            )
+        stored = lr_path(path, self.scale)
+        if stored is None:
+            return TestImage(path.stem, hr, downscale(hr, self.scale))
+        lr = read_image(stored)
+        if (lr.shape[0] * self.scale, lr.shape[1] * self.scale) != (height, width):
+            raise UserError(
+                f"{stored} is {lr.shape[1]}x{lr.shape[0]}, which does not fit {path} "
+                f"({width}x{height} after cropping) at x{self.scale}: delete it to have it made"
+            )
+        return TestImage(path.stem, hr, lr)
+
+
+@dataclass(frozen=True)
+class DataSource:
+    """Training and test images of one place; made by :func:`find_data`.
+
+    Attributes:
+        name: label for records: ``embedded`` or the name of the folder.
+        train_sets: names of the chosen training sets, in natural order.
+        test_sets: names of the test sets, in natural order; ``Holdout`` last, if any.
+    """
+
+    name: str
+    train: tuple[ImageSet, ...]
+    test: tuple[ImageSet, ...]
+    root: Path | None = field(default=None, repr=False)
+
+    @property
+    def train_sets(self) -> list[str]:
+        return [s.name for s in self.train]
+
+    @property
+    def test_sets(self) -> list[str]:
+        return [s.name for s in self.test]
+
+    def training_images(self, scale: int) -> TrainingCache:
+        """All images of the training sets, from the cache, which is built if need be.
+
+        Raises:
+            UserError: there is no training set, an image cannot be used, or the cache
+                cannot be written.
+        """
+        if not self.train:
+            raise UserError(f"{self.name} has no training sets: put images into train/<Set>/")
+        return training_cache(self.train, scale)
+
+    def test_set(self, name: str, scale: int) -> TestSet:
+        """A test set by name.
+
+        Raises:
+            UserError: there is none of that name.
+        """
+        return TestSet(_choose(self.test, name, f"test set in {self.name}"), scale)
+
+
+def find_data(
+    path: Path | None = None, *, train_sets: Sequence[str] | None = None, holdout: int = 0
+) -> DataSource:
+    """Images of a folder, else of the folder ``SR_DATA``, else the embedded default.
+
+    Args:
+        path: a data folder, see the module's text.
+        train_sets: names of the training sets to use; all by default.
+        holdout: k >= 2 takes every k-th training image out, into the test set ``Holdout``.
+
+    Raises:
+        UserError: the folder is missing, no folder, or holds no sets; or there is no
+            training set of a given name.
+    """
+    given = os.environ.get("SR_DATA")
+    folder = Path(given) if path is None and given else path
+    source = _embedded_source() if folder is None else _folder_source(folder)
+    train = source.train
+    if train_sets is not None:
+        kind = f"training set in {source.name}"
+        chosen = {_choose(train, name, kind).name for name in train_sets}
+        train = tuple(s for s in train if s.name in chosen)
+    if not holdout:
+        return DataSource(source.name, train, source.test, source.root)
+    if holdout < 2:
+        raise UserError(f"holdout must be 0 (none) or at least 2 (every 2nd image), got {holdout}")
+    all_paths = [path for s in train for path in s.paths]
+    held_out = tuple(all_paths[holdout - 1 :: holdout])
+    if not held_out:
+        raise UserError(f"{len(all_paths)} training images are too few for a holdout of {holdout}")
+    train = tuple(
+        ImageSet(s.name, tuple(p for p in s.paths if p not in set(held_out))) for s in train
+    )
+    return DataSource(source.name, train, (*source.test, ImageSet(HOLDOUT, held_out)), source.root)
+
+
+def _embedded_source() -> DataSource:
+    return DataSource(
+        embedded.NAME,
+        (embedded.embedded_set(embedded.TRAIN_SET, embedded.TRAIN),),
+        (embedded.embedded_set(embedded.TEST_SET, embedded.TEST),),
+    )
+
+
+def _folder_source(folder: Path) -> DataSource:
+    if not folder.exists():
+        raise UserError(f"data folder {folder} does not exist: give --data or SR_DATA another one")
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder: give the folder that holds {LAYOUT}")
+    test = _sets((sub.name, sub / "HR") for sub in _folders(folder))
+    train = _sets(
+        [
+            *((sub.name, sub) for sub in _folders(folder / "train")),
+            ("DIV2K", folder / "DIV2K" / "DIV2K_train_HR"),
+            ("DIV2K", folder / "DIV2K_train_HR"),
+        ]
+    )
+    if not test and not train:
+        raise UserError(f"found no images in {folder}: expected {LAYOUT}")
+    return DataSource(folder.resolve().name or "data", train, test, folder)
+
+
+def _folders(folder: Path) -> list[Path]:
+    try:
+        return [p for p in folder.iterdir() if p.is_dir()] if folder.is_dir() else []
+    except OSError as error:
+        raise UserError(f"cannot read the folder {folder}: {error.strerror}") from error
+
+
+def _sets(candidates: Iterator[tuple[str, Path]] | list[tuple[str, Path]]) -> tuple[ImageSet, ...]:
+    """Those that hold images; the first of each name; in natural order."""
+    found: dict[str, ImageSet] = {}
+    for name, folder in candidates:
+        if name not in found and (paths := find_images(folder)):
+            found[name] = ImageSet(name, paths)
+    return tuple(found[name] for name in sorted(found, key=natural_key))
+
+
+def _choose(sets: Sequence[ImageSet], name: str, kind: str) -> ImageSet:
+    for candidate in sets:
+        if candidate.name == name:
+            return candidate
+    names = {s.name.lower(): s.name for s in sets}
+    near = difflib.get_close_matches(name.lower(), names, n=1)
+    hint = f"; did you mean {names[near[0]]}?" if near else ""
+    raise UserError(
+        f"no {kind} is called {name!r}: there are {', '.join(names.values()) or 'none'}{hint}"
+    )

@@ -1,0 +1,1 @@
+"""Quality, operations, time, memory, approximation, redraws."""

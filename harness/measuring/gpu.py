@@ -1,0 +1,446 @@
+"""Everything that needs a CUDA device, piece by piece."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import gc
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from attention_zoo.implementations import use_implementation, watch_implementations
+from attention_zoo.nla import non_local_attention
+
+from ..base import machine
+from ..base.errors import UserError, is_out_of_memory
+from ..config.presets import find_preset
+from ..config.rows import table_rows
+from ..config.run import DataConfig, RunConfig
+from ..config.variants import CORE_CHANNELS, Variant, create_core
+from ..images.cache import TrainingCache
+from ..network.edsr import build_network
+from ..records.store import load_records, record_id
+from ..training.trainer import Trainer
+from . import latency as measuring_latency
+from .flops import Core
+from .graphs import captured
+from .latency import DTYPES, PASSES, Case, _precision
+from .speed import Comparison, machine_limits
+from .timing import MAX_RUNS, time_in_turn
+
+_DTYPES = ("float32", "tf32", "bfloat16")
+_PRESETS = ("base", "paper")
+_SCALE = 4
+# Milliseconds that a forward core at 100x100 shall take on an H200.
+_TARGETS = {"ENLCA-m128": 0.06, "NLSA-r4": 0.5}
+# Times of the plain flash kernel that NLA may take at 100x100 in bfloat16.
+_FLASH_TARGET = 1.5
+# Steps of training that are not timed: workspaces, tuning, compilation.
+_WARMUP_STEPS = 5
+Rows = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What the pieces have in common.
+
+    Attributes:
+        device: where; anything but CUDA only serves to try the code.
+        seconds: of measuring, for each piece.
+        sizes: feature maps (height, width).
+    """
+
+    device: torch.device
+    seconds: float
+    sizes: tuple[tuple[int, int], ...]
+
+
+def _tests(setting: Setting) -> Rows:
+    """The tests that need a CUDA device; rows only if none fails."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / "tests").is_dir():
+        raise UserError("piece tests needs the source tree: run it in a clone of the repository")
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-m", "cuda", "-rfE", "tests"],
+        cwd=root,
+        capture_output=True,
+        text=True,
+    )
+    lines = done.stdout.strip().splitlines() or [done.stderr.strip()]
+    if done.returncode != 0:
+        failed = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
+        raise UserError(f"tests of CUDA failed: {'; '.join(failed[:5]) or lines[-1]}")
+    return [{"name": "tests", "result": lines[-1].strip("= ")}]
+
+
+def _limits(setting: Setting, dtype: str) -> Rows:
+    """Each core of Table 5: its times, the device's limit, and its error against the oracle."""
+    device, variants = setting.device, table_rows("table5")
+    cases = [(v, *size, p) for v in variants for size in setting.sizes for p in PASSES]
+    rows = []
+    with _precision(dtype, device):
+        rates = machine_limits(device, DTYPES[dtype])
+        for variant, height, width, passes in cases:
+            row: dict[str, Any] = {
+                "name": f"{variant.label}, {height}x{width}, {passes}",
+                "variant": variant.to_dict(),
+                "height": height,
+                "width": width,
+                "passes": passes,
+                "dtype": dtype,
+            }
+            row |= _limit(variant, height, width, passes, dtype, rates)
+            try:
+                case = Case("core", passes, height, width, dtype=dtype, device=device)
+                with watch_implementations() as row["implementation"]:
+                    functions = {"median_ms": case.function(variant)}
+                    functions["median_ms"]()
+                if device.type == "cuda":
+                    row |= _add_graph(functions, device)
+                times = time_in_turn(
+                    functions,
+                    device,
+                    warmup=3,
+                    max_runs=MAX_RUNS,
+                    max_seconds=setting.seconds / 2 / len(cases),
+                )
+                row |= {name: timing.median_ms for name, timing in times.items()}
+                best = min(timing.median_ms for timing in times.values())
+                row |= {"runs": times["median_ms"].runs, "share": row["limit_ms"] / best}
+                if passes == PASSES[-1]:
+                    row |= _errors(variant, height, width, dtype, device)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                row["note"] = "out of memory"
+            if _is_h200(device) and (height, width, passes) == (100, 100, PASSES[0]):
+                row["target_ms"] = _TARGETS.get(variant.label)
+            rows.append(row)
+            _release(device)
+    return rows
+
+
+def _limit(
+    variant: Variant, height: int, width: int, passes: str, dtype: str, rates: dict[str, float]
+) -> dict[str, Any]:
+    """The roofline: matrix products at the measured rate, or each number moved once."""
+    if height != width:
+        raise UserError(f"sizes must be square here, got {height}x{width}")
+    flops, touched = Comparison("core", variant, {}, side=height).work(passes)
+    touched *= DTYPES[dtype].itemsize / 4
+    times = (flops / rates["matmul_gflops"] / 1e6, touched / rates["copy_gb_per_s"] / 1e6)
+    return {"limit_ms": max(times), **rates}
+
+
+def _add_graph(functions: dict[str, Callable[[], Any]], device: torch.device) -> dict[str, Any]:
+    """Put the same call as a CUDA graph beside it, or say why there is none."""
+    try:
+        functions["graph_ms"] = captured(functions["median_ms"], device)
+    except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise
+        return {"graph_note": str(error).splitlines()[0][:200]}
+    return {}
+
+
+def _errors(
+    variant: Variant, height: int, width: int, dtype: str, device: torch.device
+) -> dict[str, float]:
+    """Error of value and gradients against ``reference`` in float64 on the same inputs.
+
+    ``rms`` is over that of the oracle, ``max`` over its largest magnitude.
+    """
+    torch.manual_seed(0)
+    core = create_core(variant).eval().to(device, DTYPES[dtype])
+    with torch.no_grad():
+        widths = [t.shape[1] for t in core.project(_normal(CORE_CHANNELS, 1, 1, core))]
+    inputs = [_normal(c, height, width, core).requires_grad_() for c in widths]
+    exact = [t.detach().double().requires_grad_() for t in inputs]
+    found = _value_and_gradients(Core(core), inputs)
+    with use_implementation("reference"):
+        wanted = _value_and_gradients(Core(copy.deepcopy(core).double()), exact)
+    errors: dict[str, float] = {}
+    for what, pairs in (
+        ("value", [(found[0], wanted[0])]),
+        ("gradient", list(zip(found[1:], wanted[1:], strict=True))),
+    ):
+        square = sum(float((a.double() - b).square().sum()) for a, b in pairs)
+        size = sum(float(b.square().sum()) for _, b in pairs)
+        errors[f"{what}_rms_error"] = (square / max(size, 1e-300)) ** 0.5
+        errors[f"{what}_max_error"] = max(
+            float((a.double() - b).abs().max() / b.abs().max().clamp_min(1e-300)) for a, b in pairs
+        )
+    return errors
+
+
+def _normal(channels: int, height: int, width: int, like: torch.nn.Module) -> Tensor:
+    parameter = next(iter([*like.parameters(), *like.buffers()]))
+    shape = (1, channels, height, width)
+    x = torch.randn(shape).to(parameter.device, parameter.dtype)
+    return x.to(memory_format=torch.channels_last)
+
+
+def _value_and_gradients(core: Core, inputs: Sequence[Tensor]) -> list[Tensor]:
+    out = core(*inputs)
+    generator = torch.Generator().manual_seed(1)
+    weights = torch.randn(out.shape, generator=generator).to(out.device, out.dtype)
+    gradients = torch.autograd.grad(out, inputs, weights, allow_unused=True)
+    zeros = (torch.zeros_like(t) for t in inputs)
+    filled = (z if g is None else g for g, z in zip(gradients, zeros, strict=True))
+    return [out.detach(), *filled]
+
+
+def _flash(setting: Setting) -> Rows:
+    """NLA beside torch's plain flash kernel on rows that are ready for it, in turn."""
+    rows = []
+    for height, width in setting.sizes:
+        generator = torch.Generator().manual_seed(0)
+        shape = (1, CORE_CHANNELS, height, width)
+        maps = [
+            torch.randn(shape, generator=generator)
+            .to(setting.device, torch.bfloat16)
+            .to(memory_format=torch.channels_last)
+            for _ in range(3)
+        ]
+        q, k, v = (t.permute(0, 2, 3, 1).reshape(1, 1, height * width, -1) for t in maps)
+
+        def flash(q: Tensor = q, k: Tensor = k, v: Tensor = v) -> Tensor:
+            with torch.inference_mode():
+                return F.scaled_dot_product_attention(q, k, v, scale=1.0)
+
+        def nla(maps: list[Tensor] = maps) -> Tensor:
+            with torch.inference_mode():
+                return non_local_attention(*maps)
+
+        with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+            times = time_in_turn(
+                {"flash": flash, "nla": nla},
+                setting.device,
+                warmup=3,
+                max_seconds=min(30.0, setting.seconds / len(setting.sizes)),
+            )
+        ours, plain = times["nla"].median_ms, times["flash"].median_ms
+        at_target = _is_h200(setting.device) and (height, width) == (100, 100)
+        rows.append(
+            {
+                "name": f"NLA, {height}x{width}, bfloat16",
+                "height": height,
+                "width": width,
+                "flash_ms": plain,
+                "nla_ms": ours,
+                "ratio": ours / plain,
+                "ratio_target": _FLASH_TARGET if at_target else None,
+            }
+        )
+    return rows
+
+
+def _train(setting: Setting, preset_name: str, dtype: str) -> Rows:
+    """Steps per second of a preset's network with each module, and the whole schedule's cost."""
+    variants = [v for v in table_rows("table6") if v.name != "nla"] + [Variant("nla")]
+    rows = []
+    for variant in variants:
+        row: dict[str, Any] = {"name": f"{preset_name}, {variant.label}, {dtype}"}
+        try:
+            row |= _train_rates(setting, variant, preset_name, dtype, len(variants))
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            row["note"] = "out of memory"
+        rows.append(row)
+        _release(setting.device)
+    return rows
+
+
+def _train_rates(
+    setting: Setting, variant: Variant, preset_name: str, dtype: str, share: int
+) -> dict[str, Any]:
+    """Whole steps, drawing of patches included, before and after the contrastive loss sets in."""
+    device, preset = setting.device, find_preset(preset_name)
+    patch = preset.patch[_SCALE]
+    config = RunConfig(
+        variant=variant,
+        preset=preset_name,
+        protocol="scratch",
+        scale=_SCALE,
+        seed=0,
+        blocks=preset.blocks,
+        channels=preset.channels,
+        block_res_scale=preset.block_res_scale,
+        patch=patch,
+        batch=preset.batch,
+        steps=preset.steps,
+        steps_per_epoch=preset.steps_per_epoch,
+        learning_rate=preset.learning_rate,
+        schedule=preset.schedule,
+        betas=(0.9, 0.99),
+        auxiliary_weight=1e-3,
+        auxiliary_warmup=0.15,
+        precision=dtype,
+        device=device.type,
+        tile=None,
+        data=DataConfig("random", [], 0, "", []),
+    )
+    cache = _random_images(patch)
+    phases = (1.0, 0.0) if variant.name == "enlca" else (1.0,)
+    rates = []
+    with watch_implementations() as seen:
+        for warmup in phases:
+            network = build_network(
+                variant,
+                blocks=preset.blocks,
+                channels=preset.channels,
+                scale=_SCALE,
+                block_res_scale=preset.block_res_scale,
+            ).to(device)
+            one = dataclasses.replace(config, auxiliary_warmup=warmup)
+            trainer = Trainer(one, network.train(), cache)
+            budget = setting.seconds / 2 / share / len(phases)
+            rates.append(_steps_per_second(trainer, budget))
+    # The contrastive loss is on after its share of the steps.
+    share_before = config.auxiliary_warmup
+    per_step = share_before / rates[0] + (1 - share_before) / rates[-1]
+    return {
+        "variant": variant.to_dict(),
+        "preset": preset_name,
+        "dtype": dtype,
+        "implementation": dict(seen),
+        "steps_per_second_before_auxiliary": rates[0],
+        "steps_per_second": rates[-1],
+        "steps_per_gpu_hour": 3600 / per_step,
+        "schedule_steps": preset.steps,
+        "projected_gpu_hours": preset.steps * per_step / 3600,
+    }
+
+
+def _steps_per_second(trainer: Trainer, seconds: float) -> float:
+    for _ in range(_WARMUP_STEPS):
+        trainer.train_step()
+    machine.synchronise(trainer.device)
+    begin, first = time.perf_counter(), trainer.step
+    while trainer.step < first + 5 or time.perf_counter() - begin < seconds:
+        trainer.train_step()  # waits for the device: it gives the loss
+    return (trainer.step - first) / (time.perf_counter() - begin)
+
+
+def _random_images(patch: int) -> TrainingCache:
+    """Images of noise: a step's time does not depend on what they show."""
+    rng = np.random.default_rng(0)
+    side = patch + 20
+    lr, hr = (
+        [rng.integers(0, 256, (s, s, 3), dtype=np.uint8) for _ in range(4)]
+        for s in (side, side * _SCALE)
+    )
+    return TrainingCache(_SCALE, [f"random/{i}" for i in range(4)], hr, lr, "")
+
+
+def _is_h200(device: torch.device) -> bool:
+    return device.type == "cuda" and "H200" in torch.cuda.get_device_name(device)
+
+
+def _release(device: torch.device) -> None:
+    if device.type == "cuda":
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
+#: Pieces that give rows of a "gpu" record, by name.
+PIECES: dict[str, Callable[[Setting], Rows]] = {
+    "tests": _tests,
+    "flash": _flash,
+    **{f"limits-{d}": (lambda s, d=d: _limits(s, d)) for d in _DTYPES},  # type: ignore[misc]
+    **{
+        f"train-{p}-{d}": (lambda s, p=p, d=d: _train(s, p, d))  # type: ignore[misc]
+        for p in _PRESETS
+        for d in _DTYPES
+    },
+}
+#: Pieces that give a latency record, and so a Table 5: rows and dtype.
+LATENCIES = {
+    **{f"table5-{dtype}": ("table5", dtype) for dtype in _DTYPES},
+    **{f"rivals-{dtype}": ("rivals", dtype) for dtype in ("float32", "bfloat16")},
+}
+
+
+def list_pieces() -> list[str]:
+    """All pieces, in the order in which they are run."""
+    names = list(PIECES)
+    return [names[0], *LATENCIES, *names[1:]]
+
+
+def choose(only: Sequence[str]) -> list[str]:
+    """The pieces whose names begin with one of these words; all without a word.
+
+    Raises:
+        UserError: a word with which no name begins.
+    """
+    names = list_pieces()
+    for word in only:
+        if not any(name.startswith(word) for name in names):
+            raise UserError(f"no piece begins with {word!r}: choose from {', '.join(names)}")
+    return [name for name in names if not only or name.startswith(tuple(only))]
+
+
+def measure(piece: str, setting: Setting) -> dict[str, Any]:
+    """The record of one piece: of kind "latency" for those of LATENCIES, else "gpu"."""
+    device = setting.device
+    with _random_state(device):
+        if piece in LATENCIES:
+            rows, dtype = LATENCIES[piece]
+            cases = 2 * len(PASSES) * len(setting.sizes)
+            return measuring_latency.measure(
+                table_rows(rows),
+                device=device,
+                dtype=dtype,
+                sizes=setting.sizes,
+                max_seconds=setting.seconds / cases,
+                command=_command(piece, setting),
+            )
+        content = {
+            "command": _command(piece, setting),
+            "machine": machine.describe(device),
+            "piece": piece,
+            "settings": {"seconds": setting.seconds, "sizes": [list(s) for s in setting.sizes]},
+            "rows": PIECES[piece](setting),
+        }
+    return {"kind": "gpu", "id": record_id(f"{piece}-{device.type}", content), **content}
+
+
+@contextmanager
+def _random_state(device: torch.device) -> Iterator[None]:
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        yield
+
+
+def _command(piece: str, setting: Setting) -> str:
+    sizes = " ".join(f"{height}x{width}" for height, width in setting.sizes)
+    return (
+        f"python -m harness.gpu --only {piece} --device {setting.device.type} "
+        f"--seconds {setting.seconds:g} --sizes {sizes}"
+    )
+
+
+def find_record(results: Path, piece: str, setting: Setting) -> dict[str, Any] | None:
+    """A record of the piece by the same command, on the same device and version of the code."""
+
+    def circumstances(described: dict[str, Any]) -> list[Any]:
+        return [described["gpu"], described["packages"], described["code"]]
+
+    here = circumstances(machine.describe(setting.device))
+    for record in load_records(results, "latency" if piece in LATENCIES else "gpu"):
+        same = record["command"] == _command(piece, setting)
+        if same and circumstances(record["machine"]) == here:
+            return record
+    return None

@@ -1,0 +1,319 @@
+"""Latency and peak memory of attention modules, timed in turn."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import gc
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from attention_zoo import Attention
+from attention_zoo.implementations import (
+    AUTO,
+    chosen_implementation,
+    watch_implementations,
+)
+
+from ..base import machine
+from ..base.errors import UserError, is_out_of_memory
+from ..base.progress import OnRun
+from ..config.variants import CORE_CHANNELS, MODULE_CHANNELS, Variant, create_core
+from ..records.store import record_id
+from .flops import Core
+from .graphs import captured
+from .memory import peak_memory
+from .timing import MAX_RUNS, Timing, time_in_turn
+
+#: Feature maps (height, width) of the ENLCA paper's Table 5.
+SIZES = ((100, 100), (150, 150))
+PARTS = ("core", "module", "network")
+PASSES = ("forward", "forward+backward")
+DTYPES = {
+    "float32": torch.float32,
+    "tf32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+_NETWORK_CHANNELS = 3
+_CPU = torch.device("cpu")
+
+
+def measure(
+    variants: Sequence[Variant],
+    *,
+    device: torch.device,
+    dtype: str = "float32",
+    sizes: Sequence[tuple[int, int]] = SIZES,
+    parts: Sequence[str] | None = None,
+    passes: Sequence[str] = PASSES,
+    batch: int = 1,
+    warmup: int | None = None,
+    min_runs: int = 5,
+    max_runs: int = MAX_RUNS,
+    max_seconds: float | None = None,
+    network: Callable[[Variant], nn.Module] | None = None,
+    seed: int = 0,
+    graphs: bool = False,
+    command: str = "",
+    on_run: OnRun | None = None,
+) -> dict[str, Any]:
+    """Time all variants in turn, for each part, size and pass; return a latency record.
+
+    Parts: "core" is ``attend(q, k, v)`` at c = c_out = 64; "module" the whole module as inserted
+    at 256 channels; "network" what ``network`` builds, over images of three channels. A forward
+    runs in evaluation mode without gradients; forward+backward runs in training mode, without
+    the auxiliary loss, and computes the gradients of inputs and parameters.
+
+    Inputs are standard normal (images uniform in 0 … 1), channels-last as in the network, and the
+    same for every variant. Memory is the peak of one call above its start, in MB (1e6 bytes). A
+    variant that runs out of memory gets a row with a note instead of numbers. Each row tells which
+    implementation ran; a choice other than auto is a setting of the record.
+
+    Args:
+        variants: what to time.
+        device: where.
+        dtype: a key of DTYPES. "tf32" is float32 with TF32 in matrix products and convolutions;
+            with "float32" TF32 is off in both.
+        sizes: feature maps (network: images) as (height, width).
+        parts: of PARTS; None is core and module, and network if there is one.
+        passes: of PASSES.
+        batch: images in a call.
+        warmup: untimed runs, after two that check and that measure memory; None is 10 on CUDA and
+            1 elsewhere.
+        min_runs: runs at least.
+        max_runs: runs at most.
+        max_seconds: per part, size and pass; None is no limit on CUDA and 20 elsewhere.
+        network: builds the network of a variant; a ``functools.partial`` of
+            :func:`harness.edsr.build_network` is recorded with its sizes.
+        seed: of weights, inputs and orders.
+        graphs: time replays of CUDA graphs: no launch is paid for. What cannot be recorded as one
+            gets a row with a note.
+        command: recorded as what asked for this.
+        on_run: told about progress.
+
+    Raises:
+        UserError: a dtype that the device does not offer, graphs without CUDA, or nothing to time.
+        AttentionError: a bad variant.
+    """
+    cuda = device.type == "cuda"
+    limits: dict[str, Any] = {
+        "warmup": (10 if cuda else 1) if warmup is None else warmup,
+        "min_runs": min_runs,
+        "max_runs": max_runs,
+        "max_seconds": 20.0 if max_seconds is None and not cuda else max_seconds,
+        "seed": seed,
+    }
+    if graphs and not cuda:
+        raise UserError(f"CUDA graphs need a CUDA device, not {device.type}")
+    if parts is None:
+        parts = PARTS if network else PARTS[:2]
+    cases = [
+        Case(part, one, *size, batch, dtype, device, seed, network)
+        for part, size, one in itertools.product(parts, sizes, passes)
+    ]
+    if not variants or not cases:
+        raise UserError("nothing to time: name at least one attention, part, size and pass")
+    rows = []
+    with _precision(dtype, device), torch.random.fork_rng(devices=[device] if cuda else []):
+        described = machine.describe(device)
+        for index, case in enumerate(cases):
+
+            def report(share: float, name: str, index: int = index, case: Case = case) -> None:
+                if on_run:
+                    label = variants[int(name)].label
+                    on_run((index + share) / len(cases), f"{case}: {label}")
+
+            rows += _time_case(case, variants, limits, graphs, report)
+    settings = limits | {
+        "order": "in turn, newly drawn each round",
+        "clock": "CUDA events" if cuda else "host clock, device synchronised",
+        "l2_flush": False,
+        "memory_format": "channels_last",
+        "network": dict(network.keywords) if isinstance(network, partial) else None,
+    }
+    if chosen_implementation() != AUTO:
+        settings["implementation"] = chosen_implementation()
+    if graphs:
+        settings["graphs"] = True
+    content = {"command": command, "machine": described, "settings": settings, "rows": rows}
+    return {"kind": "latency", "id": record_id(f"{device.type}-{dtype}", content), **content}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One part, pass and size: what the variants are compared in, see :func:`measure`."""
+
+    part: str
+    passes: str
+    height: int
+    width: int
+    batch: int = 1
+    dtype: str = "float32"
+    device: torch.device = _CPU
+    seed: int = 0
+    network: Callable[[Variant], nn.Module] | None = None
+    memory_format: torch.memory_format = torch.channels_last
+
+    def __str__(self) -> str:
+        return f"{self.part}, {self.passes}, {self.height}x{self.width}"
+
+    def row(self, variant: Variant) -> dict[str, Any]:
+        """The keys of the variant's row that are not measured."""
+        channels = {
+            "core": CORE_CHANNELS,
+            "module": MODULE_CHANNELS,
+            "network": _NETWORK_CHANNELS,
+        }
+        return {
+            "variant": variant.to_dict(),
+            "part": self.part,
+            "passes": self.passes,
+            "height": self.height,
+            "width": self.width,
+            "batch": self.batch,
+            "channels": channels[self.part],
+            "dtype": self.dtype,
+            "device": self.device.type,
+        }
+
+    def function(self, variant: Variant) -> Callable[[], Any]:
+        """What is timed: a call without arguments.
+
+        Weights and inputs depend on the seed, with which torch's generators are seeded.
+        """
+        torch.manual_seed(self.seed)
+        model, inputs = self._model(variant)
+        model.to(self.device, DTYPES[self.dtype])
+        model.to(memory_format=self.memory_format)  # type: ignore[call-overload]
+        for module in model.modules():
+            if isinstance(module, Attention):
+                module.auxiliary_enabled = False
+        if self.passes == "forward":
+            return _forward(model.eval(), inputs)
+        return _forward_backward(model.train(), inputs)
+
+    def _model(self, variant: Variant) -> tuple[nn.Module, list[Tensor]]:
+        if self.part == "core":
+            attention = create_core(variant)
+            with torch.no_grad():
+                qkv = attention.project(torch.zeros(1, CORE_CHANNELS, 1, 1))
+            normals = (self._normal(t.shape[1], index) for index, t in enumerate(qkv))
+            return Core(attention), [self._place(t) for t in normals]
+        if self.part == "module":
+            return variant.create(MODULE_CHANNELS), [self._place(self._normal(MODULE_CHANNELS))]
+        if self.network is None:
+            raise ValueError("to time the part 'network', pass what builds it")
+        uniform = torch.special.ndtr(self._normal(_NETWORK_CHANNELS))
+        return self.network(variant), [self._place(uniform)]
+
+    def _normal(self, channels: int, index: int = 0) -> Tensor:
+        """Standard normal ``[batch, channels, height, width]``, float32 on the CPU."""
+        generator = torch.Generator().manual_seed(self.seed + index)
+        return torch.randn(self.batch, channels, self.height, self.width, generator=generator)
+
+    def _place(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self.device, DTYPES[self.dtype], memory_format=self.memory_format)
+
+
+def _forward(model: nn.Module, inputs: list[Tensor]) -> Callable[[], Any]:
+    def run() -> Tensor:
+        with torch.inference_mode():
+            return model(*inputs)
+
+    return run
+
+
+def _forward_backward(model: nn.Module, inputs: list[Tensor]) -> Callable[[], Any]:
+    with torch.no_grad():
+        grad = torch.randn_like(model(*inputs))
+    wanted = [*(t.requires_grad_() for t in inputs), *model.parameters()]
+
+    def run() -> Any:
+        output = model(*inputs)
+        if not output.requires_grad:  # the core of the baseline depends on nothing
+            return output
+        return torch.autograd.grad(output, wanted, grad, allow_unused=True)
+
+    return run
+
+
+def _time_case(
+    case: Case,
+    variants: Sequence[Variant],
+    limits: dict[str, Any],
+    graphs: bool,
+    on_run: OnRun,
+) -> list[dict[str, Any]]:
+    rows, functions = [], {}
+    for index, variant in enumerate(variants):
+        on_run(0.0, str(index))
+        row = case.row(variant)
+        rows.append(row)
+        try:
+            function = case.function(variant)
+            with watch_implementations() as row["implementation"]:
+                function()  # what happens once, such as workspaces, is no part of the peak
+            peak = peak_memory(function, case.device)
+            if graphs:
+                function = captured(function, case.device)
+        except (RuntimeError, MemoryError) as error:
+            if is_out_of_memory(error):
+                row |= without_numbers("out of memory")
+            elif graphs:
+                row |= without_numbers(f"no CUDA graph: {str(error).splitlines()[0][:200]}")
+            else:
+                raise
+        else:
+            row["peak_memory_mb"] = None if peak is None else peak / 1e6
+            functions[str(index)] = function
+            continue
+        gc.collect()
+        if case.device.type == "cuda":
+            torch.cuda.empty_cache()
+    for name, timing in time_in_turn(functions, case.device, **limits, on_run=on_run).items():
+        rows[int(name)] |= dataclasses.asdict(timing)
+    return rows
+
+
+def memory_row(case: Case, variant: Variant, note: str) -> dict[str, Any]:
+    """A row of peak memory alone, for a call that is too slow to time; the note tells why.
+
+    One call is made, the first: what happens once, such as workspaces, is part of its peak.
+    """
+    row = case.row(variant) | without_numbers(note)
+    devices = [case.device] if case.device.type == "cuda" else []
+    with _precision(case.dtype, case.device), torch.random.fork_rng(devices=devices):
+        try:
+            function = case.function(variant)
+            with watch_implementations() as row["implementation"]:
+                peak = peak_memory(function, case.device)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            return row | {"note": f"{note}; out of memory"}
+    return row | {"peak_memory_mb": None if peak is None else peak / 1e6}
+
+
+def without_numbers(note: str) -> dict[str, Any]:
+    """What a row has instead of times and memory: None, and why."""
+    names = [field.name for field in dataclasses.fields(Timing)]
+    return dict.fromkeys([*names, "peak_memory_mb"]) | {"note": note}
+
+
+@contextlib.contextmanager
+def _precision(dtype: str, device: torch.device) -> Iterator[None]:
+    """Switch TF32 on or off in matrix products and convolutions, and back afterwards."""
+    if dtype not in DTYPES:
+        raise UserError(f"unknown dtype {dtype!r}: choose from {', '.join(DTYPES)}")
+    tf32 = dtype == "tf32"
+    if tf32 and (device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0)):
+        raise UserError("dtype tf32 needs a CUDA device with TF32 (Ampere or later); use float32")
+    with machine.use_tf32(tf32):
+        yield

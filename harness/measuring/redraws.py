@@ -1,0 +1,88 @@
+"""Quality of trained networks under other random draws."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from attention_zoo.enla import EfficientNonLocalAttention, orthogonal_gaussian
+from attention_zoo.nlsa import NonLocalSparseAttention
+
+from ..base.errors import UserError
+from ..images.sources import TestSet
+from ..network.weights import TrainedNetwork
+from .quality import evaluate
+
+
+@contextlib.contextmanager
+def redrawn(network: nn.Module, draw: int, m: int | None = None) -> Iterator[None]:
+    """Within the block the network's attention has other random draws.
+
+    Args:
+        network: with ENLA, ENLCA or NLSA modules; others are left alone.
+        draw: seed of the draws; each module of ENLA has its own, as in training.
+        m: random features of ENLA; by default each module's own.
+    """
+    generator = torch.Generator().manual_seed(draw)
+    enla = [x for x in network.modules() if isinstance(x, EfficientNonLocalAttention)]
+    nlsa = [x for x in network.modules() if isinstance(x, NonLocalSparseAttention)]
+    projections = [module.projection for module in enla]
+    seeds = [module.evaluation_seed for module in nlsa]
+    try:
+        for module in enla:
+            drawn = orthogonal_gaussian(m or module.m, module.embedding, generator)
+            module.projection = drawn.to(module.projection)
+        for hashing in nlsa:
+            hashing.evaluation_seed = draw
+        yield
+    finally:
+        for module, projection in zip(enla, projections, strict=True):
+            module.projection = projection
+        for hashing, seed in zip(nlsa, seeds, strict=True):
+            hashing.evaluation_seed = seed
+
+
+def measure(
+    trained: TrainedNetwork,
+    test_sets: Sequence[TestSet],
+    *,
+    draws: int,
+    m: Sequence[int] = (),
+    tile: int | None = None,
+) -> list[dict[str, Any]]:
+    """Quality as trained (draw 0) and under draws 1, 2, …, for each m and test set.
+
+    Returns:
+        Rows ``{"test_set", "m", "draw", "psnr", "ssim", "images"}``: means over the images in dB
+        and 1; m is None for NLSA.
+
+    Raises:
+        UserError: the network draws nothing, an m for one without ENLA, or an m below 1.
+    """
+    network, scale = trained.network, trained.architecture.scale
+    own = next((x.m for x in network.modules() if isinstance(x, EfficientNonLocalAttention)), None)
+    if own is None and not any(isinstance(x, NonLocalSparseAttention) for x in network.modules()):
+        raise UserError(f"{trained.name} ({trained.label}) draws nothing at random")
+    if own is None and m:
+        raise UserError(f"--m is of ENLA and ENLCA; {trained.name} is {trained.label}")
+    if min(m, default=1) < 1:
+        raise UserError(f"--m must be at least 1, got {min(m)}")
+    rows = []
+    for features in dict.fromkeys((own, *m)):
+        for draw in range(0 if features == own else 1, draws + 1):
+            what = f"{trained.label}, draw {draw}" + (f", m = {features}" if features else "")
+            for images in test_sets:
+                with redrawn(network, draw, features) if draw else contextlib.nullcontext():
+                    found = evaluate(
+                        network, images, len(images), scale, f"{what} on {images.name}", tile
+                    )
+                rows.append(
+                    {"test_set": images.name, "m": features, "draw": draw}
+                    | {key: found[key] for key in ("psnr", "ssim")}
+                    | {"images": len(images)}
+                )
+    return rows

@@ -1,0 +1,384 @@
+"""Each method's released implementation and ours, timed in turn, beside the machine's limits."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from attention_zoo import enlca
+from attention_zoo.cores import released as obvious
+from attention_zoo.cores.products import by_onednn, product
+
+from ..base import machine
+from ..base.errors import is_out_of_memory
+from ..base.progress import OnRun
+from ..base.signals import KILLED
+from ..config.variants import CORE_CHANNELS, MODULE_CHANNELS, Variant, create_core
+from ..network.edsr import EDSR, build_network
+from ..records.store import record_id
+from ..training.trainer import fused_adam
+from .apart import ProcessEnded, call_apart
+from .flops import count_network
+from .latency import Case, without_numbers
+from .memory import peak_memory
+from .timing import MAX_RUNS, Timing, median_ratio, sample_in_turn, time_in_turn
+
+_SIDES = ("obvious", "ours")
+_SCALE = 4
+# As in training, see harness.run.
+_AUXILIARY_WEIGHT = 1e-3
+# Large enough that neither is held up by anything but arithmetic or memory.
+_MATMUL_SIDE = {"cpu": 2048, "cuda": 8192}
+_COPY_NUMBERS = 2**26
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One thing that is done by the obvious implementation and by ours.
+
+    Attributes:
+        part: "core" (attention at c = c_out = 64) or "module" (as inserted, 256 channels), as in
+            :mod:`.latency`; "contrast", the contrastive loss of 64 channels; "step", a training
+            step of EDSR x4: forward, L1 + 1e-3 · auxiliary loss, backward, Adam.
+        variant: ours.
+        targets: least ratio of the two times on a CPU, by pass: "forward", "forward+backward"
+            and, for the part of that name, "step".
+        memory_mb: most memory of ours in the first pass, on a CPU; None where nothing is asked.
+        side: height and width of the maps, in a step of the patches.
+        batch: images.
+        network: blocks and channels, for a step.
+    """
+
+    part: str
+    variant: Variant
+    targets: Mapping[str, float]
+    memory_mb: float | None = None
+    side: int = 100
+    batch: int = 1
+    network: tuple[int, int] = (0, 0)
+
+    @property
+    def name(self) -> str:
+        """As it is chosen on the command line, e.g. ``core-nla-100``."""
+        if self.part == "step":
+            return f"step-{self.network[0]}x{self.network[1]}-{self.variant.name}"
+        return f"{self.part}-{self.variant.name}-{self.side}"
+
+    def __str__(self) -> str:
+        size = f"{self.side}×{self.side}" + (f", batch {self.batch}" if self.batch > 1 else "")
+        if self.part == "step":
+            network = f"EDSR {self.network[0]}×{self.network[1]}"
+            if self.variant.name != "none":
+                network += f" + {self.variant.label}"
+            return f"training step, {network}, {size}"
+        if self.part == "contrast":
+            return f"contrastive loss, {size}"
+        return f"{self.part}, {self.variant.label}, {size}"
+
+    def function(
+        self, side: str, passes: str, device: torch.device, seed: int = 0
+    ) -> Callable[[], Any]:
+        """What is timed of the "obvious" or "ours": the same weights and inputs for both.
+
+        The obvious implementation gets NCHW maps and weights and torch's plain Adam, ours
+        channels-last ones and the fused Adam of the trainer.
+        """
+        ours = side == "ours"
+        memory_format = torch.channels_last if ours else torch.contiguous_format
+        variant = self.variant if ours else obvious.obvious_variant(self.variant)
+        if self.part == "step":
+            return self._step(variant, memory_format, device, seed, ours and fused_adam(device))
+        if self.part == "contrast":
+            loss = enlca.contrastive_loss if ours else obvious.contrastive_loss
+            return self._contrast(loss, memory_format, device, seed)
+        return Case(
+            self.part,
+            passes,
+            self.side,
+            self.side,
+            self.batch,
+            device=device,
+            seed=seed,
+            memory_format=memory_format,
+        ).function(variant)
+
+    def _contrast(
+        self,
+        loss: Callable[..., Tensor],
+        memory_format: torch.memory_format,
+        device: torch.device,
+        seed: int,
+    ) -> Callable[[], Any]:
+        torch.manual_seed(seed)
+        shape = (self.batch, CORE_CHANNELS, self.side, self.side)
+        maps = [torch.randn(shape).to(device, memory_format=memory_format) for _ in range(2)]
+        for q_or_k in maps:
+            q_or_k.requires_grad_()
+        return lambda: torch.autograd.grad(loss(*maps), maps)
+
+    def _step(
+        self,
+        variant: Variant,
+        memory_format: torch.memory_format,
+        device: torch.device,
+        seed: int,
+        fused: bool,
+    ) -> Callable[[], Any]:
+        network = self._network(variant, seed).to(device)
+        network.to(memory_format=memory_format)  # type: ignore[call-overload]
+        optimizer = torch.optim.Adam(network.train().parameters(), fused=fused)
+        torch.manual_seed(seed)
+        sides = (self.side, _SCALE * self.side)
+        lr, hr = (
+            torch.rand(self.batch, 3, s, s).to(device, memory_format=memory_format) for s in sides
+        )
+
+        def run() -> Tensor:
+            loss = F.l1_loss(network(lr), hr) + _AUXILIARY_WEIGHT * network.auxiliary_loss()
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)  # now: a call releases no older memory
+            return loss.detach()
+
+        return run
+
+    def _network(self, variant: Variant, seed: int = 0) -> EDSR:
+        blocks, channels = self.network
+        return build_network(variant, blocks=blocks, channels=channels, scale=_SCALE, seed=seed)
+
+    def work(self, passes: str) -> tuple[float, float]:
+        """Least work: (FLOPs of matrix products, bytes that are read and written once).
+
+        A backward pass has two products for each of the forward's, and reads and writes a
+        gradient for each input, parameter and output. Of the contrastive loss's scores only
+        2·n1·N a row have a gradient.
+        """
+        n = self.side**2
+        images, factor = self.batch, 1 if passes == "forward" else 3
+        if self.part == "contrast":
+            macs = self._contrast_macs(CORE_CHANNELS)
+            numbers = 2 * CORE_CHANNELS * n
+            parameters = 0
+        elif self.part == "step":
+            network = self._network(self.variant)
+            macs = factor * count_network(network, self.side, self.side) * 1e9 / 2
+            if self.variant.name == "enlca":
+                embedding = self.network[1] // self.variant.resolved["reduction"]
+                macs += len(network.attention_modules) * self._contrast_macs(embedding)
+            numbers = 3 * n * (1 + _SCALE**2)
+            parameters = sum(p.numel() for p in network.parameters())
+        else:
+            core = self.part == "core"
+            module = create_core(self.variant) if core else self.variant.create(MODULE_CHANNELS)
+            cost = module.cost(self.side, self.side)
+            projections = 0 if core else cost.projections - cost.saved
+            macs = factor * (min(cost.core, cost.executed) + projections)
+            numbers = (4 * CORE_CHANNELS if core else 2 * MODULE_CHANNELS) * n
+            parameters = 0 if core else sum(p.numel() for p in module.parameters())
+        touched = images * numbers + parameters
+        return 2.0 * images * macs, 4.0 * touched * (1 if passes == "forward" else 2)
+
+    def _contrast_macs(self, embedding: int) -> float:
+        n, options = self.side**2, self.variant.resolved
+        count, _ = enlca.contrast_groups(n, options["n1"], options["n2"])
+        return n * embedding * (n + 4 * count)
+
+
+def _cases() -> list[Comparison]:
+    nla, nlsa, criss_cross, enlca_m128, baseline = (
+        Variant("nla"),
+        Variant("nlsa", {"rounds": 4}),
+        Variant("criss-cross"),
+        Variant("enlca", {"m": 128}),
+        Variant("none"),
+    )
+
+    def both(forward: float, backward: float) -> dict[str, float]:
+        return {"forward": forward, "forward+backward": backward}
+
+    backward = {"forward+backward": 4.0}
+    return [
+        Comparison("core", nla, both(3, 2), 30),
+        Comparison("core", nla, both(3, 2), 60, side=150),
+        Comparison("core", nlsa, both(3, 2.5), 100),
+        Comparison("core", criss_cross, both(2, 1.5), 30),
+        Comparison("core", enlca_m128, both(2.5, 2), 24),
+        Comparison("module", nla, both(1.3, 1.3), 100),
+        *(Comparison("module", v, both(1.5, 1.3)) for v in (nlsa, criss_cross, enlca_m128)),
+        # No N x N tensor alive: less than 4 bytes for each of the batch's N² scores.
+        Comparison("contrast", enlca_m128, backward, 16 * 28**4 * 4e-6, side=28, batch=16),
+        Comparison("contrast", enlca_m128, backward, 100**4 * 4e-6),
+        Comparison("step", enlca_m128, {"step": 2.0}, side=28, batch=16, network=(8, 32)),
+        Comparison("step", baseline, {"step": 1.3}, side=28, batch=16, network=(8, 32)),
+        Comparison("step", baseline, {"step": 1.3}, side=28, batch=16, network=(16, 64)),
+    ]
+
+
+#: What is compared.
+CASES = _cases()
+
+
+def measure(
+    comparisons: Sequence[Comparison],
+    *,
+    device: torch.device,
+    max_seconds: float = 10.0,
+    min_runs: int = 5,
+    max_runs: int = MAX_RUNS,
+    seed: int = 0,
+    apart: bool = False,
+    command: str = "",
+    on_run: OnRun | None = None,
+) -> dict[str, Any]:
+    """Time the obvious implementation and ours in turn, and return a speed record.
+
+    Before that the machine's rates of matrix products and of copying are measured, for the limits.
+    All is float32, without TF32. Memory is the peak of one call above its start, in MB.
+
+    Args:
+        comparisons: what to time.
+        device: where; targets stand for a CPU.
+        max_seconds: for each comparison and pass.
+        min_runs: runs at least of each.
+        max_runs: runs at most of each.
+        seed: of weights, inputs, orders and the bootstrap.
+        apart: each comparison and pass in a process of its own, both sides in the same. What large
+            temporaries cost on a CPU depends on the memory that a process gave back before.
+        command: recorded as what asked for this.
+        on_run: told about progress.
+    """
+    cuda = device.type == "cuda"
+    limits = {
+        "warmup": 10 if cuda else 0,  # two runs, that measure memory, come before
+        "min_runs": min_runs,
+        "max_runs": max_runs,
+        "max_seconds": max_seconds,
+        "seed": seed,
+    }
+    cases = [(one, passes) for one in comparisons for passes in one.targets]
+    rows = []
+    with machine.use_tf32(False), torch.random.fork_rng(devices=[device] if cuda else []):
+        described = machine.describe(device)
+        rates = machine_limits(device)
+        for index, (one, passes) in enumerate(cases):
+
+            def report(share: float, side: str, index: int = index, one: Any = one) -> None:
+                if on_run:
+                    on_run((index + share) / len(cases), f"{one}: {side}")
+
+            times = _times_apart if apart else _times
+            rows.append(
+                _head(one, passes, device, rates) | times(one, passes, device, limits, report)
+            )
+    settings = limits | {
+        "order": "in turn, newly drawn each round",
+        "clock": "CUDA events" if cuda else "host clock, device synchronised",
+        "processes": "one for each row" if apart else "one",
+        "memory_format": "NCHW for the obvious implementation, channels-last for ours",
+    }
+    content = {
+        "command": command,
+        "machine": described,
+        "machine_limits": rates,
+        "settings": settings,
+        "rows": rows,
+    }
+    return {"kind": "speed", "id": record_id(f"{device.type}-float32", content), **content}
+
+
+def _head(
+    one: Comparison, passes: str, device: torch.device, rates: dict[str, float]
+) -> dict[str, Any]:
+    """What is known of a row before anything is timed."""
+    flops, touched = one.work(passes)
+    targets = device.type == "cpu"
+    return {
+        "name": one.name,
+        "case": str(one),
+        "variant": one.variant.to_dict(),
+        "passes": passes,
+        "dtype": "float32",
+        "device": device.type,
+        "ratio_target": one.targets[passes] if targets else None,
+        "memory_target_mb": one.memory_mb
+        if targets and passes == next(iter(one.targets))
+        else None,
+        "gflops": flops / 1e9,
+        "megabytes": touched / 1e6,
+        "limit_ms": max(
+            flops / rates["matmul_gflops"] / 1e6, touched / rates["copy_gb_per_s"] / 1e6
+        ),
+    }
+
+
+def _times(
+    one: Comparison,
+    passes: str,
+    device: torch.device,
+    limits: dict[str, Any],
+    on_run: OnRun,
+) -> dict[str, Any]:
+    """The rest of a row: time and memory of both sides, and their ratio."""
+    times: dict[str, Any] = {}
+    functions, peaks = {}, {}
+    try:
+        for side in _SIDES:
+            on_run(0.0, side)
+            functions[side] = one.function(side, passes, device, limits["seed"])
+            functions[side]()  # what happens once, such as workspaces, is no part of the peak
+            peak = peak_memory(functions[side], device)
+            peaks[side] = None if peak is None else peak / 1e6
+        samples = sample_in_turn(functions, device, **limits, on_run=on_run)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return _out_of_memory()
+    ratio, low, high = median_ratio(*(samples[side] for side in _SIDES), seed=limits["seed"])
+    for side in _SIDES:
+        times[side] = dataclasses.asdict(Timing.of(samples[side])) | {"peak_memory_mb": peaks[side]}
+    return times | {"ratio": ratio, "ratio_low": low, "ratio_high": high}
+
+
+def _times_apart(*case: Any) -> dict[str, Any]:
+    *arguments, on_run = case
+    try:
+        times: dict[str, Any] = call_apart(_times, *arguments, on_run=on_run)
+    except ProcessEnded as error:
+        # So Linux ends the process that takes most of the memory, when that runs out.
+        if error.code != KILLED:
+            raise
+        return _out_of_memory()
+    return times
+
+
+def _out_of_memory() -> dict[str, Any]:
+    note = "out of memory"
+    nothing = dict.fromkeys(("ratio", "ratio_low", "ratio_high"))
+    return dict.fromkeys(_SIDES, without_numbers(note)) | nothing | {"note": note}
+
+
+def machine_limits(
+    device: torch.device, dtype: torch.dtype = torch.float32, max_seconds: float = 2.0
+) -> dict[str, float]:
+    """Best measured rates: of a large matrix product and of copying (read + write).
+
+    The product is by the faster of torch's libraries, see :mod:`attention_zoo.products`.
+    """
+    side = _MATMUL_SIDE.get(device.type, 2048)
+    a, out = (torch.randn(1, side, side, device=device, dtype=dtype) for _ in range(2))
+    source, copy = (torch.randn(_COPY_NUMBERS, device=device, dtype=dtype) for _ in range(2))
+    functions = {
+        "matmul": lambda: product(a, a, None if by_onednn(a, a) else out),
+        "copy": lambda: copy.copy_(source),
+    }
+    times = time_in_turn(functions, device, max_seconds=max_seconds)
+    return {
+        "matmul_gflops": 2 * side**3 / times["matmul"].min_ms / 1e6,
+        "copy_gb_per_s": 2 * dtype.itemsize * _COPY_NUMBERS / times["copy"].min_ms / 1e6,
+    }

@@ -1,0 +1,1 @@
+"""EDSR, its convolutions, weight files, and the files that authors published."""

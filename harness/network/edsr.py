@@ -1,0 +1,150 @@
+"""The EDSR backbone (Lim et al., CVPRW 2017) with places for attention."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from attention_zoo import Attention
+
+from ..config.variants import Variant
+from .convolution import Conv3x3, NarrowConv, UpsamplingConv
+
+#: Mean RGB of DIV2K in 0…1, subtracted from the input and added to the output.
+RGB_MEAN = (0.4488, 0.4371, 0.4040)
+
+
+class ResidualBlock(nn.Module):
+    """``u + res_scale · conv(relu(conv(u)))``, without batch normalisation."""
+
+    def __init__(self, channels: int, res_scale: float) -> None:
+        super().__init__()
+        self.conv1 = Conv3x3(channels, channels)
+        self.conv2 = Conv3x3(channels, channels)
+        self.res_scale = res_scale
+
+    def forward(self, u: Tensor) -> Tensor:
+        """``[B, C, H, W]`` to the same shape."""
+        y = self.conv2(torch.relu_(self.conv1(u)))
+        return torch.add(u, y, alpha=self.res_scale)
+
+
+class EDSR(nn.Module):
+    """EDSR with attention modules between its blocks.
+
+    Args:
+        blocks: residual blocks; at least 4 for modules at :func:`quarters`.
+        channels: feature channels.
+        scale: 2, 3 or 4.
+        block_res_scale: residual scale of the blocks (0.1 in the paper's 32 x 256 network).
+        image_range: largest pixel value that the layers see (255 in EDSR's released networks);
+            images go in and come out in 0…1 all the same.
+    """
+
+    mean: Tensor
+
+    def __init__(
+        self,
+        blocks: int,
+        channels: int,
+        scale: int,
+        block_res_scale: float = 1.0,
+        image_range: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.scale, self.image_range = scale, image_range
+        self.register_buffer("mean", torch.tensor(RGB_MEAN).view(1, 3, 1, 1), persistent=False)
+        self.head = nn.Conv2d(3, channels, 3, padding=1)
+        self.blocks = nn.ModuleList(ResidualBlock(channels, block_res_scale) for _ in range(blocks))
+        self.body_end = Conv3x3(channels, channels)
+        steps = {2: (2,), 3: (3,), 4: (2, 2)}[scale]
+        self.upsampler = nn.Sequential()
+        for i, factor in enumerate(steps):
+            # Named as in EDSR's own checkpoints, where a pixel shuffle stands between.
+            self.upsampler.add_module(str(2 * i), UpsamplingConv(channels, factor))
+        self.tail = NarrowConv(channels, 3)
+        #: Attention modules by the number of blocks before them; empty for plain EDSR.
+        self.attention = nn.ModuleDict()
+
+    def insert(self, modules: Sequence[Attention], positions: Sequence[int]) -> None:
+        """Insert attention modules, each after so many blocks."""
+        for position, module in zip(positions, modules, strict=True):
+            self.attention[str(position)] = module
+
+    @property
+    def attention_modules(self) -> list[Attention]:
+        """The inserted modules, first to last."""
+        return [module for module in self.attention.values() if isinstance(module, Attention)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """LR ``[B, 3, H, W]`` in 0…1 to SR ``[B, 3, scale·H, scale·W]``, not clamped."""
+        # With the range 1 neither the product nor the quotient changes a bit.
+        head = self.head((x - self.mean) * self.image_range)
+        u = self._attend(0, head)
+        for i, block in enumerate(self.blocks, start=1):
+            u = self._attend(i, block(u))
+        return self.tail(self.upsampler(self.body_end(u) + head)) / self.image_range + self.mean
+
+    def _attend(self, position: int, u: Tensor) -> Tensor:
+        key = str(position)
+        return self.attention[key](u) if key in self.attention else u
+
+    def auxiliary_loss(self) -> Tensor:
+        """Mean of the modules' auxiliary losses, a scalar; zero without modules."""
+        losses = [module.auxiliary_loss() for module in self.attention_modules]
+        return torch.stack(losses).mean() if losses else self.mean.new_zeros(())
+
+    def enable_auxiliary(self, enabled: bool) -> None:
+        """Whether training forwards leave auxiliary losses."""
+        for module in self.attention_modules:
+            module.auxiliary_enabled = enabled
+
+    def redraw(self) -> None:
+        """Draw the modules' random projections anew."""
+        for module in self.attention_modules:
+            module.redraw()
+
+
+def quarters(blocks: int) -> tuple[int, ...]:
+    """Where the five modules stand: before the first block and after each quarter of them."""
+    return tuple(round(i * blocks / 4) for i in range(5))
+
+
+def build_network(
+    variant: Variant,
+    *,
+    blocks: int,
+    channels: int,
+    scale: int,
+    block_res_scale: float = 1.0,
+    image_range: float = 1.0,
+    positions: Sequence[int] | None = None,
+    seed: int = 0,
+) -> EDSR:
+    """EDSR with the variant's modules, initialised from ``seed``.
+
+    The modules stand at ``positions``, each after so many blocks; by default at :func:`quarters`.
+    The backbone's weights depend on the seed alone: they are drawn first, the modules' after them
+    from a seed of their own. The global random state is left as it was.
+
+    Raises:
+        AttentionError: an option that the module refuses, such as m = 0.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = EDSR(blocks, channels, scale, block_res_scale, image_range)
+        if variant.name != "none":
+            torch.manual_seed(seed + 2**32)
+            places = quarters(blocks) if positions is None else positions
+            network.insert([variant.create(channels) for _ in places], places)
+    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def to_tensor(images: np.ndarray, device: torch.device) -> Tensor:
+    """uint8 ``[B, H, W, 3]`` to float ``[B, 3, H, W]`` in 0…1, channels-last without a copy."""
+    if not images.flags.writeable:  # torch warns about memory that it could not write to
+        images = images.copy()
+    return torch.from_numpy(images).to(device).permute(0, 3, 1, 2).float().div_(255)

@@ -1,0 +1,1 @@
+"""Figures that need weights: correlation maps, crops."""

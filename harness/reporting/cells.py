@@ -1,0 +1,256 @@
+"""What the tables share: cells for readers, columns for programs, notes on where both come from.
+
+A value that was not measured is None here: an empty cell.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from ..base.names import canonical_json
+from ..records.origin import describe_code, describe_machine, origin_note, plural, rounding_of
+from .settings import PAPER_SET, Setting
+from .statistics import Summary
+
+PAPER_PSNR = f"{PAPER_SET} ×4 (paper)"
+
+
+def paper_note(test_set: str, trained: str) -> str:
+    """Note on the paper's column of PSNRs; trained ends its sentence."""
+    return (
+        f"Columns marked paper are published figures, not measured here: PSNR on {test_set} ×4, "
+        f"EDSR with 32 blocks × 256 channels trained on DIV2K{trained}."
+    )
+
+
+PAPER_NOTE = paper_note(PAPER_SET, " for 1000 epochs")
+
+
+def caption(title: str, setting: Setting, test_set: str | None = None) -> str:
+    """Title, setting and the test set that was measured."""
+    if not setting.runs:
+        return f"{title}: operation counts alone, nothing trained"
+    return f"{title}: {setting_text(setting)}; tested on {test_set or setting.test_set}"
+
+
+def setting_text(setting: Setting) -> str:
+    """Preset, scale, protocol, steps, data, device and seeds of a setting with runs."""
+    config = setting.config
+    data = config["data"]
+    start = config.get("start")
+    steps = f"{config['steps']} steps"
+    if start:
+        steps = f"{config['steps']} further steps after the baseline's {start['steps']}"
+    return (
+        f"preset {config['preset']} ({config['blocks']} blocks × {config['channels']} channels), "
+        f"×{config['scale']}, protocol {config['protocol']}, {steps}, trained on "
+        f"{' + '.join(data['train'])} ({plural(data['train_images'], 'image')} of {data['name']}), "
+        f"device {config['device']}, {config.get('precision', 'float32')}, {seed_count(setting)}"
+    )
+
+
+def seed_count(setting: Setting) -> str:
+    """How many seeds the variants have, e.g. ``3 seeds`` or ``1 to 3 seeds``."""
+    seeds = sorted({len(runs) for runs in setting.runs_of.values()})
+    return plural(seeds[0], "seed") if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]} seeds"
+
+
+def _setting_columns(setting: Setting) -> dict[str, Any]:
+    if not setting.runs:
+        return {}
+    config = setting.config
+    return {
+        "setting": setting.label,
+        "preset": config["preset"],
+        "protocol": config["protocol"],
+        "scale": config["scale"],
+        "steps": config["steps"],
+        "start_steps": (config.get("start") or {}).get("steps"),
+        "blocks": config["blocks"],
+        "network_channels": config["channels"],
+        "data": config["data"]["name"],
+        "train_sets": "+".join(config["data"]["train"]),
+        "device": config["device"],
+        "precision": config.get("precision"),
+        "machine": "; ".join(sorted({describe_machine(r) for r in setting.runs})),
+        "code": ", ".join(sorted({describe_code(r) for r in setting.runs})),
+    }
+
+
+def setting_notes(
+    setting: Setting, summaries: Sequence[Summary | None], published: str = PAPER_NOTE
+) -> list[str]:
+    """Notes of a table of qualities and their differences; the first is on the published ones."""
+    if not setting.runs:
+        return [published, "No variant was trained: measured PSNR and SSIM are empty."]
+    notes = [published, f"Measured: {setting_text(setting)}."]
+    notes.append(origin_note(setting.runs, "Runs"))
+    shown = [s for s in summaries if s and s.low is not None]
+    if not setting.baseline:
+        notes.append("No baseline (none) was trained in this setting: differences are empty.")
+    elif shown:
+        notes.append(_interval_note(shown))
+    if apart := _trained_apart(setting):
+        notes.append(
+            "Trained with another processor, library of products, number of threads or torch than "
+            f"the baseline of the same seed, so that rounding differs: {', '.join(apart)}."
+        )
+    if tiled := sorted({name for r in setting.runs for name in _tiled_images(r)}):
+        more = f" and {len(tiled) - 3} more" if len(tiled) > 3 else ""
+        notes.append(f"Evaluated in tiles, not whole, in some run: {', '.join(tiled[:3])}{more}.")
+    if any(s and s.seeds > 1 for s in summaries):
+        notes.append("± is the standard deviation over seeds.")
+    if len({len(runs) for runs in setting.runs_of.values()}) > 1:
+        notes.append(
+            "Rows have different numbers of seeds: compare the differences, which are paired, not "
+            "the means."
+        )
+    repeats = len(setting.runs) - sum(len(runs) for runs in setting.runs_of.values())
+    if repeats:
+        notes.append(f"Left out: {plural(repeats, 'older repeat')} of a run with the same seed.")
+    return notes
+
+
+def _trained_apart(setting: Setting) -> list[str]:
+    rounding = {r["config"]["seed"]: rounding_of(r) for r in setting.baseline}
+    apart = []
+    for label, key in setting.trained:
+        seeds = [
+            str(run["config"]["seed"])
+            for run in setting.runs_of[key]
+            if rounding.get(run["config"]["seed"], rounding_of(run)) != rounding_of(run)
+        ]
+        if seeds:
+            apart.append(f"{label} ({'seed' if len(seeds) == 1 else 'seeds'} {', '.join(seeds)})")
+    return apart
+
+
+def _tiled_images(run: dict[str, Any]) -> list[str]:
+    rows = ((name, row) for name, found in run["quality"].items() for row in found["images"])
+    return [f"{name}/{row['name']}" for name, row in rows if row["tile"] is not None]
+
+
+def _interval_note(summaries: Sequence[Summary]) -> str:
+    images = f"images ({'/'.join(str(n) for n in sorted({s.images for s in summaries}))})"
+    several = {s.paired_seeds > 1 for s in summaries}
+    wider = "means where that reaches further"
+    if several == {True}:
+        over = f"{images} and seeds, or Student's t of the seeds' or of the images' {wider}"
+    elif several == {False}:
+        over = f"{images}, or Student's t of the images' {wider}; with one seed they leave out the "
+        over += "noise of training"
+    else:
+        over = f"{images} and seeds, or Student's t of the seeds' or of the images' {wider}; in "
+        over += "rows with one seed over images only, which leaves out the noise of training"
+    return (
+        "Differences are to the baseline over the same images and seeds; 95 % intervals: "
+        f"paired bootstrap over {over}."
+    )
+
+
+def fixed(value: float | None, digits: int, sign: str = "") -> str:
+    """A number with so many decimals; "" for None."""
+    return "" if value is None else f"{value:{sign}.{digits}f}"
+
+
+def psnr_cell(summary: Summary | None) -> str:
+    """Mean in dB, and its spread over seeds where there are several."""
+    if summary is None:
+        return ""
+    spread = summary.std_over_seeds
+    return fixed(summary.mean, 2) + ("" if spread is None else f" ± {spread:.2f}")
+
+
+def difference_cell(summary: Summary | None) -> str:
+    """Difference to the baseline in dB with its interval."""
+    if summary is None or summary.difference is None:
+        return ""
+    text = fixed(summary.difference, 3, "+")
+    if summary.low is None:
+        return text
+    return f"{text} [{fixed(summary.low, 3, '+')}, {fixed(summary.high, 3, '+')}]"
+
+
+def milliseconds(value: float | None) -> str:
+    """Three significant digits, without an exponent."""
+    if not value:
+        return "" if value is None else "0"
+    return f"{value:.{max(0, 2 - math.floor(math.log10(abs(value))))}f}"
+
+
+def number(printed: str) -> float | None:
+    """A figure of the paper as a number; None for its dash."""
+    return float(printed) if printed else None
+
+
+def _quality_columns(summary: Summary | None, unit: str, name: str) -> dict[str, Any]:
+    """CSV columns of a summary, e.g. psnr_db_measured … with name psnr and unit _db."""
+    kind = "difference" if name == "psnr" else f"difference_{name}"
+    return {
+        f"{name}{unit}_measured": summary and summary.mean,
+        f"{name}{unit}_std_over_seeds": summary and summary.std_over_seeds,
+        f"{kind}{unit}": summary and summary.difference,
+        f"{kind}_low{unit}": summary and summary.low,
+        f"{kind}_high{unit}": summary and summary.high,
+    }
+
+
+def measured_columns(
+    setting: Setting,
+    psnr: Summary | None,
+    ssim: Summary | None,
+    *,
+    test_set: str | None = None,
+    seeds: bool = True,
+) -> dict[str, Any]:
+    """CSV columns of a measured quality and of the setting; without seeds for bicubic."""
+    return {
+        "test_set": test_set or setting.test_set,
+        **_quality_columns(psnr, "_db", "psnr"),
+        **_quality_columns(ssim, "", "ssim"),
+        "seeds": psnr.seeds if psnr and seeds else None,
+        "paired_seeds": psnr.paired_seeds or None if psnr and seeds else None,
+        "paired_images": psnr.images or None if psnr else None,
+        **_setting_columns(setting),
+    }
+
+
+def variant_columns(label: str, key: str | None) -> dict[str, Any]:
+    """CSV columns that say which variant a row is about."""
+    name, options = json.loads(key) if key else (None, None)
+    return {
+        "method": label,
+        "variant": name,
+        "options": None if key is None else canonical_json(options),
+    }
+
+
+def measured_header(setting: Setting, test_set: str | None = None) -> str:
+    """Test set and scale that were measured."""
+    if not setting.runs:
+        return "measured"
+    return f"{test_set or setting.test_set} ×{setting.config['scale']}"
+
+
+def quality_headers(setting: Setting, test_set: str | None = None) -> list[tuple[str, str]]:
+    """Headers of :func:`quality_cells`: they name the test set that was measured."""
+    name = measured_header(setting, test_set)
+    return [
+        ("PSNR (dB)", name),
+        ("SSIM", name),
+        ("PSNR (dB)", "difference to baseline"),
+        ("", "seeds"),
+    ]
+
+
+def quality_cells(psnr: Summary | None, ssim: Summary | None, *, seeds: bool = True) -> list[str]:
+    """PSNR, SSIM, difference in PSNR with its interval, number of seeds."""
+    return [
+        psnr_cell(psnr),
+        fixed(ssim.mean if ssim else None, 4),
+        difference_cell(psnr),
+        str(psnr.seeds) if psnr and seeds else "",
+    ]

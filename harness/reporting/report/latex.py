@@ -1,0 +1,205 @@
+"""The report's folder for LaTeX: tables for ``\\input``, figures as PDF, and a document of all."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations, groupby, pairwise
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from ...base.files import write_atomic, write_text
+from ...base.names import slug
+from ..figures.style import figure_bytes
+from ..tables.render import Table, latex_escape
+from .blocks import column_kinds, figure_text
+
+#: Width of the text in points, and the most that a table is scaled down to fit it.
+_TEXT_WIDTH, _LEAST_SCALE = 498.0, 0.72
+#: Points of an average character at 10 pt, and between two columns.
+_CHARACTER, _BETWEEN = 5.0, 12.0
+#: Most rows of a table on one page.
+_ROWS = 36
+#: What is wider than the text is scaled down to it; nothing is scaled up.
+_FITTED = r"\resizebox{\ifdim\width>\textwidth\textwidth\else\width\fi}{!}{%"
+_HEAD = r"""% Every table and figure of the report; compile with pdflatex, twice.
+% A single table: \input{tables/NAME} with the packages booktabs and graphicx.
+\documentclass[10pt]{article}
+\usepackage[a4paper,textwidth=6.9in,textheight=9.9in]{geometry}
+\usepackage[utf8]{inputenc}
+\usepackage{booktabs,graphicx}
+\extrafloats{400}
+\emergencystretch=4em
+\setlength{\belowcaptionskip}{6pt}
+\renewcommand{\topfraction}{1}
+\renewcommand{\bottomfraction}{1}
+\renewcommand{\textfraction}{0}
+\renewcommand{\floatpagefraction}{0.7}
+\setcounter{topnumber}{9}
+\setcounter{totalnumber}{9}
+\title{attention-zoo: what was measured}
+\author{}
+\date{}
+\begin{document}
+\maketitle
+Columns marked \emph{paper} are published figures; everything else was measured here. An empty cell
+was not measured. The notes below each table name its machine and settings.
+\tableofcontents
+\clearpage
+"""
+
+
+@dataclass(frozen=True)
+class LatexFigure:
+    """A figure, drawn or as a PDF that exists already.
+
+    Attributes:
+        stem: its file's path without suffix.
+        kind: its name without setting and record, which tells what it shows.
+        where: what was measured.
+        source: the figure, or where its PDF lies.
+    """
+
+    stem: str
+    kind: str
+    where: str
+    source: Figure | Path
+
+
+def write_latex(
+    folder: Path,
+    tables: Sequence[tuple[str, Table]],
+    figures: Sequence[LatexFigure],
+    titles: dict[str, str],
+) -> Path:
+    """Write ``tables/*.tex``, ``figures/*.pdf`` and ``main.tex``, which takes them all in.
+
+    Args:
+        folder: where.
+        tables: as :func:`.tables.all_tables` gives them.
+        figures: all of them.
+        titles: heading of each setting's section by its folder's name.
+
+    Returns:
+        The document's path.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    sections: dict[str, list[str]] = {title: [] for title in titles.values()}
+    for where, table in tables:
+        name = slug(f"{where}-{table.name}")
+        write_text(folder / "tables" / f"{name}.tex", latex_table(table))
+        section = titles.get(where, "Modules, latency, speed and scaling")
+        sections.setdefault(section, []).append(rf"\input{{tables/{name}}}")
+    for figure in figures:
+        name = slug(figure.stem)
+        pdf = figure.source
+        content = figure_bytes(pdf, "pdf") if isinstance(pdf, Figure) else pdf.read_bytes()
+        target = folder / "figures" / f"{name}.pdf"
+        write_atomic(target, lambda file, content=content: file.write(content))  # type: ignore[misc]
+        section = titles.get(figure.stem.partition("/")[0], "Further figures")
+        sections.setdefault(section, []).append(_latex_figure(figure, name))
+    body = [
+        "\n".join([rf"\section{{{latex_escape(title)}}}", *parts, r"\clearpage", ""])
+        for title, parts in sections.items()
+        if parts
+    ]
+    path = folder / "main.tex"
+    write_text(path, _HEAD + "\n".join(body) + "\\end{document}\n")
+    return path
+
+
+def latex_table(table: Table) -> str:
+    """A table as one float or, if it is too wide or too long for a page, as several.
+
+    Each begins with the first column; only the first has the label, only the last the notes.
+    """
+    parts = [part for columns in _by_columns(table) for part in _by_rows(columns)]
+    # LaTeX numbers its tables anew.
+    caption = re.sub(r"^(Table \d)", r"The paper's \1", table.caption)
+    floats = []
+    for number, part in enumerate(parts, 1):
+        of = f" ({number} of {len(parts)})" if len(parts) > 1 else ""
+        lines = [
+            r"\begin{table}[htbp]",
+            r"\centering",
+            rf"\caption{{{latex_escape(caption)}{of}}}",
+            *([rf"\label{{tab:{table.label or table.name}}}"] if number == 1 else []),
+            _FITTED,
+            part.latex_tabular(_alignment(part)) + "}",
+            *(part.latex_notes() if number == len(parts) else []),
+            r"\end{table}",
+        ]
+        floats.append("\n".join(lines))
+    return "% needs \\usepackage{booktabs,graphicx}\n" + "\n".join(floats) + "\n"
+
+
+def _alignment(table: Table) -> str:
+    kinds = column_kinds(table.headers, table.rows)
+    return "l" + "".join("l" if "text" in kind.split() else "r" for kind in kinds[1:])
+
+
+def _by_columns(table: Table) -> Iterator[Table]:
+    """The table, or parts of its groups of columns that fit the width, each with the first."""
+    widths = [
+        _CHARACTER * max(len(text) for text in (header, *(row[column] for row in table.rows)))
+        + _BETWEEN
+        for column, (_, header) in enumerate(table.headers)
+    ]
+    most = _TEXT_WIDTH / _LEAST_SCALE
+    if sum(widths) <= most:
+        yield table
+        return
+    groups: list[list[int]] = []
+    numbered = list(enumerate(table.headers))[1:]
+    for group, found in groupby(numbered, key=lambda item: item[1][0]):
+        members = [column for column, _ in found]
+        # Columns without a group may be parted.
+        groups += [members] if group else [[column] for column in members]
+    # The fewest parts that fit; of these the most even ones.
+    for count in range(1, len(groups) + 1):
+        ways = [
+            [[column for group in groups[start:end] for column in group] for start, end in runs]
+            for cuts in combinations(range(1, len(groups)), count - 1)
+            for runs in [pairwise((0, *cuts, len(groups)))]
+        ]
+        width, parts = min((max(sum(widths[c] for c in part) for part in way), way) for way in ways)
+        if widths[0] + width <= most:
+            break
+    yield from (_columns(table, part) for part in parts)
+
+
+def _columns(table: Table, kept: Sequence[int]) -> Table:
+    columns = [0, *kept]
+    return replace(
+        table,
+        headers=[table.headers[c] for c in columns],
+        rows=[[row[c] for c in columns] for row in table.rows],
+    )
+
+
+def _by_rows(table: Table) -> Iterator[Table]:
+    count = len(table.rows)
+    pages = -(-count // _ROWS) or 1
+    each = -(-count // pages)
+    for start in range(0, max(count, 1), each or 1):
+        rows = table.rows[start : start + each]
+        yield replace(table, rows=rows, rule_after=table.rule_after - start)
+
+
+def _latex_figure(figure: LatexFigure, name: str) -> str:
+    title, about = figure_text(figure.kind)
+    text = latex_escape(f"{title}. {about} Measured: {figure.where}.")
+    lines = [
+        r"\begin{figure}[htbp]",
+        r"\centering",
+        _FITTED,
+        rf"\includegraphics{{figures/{name}.pdf}}}}",
+        rf"\caption{{{text}}}",
+        rf"\label{{fig:{name}}}",
+        r"\end{figure}",
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,169 @@
+"""Means over seeds, and paired differences to the baseline with their intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from ..records.shapes import CONFIDENCE
+
+FloatArray = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One variant's quality on one test set (dB for PSNR, unitless for SSIM).
+
+    Attributes:
+        mean: mean over seeds of each run's mean over images.
+        seeds: number of runs, one a seed.
+        std_over_seeds: sample standard deviation of the runs' means; None with one seed.
+        difference: mean paired difference to the baseline; None without a common seed and image.
+        low, high: ends of the difference's 95 % interval; None where there is nothing to resample.
+        paired_seeds: seeds that the variant and the baseline share.
+        images: images that all paired runs share.
+    """
+
+    mean: float
+    seeds: int
+    std_over_seeds: float | None
+    difference: float | None
+    low: float | None
+    high: float | None
+    paired_seeds: int
+    images: int
+
+
+def summarise(
+    runs: Sequence[Mapping[str, Any]],
+    baseline_runs: Sequence[Mapping[str, Any]],
+    test_set: str,
+    metric: str = "psnr",
+    *,
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> Summary:
+    """Summarise one variant's run records against the baseline's, all of one setting.
+
+    The difference is taken per image and seed, over the images and seeds that both have. All
+    seeds share the same images, so the two levels are crossed: each bootstrap resample draws
+    seeds and, independently, images with replacement, and takes the mean over the drawn table
+    (the "pigeonhole" bootstrap: Owen, Annals of Applied Statistics 1(2), 2007). The interval is
+    the 2.5 and 97.5 percentile, or that of Student's t of the seeds' or of the images' means where
+    it reaches further (:func:`difference_interval`). With one paired seed it is over images only:
+    it then says nothing of the noise of training.
+
+    Args:
+        runs: the variant's run records, at most one a seed.
+        baseline_runs: the baseline's; empty if there are none.
+        test_set: name of a test set that every run has.
+        metric: key of the per-image value, "psnr" or "ssim" (or "bicubic_…").
+        resamples: number of bootstrap resamples.
+        seed: of the bootstrap's generator.
+    """
+    ours, theirs = (by_seed(r, test_set, metric) for r in (runs, baseline_runs))
+    means = [float(np.mean(list(images.values()))) for images in ours.values()]
+    differences = paired_differences(ours, theirs)
+    low, high = difference_interval(differences, resamples=resamples, seed=seed)
+    return Summary(
+        mean=float(np.mean(means)),
+        seeds=len(means),
+        std_over_seeds=float(np.std(means, ddof=1)) if len(means) > 1 else None,
+        difference=float(differences.mean()) if differences.size else None,
+        low=low,
+        high=high,
+        paired_seeds=differences.shape[0],
+        images=differences.shape[1],
+    )
+
+
+def paired_differences(
+    ours: Mapping[int, Mapping[str, float]], theirs: Mapping[int, Mapping[str, float]]
+) -> FloatArray:
+    """Differences ``[seeds, images]`` over what both ``{seed: {image: value}}`` tables share."""
+    seeds = sorted(ours.keys() & theirs.keys())
+    tables = [table[s] for s in seeds for table in (ours, theirs)]
+    images = sorted(set.intersection(*(set(t) for t in tables))) if tables else []
+    if not images:
+        return np.empty((0, 0))
+    return np.array([[ours[s][i] - theirs[s][i] for i in images] for s in seeds])
+
+
+def difference_interval(
+    table: FloatArray, *, resamples: int = 10_000, seed: int = 0
+) -> tuple[float, float] | tuple[None, None]:
+    """95 % interval of the mean of ``table [seeds, images]``: the widest end of three on each side.
+
+    The crossed bootstrap's holds for other seeds and images, but of few it is too narrow: where
+    seeds differ most, that of three covers the truth in 70 of 100 cases, that of two in 55; of
+    five images, where these differ most, in 82. Student's t of the seeds' means holds for few
+    seeds, but for these images alone, and that of the images' means for few images, but for these
+    seeds alone. With one seed none holds for others. (None, None) as :func:`bootstrap_interval`.
+    """
+    low, high = bootstrap_interval(table, resamples=resamples, seed=seed)
+    if low is None or high is None:
+        return None, None
+    for means in several_means(table):
+        reach = stats.t.ppf((1 + CONFIDENCE) / 2, len(means) - 1) * standard_error(means)
+        low, high = min(low, float(means.mean() - reach)), max(high, float(means.mean() + reach))
+    return low, high
+
+
+def several_means(table: FloatArray) -> list[FloatArray]:
+    """Means of each seed, and of each image, of ``table [seeds, images]``, if there are several."""
+    return [table.mean(axis=1 - axis) for axis in (0, 1) if table.shape[axis] > 1]
+
+
+def standard_error(values: FloatArray) -> float:
+    """Standard error of the mean of independent values."""
+    return float(values.std(ddof=1) / np.sqrt(len(values)))
+
+
+def bootstrap_interval(
+    table: FloatArray, *, resamples: int = 10_000, seed: int = 0
+) -> tuple[float, float] | tuple[None, None]:
+    """95 % percentile interval of the mean of ``table [seeds, images]``; see :func:`summarise`.
+
+    (None, None) for a table with fewer than two entries: there is nothing to resample.
+    """
+    if table.size < 2:
+        return None, None
+    tail = (1 - CONFIDENCE) / 2
+    means = bootstrap_means(table, resamples=resamples, seed=seed)
+    low, high = np.quantile(means, [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def bootstrap_means(table: FloatArray, *, resamples: int = 10_000, seed: int = 0) -> FloatArray:
+    """Mean of ``table [seeds, images]`` in each resample ``[resamples]``; see :func:`summarise`."""
+    seeds, images = table.shape
+    drawn_seeds, drawn_images = (
+        _weights(seeds, resamples, seed, 0),
+        _weights(images, resamples, seed, 1),
+    )
+    return ((drawn_seeds @ table) * drawn_images).sum(axis=1)
+
+
+@lru_cache(maxsize=16)
+def _weights(count: int, resamples: int, seed: int, level: int) -> FloatArray:
+    """Share of each of ``count`` items in each resample: ``[resamples, count]``, rows sum to 1."""
+    generator = np.random.default_rng([seed, level, count])
+    return generator.multinomial(count, np.full(count, 1 / count), size=resamples) / count
+
+
+def by_seed(
+    runs: Sequence[Mapping[str, Any]], test_set: str, metric: str
+) -> dict[int, dict[str, float]]:
+    """``{seed: {image: value}}`` of run records."""
+    return {
+        run["config"]["seed"]: {
+            image["name"]: image[metric] for image in run["quality"][test_set]["images"]
+        }
+        for run in runs
+    }

@@ -1,0 +1,243 @@
+"""The ENLCA paper's claims, and what the runs of a setting say of each.
+
+Every claim compares two variants on the paper's test set, paired over the same images and seeds.
+A claim is decided at 5 % after Holm's correction for all claims of the setting; with one seed none
+is, as the noise of training is unknown then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from ...config.labels import variant_key
+from ...config.variants import Variant
+from ...records.origin import plural
+from ...records.shapes import CONFIDENCE
+from ..cells import caption, difference_cell, fixed, setting_notes
+from ..settings import Setting, paper_table
+from ..statistics import (
+    FloatArray,
+    Summary,
+    bootstrap_means,
+    by_seed,
+    paired_differences,
+    several_means,
+    standard_error,
+    summarise,
+)
+from .render import Table
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One variant is better than another, or within a margin of it.
+
+    Attributes:
+        better: the variant that the paper finds better, or as good.
+        than: the other one.
+        margin: None for better; else in dB, how far apart two variants are that count as equal.
+    """
+
+    better: Variant
+    than: Variant
+    margin: float | None = None
+
+    @property
+    def text(self) -> str:
+        if self.margin is None:
+            return f"{self.better.label} over {self.than.label}"
+        return f"{self.better.label} within {self.margin:g} dB of {self.than.label}"
+
+
+_NLA, _NLSA, _BASELINE = Variant("nla"), Variant("nlsa"), Variant("none")
+
+
+def _enlca(m: int) -> Variant:
+    return Variant("enlca", {"m": m})
+
+
+#: Of the ENLCA paper's Tables 4 and 6, and of what it says of them.
+CLAIMS = (
+    Claim(_NLA, _BASELINE),
+    Claim(_NLSA, _NLA),
+    Claim(_enlca(128), _BASELINE),
+    Claim(_enlca(128), _NLA),
+    Claim(_enlca(128), _NLSA),
+    Claim(_enlca(16), _NLSA),
+    Claim(_enlca(128), _enlca(2)),
+    Claim(_enlca(128), _enlca(16), margin=0.05),
+    Claim(_enlca(256), _enlca(128), margin=0.05),
+    Claim(_NLA, Variant("criss-cross")),
+    Claim(_enlca(128), Variant("criss-cross")),
+    Claim(_enlca(128), Variant("enla", {"m": 128})),
+)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What the runs say of a claim.
+
+    Attributes:
+        claim: which one.
+        summary: the difference in dB, its 95 % interval, seeds and images.
+        p: smallest level at which the difference decides the claim, either way; None with one
+            seed.
+        adjusted: p after Holm's correction.
+        verdict: reproduced, not reproduced, or not decided.
+    """
+
+    claim: Claim
+    summary: Summary
+    p: float | None
+    adjusted: float | None
+    verdict: str
+
+    @property
+    def sentence(self) -> str:
+        """E.g. ``ENLCA-m128 over NLA: +0.010 dB, 95 % [-0.020, +0.040], 3 seeds: not decided``."""
+        found = self.summary
+        interval = f"[{fixed(found.low, 3, '+')}, {fixed(found.high, 3, '+')}]"
+        return (
+            f"{self.claim.text}: {fixed(found.difference, 3, '+')} dB, 95 % {interval}, "
+            f"{plural(found.paired_seeds, 'seed')}: {self.verdict}"
+        )
+
+
+def p_above(table: FloatArray, bound: float, *, resamples: int = 10_000) -> float:
+    """One-sided level at which the mean of ``table [seeds, images]`` lies above a bound.
+
+    The largest of those that :func:`.statistics.difference_interval` is made of: of the crossed
+    bootstrap, and of Student's t of the seeds' and of the images' means. 1 with a single seed.
+    """
+    if table.shape[0] < 2:
+        return 1.0
+    drawn = bootstrap_means(table, resamples=resamples)
+    found = [float((1 + np.count_nonzero(drawn <= bound)) / (1 + resamples))]
+    for means in several_means(table - bound):
+        if (error := standard_error(means)) == 0:
+            found.append(0.0 if means.mean() > 0 else 1.0)
+        else:
+            found.append(float(stats.t.sf(means.mean() / error, len(means) - 1)))
+    return float(max(found))
+
+
+def levels(claim: Claim, table: FloatArray) -> tuple[float, float]:
+    """Levels at which the differences speak for the claim, and against it."""
+    if claim.margin is None:
+        return p_above(table, 0.0), p_above(-table, 0.0)
+    # Equal within the margin: neither as far above as the margin, nor as far below.
+    within = max(p_above(table, -claim.margin), p_above(-table, -claim.margin))
+    apart = min(p_above(table, claim.margin), p_above(-table, claim.margin))
+    return within, min(1.0, 2 * apart)
+
+
+def holm(levels: Sequence[float]) -> list[float]:
+    """Holm's step-down correction (Scandinavian Journal of Statistics 6, 1979), in their order."""
+    count, adjusted, largest = len(levels), [0.0] * len(levels), 0.0
+    for rank, index in enumerate(sorted(range(count), key=lambda i: levels[i])):
+        largest = max(largest, min(1.0, (count - rank) * levels[index]))
+        adjusted[index] = largest
+    return adjusted
+
+
+def find_claims(setting: Setting) -> list[Finding]:
+    """Every claim whose two variants were trained in the setting, with a common seed."""
+    compared = []
+    for claim in CLAIMS:
+        ours, theirs = (
+            setting.runs_of.get(variant_key(v.to_dict()), []) for v in (claim.better, claim.than)
+        )
+        if not ours or not theirs or setting.test_set is None:
+            continue
+        table = paired_differences(*(by_seed(r, setting.test_set, "psnr") for r in (ours, theirs)))
+        if table.size:
+            summary = summarise(ours, theirs, setting.test_set)
+            compared.append((claim, summary, *levels(claim, table)))
+    # Two-sided: a claim may be reproduced or contradicted.
+    several = [s.paired_seeds > 1 for _, s, _, _ in compared]
+    p = [min(1.0, 2 * min(for_it, against)) for _, _, for_it, against in compared]
+    adjusted = iter(holm([x for x, known in zip(p, several, strict=True) if known]))
+    findings = []
+    for (claim, summary, for_it, against), level, known in zip(compared, p, several, strict=True):
+        if not known:
+            findings.append(Finding(claim, summary, None, None, "not decided (one seed)"))
+            continue
+        corrected = next(adjusted)
+        verdict = "not decided"
+        if corrected < 1 - CONFIDENCE:
+            verdict = "reproduced" if for_it < against else "not reproduced"
+        findings.append(Finding(claim, summary, level, corrected, verdict))
+    return findings
+
+
+def claims_table(setting: Setting) -> Table | None:
+    """The claims of a setting; None where no two of the claims' variants were trained."""
+    findings = find_claims(setting)
+    if not findings:
+        return None
+    paper = {row["method"]: row["psnr_db"] for row in paper_table(4)}
+    paper["Criss-Cross"] = next(r["psnr_db"] for r in paper_table(6) if "Criss" in r["method"])
+    rows, data = [], []
+    for found in findings:
+        claim, summary = found.claim, found.summary
+        printed = [paper.get(v.label, "") for v in (claim.better, claim.than)]
+        difference = float(printed[0]) - float(printed[1]) if all(printed) else None
+        rows.append(
+            [
+                claim.text,
+                fixed(difference, 2, "+"),
+                difference_cell(summary),
+                str(summary.paired_seeds),
+                fixed(found.adjusted, 3),
+                found.verdict,
+            ]
+        )
+        columns: dict[str, Any] = {
+            "claim": claim.text,
+            "better": claim.better.label,
+            "than": claim.than.label,
+            "margin_db": claim.margin,
+            "difference_db_paper": None if difference is None else round(difference, 2),
+            "difference_db": summary.difference,
+            "difference_low_db": summary.low,
+            "difference_high_db": summary.high,
+            "paired_seeds": summary.paired_seeds,
+            "paired_images": summary.images,
+            "p": found.p,
+            "p_holm": found.adjusted,
+            "verdict": found.verdict,
+            "sentence": found.sentence,
+            "test_set": setting.test_set,
+        }
+        data.append(columns)
+    return Table(
+        name="claims",
+        label=f"{setting.label}-claims",
+        caption=caption("The paper's claims", setting),
+        notes=[
+            f"Differences in PSNR on {setting.test_set} ×{setting.config['scale']}, paired over "
+            "the same images and seeds; the paper's are of Urban100 ×4. In brackets the 95 % "
+            "interval: that of the crossed bootstrap over images and seeds, or of Student's t of "
+            "the seeds' or of the images' means where that reaches further.",
+            "Decided at 5 % after Holm's correction for all claims of this table. A level is the "
+            "largest of that bootstrap's and those of Student's t, two-sided; "
+            "'within' is tested as equivalence. Not decided means just that.",
+            *(f"{found.sentence}." for found in findings),
+            *setting_notes(setting, []),
+        ],
+        headers=[
+            ("", "Claim"),
+            ("Difference (dB)", "paper"),
+            ("Difference (dB)", "measured"),
+            ("", "seeds"),
+            ("", "p (Holm)"),
+            ("", "verdict"),
+        ],
+        rows=rows,
+        data=data,
+    )

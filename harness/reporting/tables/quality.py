@@ -1,0 +1,314 @@
+"""Tables 1, 2 and 3 of the ENLCA paper, and every trained variant's quality on every test set."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import get_args
+
+from ...config.labels import variant_labels
+from ...config.rows import TableName, table_rows
+from ...records.origin import plural
+from ..cells import (
+    caption,
+    measured_columns,
+    measured_header,
+    number,
+    paper_note,
+    psnr_cell,
+    quality_cells,
+    quality_headers,
+    setting_notes,
+    setting_text,
+    variant_columns,
+)
+from ..settings import Setting, paper_table
+from ..statistics import Summary, summarise
+from .render import Table
+
+# Test set of the paper's Tables 2 and 3.
+_ABLATION_SET = "Set5"
+_ABLATION_PSNR = f"{_ABLATION_SET} ×4 (paper)"
+_TABLE2 = {"base": "base", "enla": "ENLA", "k": "k", "contrastive_learning": "contrastive learning"}
+_IN_CSV = (
+    "The differences to the baseline, with their intervals, are in the CSV, those of SSIM too."
+)
+
+
+def table1(setting: Setting) -> Table | None:
+    """Published methods, then those measured, on the five benchmarks at the setting's scale.
+
+    None where the paper has not the scale, or the setting none of the benchmarks.
+    """
+    scale = setting.config["scale"]
+    paper = {
+        (row["method"], row["dataset"]): row for row in paper_table(1) if row["scale"] == str(scale)
+    }
+    sets = list(dict.fromkeys(dataset for _, dataset in paper))
+    if not set(sets) & set(setting.test_sets):
+        return None
+    rows, data, summaries = [], [], []
+    methods = list(dict.fromkeys(method for method, _ in paper))
+    for method in methods:
+        cells = [method, f"×{scale}"]
+        for name in sets:
+            printed = paper[method, name]
+            cells.append(_joined([printed["psnr_db"], printed["ssim"]]))
+            data.append(
+                variant_columns(method, None)
+                | {
+                    "source": "published",
+                    "psnr_db_paper": number(printed["psnr_db"]),
+                    "ssim_paper": number(printed["ssim"]),
+                }
+                | dict.fromkeys(measured_columns(setting, None, None))
+                | {"test_set": name, "scale": scale}
+            )
+        rows.append([*cells, ""])
+    order = setting.trained
+    ablations = variant_labels(
+        variant.to_dict() for table in get_args(TableName) for variant in table_rows(table)
+    )
+    shown = [
+        (label, key)
+        for label, key in order
+        if key not in ablations or label == setting.runs_of[key][0]["variant"]["label"]
+    ]
+    for label, key in shown:
+        cells = [f"{label} (measured, preset {setting.config['preset']})", f"×{scale}"]
+        for name in sets:
+            psnr, ssim = (
+                setting.summary(key, name if name in setting.test_sets else None, metric)
+                for metric in ("psnr", "ssim")
+            )
+            summaries.append(psnr)
+            cells.append(_joined(quality_cells(psnr, ssim)[:2]))
+            data.append(
+                variant_columns(label, key)
+                | {"source": "measured", "psnr_db_paper": None, "ssim_paper": None}
+                | measured_columns(setting, psnr, ssim, test_set=name)
+            )
+        rows.append([*cells, str(len(setting.runs_of[key]))])
+    left_out = len(order) - len(shown)
+    return Table(
+        name="table1",
+        label=f"{setting.label}-table1",
+        caption=f"Table 1: published methods and those measured here: {setting_text(setting)}",
+        notes=[
+            *setting_notes(
+                setting,
+                summaries,
+                "Rows not marked measured are published figures, not measured here. EDSR, NLSN "
+                "and ENLCN are what Table 4 calls Baseline, NLSA-r4 and ENLCA-m128: EDSR with 32 "
+                "blocks × 256 channels trained on DIV2K, ENLCN for 1000 epochs.",
+            ),
+            _IN_CSV,
+            *(
+                [
+                    f"Left out: {plural(left_out, 'variant')} of the ablations, with other options "
+                    "than the label tells; the table quality has them."
+                ]
+                if left_out
+                else []
+            ),
+        ],
+        headers=[
+            *(("", header) for header in ("Method", "Scale")),
+            *((name, "PSNR / SSIM") for name in sets),
+            ("", "seeds"),
+        ],
+        rows=rows,
+        data=data,
+        rule_after=len(methods),
+    )
+
+
+def table2(setting: Setting) -> Table | None:
+    """ENLCA's components switched on one after the other; None if hardly any was trained."""
+    ablation = _ablation(setting, 2)
+    if not ablation:
+        return None
+    name = setting.nearest_set(_ABLATION_SET)
+    rows, data = [], []
+    for row in ablation:
+        on = [row.printed[column] == "1" for column in _TABLE2]
+        rows.append(
+            [
+                row.label,
+                *("✓" if component else "–" for component in on),
+                row.printed["psnr_db"],
+                *quality_cells(row.psnr, row.ssim),
+            ]
+        )
+        data.append(
+            variant_columns(row.label, row.key)
+            | {column: int(component) for column, component in zip(_TABLE2, on, strict=True)}
+            | {"psnr_db_paper": number(row.printed["psnr_db"])}
+            | measured_columns(setting, row.psnr, row.ssim, test_set=name)
+        )
+    return Table(
+        name="table2",
+        label=f"{setting.label}-table2",
+        caption=caption("Table 2: components of ENLCA", setting, name),
+        notes=[
+            "Without k means k = 1, no amplification, in the attention (Eq. 3) and in the "
+            "contrastive loss (Eq. 8).",
+            *setting_notes(
+                setting,
+                [row.psnr for row in ablation],
+                paper_note(
+                    _ABLATION_SET,
+                    "; it is not said for how long, but the last row's 32.48 dB is Table 3's "
+                    "after 200 epochs and not Table 1's after 1000 epochs (ENLCN, 32.67 dB)",
+                ),
+            ),
+        ],
+        headers=[
+            ("", "Method"),
+            *(("Components", component) for component in _TABLE2.values()),
+            ("PSNR (dB)", _ABLATION_PSNR),
+            *quality_headers(setting, name),
+        ],
+        rows=rows,
+        data=data,
+    )
+
+
+def table3(setting: Setting) -> Table | None:
+    """PSNR over the grid of n1 (rows) and n2 (columns); None if hardly any cell was trained."""
+    ablation = _ablation(setting, 3)
+    if not ablation:
+        return None
+    name = setting.nearest_set(_ABLATION_SET)
+    best = _best(setting, ablation, name or "")
+    grid: dict[str, list[str]] = {}
+    data = []
+    for row in ablation:
+        n1, n2 = row.printed["n1_percent"], row.printed["n2_percent"]
+        measured = psnr_cell(row.psnr) + (" *" if row.key == best else "")
+        grid.setdefault(n1, []).extend([row.printed["psnr_db"], measured])
+        data.append(
+            variant_columns(row.label, row.key)
+            | {
+                "n1_percent": number(n1),
+                "n2_percent": number(n2),
+                "psnr_db_paper": number(row.printed["psnr_db"]),
+            }
+            | measured_columns(setting, row.psnr, row.ssim, test_set=name)
+        )
+    interval = "the 95 % interval of its paired difference, over images and seeds, is above 0"
+    return Table(
+        name="table3",
+        label=f"{setting.label}-table3",
+        caption=caption("Table 3: PSNR (dB) by n1 and n2 of the contrastive loss", setting, name),
+        notes=[
+            f"* best: against every other measured cell {interval}."
+            if best
+            else f"No cell is marked as best: of none can be said that {interval} against every "
+            "other measured cell (one seed never shows it).",
+            *setting_notes(
+                setting,
+                [row.psnr for row in ablation],
+                paper_note(
+                    _ABLATION_SET,
+                    " for 200 epochs, which are 200000 steps of the preset paper",
+                ),
+            ),
+            _IN_CSV,
+        ],
+        headers=[
+            ("", "n1"),
+            *(
+                (f"n2 = {n2} %", header)
+                for n2 in dict.fromkeys(row.printed["n2_percent"] for row in ablation)
+                for header in ("paper", measured_header(setting, name))
+            ),
+        ],
+        rows=[[f"{n1} %", *cells] for n1, cells in grid.items()],
+        data=data,
+    )
+
+
+def quality_table(setting: Setting) -> Table:
+    """PSNR and SSIM of every trained variant on every test set; the CSV has one row for each."""
+    rows, data, summaries = [], [], []
+    variants: list[tuple[str, str | None]] = [("Bicubic", None), *setting.trained]
+    for label, key in variants:
+        cells = [label]
+        for name in setting.test_sets:
+            psnr, ssim = (
+                setting.summary(key, name, metric) if key else setting.bicubic(name, metric)
+                for metric in ("psnr", "ssim")
+            )
+            summaries.append(psnr if key else None)
+            cells += quality_cells(psnr, ssim)[:3]
+            data.append(
+                {**variant_columns(label, key), "test_set": name}
+                | measured_columns(setting, psnr, ssim, seeds=key is not None, test_set=name)
+            )
+        runs = setting.runs_of.get(key or "", [])
+        rows.append([*cells, str(len(runs)) if runs else ""])
+    return Table(
+        name="quality",
+        label=f"{setting.label}-quality",
+        caption=f"Quality of every trained variant: {setting_text(setting)}",
+        notes=setting_notes(setting, summaries)[1:],  # without the one on the paper's columns
+        headers=[
+            ("", "Method"),
+            *(
+                (f"{name} ×{setting.config['scale']}", header)
+                for name in setting.test_sets
+                for header in ("PSNR (dB)", "SSIM", "difference to baseline")
+            ),
+            ("", "seeds"),
+        ],
+        rows=rows,
+        data=data,
+        rule_after=1,
+    )
+
+
+def _joined(cells: Sequence[str]) -> str:
+    """PSNR and SSIM in one cell; "" where there is neither."""
+    return " / ".join(cells) if any(cells) else ""
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One configuration of an ablation: the paper's line, and what was measured."""
+
+    printed: Mapping[str, str]
+    label: str
+    key: str
+    psnr: Summary | None
+    ssim: Summary | None
+
+
+def _ablation(setting: Setting, table: int) -> list[_Row]:
+    """Rows of Table 2 or 3; none unless two that are no rows of Table 4 were trained."""
+    labels, common = (
+        variant_labels(variant.to_dict() for variant in table_rows(name))
+        for name in (f"table{table}", "table4")
+    )
+    if len((labels.keys() - common.keys()) & setting.runs_of.keys()) < 2:
+        return []
+    on = setting.nearest_set(_ABLATION_SET)
+    return [
+        _Row(printed, label, key, setting.summary(key, on), setting.summary(key, on, "ssim"))
+        for printed, (key, label) in zip(paper_table(table), labels.items(), strict=True)
+    ]
+
+
+def _best(setting: Setting, ablation: Sequence[_Row], test_set: str) -> str | None:
+    """Key of the row that is ahead of every other measured one for certain; None if none is.
+
+    For certain: the 95 % interval of the paired difference, over images and at least two seeds,
+    is above 0.
+    """
+    means = {row.key: row.psnr.mean for row in ablation if row.psnr}
+    best = max(means, key=means.__getitem__)
+    for other in means.keys() - {best}:
+        ahead = summarise(setting.runs_of[best], setting.runs_of[other], test_set)
+        if ahead.paired_seeds < 2 or ahead.low is None or ahead.low <= 0:
+            return None
+    return best

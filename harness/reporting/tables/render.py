@@ -1,0 +1,200 @@
+"""A table as CSV (every figure, for programs) and as Markdown and LaTeX (for readers)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from ...base.files import write_text
+
+# Wider tables are scaled to the text width in LaTeX.
+_WIDE = 7
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "{": r"\{",
+    "}": r"\}",
+    "$": r"\$",
+    "&": r"\&",
+    "#": r"\#",
+    "%": r"\%",
+    "_": r"\_",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    "×": r"$\times$",
+    "·": r"$\cdot$",
+    "±": r"$\pm$",
+    "−": r"$-$",
+    "–": "--",
+    "Δ": r"$\Delta$",
+    "²": r"$^2$",
+    "✓": r"$\surd$",
+    "√": r"$\sqrt{}$",
+    "≥": r"$\geq$",
+    "≤": r"$\leq$",
+    "→": r"$\to$",
+    "φ": r"$\varphi$",
+    "σ": r"$\sigma$",
+    "…": r"\dots{}",
+    "’": "'",
+    "“": "``",
+    "”": "''",
+    "\n": " ",
+    "\0": "{}",
+}
+# Of what lies beyond ASCII, letters with accents up to here are LaTeX's own.
+_LAST_ACCENT = "ž"
+_MARKDOWN = {ord(c): f"\\{c}" for c in "\\|*`<"} | {ord("\n"): " "}
+
+
+@dataclass(frozen=True)
+class Table:
+    """One table.
+
+    Attributes:
+        name: file name without suffix.
+        caption: what it shows.
+        notes: where its figures come from and how to read them.
+        headers: (group, header) of each column for readers; the group "" stands alone.
+        rows: cells for readers, the first column a name; "" where nothing was measured.
+        data: one mapping of machine-readable columns a row; None where nothing was measured.
+        label: LaTeX label; by default the name.
+        rule_after: number of first rows that a rule in LaTeX sets off from the others; 0 for none.
+    """
+
+    name: str
+    caption: str
+    notes: Sequence[str]
+    headers: Sequence[tuple[str, str]]
+    rows: Sequence[Sequence[str]]
+    data: Sequence[Mapping[str, Any]]
+    rule_after: int = 0
+    label: str = ""
+
+    def csv(self) -> str:
+        """Comma-separated values with ten significant digits; empty where None."""
+        cells = [{key: _csv_cell(value) for key, value in row.items()} for row in self.data]
+        return pd.DataFrame(cells, dtype=str).to_csv(index=False, lineterminator="\n")
+
+    def markdown_grid(self) -> str:
+        """The rows alone as a Markdown table."""
+        headers = [f"{group} {header}".strip() for group, header in self.headers]
+        grid = [[cell.translate(_MARKDOWN) for cell in row] for row in (headers, *self.rows)]
+        widths = [max(3, *(len(row[i]) for row in grid)) for i in range(len(headers))]
+        grid.insert(1, ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])])
+        lines = [[row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in grid]
+        return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+    def markdown(self) -> str:
+        """Caption, rows and notes in Markdown."""
+        notes = "".join(f"- {note.translate(_MARKDOWN)}\n" for note in self.notes)
+        return f"**{self.caption.translate(_MARKDOWN)}**\n\n{self.markdown_grid()}\n{notes}"
+
+    def latex(self) -> str:
+        """A floating table in LaTeX; needs the packages booktabs and graphicx."""
+        wide = len(self.headers) > _WIDE
+        lines = [
+            "% needs \\usepackage{booktabs,graphicx}",
+            r"\begin{table*}" if wide else r"\begin{table}",
+            r"\centering",
+            rf"\caption{{{latex_escape(self.caption)}}}",
+            rf"\label{{tab:{self.label or self.name}}}",
+            *([r"\resizebox{\textwidth}{!}{%"] if wide else []),
+            self.latex_tabular() + ("}" if wide else ""),
+            *self.latex_notes(),
+            r"\end{table*}" if wide else r"\end{table}",
+        ]
+        return "\n".join(lines) + "\n"
+
+    def latex_tabular(self, alignment: str = "") -> str:
+        """The rows alone as a tabular of LaTeX; needs the package booktabs.
+
+        Args:
+            alignment: a letter for each column; by default the first is left, the others right.
+        """
+        alignment = alignment or "l" + "r" * (len(self.headers) - 1)
+        body = [_latex_row(row) for row in self.rows]
+        if 0 < self.rule_after < len(body):
+            body.insert(self.rule_after, r"\midrule")
+        lines = [
+            rf"\begin{{tabular}}{{{alignment}}}",
+            r"\toprule",
+            *self._latex_headers(),
+            r"\midrule",
+            *body,
+            r"\bottomrule",
+            r"\end{tabular}",
+        ]
+        return "\n".join(lines)
+
+    def latex_notes(self) -> list[str]:
+        """The notes as small paragraphs of LaTeX, a line each."""
+        return [
+            r"\par\smallskip",
+            r"{\footnotesize\raggedright",
+            *(latex_escape(note) + r"\par" for note in self.notes),
+            "}",
+        ]
+
+    def _latex_headers(self) -> list[str]:
+        headers = _latex_row([header for _, header in self.headers])
+        if not any(group for group, _ in self.headers):
+            return [headers]
+        cells, rules, column = [], [], 1
+        for group, members in groupby(group for group, _ in self.headers):
+            width = len(list(members))
+            if group:
+                cells.append(rf"\multicolumn{{{width}}}{{c}}{{{latex_escape(group)}}}")
+                rules.append(rf"\cmidrule(lr){{{column}-{column + width - 1}}}")
+            else:
+                cells += [""] * width
+            column += width
+        return [" & ".join(cells) + r" \\", " ".join(rules), headers]
+
+
+def write_table(table: Table, folder: Path) -> list[Path]:
+    """Write ``<folder>/<name>.csv``, ``.md`` and ``.tex``; returns the three paths.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    texts = {"csv": table.csv(), "md": table.markdown(), "tex": table.latex()}
+    paths = []
+    for suffix, text in texts.items():
+        paths.append(folder / f"{table.name}.{suffix}")
+        write_text(paths[-1], text)
+    return paths
+
+
+def latex_escape(text: str) -> str:
+    """Text in which LaTeX's special characters, and a few of Unicode, stand for themselves.
+
+    What pdflatex's own fonts do not have is named by its number, so that any text compiles.
+    """
+    text = re.sub("-(?=-)", "-\0", text)  # two hyphens would become a dash
+    return "".join(_LATEX.get(character) or _latex_character(character) for character in text)
+
+
+def _latex_character(character: str) -> str:
+    known = character.isascii() or (character.isalpha() and character <= _LAST_ACCENT)
+    return character if known else f"[U+{ord(character):04X}]"
+
+
+def _latex_row(cells: Sequence[str]) -> str:
+    # The line end before would take a leading "[" or "*" for its own option.
+    guard = "{}" if cells[0].startswith(("[", "*")) else ""
+    return guard + " & ".join(latex_escape(cell) for cell in cells) + r" \\"
+
+
+def _csv_cell(value: Any) -> str:
+    if value is None:
+        return ""
+    return f"{value:.10g}" if isinstance(value, float) else str(value)

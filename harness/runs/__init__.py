@@ -1,0 +1,1 @@
+"""One run, grids of runs, the engines that run them, plans."""

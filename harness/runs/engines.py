@@ -1,0 +1,253 @@
+"""Where the members of a sweep run: processes here, tasks of Ray, or jobs of Slurm.
+
+Other machines need this package and the folders of data and results under the same paths. An
+engine's ``run`` waits for one member and gives its exit status; a sweep calls it from several
+threads at once. What dies with a member is the member alone.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import queue
+import re
+import shutil
+import socket
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from ..base.errors import UserError
+from ..base.machine import usable_cores
+from .jobs import GRACE, Member, run_member
+
+#: How often Ray starts a member again whose worker or machine died.
+RAY_RETRIES = 3
+#: Seconds between two looks at a task or job.
+_POLL = 0.5
+
+
+@dataclass(kw_only=True)
+class Place:
+    """What engines need to know.
+
+    Attributes:
+        device: where members train; its index is not used.
+        workers: members at once; None is 1 on this machine and all elsewhere.
+        threads: CPU threads, of all members together on this machine, of each elsewhere.
+        gpus: share of a GPU for a member, with Ray.
+        address: of a Ray cluster; None starts one here.
+        slurm: parameters of submitit's executor, as name=value.
+        grace: seconds that members have for saving their state when they are to stop.
+        stop: set when they are to stop.
+    """
+
+    device: torch.device
+    workers: int | None = None
+    threads: int | None = None
+    gpus: float = 1.0
+    address: str | None = None
+    slurm: Sequence[str] = ()
+    grace: float = GRACE
+    stop: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def threads_each(self) -> int:
+        """CPU threads of a member on this machine."""
+        return max(1, (self.threads or usable_cores()) // (self.workers or 1))
+
+
+class Engine(Protocol):
+    """See the module's text."""
+
+    def run(self, member: Member) -> int:
+        """Run a member and wait for it; gives its exit status.
+
+        Raises:
+            Exception: the engine could not run it or lost it; the message says why.
+        """
+
+
+class Local:
+    """Processes of this machine, which share its threads, and its GPUs in turn."""
+
+    def __init__(self, place: Place) -> None:
+        self.place = place
+        self._slots: queue.SimpleQueue[int] = queue.SimpleQueue()
+        for slot in range(place.workers or 1):
+            self._slots.put(slot)
+
+    def run(self, member: Member) -> int:
+        place, slot = self.place, self._slots.get()
+        device = place.device.type
+        if device == "cuda":
+            device = f"cuda:{slot % torch.cuda.device_count()}"
+        words = (*member.words, "--device", device, "--threads", str(place.threads_each))
+        try:
+            return run_member(words, member.log, Path.cwd(), grace=place.grace, stop=place.stop)
+        finally:
+            self._slots.put(slot)
+
+
+class Ray:
+    """Tasks of a Ray cluster; one whose worker dies is started again and resumes."""
+
+    def __init__(self, place: Place) -> None:
+        ray = _import("ray", "ray")
+        self.place, self._ray = place, ray
+        self._threads = place.threads or 1
+        address = place.address or os.environ.get("RAY_ADDRESS")
+        try:
+            _knock(address)
+            ray.init(
+                address=address,
+                include_dashboard=None if address else False,
+                log_to_driver=False,
+                logging_level="ERROR",
+            )
+        except (OSError, RuntimeError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise UserError(f"no Ray cluster answers at {address}: {reason}") from error
+        self._task = ray.remote(
+            num_cpus=self._threads,
+            num_gpus=place.gpus if place.device.type == "cuda" else 0,
+            max_retries=RAY_RETRIES,
+        )(run_member)
+
+    def run(self, member: Member) -> int:
+        ray, place = self._ray, self.place
+        words = (
+            *member.words,
+            *("--device", place.device.type),
+            *("--threads", str(self._threads)),
+        )
+        task = self._task.remote(words, member.log, Path.cwd(), grace=place.grace)
+        while not ray.wait([task], timeout=_POLL)[0]:
+            if place.stop.is_set():
+                ray.cancel(task)  # a KeyboardInterrupt in the task, which passes it on
+                if not ray.wait([task], timeout=place.grace)[0]:
+                    ray.cancel(task, force=True)
+                return _STOPPED
+        try:
+            status: int = ray.get(task)
+        except ray.exceptions.RayError as error:
+            last = str(error).strip().splitlines()[-1]
+            raise RuntimeError(f"Ray lost it ({type(error).__name__}): {last}") from error
+        return status
+
+    def close(self) -> None:
+        self._ray.shutdown()
+
+
+class Slurm:
+    """Jobs of Slurm through submitit, or of submitit's local executor where there is no Slurm."""
+
+    def __init__(self, place: Place, folder: Path) -> None:
+        submitit = _import("submitit", "slurm")
+        self.place = place
+        self._threads = place.threads or 1
+        self._submit_lock = threading.Lock()
+        if shutil.which("srun") is None:
+            print("There is no Slurm here: submitit's local executor runs the jobs.")
+        self._executor = submitit.AutoExecutor(folder=folder)
+        parameters: dict[str, Any] = {
+            "name": "attention-zoo",
+            "timeout_min": 24 * 60,
+            "cpus_per_task": self._threads,
+            "gpus_per_node": 1 if place.device.type == "cuda" else 0,
+        }
+        for word in place.slurm:
+            name, equals, value = word.partition("=")
+            if not equals:
+                raise UserError(f"--slurm takes name=value, got {word!r}")
+            parameters[name] = int(value) if value.isdecimal() else value
+        try:
+            self._executor.update_parameters(**parameters)
+        except (NameError, TypeError, AssertionError) as error:
+            raise UserError(f"--slurm: {' '.join(str(error).split())}") from error
+
+    def run(self, member: Member) -> int:
+        place = self.place
+        words = (
+            *member.words,
+            *("--device", place.device.type),
+            *("--threads", str(self._threads)),
+        )
+        with self._submit_lock:
+            job = self._executor.submit(Job(words, member.log, Path.cwd(), place.grace))
+        while not job.done():
+            if place.stop.wait(_POLL):
+                job.cancel(check=False)
+                end = time.monotonic() + place.grace
+                while not job.done() and time.monotonic() < end:
+                    time.sleep(_POLL)
+                return _STOPPED
+        status: int = job.result()
+        return status
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a Slurm job runs. One that is preempted, or runs out of time, is queued again."""
+
+    words: tuple[str, ...]
+    log: Path
+    folder: Path
+    grace: float
+
+    def __call__(self) -> int:
+        return run_member(self.words, self.log, self.folder, grace=self.grace)
+
+    def checkpoint(self) -> Any:
+        """What submitit is to submit instead: the same, which goes on from its saved state."""
+        return _import("submitit", "slurm").helpers.DelayedSubmission(self)
+
+
+#: Exit status of a member that its engine stopped.
+_STOPPED = 143
+
+
+@contextmanager
+def open_engine(name: str, place: Place, results: Path) -> Iterator[Engine]:
+    """The engine of a name: local, ray or slurm.
+
+    Raises:
+        UserError: its package is not installed, or it does not answer.
+    """
+    if name == "local":
+        yield Local(place)
+    elif name == "slurm":
+        yield Slurm(place, results / "runs" / ".jobs")
+    else:
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        engine = Ray(place)
+        try:
+            yield engine
+        finally:
+            engine.close()
+
+
+def _knock(address: str | None) -> None:
+    """Connect to ``host:port``, if that is the address; Ray itself tries for minutes.
+
+    Raises:
+        OSError: nobody answers.
+    """
+    found = re.fullmatch(r"([^/]+):(\d+)", address or "")
+    if found:
+        socket.create_connection((found[1], int(found[2])), timeout=10).close()
+
+
+def _import(package: str, extra: str) -> Any:
+    try:
+        return importlib.import_module(package)
+    except ImportError:
+        raise UserError(
+            f"--engine {extra} needs {package}: pip install 'attention-zoo[{extra}]'"
+        ) from None

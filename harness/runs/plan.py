@@ -1,0 +1,195 @@
+"""What a sweep will take, from a few steps of each variant on this machine."""
+
+from __future__ import annotations
+
+import dataclasses
+import heapq
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from PIL import Image
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from ..base.machine import synchronise, use_tf32
+from ..config.labels import variant_key
+from ..config.run import RunConfig
+from ..images.cache import TrainingCache
+from ..images.metrics import quality
+from ..images.sources import DataSource, TestSet
+from ..measuring.memory import peak_memory
+from ..measuring.quality import super_resolve
+from ..training.trainer import Trainer
+from .jobs import Member
+from .run import architecture
+
+#: Timed steps of each kind: at least two, and no more than fit into so many seconds.
+CALIBRATION_SECONDS = 3.0
+MAX_STEPS = 10
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Of one run.
+
+    Attributes:
+        plain: seconds of a step before the contrastive loss sets in.
+        full: seconds of a step from there on.
+        evaluation: seconds for all test images, from the middle-sized one of each set.
+        memory: bytes while training, weights and moments included; None where torch cannot tell.
+    """
+
+    plain: float
+    full: float
+    evaluation: float
+    memory: int | None
+
+    def seconds(self, config: RunConfig) -> float:
+        """Training and evaluation of the run, without start-up."""
+        before = round(config.auxiliary_warmup * config.steps)
+        steps = before * self.plain + (config.steps - before) * self.full
+        return steps + self.evaluation
+
+
+def calibrate(config: RunConfig, source: DataSource, cache: TrainingCache) -> Estimate:
+    """Time a few steps of a run and the evaluation of an image of each test set.
+
+    Raises:
+        UserError: an image cannot be used.
+    """
+    device = torch.device(config.device)
+    # Without a start: what the weights are does not change what they take.
+    config = dataclasses.replace(config, protocol="scratch", start=None)
+    last = config.steps - 1
+    # Of a new network, in which the step frees nothing that is older than it.
+    peak = peak_memory(partial(_train, _trainer(config, cache, device), last), device)
+    trainer = _trainer(config, cache, device)
+    plain = _median_seconds(partial(_train, trainer, 0), device)
+    full = _median_seconds(partial(_train, trainer, last), device)
+    held = 3 * sum(p.nbytes for p in trainer.network.parameters())  # and Adam's two moments
+    memory = None if peak is None else held + peak
+    evaluation = 0.0
+    with use_tf32(False):
+        for name in config.data.test:
+            test_set = source.test_set(name, config.scale)
+            evaluation += len(test_set) * _image_seconds(trainer, test_set)
+    return Estimate(plain, full, evaluation, memory)
+
+
+def _trainer(config: RunConfig, cache: TrainingCache, device: torch.device) -> Trainer:
+    trainer = Trainer(config, architecture(config).build(config.seed).to(device), cache)
+    trainer.network.train()
+    return trainer
+
+
+def _train(trainer: Trainer, step: int) -> None:
+    trainer.step = step
+    trainer.train_step()
+
+
+def _median_seconds(function: Callable[[], Any], device: torch.device) -> float:
+    function()
+    times: list[float] = []
+    while len(times) < 2 or (len(times) < MAX_STEPS and sum(times) < CALIBRATION_SECONDS):
+        synchronise(device)
+        begin = time.perf_counter()
+        function()
+        synchronise(device)
+        times.append(time.perf_counter() - begin)
+    return statistics.median(times)
+
+
+def _image_seconds(trainer: Trainer, test_set: TestSet) -> float:
+    """Seconds for the test set's image of middle size."""
+
+    def pixels(index: int) -> int:
+        with Image.open(test_set.images.paths[index]) as image:
+            return image.width * image.height
+
+    middle = sorted(range(len(test_set)), key=pixels)[len(test_set) // 2]
+    images = dataclasses.replace(test_set.images, paths=(test_set.images.paths[middle],))
+    (image,) = dataclasses.replace(test_set, images=images)
+    begin = time.perf_counter()
+    sr = super_resolve(trainer.network, image.lr, test_set.scale, trainer.config.tile)
+    for _ in range(2):  # bicubic is measured too
+        quality(sr, image.hr, test_set.scale)
+    return time.perf_counter() - begin
+
+
+def print_plan(
+    members: Sequence[Member],
+    source: DataSource,
+    cache: TrainingCache,
+    device: torch.device,
+    at_once: int | None,
+    gpus: float,
+) -> None:
+    """Print members, steps, time, memory and GPU-hours of what is not finished.
+
+    Args:
+        members: all of the sweep.
+        source, cache: their images.
+        device: where to calibrate.
+        at_once: members at once; None is all.
+        gpus: share of a GPU for each.
+
+    Raises:
+        UserError: as :func:`calibrate`.
+    """
+    kind = "GPU" if device.type == "cuda" else "CPU"
+    estimates: dict[str, Estimate] = {}
+    seconds: list[float] = []
+    groups: dict[tuple[str, int], list[Member]] = {}
+    for member in members:
+        groups.setdefault((member.label, member.config.steps), []).append(member)
+    table = Table(box=SIMPLE_HEAD)
+    for column in ("run", "seeds", "finished", "begun", "steps", "s/step", "time each", "memory"):
+        table.add_column(column, justify="left" if column == "run" else "right")
+    for (label, steps), group in groups.items():
+        config = group[0].config
+        finished = sum(member.finished for member in group)
+        begun = sum(member.log.exists() and not member.finished for member in group)
+        row = [label, str(len(group)), str(finished), str(begun), str(steps)]
+        if finished < len(group):
+            # The two protocols of a variant take the same.
+            key = variant_key(config.variant.to_dict())
+            if key not in estimates:
+                estimates[key] = calibrate(config, source, cache)
+            found = estimates[key]
+            each = found.seconds(config)
+            seconds += [each] * (len(group) - finished)
+            memory = "" if found.memory is None else f"{found.memory / 1e6:,.0f} MB"
+            row += [f"{found.full:.3g}", _duration(each), memory]
+        table.add_row(*row)
+    console = Console()
+    console.print(table)
+    console.print(
+        f"{len(seconds)} of {len(members)} runs to do: {sum(seconds) * gpus / 3600:.3g} "
+        f"{kind}-hours, about {_duration(_longest(seconds, at_once))} with "
+        f"{at_once or len(seconds)} at once.",
+    )
+    console.print(
+        "Measured here and now, with nothing beside it: a few steps of each variant, and the "
+        "middle-sized image of each test set. What was begun counts whole. Nothing was run.",
+    )
+
+
+def _duration(seconds: float) -> str:
+    for unit, size in (("days", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.1f} s"
+
+
+def _longest(seconds: Sequence[float], at_once: int | None) -> float:
+    """Seconds until the last run ends, when each begins as soon as another leaves room."""
+    ends = [0.0] * (at_once or max(1, len(seconds)))
+    for one in seconds:
+        heapq.heappush(ends, heapq.heappop(ends) + one)
+    return max(ends)

@@ -1,0 +1,336 @@
+"""Train one network; a step is a pure function of (state, seed, step), so runs can be resumed."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+
+from ..base import signals
+from ..base.errors import UserError, is_out_of_memory
+from ..base.machine import use_tf32, wait_policy
+from ..config.run import RunConfig
+from ..images.cache import TrainingCache
+from ..images.patches import sample_batch
+from ..network.edsr import EDSR, to_tensor
+from . import distributed
+from .checkpoints import (
+    Checkpoint,
+    discard_checkpoints,
+    find_checkpoints,
+    load_checkpoint,
+    save_checkpoint,
+)
+from .diagnosis import where_not_finite
+
+
+def learning_rate(config: RunConfig, step: int) -> float:
+    """Learning rate of a step (from 0).
+
+    ``halving``: the paper's, halved after each fifth of the steps. ``one-cycle``: linear warm-up
+    over a tenth, then a cosine down to 1 % (Smith and Topin 2019).
+    """
+    share = step / config.steps
+    if config.schedule == "halving":
+        return config.learning_rate * 0.5 ** int(5 * share)
+    if share < 0.1:
+        return config.learning_rate * (0.04 + 0.96 * share / 0.1)
+    return config.learning_rate * (0.01 + 0.99 * (1 + math.cos(math.pi * (share - 0.1) / 0.9)) / 2)
+
+
+#: Seconds between two saved states.
+SAVE_EVERY = 60.0
+#: An L1 loss above this has exploded: pixels are in 0…1, and an untrained network has about 0.3.
+MAX_LOSS = 100.0
+#: Rows of the training log that a record keeps.
+LOG_ROWS = 200
+
+
+def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
+    """Autocast of a forward pass if the precision is ``bfloat16``.
+
+    No longer than a forward pass: copies of the weights are kept to its end, and do not follow
+    the optimiser; the backward pass has the dtypes of the forward pass by itself.
+    """
+    return torch.autocast(device.type, torch.bfloat16) if precision == "bfloat16" else nullcontext()
+
+
+def fused_adam(device: torch.device) -> bool:
+    """Whether Adam's whole update of all weights is one operation there."""
+    return device.type in ("cpu", "cuda")
+
+
+class Trainer:
+    """Trains ``network`` as ``config`` says: L1 + weight · auxiliary loss, Adam, schedule.
+
+    Args:
+        config: the run.
+        network: initial network, on the device already; trained in place.
+        cache: training images.
+        folder: where the state is saved, or None.
+        save_every: seconds between two saved states; 0 saves after every step.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        network: EDSR,
+        cache: TrainingCache,
+        folder: Path | None = None,
+        save_every: float = SAVE_EVERY,
+    ) -> None:
+        self.config, self.network, self.cache, self.folder = config, network, cache, folder
+        self.save_every = save_every
+        self.device = next(network.parameters()).device
+        self._parallel = distributed.parallel(network)
+        self.optimizer = torch.optim.Adam(
+            network.parameters(),
+            lr=config.learning_rate,
+            betas=config.betas,
+            fused=fused_adam(self.device),
+        )
+        self.step = 0
+        self.seconds = 0.0
+        #: (step, mean L1, mean auxiliary loss, learning rate) per interval.
+        self.log: list[list[float]] = []
+        self._sums = [0.0, 0.0, 0]
+        self._saved: int | None = None
+
+    def train(self, label: str) -> None:
+        """Train to the last step, from a saved state if the folder holds one.
+
+        Raises:
+            UserError: loss or gradient is not finite or the memory does not suffice (the last
+                saved state is kept), or the saved state belongs to another configuration.
+            signals.Stopped: SIGINT or SIGTERM came; the step was finished and its state saved.
+        """
+        self.restore()
+        if distributed.agree(self.step) != self.step:
+            raise UserError(
+                f"the processes see different states in {self.folder}: "
+                "--results must be one folder that all of them share"
+            )
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]:.1f} steps/s"),
+            TimeRemainingColumn(),
+            TextColumn("L1 {task.fields[loss]:.4f}"),
+        )
+        first, start, saved = self.step, time.monotonic(), time.monotonic()
+        before = self.seconds
+        self.network.train()
+        with signals.held() as stopped, self._others_alive(), Progress(*columns) as progress:
+            task = progress.add_task(
+                label, total=self.config.steps, completed=self.step, rate=0.0, loss=math.nan
+            )
+            # A signal may come to one process between two steps, and to another after them.
+            while self.step < self.config.steps and not distributed.any_of(bool(stopped)):
+                loss = self._step_within_memory()
+                now = time.monotonic()
+                self.seconds = before + now - start
+                rate = (self.step - first) / max(now - start, 1e-9)
+                progress.update(task, completed=self.step, rate=rate, loss=loss)
+                if now - saved >= self.save_every:
+                    self.save()
+                    saved = now
+            self.save()
+            if self.step < self.config.steps and not stopped:
+                raise signals.Stopped(signal.SIGTERM)  # another process was told
+
+    @contextmanager
+    def _others_alive(self) -> Iterator[None]:
+        """Tell in a line that another process has ended: any exchange with it may find that."""
+        try:
+            yield
+        except RuntimeError as error:
+            if not distributed.is_lost(error):
+                raise
+            raise UserError(
+                f"training stopped at step {self.step}: another process of this run has "
+                f"ended; start it again, and it goes on{self._kept()}"
+            ) from error
+
+    def _step_within_memory(self) -> float:
+        try:
+            return self.train_step()
+        except (RuntimeError, MemoryError) as error:
+            if distributed.is_lost(error) or not is_out_of_memory(error):
+                raise
+            config = self.config
+            raise UserError(
+                f"training stopped at step {self.step}: {self.device} has not the memory for "
+                f"{config.batch} patches of {config.patch}x{config.patch}; lower --batch or "
+                f"--patch, or --channels or --blocks, or use --precision bfloat16{self._kept()}"
+            ) from error
+
+    def train_step(self) -> float:
+        """One step; returns its L1 loss."""
+        config = self.config
+        # All randomness of a step comes from (seed, step): nothing else has to be saved.
+        # A warm start goes on where its baseline stopped, with other patches.
+        drawn = self.step + (config.start.steps if config.start else 0)
+        torch.manual_seed(_step_seed(config.seed, drawn))
+        if self.step and self.step % config.steps_per_epoch == 0:
+            self.network.redraw()
+        with_auxiliary = (
+            config.auxiliary_weight > 0 and self.step >= config.auxiliary_warmup * config.steps
+        )
+        self.network.enable_auxiliary(with_auxiliary)
+        rate = learning_rate(config, self.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        lr_images, hr_images = sample_batch(
+            self.cache,
+            seed=config.seed,
+            step=drawn,
+            batch=config.batch,
+            patch=config.patch,
+            scale=config.scale,
+        )
+        lr_images, hr_images = distributed.share(lr_images), distributed.share(hr_images)
+        lr_tensor = to_tensor(lr_images, self.device)
+        with use_tf32(config.precision == "tf32"):
+            with autocast(config.precision, self.device):
+                sr = self._parallel(lr_tensor)
+                l1 = F.l1_loss(sr.float(), to_tensor(hr_images, self.device))
+                auxiliary = self.network.auxiliary_loss() if with_auxiliary else l1.new_zeros(())
+            self.optimizer.zero_grad(set_to_none=True)
+            (l1 + config.auxiliary_weight * auxiliary).backward()
+            l1, auxiliary = distributed.mean(l1, auxiliary)
+            self._check(l1, auxiliary, lr_tensor)
+        self.optimizer.step()
+        self.step += 1
+        return self._note(l1.item(), auxiliary.item(), rate)
+
+    def _check(self, l1: Tensor, auxiliary: Tensor, lr_images: Tensor) -> None:
+        """Stop before a step that would spoil the weights.
+
+        Raises:
+            UserError: loss or gradient is not finite, or the loss has exploded.
+        """
+        gradients = [p.grad for p in self.network.parameters() if p.grad is not None]
+        total = torch.nn.utils.get_total_norm([*gradients, l1.detach(), auxiliary.detach()])
+        finite = bool(torch.isfinite(total))
+        if finite and l1.item() <= MAX_LOSS:
+            return
+        what = "the loss has exploded" if finite else "loss or gradient is not finite"
+        with autocast(self.config.precision, self.device):
+            where = where_not_finite(self.network, lr_images)
+        # The weights of this step are bad, those before were not.
+        if self.folder is not None and distributed.is_main():
+            discard_checkpoints(self.folder, self.step)
+        raise UserError(
+            f"training stopped at step {self.step}: {what}, {where} (L1 {l1.item():.4g}, "
+            f"auxiliary {auxiliary.item():.4g}); lower --learning-rate, or use "
+            f"--precision float32{self._kept()}"
+        )
+
+    def _kept(self) -> str:
+        """Which state is there, for a message."""
+        paths = find_checkpoints(self.folder) if self.folder else []
+        return f"; the last good state is kept: {paths[-1]}" if paths else ""
+
+    def _note(self, l1: float, auxiliary: float, rate: float) -> float:
+        self._sums[0] += l1
+        self._sums[1] += auxiliary
+        self._sums[2] += 1
+        every = max(1, self.config.steps // LOG_ROWS)
+        if self.step % every == 0 or self.step == self.config.steps:
+            count = self._sums[2]
+            means = [round(self._sums[0] / count, 7), round(self._sums[1] / count, 7)]
+            self.log.append([self.step, *means, rate])
+            self._sums = [0.0, 0.0, 0]
+        return l1
+
+    # -- saved state --------------------------------------------------------------------
+
+    def save(self) -> None:
+        """Write weights and optimiser state, whole or not at all, unless they are there."""
+        if self.folder is None or self._saved == self.step or not distributed.is_main():
+            return
+        tensors = {f"network.{k}": v for k, v in self.network.state_dict().items()}
+        for i, moments in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{i}.{k}": v for k, v in moments.items()}
+        content = {
+            "config": _config_digest(self.config),
+            "numerics": _numerics(),
+            "seconds": self.seconds,
+            "log": self.log,
+            "sums": self._sums,
+        }
+        save_checkpoint(self.folder, Checkpoint(self.step, content, tensors))
+        self._saved = self.step
+
+    def discard_state(self) -> None:
+        """Delete the saved states, once the weights are written and nothing is left to resume."""
+        if self.folder is not None and distributed.is_main():
+            discard_checkpoints(self.folder)
+
+    def restore(self) -> None:
+        """Take up the saved state, if there is one.
+
+        Raises:
+            UserError: it belongs to another configuration, or cannot be read.
+        """
+        found = load_checkpoint(self.folder) if self.folder is not None else None
+        if found is None:
+            return
+        content = found.content
+        if content["config"] != _config_digest(self.config):
+            raise UserError(
+                f"{self.folder} holds a run of another configuration; delete it or use --results"
+            )
+        if self.device.type == "cpu" and content["numerics"] != _numerics():
+            print(
+                f"warning: the training goes on with {_numerics()}, and began with "
+                f"{content['numerics']}: the last bits will differ",
+                file=sys.stderr,
+            )
+        parameters = list(self.network.parameters())
+        state: dict[int, dict[str, Tensor]] = {}
+        for key, value in found.tensors.items():
+            if key.startswith("optimizer."):
+                _, index, name = key.split(".")
+                # In the parameter's memory layout, by which the arithmetic goes.
+                like = parameters[int(index)]
+                moment = torch.empty_like(like).copy_(value) if value.dim() else value.clone()
+                state.setdefault(int(index), {})[name] = moment.detach()
+        prefix = "network."
+        weights = {k: v for k, v in found.tensors.items() if k.startswith(prefix)}
+        self.network.load_state_dict({k.removeprefix(prefix): v for k, v in weights.items()})
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+        self.step = self._saved = found.step
+        self.seconds, self.log, self._sums = content["seconds"], content["log"], content["sums"]
+
+
+def _numerics() -> str:
+    """What the last bits on a CPU depend on, beside the configuration."""
+    return (
+        f"torch {torch.__version__}, threads: {torch.get_num_threads()} (waiting: "
+        f"{(wait_policy() or 'as by default').lower()}), vector instructions: "
+        f"{torch.backends.cpu.get_cpu_capability()}"
+    )
+
+
+def _config_digest(config: RunConfig) -> str:
+    return config.run_id.rsplit("-", 1)[1]
+
+
+def _step_seed(seed: int, step: int) -> int:
+    """A seed for one step, far from that of any other (seed, step)."""
+    digest = hashlib.sha256(f"{seed}:{step}".encode()).digest()
+    return int.from_bytes(digest[:8], "little") & (2**63 - 1)
