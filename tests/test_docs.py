@@ -11,15 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import tyro
+from torch.utils.flop_counter import FlopCounterMode
 
-from attention_zoo import find_attention, list_attentions
+from attention_zoo import create_attention, find_attention, list_attentions
 from harness.completion import commands
 from harness.data import COMMANDS
 from harness.new import write_module
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted([*(ROOT / "docs").glob("*.md"), ROOT / "README.md"])
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("results/**/README.md")])
+PAGES += sorted(ROOT.glob("results/notes/*.md"))
 TEXTS = {page.relative_to(ROOT).as_posix(): page.read_text(encoding="utf-8") for page in PAGES}
 #: A command line in a code block or between backticks, up to what is put there by the reader.
 COMMAND = re.compile(r"(?:python|torchrun [^`\n]*?) -m (?:-- )?(harness\.\w+)([^`\n…)]*)")
@@ -33,6 +36,12 @@ TYPED = [
 
 class Parsed(Exception):
     """The command line was understood."""
+
+
+#: A file or folder of this repository between backticks, without what the reader puts there.
+PATH = re.compile(r"`((?:attention_zoo|docs|examples|harness|tests|results)/[\w./-]+)`")
+#: What only a reader's own runs write.
+LOCAL = ("results/runs", "results/report")
 
 
 def blocks(text: str, language: str) -> list[str]:
@@ -84,9 +93,51 @@ def test_commands_are_understood(
 
 @pytest.mark.parametrize("name", TEXTS)
 def test_links_lead_somewhere(name: str) -> None:
-    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", TEXTS[name]):
-        if "://" not in target:
-            assert ((ROOT / name).parent / target).exists(), target
+    for target, anchor in re.findall(r"\]\(([^)#\s]*)(#[^)]*)?\)", TEXTS[name]):
+        if "://" in target:
+            continue
+        path = ROOT / name if not target else (ROOT / name).parent / target
+        assert path.exists(), target
+        if anchor:
+            assert anchor[1:] in anchors(path.read_text(encoding="utf-8")), (target, anchor)
+
+
+def anchors(text: str) -> set[str]:
+    """What links into a page may name: its headings, as GitHub spells them."""
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_named_files_exist(name: str) -> None:
+    for path in PATH.findall(TEXTS[name]):
+        assert path.startswith(LOCAL) or (ROOT / path).exists(), path
+
+
+def test_the_index_names_every_page() -> None:
+    linked = re.findall(r"\]\((\w[\w-]*\.md)\)", TEXTS["docs/README.md"])
+    pages = {name.removeprefix("docs/") for name in TEXTS if name.startswith("docs/")}
+    assert {*linked} == pages - {"README.md"}
+
+
+def test_every_command_is_listed() -> None:
+    assert not [name for name in commands() if name not in TEXTS["docs/commands.md"]]
+
+
+def test_the_first_module_of_the_documentation_has_gradients_and_its_cost(
+    import_folder: Path,
+) -> None:
+    code = blocks(TEXTS["docs/adding-a-module.md"], "python")[0]
+    file = import_folder / "my_package" / "pooled.py"
+    file.parent.mkdir()
+    file.write_text(code)
+    module = create_attention("my_package.pooled:PooledAttention", channels=16, grid=4)
+    x = torch.rand(2, 16, 5, 7, requires_grad=True)
+    module(x).sum().backward()
+    assert x.grad is not None
+    with FlopCounterMode(display=False) as counter:
+        module.to("meta")(torch.empty(1, 16, 5, 7, device="meta"))
+    assert counter.get_total_flops() == 2 * module.cost(5, 7).module
 
 
 def test_every_module_is_documented() -> None:
