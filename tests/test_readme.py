@@ -71,7 +71,7 @@ def test_what_the_main_job_prints_is_that_of_its_records() -> None:
     console = Console(width=70)
     with console.capture() as printed:
         console.print(summary([run], costs, latency))
-    shown = README.split("leaves records in `results/records/`:\n\n```\n")[1].split("```")[0]
+    shown = README.partition("## What the main job does")[2].split("```\n")[1]
     lines = [[line.rstrip() for line in t.rstrip().splitlines()] for t in (shown, printed.get())]
     assert lines[0] == lines[1]
 
