@@ -143,9 +143,9 @@ def random_feature_attention(
     Raises:
         AttentionError: the shapes do not fit together.
 
-    Implementations: ``native``, ``triton`` (its backward pass is tiled), ``tiled``, ``reference``.
-    ``auto`` is native on the CPU where it can run (not in float64, nor without a C compiler, an
-    amplification, or where maxima must be subtracted), else tiled.
+    Implementations: ``native``, ``triton`` (its backward pass is tiled), ``tiled``, ``reference``,
+    ``released``. ``auto`` is native on the CPU where it can run (not in float64, nor without a C
+    compiler, nor without an amplification, nor where exponents must be shifted), else tiled.
     """
     check_qkv(q, k, v)
     if projection.dim() != 2 or projection.shape[1] != q.shape[1]:

@@ -63,7 +63,7 @@ def contrastive_loss(
     Raises:
         AttentionError: q and k differ in shape or are not maps.
 
-    Implementations: ``tiled`` (what ``auto`` stands for), ``reference``.
+    Implementations: ``tiled`` (what ``auto`` means), ``reference``, ``released``.
     """
     if q.dim() != 4 or q.shape != k.shape:
         raise AttentionError(

@@ -9,6 +9,7 @@ give the values and gradients of the oracle:
 - ``native``: own kernels in C for the CPU, O(N) memory, in float32; needs a C compiler.
 - ``sdpa``: torch's fused kernel (NLA).
 - ``triton``: own kernels for CUDA (NLSA, ENLA).
+- ``released``: the authors' published code, tensor by tensor; never what ``auto`` means.
 
 ``auto``, the default, is a rule by device, dtype and width, see :func:`register_core`.
 """
