@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -230,6 +231,18 @@ def check_qkv(q: Tensor, k: Tensor, v: Tensor) -> None:
         raise AttentionError(
             f"q, k, v must be [B, c, H, W], [B, c, H, W], [B, c_out, H, W], got {shapes}"
         )
+
+
+def no_autocast(like: Tensor) -> AbstractContextManager[Any]:
+    """Switch autocast off: the dtype of the inputs decides, and sums are kept in float32."""
+    if like.device.type == "meta":
+        return nullcontext()
+    return torch.autocast(like.device.type, enabled=False)
+
+
+def sum_dtype(x: Tensor) -> torch.dtype:
+    """The dtype in which sums are kept: float64 for float64, else float32."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 def to_rows(x: Tensor) -> Tensor:

@@ -1,15 +1,17 @@
 """Which implementation of a core runs: chosen by a rule, or by name; never a silent fallback.
 
-A core is a function on (q, k, v) such as :func:`.nla.non_local_attention`. Each has several
-implementations of the same mathematics; all give the values and gradients of the oracle:
+A core is a function on (q, k, v) such as :func:`.nla.non_local_attention`. Its formula file calls
+:func:`run`; its implementations, of the same mathematics, register themselves in :mod:`.cores`. All
+give the values and gradients of the oracle:
 
 - ``reference``: whole matrices, plain operations, autograd; runs everywhere, slow.
 - ``tiled``: tile by tile, O(N) memory, own backward pass; runs everywhere.
 - ``native``: own kernels in C for the CPU, O(N) memory, in float32; needs a C compiler.
 - ``sdpa``: torch's fused kernel (NLA).
 - ``triton``: own kernels for CUDA (NLSA, ENLA).
+- ``released``: the authors' published code, tensor by tensor; never what ``auto`` means.
 
-``auto``, the default, is a rule by device, dtype and width, in the core's own file.
+``auto``, the default, is a rule by device, dtype and width, see :func:`register_core`.
 """
 
 from __future__ import annotations
@@ -48,8 +50,8 @@ def register_core(core: str, rule: Callable[..., str]) -> None:
 
     Args:
         core: its name, that of the attention where there is one: ``nla``, ``enla``, …
-        rule: takes what the core takes and gives the implementation that ``auto`` stands for,
-            which can run on that.
+        rule: takes what the core takes; gives the name of the implementation that ``auto`` means
+            for it, which can run on it.
     """
     _registered(core).rule = rule
 
@@ -60,7 +62,7 @@ def implementation(core: str, name: str, why_not: WhyNot | None = None) -> Calla
     Args:
         core: as in :func:`register_core`.
         name: of the implementation.
-        why_not: if given, says why it cannot run on the arguments.
+        why_not: if given, says why it cannot run on the arguments, or None if it can.
     """
 
     def register(function: Core) -> Core:
@@ -77,7 +79,7 @@ def run(core: str, *args: Any) -> Tensor:
     """Run the chosen implementation of a core.
 
     Raises:
-        AttentionError: the one asked for does not exist, or cannot run on these arguments.
+        AttentionError: the chosen one does not exist, or cannot run on these arguments.
     """
     known = _cores[core]
     choice = _choice.get()
@@ -108,11 +110,11 @@ def list_implementations() -> dict[str, list[str]]:
 
 
 def choose_implementation(choice: str) -> None:
-    """From now on run these implementations, in this thread and context.
+    """Run these implementations from now on, in this thread and context.
 
     Args:
-        choice: a name, for all cores, or pairs such as ``enla=triton,contrast=tiled``; a core
-            that is not named is left to ``auto``.
+        choice: a name, for all cores, or pairs such as ``enla=triton,contrast=tiled``. Cores that
+            are not named take ``auto``.
 
     Raises:
         AttentionError: an unknown core or name.
@@ -150,7 +152,7 @@ def watch_implementations() -> Iterator[dict[str, str]]:
 
 
 def _registered(core: str) -> _Registered:
-    # The file with an implementation may be imported before that of the core.
+    # An implementation may be registered before its core.
     return _cores.setdefault(core, _Registered(rule=lambda *_: "reference"))
 
 

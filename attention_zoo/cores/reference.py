@@ -8,11 +8,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..base import to_map, to_rows
-from ..enla import _shifted_features, normalise
+from ..base import no_autocast, sum_dtype, to_map, to_rows
+from ..enla import normalise, stable_features
 from ..implementations import implementation
 from ..nlsa import hash_codes, normalise_keys, padded_order
-from .softmax import no_autocast, sum_dtype
 
 
 @implementation("nla", "reference")
@@ -79,7 +78,7 @@ def random_feature_attention(
         if value_map is not None:
             weight, bias = (t.to(values.dtype) for t in value_map)
             values = torch.matmul(values, weight.mT) + bias
-        phi_q, phi_k = _shifted_features(queries, keys, projection, eps)
+        phi_q, phi_k = stable_features(queries, keys, projection, eps)
         sums = torch.matmul(phi_q, torch.matmul(phi_k.mT, values))
         normaliser = torch.matmul(phi_q, phi_k.sum(1).unsqueeze(-1))
         return to_map((sums / normaliser).to(v.dtype), like=v)

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-import torch
 from torch import Tensor, nn
 
-from ..base import Attention, Cost, check_qkv, embedding_channels, require_at_least, to_rows
-from ..cores.softmax import no_autocast, sum_dtype
+from ..base import (
+    Attention,
+    Cost,
+    check_qkv,
+    embedding_channels,
+    no_autocast,
+    require_at_least,
+    sum_dtype,
+)
 from ..enla import (
-    _shifted_features,
+    feature_weights,
     orthogonal_gaussian,
     projects_sums,
     random_feature_attention,
@@ -30,9 +36,8 @@ def positive_feature_attention(
     """FAVOR+ of the Performer paper, Sections 2.3-2.4, on queries and keys of any length.
 
     ``phi(u) = m^(-1/2) exp(Fu − |u|²/2)`` of ``u = x / c^(1/4)`` estimates the kernel
-    ``exp(q·k / sqrt(c))`` without bias; output i is ``sum_j phi(q_i)·phi(k_j) v_j`` over the sum of
-    its weights. What is subtracted from exponents, the largest of each query and of each feature
-    over the keys of its image, cancels.
+    ``exp(q·k / sqrt(c))`` without bias. Output i is ``sum_j phi(q_i)·phi(k_j) v_j`` over the sum of
+    its weights. Exponents are shifted by maxima, which cancel, see :mod:`attention_zoo.enla`.
 
     Args:
         q: queries ``[B, c, H, W]``.
@@ -49,10 +54,9 @@ def positive_feature_attention(
 
     Implementations: those of ``enla``, on features without normalisation and with eps = 0.
 
-    Numerics: error up to ``(u + 2 min(1, g)) max|v|``, see :mod:`.softmax`; S is ``|f| |u| +
-    |u|²/2`` of the longest query and the same of the longest key, added up, f being the longest
-    row of F, and 1 for exp and the sums: it grows with the squares of both lengths, where that of
-    softmax attention grows with their product.
+    Numerics: error up to ``(u + 2 min(1, g)) max|v|``, see :mod:`attention_zoo.base`. S is 1 plus
+    ``|f| |u| + |u|²/2`` of the longest query and of the longest key, f being the longest row of F.
+    It grows with the squares of both lengths, that of softmax attention with their product.
     """
     check_qkv(q, k, v)
     scale = q.shape[1] ** -0.25
@@ -70,8 +74,8 @@ class PerformerAttention(Attention):
     each feature, which cancels too, so that no constant need be added to features (the released
     code adds 1e-6 or 1e-4, a bias). LayerNorm and MLP are left out.
 
-    F is a buffer (``projection``), kept in checkpoints. It is drawn anew by :meth:`redraw` (the
-    trainer calls it every epoch); never in evaluation.
+    F is a buffer (``projection``) and part of checkpoints. In training the trainer calls
+    :meth:`redraw` every epoch. Evaluation never changes F.
 
     Args:
         channels: channels C of input and output.
@@ -99,7 +103,7 @@ class PerformerAttention(Attention):
         self.register_buffer("projection", orthogonal_gaussian(m, self.embedding))
 
     def redraw(self) -> None:
-        """Draw F anew from torch's global CPU generator."""
+        """Replace F by a new draw from torch's global CPU generator."""
         self.projection.copy_(orthogonal_gaussian(self.m, self.embedding))
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -111,7 +115,7 @@ class PerformerAttention(Attention):
         return positive_feature_attention(q, k, v, self.projection)
 
     def attended(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """As ENLA's: the values are projected after their sums where that is less work."""
+        """As the base's; the values' projection maps m sums instead of N values if that is less."""
         if not projects_sums(self, PerformerAttention, self.m, x.shape[2] * x.shape[3]):
             return super().attended(x)
         q, k = self.query(x), self.key(x)
@@ -121,12 +125,8 @@ class PerformerAttention(Attention):
     def attention_weights(self, q: Tensor, k: Tensor, row: int, col: int) -> Tensor:
         """The weights ``[B, H, W]`` that the random features give."""
         scale, dtype = self.embedding**-0.25, sum_dtype(q)
-        one = to_rows(q[:, :, row : row + 1, col : col + 1]).to(dtype) * scale
-        with no_autocast(q):
-            keys = to_rows(k).to(dtype) * scale
-            phi_q, phi_k = _shifted_features(one, keys, self.projection, 0)
-            kernel = torch.bmm(phi_q, phi_k.mT)
-        return (kernel / kernel.sum(-1, keepdim=True)).view(-1, *q.shape[2:])
+        q, k = q.to(dtype) * scale, k.to(dtype) * scale
+        return feature_weights(q, k, row, col, self.projection, 0)
 
     def exact_weights(self, q: Tensor, k: Tensor, row: int, col: int) -> Tensor:
         """Softmax of ``q·k / sqrt(c)`` ``[B, H, W]``, what the features approximate."""

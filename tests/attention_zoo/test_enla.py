@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from attention_zoo import AttentionError, create_attention
 from attention_zoo.enla import normalise, orthogonal_gaussian, phi, random_feature_attention
@@ -304,3 +305,13 @@ def test_exact_weights_are_the_softmax_that_the_features_approximate() -> None:
     assert exact.shape == (1, 4, 5)
     assert torch.allclose(exact.sum(), torch.tensor(1.0))
     assert torch.allclose(exact, module.attention_weights(q, k, 1, 2), atol=0.01)
+
+
+@pytest.mark.parametrize("k", [6.0, 60.0])  # exponents unshifted, and shifted
+def test_executed_operations_are_those_of_any_processor(k: float) -> None:
+    """Counted on the CPU, where kernels in C may exist; test_cost counts on the meta device."""
+    module = create_attention("enla", channels=16, k=k).eval()
+    qkv = module.project(torch.randn(1, 16, 13, 11))
+    with FlopCounterMode(display=False) as counter:
+        module.attend(*qkv)
+    assert counter.get_total_flops() == 2 * module.cost(13, 11).executed

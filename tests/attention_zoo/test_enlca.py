@@ -11,13 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from attention_zoo import AttentionError, create_attention
-from attention_zoo.enlca import (
-    _has_vector_sort,
-    _largest,
-    _pieces,
-    contrast_groups,
-    contrastive_loss,
-)
+from attention_zoo.cores.contrast_tiled import _has_vector_sort, _largest, _pieces
+from attention_zoo.enlca import contrast_groups, contrastive_loss
 from tests.reference import contrastive as oracle
 from tests.reference.cases import (
     FORMATS,
@@ -44,7 +39,7 @@ def assert_loss_agrees(inputs: list[Tensor], **options: Any) -> None:
 def selection(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both ways to find a row's largest entries: by numpy's sort on the CPU, else by topk."""
     if request.param == "top-k":
-        monkeypatch.setattr("attention_zoo.enlca._has_vector_sort", lambda: False)
+        monkeypatch.setattr("attention_zoo.cores.contrast_tiled._has_vector_sort", lambda: False)
     else:
         assert _has_vector_sort()
 
@@ -89,8 +84,8 @@ def test_any_tiling_agrees_with_the_oracle(
     monkeypatch: pytest.MonkeyPatch, tile: int, network: int
 ) -> None:
     """Blocks of rows and of images, whole and broken; rows sorted whole and in pieces."""
-    monkeypatch.setattr("attention_zoo.enlca._CPU_TILE", tile)
-    monkeypatch.setattr("attention_zoo.enlca._NETWORK", network)
+    monkeypatch.setattr("attention_zoo.cores.contrast_tiled._CPU_TILE", tile)
+    monkeypatch.setattr("attention_zoo.cores.contrast_tiled._NETWORK", network)
     q, k, _ = random_qkv(3, (6, 7), batch=3)
     assert_loss_agrees([q, k], n1=0.1, n2=0.4, margin=1.0)
 
@@ -132,7 +127,7 @@ def test_rows_in_pieces_agree_with_whole_ones(
     """One piece looked at whole, and five in part, their keys in another order."""
     q, k, _ = random_qkv(8, size, batch=1)
     in_pieces = loss_and_gradients(q, k, hinge=False)
-    monkeypatch.setattr("attention_zoo.enlca._NETWORK", 10_000)
+    monkeypatch.setattr("attention_zoo.cores.contrast_tiled._NETWORK", 10_000)
     for a, b in zip(in_pieces, loss_and_gradients(q, k, hinge=False), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
 
@@ -164,7 +159,7 @@ def test_equal_entries_count_as_often_as_a_group_takes_them(
     options = {"n1": 0.1, "n2": 0.4, "hinge": False}
     loss, grad_q, grad_k = loss_and_gradients(q, k, **options)
     torch.testing.assert_close(loss, oracle.contrastive_loss(q, k, **options).detach())
-    monkeypatch.setattr("attention_zoo.enlca._has_vector_sort", lambda: False)
+    monkeypatch.setattr("attention_zoo.cores.contrast_tiled._has_vector_sort", lambda: False)
     _, by_index_q, by_index_k = loss_and_gradients(q, k, **options)
     torch.testing.assert_close(grad_q, by_index_q)
     # Which of the equal keys is in a group is free; together they get the same gradient.

@@ -260,7 +260,7 @@ def test_compiles_without_a_device(
     from triton.compiler import ASTSource
 
     file, name = kernel.split(".")
-    function = getattr(importlib.import_module(f"attention_zoo.kernels.{file}"), name)
+    function = getattr(importlib.import_module(f"attention_zoo.cores.triton.{file}"), name)
     names = function.arg_names
     three, one = ("tf32x3", "tf32x3") if dtype == "fp32" else ("tf32x3", "tf32")
     products = {"EXPONENTS": three, "SCORES": three, "VALUES": one}

@@ -8,14 +8,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from attention_zoo.cores import products
 from attention_zoo.cores.products import add_product, by_onednn, product
 from attention_zoo.cores.softmax import softmax_attention_lse
-from attention_zoo.enla import random_feature_attention
-from attention_zoo.implementations import use_implementation
 from tests.reference import softmax as oracle
 from tests.reference.cases import assert_close
 
@@ -81,41 +78,6 @@ def test_attention_by_onednn_is_the_oracles(queries: int, keys: int, transposed:
     expected = torch.autograd.grad((right * weights).sum() + right_lse.sum(), wide)
     for one, other in zip(found, expected, strict=True):
         assert_close(one, other, 1e-4)
-
-
-@needs_onednn
-@pytest.mark.parametrize("amplification", [None, 6.0])
-@pytest.mark.parametrize("channels_last", [False, True])
-def test_enla_by_onednn_is_that_by_torch(
-    monkeypatch: pytest.MonkeyPatch, amplification: float | None, channels_last: bool
-) -> None:
-    """Values and gradients; torch's own agree with the oracle in test_enla."""
-    generator = torch.Generator().manual_seed(0)
-    layout = torch.channels_last if channels_last else torch.contiguous_format
-    q, k, v = (
-        torch.randn(1, c, 9, 11, generator=generator).contiguous(memory_format=layout)
-        for c in (6, 6, 10)
-    )
-    projection = torch.randn(16, 6, generator=generator)
-    weights = torch.randn(v.shape, generator=generator)
-
-    def run() -> list[Tensor]:
-        inputs = [t.clone().requires_grad_() for t in (q, k, v)]
-        with use_implementation("enla=tiled"):
-            out = random_feature_attention(*inputs, projection, 1e-4, amplification)
-        return [out, *torch.autograd.grad((out * weights).sum(), inputs)]
-
-    monkeypatch.setattr(products, "prefers_onednn", lambda: False)
-    expected = run()
-    calls = []
-    linear = products._linear
-    monkeypatch.setattr(products, "_linear", lambda x, w: calls.append(1) or linear(x, w))
-    monkeypatch.setattr(products, "prefers_onednn", lambda: True)
-    monkeypatch.setattr(products, "FEW_MACS", 0)
-    found = run()
-    assert calls
-    for one, other in zip(found, expected, strict=True):
-        assert_close(one, other, 1e-5)
 
 
 @needs_onednn

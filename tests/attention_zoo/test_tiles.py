@@ -294,7 +294,7 @@ def test_memory_is_kept_by_a_thread_for_itself() -> None:
 
 
 def test_two_threads_give_the_contrastive_loss_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("attention_zoo.enlca._CPU_TILE", 2**9)
+    monkeypatch.setattr("attention_zoo.cores.contrast_tiled._CPU_TILE", 2**9)
     torch.manual_seed(0)
     maps = [torch.randn(2, 4, 9, 8, requires_grad=True) for _ in range(2)]
 

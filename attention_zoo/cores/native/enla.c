@@ -1,5 +1,5 @@
-/* The passes of ENLA over positions: see attention_zoo/enla.py, whose names it shares. Features stand in columns:
-   features by positions. Embeddings are normalised, and exponents mild: nothing is subtracted from them. */
+/* The passes of ENLA over positions: see attention_zoo/cores/enla.py, whose names it shares. Features stand in columns:
+   features by positions. Embeddings are normalised, and nothing is subtracted from exponents. */
 #include "vectors.h"
 
 /* Positions of a tile, and the distance of its rows, in no power of 2. */
@@ -7,11 +7,11 @@ enum { POSITIONS = 144, LINE = POSITIONS + 16 };
 static const float LOG2_OF_ZERO = -1e30f;
 
 /* Floats of memory that each of the passes takes; d is the wider of values and output. */
-size enla_space(size m, size c, size d) {
+size enla_workspace(size m, size c, size d) {
     return (2 * m + 2 * c + 2 * d + 3) * LINE + POSITIONS * d + m * W;
 }
 
-struct kernel {
+struct feature_map {
     const float *projection; /* F times the length of an embedding and, as exponents are in units of log 2, log2(e) */
     size m, c;
     float half_square; /* of an embedding of full length, in those units */
@@ -20,8 +20,8 @@ struct kernel {
 
 /* Embeddings x of count positions, in columns: u over its length; the norm that x was divided by, and what a short one
    has less than half its square. Positions up to the next vector have features of 0. */
-static void embed(const struct kernel *kernel, const float *x, size count, float *u, float *norm, float *less) {
-    size c = kernel->c, end = (count + W - 1) / W * W;
+static void embed(const struct feature_map *map, const float *x, size count, float *u, float *norm, float *less) {
+    size c = map->c, end = (count + W - 1) / W * W;
     transpose_padded(x, count, c, u, LINE);
     for (size i = 0; i < end; i += W) {
         vec even = (vec){0}, odd = (vec){0};
@@ -34,10 +34,10 @@ static void embed(const struct kernel *kernel, const float *x, size count, float
         store(norm + i, even + odd);
     }
     for (size i = 0; i < end; i++) {
-        float length = sqrtf(norm[i]), share = length / kernel->min_norm;
-        less[i] = share < 1 ? (share * share - 1) * kernel->half_square : 0;
-        length = length < kernel->min_norm ? kernel->min_norm : length;
-        norm[i] = length > kernel->max_norm ? kernel->max_norm : length;
+        float length = sqrtf(norm[i]), share = length / map->min_norm;
+        less[i] = share < 1 ? (share * share - 1) * map->half_square : 0;
+        length = length < map->min_norm ? map->min_norm : length;
+        norm[i] = length > map->max_norm ? map->max_norm : length;
     }
     for (size i = count; i < end; i++) less[i] = -LOG2_OF_ZERO;
     for (size i = 0; i < end; i += W) {
@@ -48,16 +48,16 @@ static void embed(const struct kernel *kernel, const float *x, size count, float
 
 /* Features [m][vectors W] of embedded positions; totals[i][W] grow by row i times the factors of the positions, and
    weighted by row i times weight i: either may be NULL. */
-INLINE void features_of(const int vectors, const struct kernel *kernel, const float *u, const float *less,
+INLINE void features_of(const int vectors, const struct feature_map *map, const float *u, const float *less,
                         const float *factors, float *totals, const float *weights, float *weighted, float *features) {
-    product(kernel->projection, kernel->c, 1, u, LINE, features, LINE, kernel->m, kernel->c, vectors, 0);
+    product(map->projection, map->c, 1, u, LINE, features, LINE, map->m, map->c, vectors, 0);
     vec sum[MOST_VECTORS], lower[MOST_VECTORS], factor[MOST_VECTORS];
     UNROLL for (int j = 0; j < vectors; j++) {
         lower[j] = load(less + j * W);
         factor[j] = factors ? load(factors + j * W) : all(1);
         sum[j] = (vec){0};
     }
-    for (size i = 0; i < kernel->m; i++) {
+    for (size i = 0; i < map->m; i++) {
         vec total = totals ? load(totals + i * W) : (vec){0};
         UNROLL for (int j = 0; j < vectors; j++) {
             vec feature = power_of_2(load(features + i * LINE + j * W) - lower[j]);
@@ -72,29 +72,29 @@ INLINE void features_of(const int vectors, const struct kernel *kernel, const fl
     }
 }
 
-static void feature(int vectors, const struct kernel *kernel, const float *u, const float *less, const float *factors,
+static void feature(int vectors, const struct feature_map *map, const float *u, const float *less, const float *factors,
                     float *totals, const float *weights, float *weighted, float *features) {
-    if (vectors == 3) features_of(3, kernel, u, less, factors, totals, weights, weighted, features);
-    if (vectors == 2) features_of(2, kernel, u, less, factors, totals, weights, weighted, features);
-    if (vectors == 1) features_of(1, kernel, u, less, factors, totals, weights, weighted, features);
+    if (vectors == 3) features_of(3, map, u, less, factors, totals, weights, weighted, features);
+    if (vectors == 2) features_of(2, map, u, less, factors, totals, weights, weighted, features);
+    if (vectors == 1) features_of(1, map, u, less, factors, totals, weights, weighted, features);
 }
 
 /* Of n keys k [n][c] and values v [n][d]: sums of features times values [m][d], of features [m], of values [d].
    d is a multiple of W. */
-void enla_sum(const struct kernel *kernel, const float *k, const float *v, size n, size d, float *sums, float *norm,
-              float *total, float *space) {
-    size m = kernel->m, c = kernel->c;
-    float *features = space, *u = features + m * LINE, *lengths = u + c * LINE, *less = lengths + LINE;
+void enla_sum(const struct feature_map *map, const float *k, const float *v, size n, size d, float *sums, float *norm,
+              float *total, float *workspace) {
+    size m = map->m, c = map->c;
+    float *features = workspace, *u = features + m * LINE, *lengths = u + c * LINE, *less = lengths + LINE;
     float *norms = less + LINE;
     for (size i = 0; i < m * W; i++) norms[i] = 0;
     for (size e = 0; e < d; e++) total[e] = 0;
     for (size g = 0; g < n; g += POSITIONS) {
         size count = n - g < POSITIONS ? n - g : POSITIONS, vectors = (count + W - 1) / W;
         int now;
-        embed(kernel, k + g * c, count, u, lengths, less);
+        embed(map, k + g * c, count, u, lengths, less);
         for (size x = 0; x < vectors; x += now) {
             now = next_vectors(vectors - x);
-            feature(now, kernel, u + x * W, less + x * W, NULL, norms, NULL, NULL, features + x * W);
+            feature(now, map, u + x * W, less + x * W, NULL, norms, NULL, NULL, features + x * W);
         }
         wide_product(features, LINE, 1, v + g * d, d, sums, d, m, count, d, g > 0);
         for (size i = 0; i < count; i++)
@@ -105,22 +105,22 @@ void enla_sum(const struct kernel *kernel, const float *k, const float *v, size 
 
 /* Output [n][d] and its normaliser [n] of n queries q [n][c], given sums over keys [m][d], by their norm [m], and what
    eps adds to both. */
-void enla_attend(const struct kernel *kernel, const float *q, size n, size d, const float *sums, const float *norm,
-                 const float *eps_sums, float eps_norm, float *out, float *normaliser, float *space) {
-    size m = kernel->m, c = kernel->c;
-    float *features = space, *u = features + m * LINE, *by_column = u + c * LINE, *lengths = by_column + d * LINE;
+void enla_attend(const struct feature_map *map, const float *q, size n, size d, const float *sums, const float *norm,
+                 const float *eps_sums, float eps_norm, float *out, float *normaliser, float *workspace) {
+    size m = map->m, c = map->c;
+    float *features = workspace, *u = features + m * LINE, *columns = u + c * LINE, *lengths = columns + d * LINE;
     float *less = lengths + LINE, *norms = less + LINE;
     for (size g = 0; g < n; g += POSITIONS) {
         size count = n - g < POSITIONS ? n - g : POSITIONS, vectors = (count + W - 1) / W;
         int now;
-        embed(kernel, q + g * c, count, u, lengths, less);
+        embed(map, q + g * c, count, u, lengths, less);
         for (size x = 0; x < vectors; x += now) {
             now = next_vectors(vectors - x);
-            feature(now, kernel, u + x * W, less + x * W, NULL, NULL, norm, norms + x * W, features + x * W);
-            product(sums, 1, d, features + x * W, LINE, by_column + x * W, LINE, d, m, now, 0);
+            feature(now, map, u + x * W, less + x * W, NULL, NULL, norm, norms + x * W, features + x * W);
+            product(sums, 1, d, features + x * W, LINE, columns + x * W, LINE, d, m, now, 0);
         }
         float *to = out + g * d;
-        transpose(by_column, LINE, d, count, to, d);
+        transpose(columns, LINE, d, count, to, d);
         for (size i = 0; i < count; i++) {
             float whole = norms[i] + eps_norm;
             normaliser[g + i] = whole;
@@ -129,110 +129,114 @@ void enla_attend(const struct kernel *kernel, const float *q, size n, size d, co
     }
 }
 
-/* Gradients by features [m][count], in columns, become those [count][c] by what was embedded. */
-static void by_embedded(const struct kernel *kernel, const float *by_feature, const float *u, const float *norm,
-                        size count, float *by_u, float *to) {
+/* Gradients of exponents [m][count], in columns, become those of embeddings [count][c]. */
+static void embedding_gradients(const struct feature_map *map, const float *grad_features, const float *u,
+                                const float *norm, size count, float *grad_u, float *to) {
     const float ln_2 = 0.69314718055994531f; /* of a projection in units of log 2 */
-    size m = kernel->m, c = kernel->c, vectors = (count + W - 1) / W;
+    size m = map->m, c = map->c, vectors = (count + W - 1) / W;
     int now;
     for (size x = 0; x < vectors; x += now) {
         now = next_vectors(vectors - x);
-        product(kernel->projection, 1, c, by_feature + x * W, LINE, by_u + x * W, LINE, c, m, now, 0);
+        product(map->projection, 1, c, grad_features + x * W, LINE, grad_u + x * W, LINE, c, m, now, 0);
     }
     for (size x = 0; x < vectors * W; x += W) {
         /* Of a normalised vector only what is orthogonal to it counts. */
         vec along = (vec){0}, inverse = 1 / load(norm + x);
-        for (size j = 0; j < c; j++) along += load(by_u + j * LINE + x) * load(u + j * LINE + x);
+        for (size j = 0; j < c; j++) along += load(grad_u + j * LINE + x) * load(u + j * LINE + x);
         along *= ln_2;
         for (size i = x; i < x + W && i < count; i++) {
-            if (norm[i] > kernel->min_norm) continue;
+            if (norm[i] > map->min_norm) continue;
             float sum = 0; /* a short one has its own square instead */
-            for (size j = 0; j < m; j++) sum += by_feature[j * LINE + i];
-            along[i - x] = sum * 2 * kernel->half_square * ln_2;
+            for (size j = 0; j < m; j++) sum += grad_features[j * LINE + i];
+            along[i - x] = sum * 2 * map->half_square * ln_2;
         }
         for (size j = 0; j < c; j++) {
-            float *at = by_u + j * LINE + x;
+            float *at = grad_u + j * LINE + x;
             store(at, (load(at) * ln_2 - along * load(u + j * LINE + x)) * inverse);
         }
     }
-    transpose(by_u, LINE, c, count, to, c);
+    transpose(grad_u, LINE, c, count, to, c);
 }
 
-/* Features times what is in by_feature, plus weight i times the factors (1 if NULL) of the positions, in row i. */
+/* Features times what is in grad_features, plus weight i times the factors (1 if NULL) of the positions, in row i. */
 static void times_features(const float *features, size m, size columns, const float *weights, const float *factors,
-                           float *by_feature) {
+                           float *grad_features) {
     for (size i = 0; i < m; i++)
         for (size x = 0; x < columns; x += W) {
-            float *at = by_feature + i * LINE + x;
+            float *at = grad_features + i * LINE + x;
             vec factor = factors ? load(factors + x) : all(1);
             store(at, (load(at) + factor * weights[i]) * load(features + i * LINE + x));
         }
 }
 
-/* Gradients by n queries [n][c], by the sums [m][d] and norms [m] over keys, and the sums over positions of those by
-   output and norm [d + 1], given those by the output [n][d]. d is a multiple of W. */
-void enla_by_queries(const struct kernel *kernel, const float *q, size n, size d, const float *sums, const float *norm,
-                     const float *out, const float *normaliser, const float *grad, float *grad_q, float *by_sums,
-                     float *by_norm, float *by_eps, float *space) {
-    size m = kernel->m, c = kernel->c;
-    float *features = space, *by_feature = features + m * LINE, *u = by_feature + m * LINE, *by_u = u + c * LINE;
-    float *grads = by_u + c * LINE, *lengths = grads + d * LINE, *less = lengths + LINE, *grad_norm = less + LINE;
-    float *grad_rows = grad_norm + LINE, *norms = grad_rows + POSITIONS * d;
+/* Gradients of n queries [n][c], of the sums [m][d] and norm [m] over keys, and of what eps adds to the sums and norm
+   [d + 1], given that of the output [n][d]. d is a multiple of W. */
+void enla_query_gradients(const struct feature_map *map, const float *q, size n, size d, const float *sums,
+                          const float *norm, const float *out, const float *normaliser, const float *grad,
+                          float *grad_q, float *grad_sums, float *grad_norm, float *grad_eps, float *workspace) {
+    size m = map->m, c = map->c;
+    float *features = workspace, *grad_features = features + m * LINE, *u = grad_features + m * LINE;
+    float *grad_u = u + c * LINE;
+    float *grads = grad_u + c * LINE, *lengths = grads + d * LINE, *less = lengths + LINE;
+    float *grad_normaliser = less + LINE, *grad_rows = grad_normaliser + LINE;
+    float *norms = grad_rows + POSITIONS * d;
     for (size i = 0; i < m * W; i++) norms[i] = 0;
-    for (size e = 0; e <= d; e++) by_eps[e] = 0;
+    for (size e = 0; e <= d; e++) grad_eps[e] = 0;
     for (size g = 0; g < n; g += POSITIONS) {
         size count = n - g < POSITIONS ? n - g : POSITIONS, vectors = (count + W - 1) / W;
         int now;
-        embed(kernel, q + g * c, count, u, lengths, less);
-        store(grad_norm + (vectors - 1) * W, (vec){0});
+        embed(map, q + g * c, count, u, lengths, less);
+        store(grad_normaliser + (vectors - 1) * W, (vec){0});
         for (size i = 0; i < count; i++) {
             const float *from = grad + (g + i) * d, *o = out + (g + i) * d;
             float *one = grad_rows + i * d, inverse = 1 / normaliser[g + i];
             for (size e = 0; e < d; e++) {
                 one[e] = from[e] * inverse;
-                by_eps[e] += one[e];
+                grad_eps[e] += one[e];
             }
             float along = dot(one, o, d);
-            grad_norm[i] = -along;
-            by_eps[d] -= along;
+            grad_normaliser[i] = -along;
+            grad_eps[d] -= along;
         }
         transpose_padded(grad_rows, count, d, grads, LINE);
         for (size x = 0; x < vectors; x += now) {
             now = next_vectors(vectors - x);
-            feature(now, kernel, u + x * W, less + x * W, grad_norm + x * W, norms, NULL, NULL, features + x * W);
-            product(sums, d, 1, grads + x * W, LINE, by_feature + x * W, LINE, m, d, now, 0);
+            feature(now, map, u + x * W, less + x * W, grad_normaliser + x * W, norms, NULL, NULL, features + x * W);
+            product(sums, d, 1, grads + x * W, LINE, grad_features + x * W, LINE, m, d, now, 0);
         }
-        wide_product(features, LINE, 1, grad_rows, d, by_sums, d, m, count, d, g > 0);
-        times_features(features, m, vectors * W, norm, grad_norm, by_feature);
-        by_embedded(kernel, by_feature, u, lengths, count, by_u, grad_q + g * c);
+        wide_product(features, LINE, 1, grad_rows, d, grad_sums, d, m, count, d, g > 0);
+        times_features(features, m, vectors * W, norm, grad_normaliser, grad_features);
+        embedding_gradients(map, grad_features, u, lengths, count, grad_u, grad_q + g * c);
     }
-    for (size i = 0; i < m; i++) by_norm[i] = sum_of(norms + i * W);
+    for (size i = 0; i < m; i++) grad_norm[i] = sum_of(norms + i * W);
 }
 
-/* Gradients by n keys [n][c] and values [n][d], given those by the sums [m][d] and norms [m] over them and by the
-   sum of values [d]. */
-void enla_by_keys(const struct kernel *kernel, const float *k, const float *v, size n, size d, const float *by_sums,
-                  const float *by_norm, const float *by_total, float *grad_k, float *grad_v, float *space) {
-    size m = kernel->m, c = kernel->c;
-    float *features = space, *by_feature = features + m * LINE, *u = by_feature + m * LINE, *by_u = u + c * LINE;
-    float *values = by_u + c * LINE, *by_value = values + d * LINE, *lengths = by_value + d * LINE;
+/* Gradients of n keys [n][c] and values [n][d], given those of the sums [m][d] and norm [m] over them and of the sum of
+   values [d]. */
+void enla_key_gradients(const struct feature_map *map, const float *k, const float *v, size n, size d,
+                        const float *grad_sums, const float *grad_norm, const float *grad_total, float *grad_k,
+                        float *grad_v, float *workspace) {
+    size m = map->m, c = map->c;
+    float *features = workspace, *grad_features = features + m * LINE, *u = grad_features + m * LINE;
+    float *grad_u = u + c * LINE;
+    float *values = grad_u + c * LINE, *grad_values = values + d * LINE, *lengths = grad_values + d * LINE;
     float *less = lengths + LINE;
     for (size g = 0; g < n; g += POSITIONS) {
         size count = n - g < POSITIONS ? n - g : POSITIONS, vectors = (count + W - 1) / W;
         int now;
-        embed(kernel, k + g * c, count, u, lengths, less);
+        embed(map, k + g * c, count, u, lengths, less);
         transpose_padded(v + g * d, count, d, values, LINE);
         for (size x = 0; x < vectors; x += now) {
             now = next_vectors(vectors - x);
-            feature(now, kernel, u + x * W, less + x * W, NULL, NULL, NULL, NULL, features + x * W);
-            product(by_sums, 1, d, features + x * W, LINE, by_value + x * W, LINE, d, m, now, 0);
-            product(by_sums, d, 1, values + x * W, LINE, by_feature + x * W, LINE, m, d, now, 0);
+            feature(now, map, u + x * W, less + x * W, NULL, NULL, NULL, NULL, features + x * W);
+            product(grad_sums, 1, d, features + x * W, LINE, grad_values + x * W, LINE, d, m, now, 0);
+            product(grad_sums, d, 1, values + x * W, LINE, grad_features + x * W, LINE, m, d, now, 0);
         }
-        times_features(features, m, vectors * W, by_norm, NULL, by_feature);
-        by_embedded(kernel, by_feature, u, lengths, count, by_u, grad_k + g * c);
+        times_features(features, m, vectors * W, grad_norm, NULL, grad_features);
+        embedding_gradients(map, grad_features, u, lengths, count, grad_u, grad_k + g * c);
         float *to = grad_v + g * d;
-        transpose(by_value, LINE, d, count, to, d);
+        transpose(grad_values, LINE, d, count, to, d);
         for (size i = 0; i < count; i++)
-            for (size e = 0; e < d; e++) to[i * d + e] += by_total[e];
+            for (size e = 0; e < d; e++) to[i * d + e] += grad_total[e];
     }
 }

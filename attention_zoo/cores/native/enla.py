@@ -1,4 +1,8 @@
-"""ENLA's passes over positions, by ``enla.c``. All tensors are float32 and in one piece."""
+"""ENLA's passes over positions, by ``enla.c``. All tensors are float32 and contiguous.
+
+Sums over keys are ``[m, d]``, d being a multiple of ``native.WIDTH``; their norm is ``[m]``. Every
+function overwrites a workspace of :func:`workspace_size` numbers.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +15,8 @@ from torch import Tensor
 from . import library
 
 
-class Kernel(ctypes.Structure):
-    """What features are made with, as ``struct kernel`` in ``enla.c``; it keeps no memory alive.
+class FeatureMap(ctypes.Structure):
+    """How features are made: ``struct feature_map`` of ``enla.c``. It keeps no memory alive.
 
     Args:
         projection: F ``[m, c]``, times the length of an embedding and log2(e).
@@ -39,43 +43,49 @@ class Kernel(ctypes.Structure):
 def _functions() -> Any:
     found = library()
     size, memory, number = ctypes.c_ssize_t, ctypes.c_void_p, ctypes.c_float
-    kernel = ctypes.POINTER(Kernel)
-    found.enla_space.argtypes, found.enla_space.restype = [size] * 3, size
+    feature_map = ctypes.POINTER(FeatureMap)
+    found.enla_workspace.argtypes, found.enla_workspace.restype = [size] * 3, size
     for name, arguments in (
         ("enla_sum", [memory] * 2 + [size] * 2 + [memory] * 4),
         ("enla_attend", [memory] + [size] * 2 + [memory] * 3 + [number] + [memory] * 3),
-        ("enla_by_queries", [memory] + [size] * 2 + [memory] * 10),
-        ("enla_by_keys", [memory] * 2 + [size] * 2 + [memory] * 6),
+        ("enla_query_gradients", [memory] + [size] * 2 + [memory] * 10),
+        ("enla_key_gradients", [memory] * 2 + [size] * 2 + [memory] * 6),
     ):
         function = getattr(found, name)
-        function.argtypes, function.restype = [kernel, *arguments], None
+        function.argtypes, function.restype = [feature_map, *arguments], None
     return found
 
 
-def space_of(m: int, c: int, width: int) -> int:
-    """Numbers of the memory that each pass takes; width is the larger of values and output."""
-    return int(_functions().enla_space(m, c, width))
+def workspace_size(m: int, c: int, width: int) -> int:
+    """Numbers of memory that each pass takes; width is the larger of values and output."""
+    return int(_functions().enla_workspace(m, c, width))
 
 
 def sum_keys(
-    kernel: Kernel, k: Tensor, v: Tensor, sums: Tensor, norm: Tensor, total: Tensor, space: Tensor
+    feature_map: FeatureMap,
+    k: Tensor,
+    v: Tensor,
+    sums: Tensor,
+    norm: Tensor,
+    total: Tensor,
+    workspace: Tensor,
 ) -> None:
-    """Of keys ``[n, c]`` and values ``[n, d]``: what the queries take from them.
+    """Sums over keys and values.
 
     Args:
-        kernel: of the features.
-        k, v: keys and values; d is a multiple of ``native.WIDTH``.
+        feature_map: of the keys.
+        k, v: keys ``[n, c]`` and values ``[n, d]``.
         sums: receives the sums of features times values ``[m, d]``.
         norm: receives the sums of features ``[m]``.
         total: receives the sum of values ``[d]``.
-        space: overwritten, of :func:`space_of` numbers.
+        workspace: overwritten.
     """
-    results = (t.data_ptr() for t in (sums, norm, total, space))
-    _functions().enla_sum(kernel, k.data_ptr(), v.data_ptr(), *v.shape, *results)
+    results = (t.data_ptr() for t in (sums, norm, total, workspace))
+    _functions().enla_sum(feature_map, k.data_ptr(), v.data_ptr(), *v.shape, *results)
 
 
 def attend(
-    kernel: Kernel,
+    feature_map: FeatureMap,
     q: Tensor,
     sums: Tensor,
     norm: Tensor,
@@ -83,74 +93,75 @@ def attend(
     eps_norm: float,
     out: Tensor,
     normaliser: Tensor,
-    space: Tensor,
+    workspace: Tensor,
 ) -> None:
-    """Output of queries ``[n, c]``.
+    """Output of queries; here d is any width.
 
     Args:
-        kernel: of the features.
-        q: queries.
+        feature_map: of the queries.
+        q: queries ``[n, c]``.
         sums, norm: over keys, ``[m, d]`` and ``[m]``.
         eps_sums, eps_norm: what eps adds to every query's sums ``[d]`` and norm.
         out: receives the output ``[n, d]``.
         normaliser: receives what it was divided by ``[n]``.
-        space: overwritten, of :func:`space_of` numbers.
+        workspace: overwritten.
     """
-    places = (t.data_ptr() for t in (sums, norm, eps_sums))
-    results = (t.data_ptr() for t in (out, normaliser, space))
-    _functions().enla_attend(kernel, q.data_ptr(), *out.shape, *places, eps_norm, *results)
+    taken = (t.data_ptr() for t in (sums, norm, eps_sums))
+    results = (t.data_ptr() for t in (out, normaliser, workspace))
+    _functions().enla_attend(feature_map, q.data_ptr(), *out.shape, *taken, eps_norm, *results)
 
 
-def by_queries(
-    kernel: Kernel,
+def query_gradients(
+    feature_map: FeatureMap,
     q: Tensor,
     sums: Tensor,
     norm: Tensor,
     out: Tensor,
     normaliser: Tensor,
-    grad: Tensor,
+    grad_out: Tensor,
     grad_q: Tensor,
-    by_sums: Tensor,
-    by_norm: Tensor,
-    by_eps: Tensor,
-    space: Tensor,
+    grad_sums: Tensor,
+    grad_norm: Tensor,
+    grad_eps: Tensor,
+    workspace: Tensor,
 ) -> None:
-    """Gradients by what :func:`attend` took.
+    """Gradients of what :func:`attend` took.
 
     Args:
-        kernel: of the features.
-        q, sums, norm, out, normaliser: as there; d is a multiple of ``native.WIDTH``.
-        grad: gradient by the output ``[n, d]``.
-        grad_q: receives that by the queries ``[n, c]``.
-        by_sums, by_norm: receive those by the sums ``[m, d]`` and the norm ``[m]``.
-        by_eps: receives those by ``eps_sums`` and ``eps_norm`` ``[d + 1]``.
-        space: overwritten, of :func:`space_of` numbers.
+        feature_map: of the queries.
+        q, sums, norm, out, normaliser: as there.
+        grad_out: gradient of the output ``[n, d]``.
+        grad_q: receives that of the queries ``[n, c]``.
+        grad_sums, grad_norm: receive those of the sums ``[m, d]`` and the norm ``[m]``.
+        grad_eps: receives those of ``eps_sums`` and ``eps_norm`` ``[d + 1]``.
+        workspace: overwritten.
     """
-    places = (t.data_ptr() for t in (sums, norm, out, normaliser, grad))
-    results = (t.data_ptr() for t in (grad_q, by_sums, by_norm, by_eps, space))
-    _functions().enla_by_queries(kernel, q.data_ptr(), *out.shape, *places, *results)
+    taken = (t.data_ptr() for t in (sums, norm, out, normaliser, grad_out))
+    results = (t.data_ptr() for t in (grad_q, grad_sums, grad_norm, grad_eps, workspace))
+    _functions().enla_query_gradients(feature_map, q.data_ptr(), *out.shape, *taken, *results)
 
 
-def by_keys(
-    kernel: Kernel,
+def key_gradients(
+    feature_map: FeatureMap,
     k: Tensor,
     v: Tensor,
-    by_sums: Tensor,
-    by_norm: Tensor,
-    by_total: Tensor,
+    grad_sums: Tensor,
+    grad_norm: Tensor,
+    grad_total: Tensor,
     grad_k: Tensor,
     grad_v: Tensor,
-    space: Tensor,
+    workspace: Tensor,
 ) -> None:
-    """Gradients by what :func:`sum_keys` took.
+    """Gradients of what :func:`sum_keys` took.
 
     Args:
-        kernel: of the features.
+        feature_map: of the keys.
         k, v: as there.
-        by_sums, by_norm, by_total: gradients by what it gave.
-        grad_k, grad_v: receive those by keys ``[n, c]`` and values ``[n, d]``.
-        space: overwritten, of :func:`space_of` numbers.
+        grad_sums, grad_norm, grad_total: gradients of its results.
+        grad_k, grad_v: receive those of keys ``[n, c]`` and values ``[n, d]``.
+        workspace: overwritten.
     """
-    places = (t.data_ptr() for t in (by_sums, by_norm, by_total))
-    results = (t.data_ptr() for t in (grad_k, grad_v, space))
-    _functions().enla_by_keys(kernel, k.data_ptr(), v.data_ptr(), *v.shape, *places, *results)
+    maps = (k.data_ptr(), v.data_ptr(), *v.shape)
+    taken = (t.data_ptr() for t in (grad_sums, grad_norm, grad_total))
+    results = (t.data_ptr() for t in (grad_k, grad_v, workspace))
+    _functions().enla_key_gradients(feature_map, *maps, *taken, *results)

@@ -322,10 +322,10 @@ def _attend(
         exponents = tl.dot(x, projection, input_precision=EXPONENTS) * 1.4426950408889634
         exponents += shifts[None, :]
         # |q|²/2 would cancel: it is added to what eps gives instead.
-        by_eps = LOG2_EPS + shifts[None, :] + half_square[:, None]
-        new_top = tl.maximum(top, tl.max(tl.maximum(exponents, by_eps), 1))
+        eps_exponents = LOG2_EPS + shifts[None, :] + half_square[:, None]
+        new_top = tl.maximum(top, tl.max(tl.maximum(exponents, eps_exponents), 1))
         shrink = tl.exp2(top - new_top)
-        features = tl.exp2(exponents - new_top[:, None]) + tl.exp2(by_eps - new_top[:, None])
+        features = tl.exp2(exponents - new_top[:, None]) + tl.exp2(eps_exponents - new_top[:, None])
         rows_of_b = (b * m + rows) * (c_out + 1)
         of_context = context + rows_of_b[:, None] + columns[None, :]
         part = tl.load(of_context, mask=inside[:, None] & (columns[None, :] < c_out), other=0.0)
