@@ -5,8 +5,8 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 from types import TracebackType
 
-# Threads that spin while they wait slow a small network five-fold as soon as anything else uses
-# a core; threads that sleep cost a tenth on an idle machine. It is read when torch loads.
+# OpenMP threads that spin while they wait make a small network five times slower as soon as
+# another process uses a core; sleeping costs a tenth on an idle machine. torch reads it on import.
 if "torch" not in sys.modules:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
@@ -16,15 +16,14 @@ except PackageNotFoundError:  # run from a source tree that is not installed
     __version__ = "0+unknown"
 
 
-def _interrupted(
+def _show_ctrl_c_in_a_line(
     kind: type[BaseException], error: BaseException, traceback: TracebackType | None
 ) -> None:
-    """Tell Ctrl-C in a line; Python then ends as by the signal. All else as ever."""
     if issubclass(kind, KeyboardInterrupt):
-        print("interrupted", file=sys.stderr)
+        print("stopped by SIGINT", file=sys.stderr)
     else:
         sys.__excepthook__(kind, error, traceback)
 
 
-if sys.argv[:1] == ["-m"]:  # python -m harness.…: importing torch takes seconds
-    sys.excepthook = _interrupted
+if sys.argv[:1] == ["-m"]:  # python -m harness.…: Ctrl-C while modules are imported
+    sys.excepthook = _show_ctrl_c_in_a_line

@@ -20,8 +20,6 @@ from typing import Any
 
 import torch
 import tyro
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from attention_zoo.enla import EfficientNonLocalAttention
 from attention_zoo.nlsa import (
@@ -31,7 +29,7 @@ from attention_zoo.nlsa import (
 from .base import machine
 from .base.errors import UserError, command_line, usage_errors
 from .base.names import slug
-from .base.signals import resumable
+from .base.progress import progress_bar
 from .config.options import describe_command
 from .images.sources import TestImage, find_data
 from .measuring.approximation import MAX_K, Sweep, measure, measure_network
@@ -177,15 +175,7 @@ def run(options: Options, command: str) -> dict[str, Any]:
     sweep = make_sweep(options, eps)
     steps = sum(map(len, features.values())) * (1 + len(sweep.k) * enla)
     steps += (len(sweep.m) * sweep.draws + 3) * (trained is not None and enla)
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn())
-    console = Console(stderr=True)
-    with Progress(
-        *columns,
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    ) as progress:
+    with progress_bar("steps", transient=True) as progress:
         task = progress.add_task("approximation", total=steps)
         advance = partial(progress.advance, task)
         rows = measure(features, sweep, enla=enla, on_step=advance)
@@ -214,7 +204,6 @@ def _has(trained: TrainedNetwork, kind: type) -> bool:
 
 
 @command_line
-@resumable("harness.approximation", anew=True)
 def main() -> None:
     """Entry point of ``python -m harness.approximation``."""
     with usage_errors():

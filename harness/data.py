@@ -1,9 +1,6 @@
-"""Find images to train and test on; ``python -m harness.data`` lists, verifies, downloads.
+"""List, verify and download images: ``python -m harness.data list|verify|download``.
 
-A data folder holds test sets as ``<Set>/HR/*``, with their LR images, if any, as
-``<Set>/LR_bicubic/X<scale>/<stem>x<scale>.*``, and training sets as ``train/<Set>/*`` or
-DIV2K as ``DIV2K/DIV2K_train_HR/*`` or ``DIV2K_train_HR/*``; png, webp, jpg or bmp. LR images
-that are not there are made by :mod:`harness.bicubic`.
+:mod:`harness.images.sources` describes the layout of a data folder.
 """
 
 from __future__ import annotations
@@ -16,7 +13,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from .base.errors import command_line
+from .base.errors import UserError, command_line
 from .base.signals import resumable
 from .images import embedded
 from .images.cache import cache_folder
@@ -52,9 +49,20 @@ def list_sets(data: DataFolder = None) -> None:
 
 
 def verify(data: DataFolder = None) -> None:
-    """Decode every image; check MANIFEST.csv and LR_bicubic_pixels.csv where they are there."""
+    """Decode every image; check MANIFEST.csv and LR_bicubic_pixels.csv if they exist."""
     source = find_data(data)
-    verify_files(source.root, source.train, source.test)
+    report = verify_files(source.root, source.train, source.test)
+    for problem in report.problems:
+        print(problem)
+    checks = sorted({check for _, check in report.checked}, key=str.lower)
+    table = Table("set", *checks, title="Verified (passed / checked)")
+    for name in dict.fromkeys(name for name, _ in report.checked):
+        of = {check: report.checked[name, check] for check in checks}
+        cells = (f"{report.passed[name, check]}/{n}" if n else "" for check, n in of.items())
+        table.add_row(name, *cells)
+    Console().print(table)
+    if report.problems:
+        raise UserError(f"{len(report.problems)} checks failed, listed above")
 
 
 def download(
@@ -63,14 +71,14 @@ def download(
         tuple[Literal["div2k", "benchmark"], ...], tyro.conf.arg(help="What to download.")
     ] = ("div2k", "benchmark"),
 ) -> None:
-    """Download DIV2K (training) and Set5, Set14, B100, Urban100; run again to go on."""
+    """Download DIV2K (training) and Set5, Set14, B100, Urban100; run again to continue."""
     for name in sets:
         archive = ARCHIVES[name]
         print(archive.terms)
-        print(f"{name}: {'done' if download_archive(archive, data) else 'there already'}")
+        print(f"{name}: {'done' if download_archive(archive, data) else 'already there'}")
 
 
-#: What can be typed after ``python -m harness.data``.
+#: The subcommands of ``python -m harness.data``.
 COMMANDS: dict[str, Callable[..., None]] = {
     "list": list_sets,
     "verify": verify,

@@ -19,7 +19,6 @@ from rich.table import Table
 from .base import machine
 from .base.errors import UserError, command_line, usage_errors
 from .base.files import write_json
-from .base.signals import resumable
 from .config.options import describe_command
 from .images.sources import find_data
 from .measuring.quality import evaluate
@@ -110,7 +109,6 @@ def table(trained: TrainedNetwork, results: dict[str, dict[str, Any]]) -> Table:
 
 
 @command_line
-@resumable("harness.evaluate", anew=True)
 def main() -> None:
     """Entry point of ``python -m harness.evaluate``."""
     with usage_errors():

@@ -14,7 +14,6 @@ from pathlib import Path
 import tyro
 
 from .base.errors import command_line, usage_errors
-from .base.signals import resumable
 from .reporting.figures.all import write_figures
 
 
@@ -29,7 +28,6 @@ class Options:
 
 
 @command_line
-@resumable("harness.figures", anew=True)
 def main() -> None:
     """Entry point of ``python -m harness.figures``."""
     with usage_errors():

@@ -22,8 +22,7 @@ from attention_zoo.implementations import (
 
 from .base import machine
 from .base.errors import UserError, command_line
-from .base.progress import progress
-from .base.signals import resumable
+from .base.progress import timing_bar
 from .config.options import describe_command, parse, parse_size
 from .config.presets import find_preset
 from .config.rows import TableName
@@ -102,7 +101,6 @@ def tables(record: dict[str, Any]) -> Iterator[Table]:
 
 
 @command_line
-@resumable("harness.latency", anew=True)
 def main() -> None:
     """Entry point of ``python -m harness.latency``."""
     argv = sys.argv[1:]
@@ -126,7 +124,7 @@ def main() -> None:
         scale=4,
         block_res_scale=preset.block_res_scale,
     )
-    with progress() as on_run:
+    with timing_bar() as on_run:
         record = measure(
             variants,
             device=device,

@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 
 from .base.errors import UserError, command_line, usage_errors
 from .base.files import claim_record, write_json
-from .base.signals import resumable
 from .config.options import describe_command
 from .images.bicubic import crop_to_multiple, downscale
 from .images.files import read_image
@@ -96,7 +95,6 @@ def low_resolution(
 
 
 @command_line
-@resumable("harness.maps", anew=True)
 def main() -> None:
     """Entry point of ``python -m harness.maps``."""
     with usage_errors():

@@ -17,7 +17,7 @@ from attention_zoo.implementations import choose_implementation
 
 from .base import machine
 from .base.errors import UserError, command_line
-from .base.progress import progress
+from .base.progress import timing_bar
 from .base.signals import resumable
 from .config.options import describe_command, parse
 from .config.presets import find_preset
@@ -59,7 +59,7 @@ def measure_latency(
         scale=options.scale,
         block_res_scale=value("block_res_scale"),
     )
-    with progress() as on_run:
+    with timing_bar() as on_run:
         record = measure(
             chosen,
             device=device,

@@ -17,8 +17,7 @@ from rich.console import Console
 
 from .base import machine
 from .base.errors import UserError, command_line
-from .base.progress import progress
-from .base.signals import resumable
+from .base.progress import timing_bar
 from .config.options import describe_command, parse, parse_size
 from .config.rows import TableName
 from .config.variants import Variant
@@ -102,7 +101,7 @@ def run(options: Options, variants: Sequence[Variant], command: str) -> dict[str
                 f"--{flag} must be finite and not negative, got {getattr(options, name)}"
             )
     machine.use_threads(options.threads)
-    with progress() as on_run:
+    with timing_bar() as on_run:
         record = measure(
             variants,
             device=device,
@@ -122,7 +121,6 @@ def run(options: Options, variants: Sequence[Variant], command: str) -> dict[str
 
 
 @command_line
-@resumable("harness.scaling", anew=True)
 def main() -> None:
     """Entry point of ``python -m harness.scaling``."""
     argv = sys.argv[1:]

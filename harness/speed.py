@@ -15,8 +15,7 @@ import tyro
 
 from .base import machine
 from .base.errors import UserError, command_line, usage_errors
-from .base.progress import progress
-from .base.signals import resumable
+from .base.progress import timing_bar
 from .config.options import describe_command
 from .measuring.speed import CASES, Comparison, measure
 from .records.store import load_records, save_record
@@ -58,7 +57,6 @@ def choose(only: Sequence[str]) -> list[Comparison]:
 
 
 @command_line
-@resumable("harness.speed", anew=True)
 def main() -> None:
     """Entry point of ``python -m harness.speed``."""
     with usage_errors():
@@ -70,7 +68,7 @@ def main() -> None:
         raise UserError(f"seconds must be above 0, got {options.seconds}")
     device = machine.pick_device(options.device)
     machine.use_threads(options.threads)
-    with progress() as on_run:
+    with timing_bar() as on_run:
         record = measure(
             comparisons,
             device=device,

@@ -13,7 +13,6 @@ from pathlib import Path
 import tyro
 
 from .base.errors import command_line, usage_errors
-from .base.signals import resumable
 from .reporting.tables.all import write_tables
 
 
@@ -30,7 +29,6 @@ class Options:
 
 
 @command_line
-@resumable("harness.tables", anew=True)
 def main() -> None:
     """``python -m harness.tables``."""
     with usage_errors():

@@ -23,7 +23,6 @@ from .base import machine
 from .base.errors import UserError, command_line, usage_errors
 from .base.files import claim_record, write_json
 from .base.names import slug
-from .base.signals import resumable
 from .config.labels import distinct_labels
 from .config.options import describe_command
 from .images.files import ImageSet
@@ -93,7 +92,6 @@ def _images(options: Options, scale: int) -> TestSet:
 
 
 @command_line
-@resumable("harness.visual", anew=True)
 def main() -> None:
     """Entry point of ``python -m harness.visual``."""
     with usage_errors():

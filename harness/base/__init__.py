@@ -1,1 +1,1 @@
-"""Errors, files, locks, signals, the machine: what every wing stands on."""
+"""Errors, files, locks, signals, names, progress bars, the machine: what every wing uses."""

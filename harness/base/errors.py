@@ -1,4 +1,4 @@
-"""Errors that a user can mend, and how the command line shows them."""
+"""Errors that a user can fix, and how the command line shows them."""
 
 from __future__ import annotations
 
@@ -6,59 +6,70 @@ import contextlib
 import contextvars
 import functools
 import io
+import signal
 import sys
 from collections.abc import Callable, Iterator
 
-import torch
-
-from attention_zoo import AttentionError
+from .signals import stop_on_signals
 
 
 class UserError(Exception):
-    """Something the user can mend; the message is one line that names the thing and the fix."""
+    """Something the user can fix; the message is one line that names the thing and the fix."""
 
 
 def command_line(main: Callable[[], None]) -> Callable[[], None]:
-    """Decorate a ``main``: a user's mistake prints one line and exits with status 2.
+    """Decorate a ``main``: what ends it early is shown in one line, without a traceback.
 
-    It runs in a context of its own: what it chooses there, such as implementations, ends with it.
+    A user's mistake or a lack of memory exits with status 2, SIGINT with 130, SIGTERM with 143.
+    ``main`` runs in a context of its own, so settings it makes, such as the choice of
+    implementations, end with it.
     """
 
     @functools.wraps(main)
     def wrapped() -> None:
         for stream in (sys.stdout, sys.stderr):
-            # A sign or a name that the terminal cannot show is escaped, and ends nothing.
+            # Characters that the terminal cannot show are escaped instead of raising an error.
             if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
                 stream.reconfigure(errors="backslashreplace")
         try:
-            contextvars.copy_context().run(main)
-        except (UserError, AttentionError) as error:
-            print(f"error: {error}", file=sys.stderr)
-            raise SystemExit(2) from None
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            print(
-                "error: the memory does not suffice: free some, choose a smaller network or "
-                "smaller sizes, or another --device",
-                file=sys.stderr,
-            )
-            raise SystemExit(2) from None
-        except KeyboardInterrupt:
-            print("interrupted", file=sys.stderr)
-            raise SystemExit(130) from None
+            with stop_on_signals():
+                contextvars.copy_context().run(main)
+        except KeyboardInterrupt as stop:
+            signum = getattr(stop, "signum", signal.SIGINT)
+            words = [f"stopped by {signal.Signals(signum).name}", *getattr(stop, "__notes__", [])]
+            print("; ".join(words), file=sys.stderr)
+            raise SystemExit(128 + signum) from None
         except BrokenPipeError:  # the reader of our output went away, e.g. `| head`
             sys.stderr.close()
             raise SystemExit(141) from None
+        except Exception as error:
+            if (message := _user_message(error)) is None:
+                raise
+            print(f"error: {message}", file=sys.stderr)
+            raise SystemExit(2) from None
 
     return wrapped
+
+
+def _user_message(error: Exception) -> str | None:
+    """What to tell the user; None for a fault of the program, which keeps its traceback."""
+    zoo = sys.modules.get("attention_zoo")  # only a loaded package can have raised its error
+    if isinstance(error, UserError) or (zoo and isinstance(error, zoo.AttentionError)):
+        return str(error)
+    if isinstance(error, (RuntimeError, MemoryError)) and is_out_of_memory(error):
+        return (
+            "not enough memory: free some, choose a smaller network or smaller sizes, "
+            "or another --device"
+        )
+    return None
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory ran out, on any device."""
     text = str(error).lower()
     return (
-        isinstance(error, (MemoryError, torch.OutOfMemoryError))
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"  # torch's, without importing torch
         or "out of memory" in text
         or "allocate memory" in text
         or "status_alloc_failed" in text  # cuBLAS, cuDNN
@@ -67,7 +78,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 @contextlib.contextmanager
 def usage_errors() -> Iterator[None]:
-    """Turn tyro's boxed message about a bad argument into a UserError of one line."""
+    """Turn tyro's boxed message about a bad argument into a one-line UserError."""
     captured = io.StringIO()
     try:
         with contextlib.redirect_stderr(captured):

@@ -42,36 +42,31 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], Any]) -> None:
 
 
 def remove_leftovers(folder: Path, name: str | None = None) -> None:
-    """Delete what killed writers left: of one file of the folder, or of any.
+    """Delete temporary files that killed writers left in a folder, of all files or of one.
 
-    Only for one who alone may write it now.
+    Call it only where no other process may be writing them.
     """
     for temporary in folder.glob(f".{'*' if name is None else glob.escape(name)}.*.tmp"):
         with contextlib.suppress(OSError):
             temporary.unlink()
 
 
-def _sync_folder(folder: Path) -> None:
-    if os.name == "nt":  # a folder cannot be opened there
-        return
-    with contextlib.suppress(OSError):  # some file systems refuse it; the file is whole anyway
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text atomically.
 
-    A byte of a file's name that is not UTF-8 becomes ``\\udcXX``, which JSON reads back.
+    A surrogate (a byte of a file's name that is not UTF-8) becomes ``\\udcXX``, which JSON reads
+    back.
     """
     write_atomic(path, lambda file: file.write(text.encode(errors="backslashreplace")))
 
 
 def write_json(path: Path, data: Any) -> None:
-    """Write JSON atomically, readable and with a stable order; NaN and infinity are refused."""
+    """Write JSON atomically, indented, in the given order.
+
+    Raises:
+        ValueError: the data hold NaN or an infinity.
+        UserError: as :func:`write_atomic`.
+    """
     write_text(path, json.dumps(data, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
 
 
@@ -90,17 +85,28 @@ def read_json(path: Path) -> Any:
             f"{path} is not valid JSON ({error}); delete it and measure again"
         ) from error
     except RecursionError:
-        raise UserError(f"{path} is nested too deeply to be ours; delete it") from None
+        raise UserError(f"{path} is nested too deeply; delete it") from None
 
 
 def claim_record(path: Path, content: dict[str, Any]) -> None:
-    """Check that the JSON beside a figure, if there is one, tells of the same ``content``.
+    """Check that the JSON file beside a figure, if it exists, has the same ``content``.
 
     Raises:
-        UserError: it tells of something else, or cannot be read.
+        UserError: it describes another figure, or cannot be read.
     """
     if not path.exists():
         return
     known = read_json(path)
     if not isinstance(known, dict) or {key: known.get(key) for key in content} != content:
-        raise UserError(f"{path} tells of another figure: delete it or give another --output")
+        raise UserError(f"{path} describes another figure: delete it or choose another --output")
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name == "nt":  # a folder cannot be opened there
+        return
+    with contextlib.suppress(OSError):  # some file systems refuse it; the file is whole anyway
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -1,4 +1,4 @@
-"""One process at a time: locks that the operating system takes back when their owner dies."""
+"""One process at a time: locks that the operating system releases when their owner dies."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from .files import read_json, write_json
 
 @contextmanager
 def lock(path: Path, what: str) -> Iterator[None]:
-    """Hold the lock file ``path`` within the block; wait for another process that holds it.
+    """Hold the lock file ``path`` within the block; wait while another process holds it.
 
-    While it waits, one line says who has it. The lock is the kernel's (``flock``): it ends with
-    its owner, however that dies. On NFS it holds between machines if the server runs its lock
-    service, as NFSv4 always does. Where the file system has no ``flock`` at all, filelock warns
-    and uses the file's existence, which a killed owner on another machine leaves behind.
+    Before it waits, one line says which process that is. The lock is the kernel's (``flock``) and
+    ends with its owner, however that dies. On NFS it holds between machines if the server runs its
+    lock service, as NFSv4 always does. If the file system has no ``flock``, filelock warns and
+    uses the file's existence, which a killed owner on another machine leaves behind.
 
     Args:
-        path: lock file, made here and left in place; who holds it stands beside it.
-        what: what is being done, e.g. ``NLA seed 0``; for the line.
+        path: lock file, created here and left in place; a file beside it names the owner.
+        what: what runs within the block, e.g. ``NLA seed 0``; for the line.
 
     Raises:
-        UserError: the file cannot be made or locked.
+        UserError: the file cannot be created or locked.
     """
     owner = path.with_suffix(".owner.json")
     file_lock = FileLock(path)
@@ -40,7 +40,7 @@ def lock(path: Path, what: str) -> Iterator[None]:
         try:
             file_lock.acquire(timeout=0.5)  # the owner needs a moment to write who it is
         except Timeout:
-            print(f"{what}: {_describe(owner)} is at it; waiting for it to end", file=sys.stderr)
+            print(f"{what}: already running in {_describe(owner)}; waiting", file=sys.stderr)
             file_lock.acquire()
     except (OSError, NotImplementedError) as error:
         reason = getattr(error, "strerror", None) or str(error)

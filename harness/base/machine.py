@@ -1,4 +1,7 @@
-"""The machine, software and numeric settings that a measurement was made with."""
+"""Devices, threads and precision; the machine and software that a measurement was made with.
+
+torch is imported where it is used: commands that only read records do not need it.
+"""
 
 from __future__ import annotations
 
@@ -10,20 +13,19 @@ import subprocess
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
-import torch
-
-from attention_zoo.cores.native import compiled_by
-from attention_zoo.cores.products import prefers_onednn
 
 from .. import __version__
 from .errors import UserError
 
-#: More than any machine has cores; OpenMP ends the process when it cannot start its threads.
+if TYPE_CHECKING:
+    import torch
+
+#: More than the cores of any machine; OpenMP ends the process when it cannot start its threads.
 MAX_THREADS = 1024
-# Settings of glibc and torch by which large pieces of memory are fresh, or used again.
+# Settings of glibc and torch that decide whether large blocks of memory are new or reused.
 _ALLOCATION = (
     "MALLOC_MMAP_THRESHOLD_",
     "MALLOC_TRIM_THRESHOLD_",
@@ -40,6 +42,8 @@ def pick_device(name: str) -> torch.device:
     Raises:
         UserError: an unknown name, or a device that this machine does not have.
     """
+    import torch
+
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda", torch.cuda.current_device())
@@ -59,8 +63,15 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
+def usable_cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def use_threads(threads: int | None) -> None:
-    """Let torch use so many CPU threads; None leaves it at all cores.
+    """Let torch use this many CPU threads; None leaves its default, all cores.
 
     Raises:
         UserError: less than one, or more than :data:`MAX_THREADS`.
@@ -70,12 +81,16 @@ def use_threads(threads: int | None) -> None:
     if not 1 <= threads <= MAX_THREADS:
         least, most = "at least 1", f"at most {MAX_THREADS}"
         raise UserError(f"--threads must be {least if threads < 1 else most}, got {threads}")
+    import torch
+
     torch.set_num_threads(threads)
 
 
 @contextlib.contextmanager
 def use_tf32(enabled: bool) -> Iterator[None]:
-    """Allow TF32 in float32 matrix products and convolutions on CUDA, or not, within the block."""
+    """Allow or forbid TF32 in float32 matrix products and convolutions on CUDA in the block."""
+    import torch
+
     before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     torch.set_float32_matmul_precision("high" if enabled else "highest")
     torch.backends.cudnn.allow_tf32 = enabled
@@ -88,6 +103,8 @@ def use_tf32(enabled: bool) -> Iterator[None]:
 
 def synchronise(device: torch.device) -> None:
     """Wait until everything queued on ``device`` is done."""
+    import torch
+
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
@@ -97,9 +114,13 @@ def synchronise(device: torch.device) -> None:
 def describe(device: torch.device) -> dict[str, Any]:
     """What a reader needs to judge or repeat a measurement on ``device``, ready for JSON.
 
-    Sizes are in GB (1e9 bytes). It holds no host name, user name or path; ``gpu`` is None
-    when ``device`` is the CPU, and what cannot be found out is None.
+    Sizes are in GB (1e9 bytes). It holds no host name, user name or path. ``gpu`` is None
+    when ``device`` is the CPU; so is whatever cannot be found out.
     """
+    import torch
+
+    from attention_zoo.cores.native import compiled_by
+
     return {
         "device": device.type,
         "cpu": {
@@ -123,32 +144,30 @@ def describe(device: torch.device) -> dict[str, Any]:
             "lapack": _build_setting("LAPACK_INFO"),
             "mkl": torch.backends.mkl.is_available(),
             "onednn": torch.backends.mkldnn.is_available(),
-            # Of the attention's large products in float32 on the CPU.
-            "products_by_onednn": prefers_onednn(),
             "matmul_precision": torch.get_float32_matmul_precision(),
             "cudnn_tf32": torch.backends.cudnn.allow_tf32,
             "cudnn_benchmark": torch.backends.cudnn.benchmark,
             "cudnn_deterministic": torch.backends.cudnn.deterministic,
             "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
         },
-        # Of the attention's kernels in C; None where torch's operations take their place.
+        # Of the attention's kernels in C; None where torch's operations replace them.
         "compiler": compiled_by(),
         "code": {"version": __version__, "commit": _commit(Path(__file__).resolve().parents[2])},
     }
 
 
 def wait_policy() -> str | None:
-    """How OpenMP's threads wait, as far as the environment says."""
+    """How OpenMP's threads wait, from the environment; None if it does not say."""
     policy, spins = (os.environ.get(name) for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"))
     said = [policy or "", f"GOMP_SPINCOUNT={spins}" if spins else ""]
     return ", ".join(filter(None, said)) or None
 
 
 def allocator() -> str | None:
-    """What the environment says of how memory is allocated on the CPU.
+    """How memory is allocated on the CPU, from the environment; None if it does not say.
 
-    Libraries loaded before all others, such as tcmalloc, by their file names, and glibc's settings:
-    whether large temporaries are fresh memory in every call may double the time they cost.
+    Preloaded libraries such as tcmalloc, by file name, and glibc's settings: if every call gets
+    new memory for its large temporaries, they may take twice the time.
     """
     preloaded = os.environ.get("LD_PRELOAD", "").replace(":", " ").split()
     said = [Path(name).name for name in preloaded]
@@ -172,6 +191,8 @@ def _gpu(device: torch.device) -> dict[str, Any] | None:
         return {"name": f"{_cpu_model()} (MPS)"}
     if device.type != "cuda":
         return None
+    import torch
+
     properties = torch.cuda.get_device_properties(device)
     driver = _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
     return {
@@ -185,6 +206,8 @@ def _gpu(device: torch.device) -> dict[str, Any] | None:
 
 
 def _build_setting(name: str) -> str | None:
+    import torch
+
     found = re.search(rf"\b{name}=([^,\s]+)", torch.__config__.show())
     return found[1] if found else None
 
@@ -210,10 +233,3 @@ def _output(*command: str) -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip() or None
-
-
-def usable_cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

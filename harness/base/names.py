@@ -1,4 +1,4 @@
-"""Texts that name content: canonical JSON, its digest, and parts of file names."""
+"""Names made from content: canonical JSON, its digest, and parts of file names."""
 
 from __future__ import annotations
 
@@ -23,5 +23,5 @@ def digest(content: Any) -> str:
 
 
 def slug(text: str) -> str:
-    """The text as part of a file name: anything but letters, digits, dot and dash is a dash."""
+    """The text as part of a file name: letters, digits and dots; dashes for all else."""
     return re.sub(r"[^A-Za-z0-9.]+", "-", text).strip("-.")

@@ -1,4 +1,4 @@
-"""Progress bars with rate and ETA."""
+"""Progress bars with count, rate and time left."""
 
 from __future__ import annotations
 
@@ -16,21 +16,51 @@ from rich.progress import (
     Task,
     TaskProgressColumn,
     TextColumn,
-    TimeElapsedColumn,
     TimeRemainingColumn,
 )
 from rich.text import Text
 
+#: Called before each timed run: the share of the work that is done (0 … 1), and what runs next.
+OnRun = Callable[[float, str], None]
+
+_REDRAW_SECONDS = 0.2
+
+
+def progress_bar(
+    unit: str, note: str = "", *, stdout: bool = False, transient: bool = False
+) -> Progress:
+    """A bar with count, rate and time left (once finished, time taken), to add tasks to.
+
+    Args:
+        unit: what is counted, in the plural; the rate is shown per second, or per hour if slow.
+        note: format of the task's fields, shown at the end, e.g. ``L1 {task.fields[loss]:.4f}``.
+        stdout: draw on standard output; on standard error by default.
+        transient: erase the bar at the end, and draw none where the output is no terminal.
+    """
+    console = Console(stderr=not stdout)
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        _RateColumn(unit),
+        TimeRemainingColumn(elapsed_when_finished=True),
+        *([TextColumn(note)] if note else []),
+        console=console,
+        speed_estimate_period=math.inf,  # a step may take days
+        transient=transient,
+        disable=transient and not console.is_terminal,
+    )
+
 
 @contextlib.contextmanager
-def progress() -> Iterator[OnRun]:
-    """A progress bar on stderr, with rate and ETA; drawn between runs only, never during one."""
+def timing_bar() -> Iterator[OnRun]:
+    """A bar for timed runs, on standard error; drawn between runs only, never during one."""
     console = Console(stderr=True)
     with Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         TaskProgressColumn(),
-        TextColumn("{task.fields[rate]:.1f} runs/s, ETA"),
+        TextColumn("{task.fields[rate]:.1f} runs/s"),
         TimeRemainingColumn(),
         console=console,
         auto_refresh=False,
@@ -44,7 +74,7 @@ def progress() -> Iterator[OnRun]:
             nonlocal drawn, runs
             now = time.monotonic()
             runs += 1
-            if now - drawn > 0.2:
+            if now - drawn > _REDRAW_SECONDS:
                 rate = runs / max(now - begin, 1e-9)
                 bar.update(task, completed=share, description=name, rate=rate, refresh=True)
                 drawn = now
@@ -53,23 +83,14 @@ def progress() -> Iterator[OnRun]:
 
 
 class _RateColumn(ProgressColumn):
+    def __init__(self, unit: str) -> None:
+        super().__init__()
+        self._unit = unit
+
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed
-        return Text("" if speed is None else f"{speed:.1f}/s")
-
-
-def progress_bar() -> Progress:
-    """A bar with count, rate, time spent and time left, on the error stream."""
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        _RateColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-    )
-
-
-#: Told before a run: the share of the work that is done (0 … 1), and what runs next.
-OnRun = Callable[[float, str], None]
+        if speed is None:
+            return Text()
+        if speed < 0.1:
+            return Text(f"{3600 * speed:.1f} {self._unit}/h")
+        return Text(f"{speed:.1f} {self._unit}/s")

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM: save, exit with 130 or 143, and say how to go on."""
+"""SIGINT and SIGTERM: when they stop a command, and the command that resumes it."""
 
 from __future__ import annotations
 
@@ -18,15 +18,26 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal asked the program to end. ``except Exception`` lets it pass."""
+    """A signal asked the program to end. ``except Exception`` does not catch it."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(f"stopped by {signal.Signals(signum).name}")
         self.signum = signum
 
 
-class Held:
-    """Whether a signal has come within :func:`held`; false until one has."""
+@contextmanager
+def stop_on_signals() -> Iterator[None]:
+    """Raise :class:`Stopped` within the block as soon as a signal comes."""
+
+    def stop(signum: int, _: FrameType | None) -> None:
+        raise Stopped(signum)
+
+    with _handler(stop):
+        yield
+
+
+class DeferredSignal:
+    """Whether a signal has come within :func:`defer_signals`; false until one has."""
 
     def __init__(self) -> None:
         self.signum: int | None = None
@@ -36,61 +47,51 @@ class Held:
 
 
 @contextmanager
-def held() -> Iterator[Held]:
-    """Hold signals back within the block, which looks at what this yields and ends by itself.
+def defer_signals() -> Iterator[DeferredSignal]:
+    """Defer signals to the end of the block, which looks at the yielded object and ends early.
 
     Raises (on leaving the block):
         Stopped: a signal had come.
     """
-    state = Held()
+    deferred = DeferredSignal()
 
     def remember(signum: int, _: FrameType | None) -> None:
-        state.signum = signum
+        deferred.signum = signum
 
     with _handler(remember):
-        yield state
-    if state.signum is not None:
-        raise Stopped(state.signum)
+        yield deferred
+    if deferred.signum is not None:
+        raise Stopped(deferred.signum)
 
 
 def resumable(
-    module: str, launcher: Callable[[], str] = lambda: "python -m", *, anew: bool = False
+    module: str, launcher: Callable[[], str] = lambda: "python -m"
 ) -> Callable[[Callable[[], None]], Callable[[], None]]:
-    """Decorate the ``main`` of ``python -m <module>``, which can be started again.
+    """Decorate the ``main`` of ``python -m <module>``, which continues what an earlier call began.
 
-    SIGINT and SIGTERM raise :class:`Stopped`; the line to go on with is printed, and the exit
-    status is 128 + the signal's number.
+    When a signal stops it, :func:`harness.base.errors.command_line` prints the command that
+    resumes it.
 
     Args:
         module: what ``-m`` starts.
-        launcher: what stands before its name in that line, e.g. ``torchrun … -m --``.
-        anew: it keeps nothing of what it has not finished, and begins from the start.
+        launcher: what stands before the module in that command, e.g. ``torchrun … -m --``.
     """
 
     def decorate(main: Callable[[], None]) -> Callable[[], None]:
         @functools.wraps(main)
         def wrapped() -> None:
             try:
-                with _handler(_stop):
-                    main()
-            except KeyboardInterrupt as error:
-                signum = getattr(error, "signum", signal.SIGINT)
+                main()
+            except KeyboardInterrupt as stop:
                 start = launcher().split()
                 if start[0] == "python":
                     start[0] = sys.executable
-                line = shlex.join([*start, module, *sys.argv[1:]])
-                name = signal.Signals(signum).name
-                way = "begins anew" if anew else "goes on"
-                print(f"stopped by {name}; this line {way}:\n{line}", file=sys.stderr)
-                raise SystemExit(128 + signum) from None
+                stop.add_note("resume with:\n" + shlex.join([*start, module, *sys.argv[1:]]))
+                raise
 
         return wrapped
 
     return decorate
-
-
-def _stop(signum: int, _: FrameType | None) -> None:
-    raise Stopped(signum)
 
 
 @contextmanager

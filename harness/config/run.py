@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +10,7 @@ from typing import Any
 from attention_zoo.implementations import AUTO
 
 from ..base.errors import UserError
+from ..base.names import digest
 from .variants import Variant
 
 
@@ -140,13 +139,9 @@ class RunConfig:
     @property
     def run_id(self) -> str:
         """Readable name with a hash of the full configuration."""
-        content = json.dumps(
-            {"variant": self.variant.to_dict(), "config": self.setting},
-            sort_keys=True,
-            separators=(",", ":"),
-        )
-        digest = hashlib.sha256(content.encode()).hexdigest()[:12]
-        return f"{self.variant.file_name}-{self.preset}-x{self.scale}-s{self.seed}-{digest}"
+        content = {"variant": self.variant.to_dict(), "config": self.setting}
+        head = f"{self.variant.file_name}-{self.preset}-x{self.scale}-s{self.seed}"
+        return f"{head}-{digest(content)[:12]}"
 
 
 PROTOCOLS = ("scratch", "warm-start")

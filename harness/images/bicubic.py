@@ -6,8 +6,8 @@ TASSP 29(6), 1981), stretched when shrinking (antialiasing), nearest edge pixel 
 image, height first, then width, with rounding (half up) and clipping to uint8 after each.
 
 The weights of a rational scale are fractions of a small denominator (a power of two for the
-scales 2, 4, 8 and their inverses, where float64 sums are exact), so a sum that is a tie in
-exact arithmetic is told from any other sum by far more than the rounding error.
+scales 2, 4, 8 and their inverses, where float64 sums are exact). So a sum that is a tie in
+exact arithmetic differs from any other sum by far more than the rounding error.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from fractions import Fraction
 import numpy as np
 from numpy.typing import NDArray
 
-Image = NDArray[np.uint8]
+from .files import Pixels
 
 #: Far above the error of a float64 sum, far below the distance of a sum to the next tie.
 _TIE_TOLERANCE = 1e-9
 
 
-def imresize(image: Image, scale: Fraction | int) -> Image:
+def imresize(image: Pixels, scale: Fraction | int) -> Pixels:
     """Resize by a rational factor.
 
     Args:
@@ -48,13 +48,13 @@ def imresize(image: Image, scale: Fraction | int) -> Image:
     return np.ascontiguousarray(_resize_first_axis(rows.swapaxes(0, 1), scale).swapaxes(0, 1))
 
 
-def crop_to_multiple(image: Image, scale: int) -> Image:
-    """Top-left part whose height and width are multiples of ``scale``: a view."""
+def crop_to_multiple(image: Pixels, scale: int) -> Pixels:
+    """The top-left part whose height and width are multiples of ``scale``, as a view."""
     height, width = (n - n % scale for n in image.shape[:2])
     return image[:height, :width]
 
 
-def downscale(hr: Image, scale: int) -> Image:
+def downscale(hr: Pixels, scale: int) -> Pixels:
     """LR image ``[H/scale, W/scale(, C)]`` of an HR image.
 
     Raises:
@@ -65,7 +65,7 @@ def downscale(hr: Image, scale: int) -> Image:
     return imresize(hr, Fraction(1, scale))
 
 
-def upscale(lr: Image, scale: int) -> Image:
+def upscale(lr: Pixels, scale: int) -> Pixels:
     """The bicubic baseline: ``[H, W(, C)]`` to ``[H·scale, W·scale(, C)]``."""
     return imresize(lr, scale)
 
@@ -92,7 +92,7 @@ def _taps(size: int, scale: Fraction) -> tuple[NDArray[np.intp], NDArray[np.floa
     return edge_replicated[:, used], weights[:, used]
 
 
-def _resize_first_axis(image: Image, scale: Fraction) -> Image:
+def _resize_first_axis(image: Pixels, scale: Fraction) -> Pixels:
     flat = image.reshape(image.shape[0], -1)
     indices, weights = _taps(image.shape[0], scale)
     total = np.zeros((len(indices), flat.shape[1]))

@@ -1,4 +1,4 @@
-"""Training images, decoded once into a compact cache, and patches cut from them.
+"""Training images, decoded once into a cache on the disk.
 
 A cache is two files: ``<key>.bin`` holds the HR and LR pixels of all images one after the
 other, ``<key>.json`` their names, sizes and SHA-256 digests. The key depends on the files'
@@ -11,30 +11,22 @@ import hashlib
 import json
 import os
 import sys
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO
 
 import numpy as np
-import pooch
-from numpy.typing import NDArray
 
 from ..base.errors import UserError
 from ..base.files import remove_leftovers, write_atomic, write_json
 from ..base.locks import lock
-from ..base.machine import usable_cores
 from ..base.progress import progress_bar
 from .bicubic import crop_to_multiple, downscale
-from .files import ImageSet, read_image
+from .files import ImageSet, Pixels, map_threads, read_image
 
-#: Change it when the content of a cache changes for the same files.
+#: Raised whenever the same files lead to another content.
 CACHE_VERSION = 1
-Pixels = NDArray[np.uint8]
-T = TypeVar("T")
-R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -46,7 +38,7 @@ class TrainingCache:
         names: ``<set>/<file name>`` of every image.
         hr: HR images ``[H, W, 3]``, cropped to multiples of the scale (read-only views).
         lr: LR images ``[H/scale, W/scale, 3]`` (read-only views).
-        sha256: fingerprint of names and pixels, the same wherever the files lie.
+        sha256: fingerprint of names and pixels, independent of where the files lie.
     """
 
     scale: int
@@ -61,30 +53,32 @@ class TrainingCache:
 
 def cache_folder() -> Path:
     """``SR_CACHE``, or the platform's folder for caches."""
+    import pooch
+
     return Path(os.environ.get("SR_CACHE") or pooch.os_cache("attention-zoo"))
 
 
 def training_cache(sets: Sequence[ImageSet], scale: int) -> TrainingCache:
-    """Open the cache of these sets, building it first where need be (one process at a time).
+    """Open the cache of these sets; build it first if needed, one process at a time.
 
     Raises:
-        UserError: there is no image, one cannot be used, or the cache cannot be written.
+        UserError: there is no image, an image cannot be used, or the cache cannot be written.
     """
     files = [(f"{s.name}/{path.name}", path) for s in sets for path in s.paths]
     if not files:
-        raise UserError("there are no training images: choose training sets that hold some")
+        raise UserError("no training images: choose training sets that contain some")
     key = _key(files, scale)
     names = [name for name, _ in files]
     index_path, payload_path = (cache_folder() / f"{key}.{ext}" for ext in ("json", "bin"))
     if (cache := _open(index_path, payload_path, names, scale)) is not None:
         return cache
-    with lock(index_path.with_suffix(".lock"), "the image cache"):
+    with lock(index_path.with_suffix(".lock"), "building the image cache"):
         if (cache := _open(index_path, payload_path, names, scale)) is not None:
             return cache  # another process has built it meanwhile
         if index_path.exists():
             print(
                 f"warning: the image cache {index_path.name} is damaged or of another version; "
-                "building it again",
+                "rebuilding it",
                 file=sys.stderr,
             )
         remove_leftovers(payload_path.parent, payload_path.name)
@@ -95,26 +89,9 @@ def training_cache(sets: Sequence[ImageSet], scale: int) -> TrainingCache:
     if cache is None:
         raise UserError(
             f"the image cache {payload_path} does not read back as written: "
-            "check the disk, or choose another folder with SR_CACHE"
+            "check the disk, or set SR_CACHE to another folder"
         )
     return cache
-
-
-def map_threads(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
-    """Like ``map``, in order, on one thread per core, few items ahead of the consumer."""
-    workers = usable_cores()
-    with ThreadPoolExecutor(workers) as pool:
-        pending: deque[Future[R]] = deque()
-        try:
-            for item in items:
-                pending.append(pool.submit(function, item))
-                if len(pending) > 2 * workers:
-                    yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
-        finally:
-            for future in pending:
-                future.cancel()
 
 
 def _key(files: Sequence[tuple[str, Path]], scale: int) -> str:
@@ -123,7 +100,7 @@ def _key(files: Sequence[tuple[str, Path]], scale: int) -> str:
     except OSError as error:
         raise UserError(f"cannot read {error.filename}: {error.strerror}") from error
     content = [CACHE_VERSION, scale, [(name, s.st_size, s.st_mtime_ns) for name, s in stats]]
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32]
+    return _digest(content)[:32]
 
 
 def _write_payload(
@@ -133,12 +110,12 @@ def _write_payload(
         name, path = item
         hr = crop_to_multiple(read_image(path), scale)
         if 0 in hr.shape:
-            raise UserError(f"training image {name} is smaller than {scale}x{scale}: take it out")
+            raise UserError(f"training image {name} is smaller than {scale}x{scale}: remove it")
         pixels = hr.tobytes() + downscale(hr, scale).tobytes()
         return name, pixels, hr.shape[:2], hashlib.sha256(pixels).hexdigest()
 
     entries = []
-    with progress_bar() as progress:
+    with progress_bar("images") as progress:
         task = progress.add_task("Decoding training images", total=len(files))
         for name, pixels, (height, width), sha256 in map_threads(prepare, files):
             file.write(pixels)
@@ -150,7 +127,7 @@ def _write_payload(
 def _open(
     index_path: Path, payload_path: Path, names: list[str], scale: int
 ) -> TrainingCache | None:
-    """Map a cache and check names and every digest; None if anything is amiss."""
+    """Map a cache and check its names and digests; None if anything is wrong."""
     try:
         index = json.loads(index_path.read_text(encoding="utf-8"))
         if (index["version"], index["scale"]) != (CACHE_VERSION, scale):
@@ -173,5 +150,10 @@ def _open(
     for part, (height, width) in zip(parts, shapes, strict=True):
         hr.append(part[: 3 * height * width].reshape(height, width, 3))
         lr.append(part[3 * height * width :].reshape(height // scale, width // scale, 3))
-    content = json.dumps([scale, list(zip(names, shapes, digests, strict=True))])
-    return TrainingCache(scale, names, hr, lr, hashlib.sha256(content.encode()).hexdigest())
+    fingerprint = _digest([scale, list(zip(names, shapes, digests, strict=True))])
+    return TrainingCache(scale, names, hr, lr, fingerprint)
+
+
+def _digest(content: Any) -> str:
+    # With spaces, unlike names.digest: the ids of published runs depend on it.
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()

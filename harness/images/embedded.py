@@ -1,16 +1,13 @@
-"""The embedded default: photographs that ship inside the scikit-image wheel.
+"""The default images: photographs that ship inside the scikit-image wheel.
 
-Nothing is downloaded: only files of the wheel itself are used. Origins and licences are
-those that scikit-image states in the docstrings of ``skimage.data``. No photograph is both
-in the training and in the test set.
+Nothing is downloaded. Origins and licences are those that scikit-image states in the docstrings
+of ``skimage.data``. No photograph is in both the training and the test set.
 """
 
 from __future__ import annotations
 
 from importlib.metadata import version
 from pathlib import Path
-
-import skimage.data
 
 from ..base.errors import UserError
 from .files import ImageSet
@@ -19,8 +16,8 @@ NAME = "embedded"
 TRAIN_SET = "Embedded-train"
 TEST_SET = "Embedded"
 
-#: File in ``skimage/data``: what it shows, origin, terms. Left out as too smooth to learn
-#: from: ``moon`` and ``retina``; as no photographs: drawings, text and synthetic images.
+#: File in ``skimage/data``: what it shows, origin, terms. Not used: ``moon`` and ``retina``, too
+#: smooth to learn from; drawings, text and synthetic images, which are no photographs.
 TRAIN = {
     "astronaut.png": "Eileen Collins, NASA Great Images; public domain",
     "coins.png": "Greek coins from Pompeii, Brooklyn Museum (grey); no known restrictions",
@@ -46,6 +43,8 @@ def embedded_set(name: str, files: dict[str, str]) -> ImageSet:
     Raises:
         UserError: this scikit-image does not ship one of them.
     """
+    import skimage.data
+
     folder = Path(skimage.data.__file__).parent
     paths = tuple(folder / file for file in files)
     for path in paths:

@@ -1,4 +1,4 @@
-"""Image files: find, order and decode them."""
+"""Image files: find, order and decode them, on several threads where there are many."""
 
 from __future__ import annotations
 
@@ -7,29 +7,29 @@ import math
 import os
 import re
 import warnings
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from ..base.errors import UserError
+from ..base.machine import usable_cores
 
+#: uint8 ``[H, W]`` or ``[H, W, C]``.
+Pixels = NDArray[np.uint8]
+T = TypeVar("T")
+R = TypeVar("R")
 
-def lr_path(hr_path: Path, scale: int) -> Path | None:
-    """Stored LR image of ``<Set>/HR/<stem>.*``, or None."""
-    folder = hr_path.parent.parent / "LR_bicubic" / f"X{scale}"
-    if hr_path.parent.name != "HR" or not folder.is_dir():
-        return None
-    stem = f"{hr_path.stem}x{scale}"
-    return next((path for path in find_images(folder) if path.stem == stem), None)
-
-
+#: Endings of the files that count as images, in lower case.
 SUFFIXES = frozenset({".png", ".webp", ".jpg", ".jpeg", ".bmp"})
 _FORMATS = ("PNG", "WEBP", "JPEG", "BMP")
-# An image too large for Pillow's limit is an error, not a warning and then gigabytes.
+# An image beyond Pillow's limit is an error, not a warning and then gigabytes of memory.
 warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
 
 
@@ -43,13 +43,17 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __iter__(self) -> Iterator[NDArray[np.uint8]]:
+    def __iter__(self) -> Iterator[Pixels]:
         """The images, decoded one at a time, as :func:`read_image` gives them."""
         return map(read_image, self.paths)
 
 
 def find_images(folder: Path) -> tuple[Path, ...]:
-    """Image files directly in a folder, in natural order; empty if it is no folder."""
+    """Image files directly in a folder, in natural order; empty if there is no such folder.
+
+    Raises:
+        UserError: the folder cannot be read.
+    """
     if not folder.is_dir():
         return ()
     try:
@@ -63,44 +67,53 @@ def find_images(folder: Path) -> tuple[Path, ...]:
     return tuple(sorted(found, key=lambda p: natural_key(p.name)))
 
 
+def lr_path(hr_path: Path, scale: int) -> Path | None:
+    """The stored LR image of ``<Set>/HR/<stem>.*``; None if there is none."""
+    folder = hr_path.parent.parent / "LR_bicubic" / f"X{scale}"
+    if hr_path.parent.name != "HR" or not folder.is_dir():
+        return None
+    stem = f"{hr_path.stem}x{scale}"
+    return next((path for path in find_images(folder) if path.stem == stem), None)
+
+
 def natural_key(text: str) -> list[tuple[int, str]]:
-    """Sort key by which ``img_2`` comes before ``img_10``."""
+    """Sort key that puts ``img_2`` before ``img_10``."""
     parts = re.split(r"(\d+)", text)
     return [(int(part), part) if part.isdecimal() else (-1, part) for part in parts]
 
 
-def read_image(path: Path) -> NDArray[np.uint8]:
-    """Decode a file to uint8 RGB ``[H, W, 3]``, the pixels as stored.
+def read_image(path: Path) -> Pixels:
+    """Decode a file to uint8 RGB ``[H, W, 3]``, with the pixels as stored.
 
-    Greyscale, black-and-white and palette images become three channels, an alpha channel
+    Greyscale, black-and-white and palette images become three channels. An alpha channel
     that is opaque everywhere is dropped.
 
     Raises:
-        UserError: the file is missing, unreadable, truncated or too large, is animated, or has
+        UserError: the file is missing, unreadable, truncated, too large or animated, or it has
             16 bits a channel, CMYK or another colour space, or transparent parts.
     """
     try:
         with Image.open(path, formats=_FORMATS) as image:
             if image.width * image.height > (Image.MAX_IMAGE_PIXELS or math.inf):
-                raise Image.DecompressionBombError  # where the warning was not made an error
-            # Pillow cuts 16-bit colour files to 8 bits on loading, and tells only here.
+                raise Image.DecompressionBombError  # where the filter above was undone
+            # Pillow cuts 16-bit colour to 8 bits on loading; the depth shows only before.
             deep = image.mode[0] in "IF" or any(";16" in str(t[3]) for t in image.tile)
             frames = getattr(image, "n_frames", 1)
             image.load()
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         raise UserError(
             f"{path} has more than {Image.MAX_IMAGE_PIXELS or 0:,} pixels: "
-            "split it, or take it out of the folder"
+            "split it, or remove it from the folder"
         ) from None
     except FileNotFoundError:
         missing = os.strerror(errno.ENOENT)
         raise UserError(f"cannot read the image {path}: {missing}; check the path") from None
-    except Exception as error:  # Pillow's decoders raise many kinds
+    except Exception as error:  # Pillow's decoders raise exceptions of many classes
         reason = (isinstance(error, OSError) and error.strerror) or str(error).rstrip(".")
         if isinstance(error, Image.UnidentifiedImageError):
             reason = "not a PNG, WebP, JPEG or BMP image"
         raise UserError(
-            f"cannot read the image {path}: {reason}; replace it or take it out of the folder"
+            f"cannot read the image {path}: {reason}; replace it or remove it from the folder"
         ) from error
     if deep or image.mode not in ("1", "L", "P", "RGB", "LA", "PA", "RGBA"):
         kind = "16 bits or more a channel" if deep else f"the colour space {image.mode}"
@@ -112,3 +125,20 @@ def read_image(path: Path) -> NDArray[np.uint8]:
         if alpha.getextrema() != (255, 255):
             raise UserError(f"{path} has transparent parts: flatten it to RGB")
     return np.asarray(image.convert("RGB"))
+
+
+def map_threads(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+    """Like ``map``, on one thread per core: results in order, few items ahead of the consumer."""
+    workers = usable_cores()
+    with ThreadPoolExecutor(workers) as pool:
+        pending: deque[Future[R]] = deque()
+        try:
+            for item in items:
+                pending.append(pool.submit(function, item))
+                if len(pending) > 2 * workers:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            for future in pending:
+                future.cancel()

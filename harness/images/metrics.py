@@ -1,12 +1,12 @@
 """PSNR and SSIM on the luma channel, as super-resolution papers report them.
 
-Y is that of ITU-R BT.601 in limited range (16..235), taken from the 8-bit image and rounded
-to 8 bits, as MATLAB's ``rgb2ycbcr`` does for uint8 input. Code that keeps Y unrounded gives
-more, the more so the better the image (bicubic on Set5: 0.013 dB at x4, 0.034 dB at x2). Every
-image is taken as three channels, a greyscale file as three equal ones (the convention of EDSR's
-code): on Set14, whose third image is a greyscale file, bicubic x4 then gives 26.0874 dB / 0.7041;
-with that file's grey values taken for Y it gives 25.9933 / 0.7023. Pass ``[H, W]`` arrays for the
-second convention.
+Y is that of ITU-R BT.601 in limited range (16..235), computed from the 8-bit image and rounded
+to 8 bits, as MATLAB's ``rgb2ycbcr`` does for uint8 input. Code that does not round Y reports a
+higher PSNR, and the difference grows with quality (bicubic on Set5: 0.013 dB at x4, 0.034 dB at
+x2). Every image has three channels; a greyscale file has three equal ones, the convention of
+EDSR's code. On Set14, whose third image is a greyscale file, bicubic x4 then gives 26.0874 dB /
+0.7041; with that file's grey values as Y it gives 25.9933 / 0.7023. Pass ``[H, W]`` arrays for
+the second convention.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from skimage.metrics import structural_similarity
 
 from ..base.errors import UserError
+from .files import Pixels
 
-#: Smallest side, after cropping the border, that one SSIM window fits in.
+#: Side of SSIM's window: the least side of an image after its border is cropped.
 SSIM_WINDOW = 11
 
 
@@ -32,10 +32,10 @@ class Quality:
     ssim: float
 
 
-def rgb_to_y(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def rgb_to_y(image: Pixels) -> Pixels:
     """Luma of BT.601, 16..235, rounded: uint8 ``[H, W, 3]`` to ``[H, W]``.
 
-    A ``[H, W]`` image is taken for luma already and returned as it is.
+    A ``[H, W]`` image counts as luma already and is returned unchanged.
     """
     if image.ndim == 2:
         return image
@@ -57,7 +57,7 @@ def psnr(a_y: NDArray[Any], b_y: NDArray[Any], border: int) -> float:
     return float(10 * np.log10(255**2 / mse)) if mse else float("inf")
 
 
-def ssim(a_y: NDArray[np.uint8], b_y: NDArray[np.uint8], border: int) -> float:
+def ssim(a_y: Pixels, b_y: Pixels, border: int) -> float:
     """Mean SSIM of two lumas ``[H, W]`` without ``border`` pixels on each side.
 
     Wang et al., IEEE TIP 13(4), 2004: Gaussian window 11x11, sigma 1.5, K1 = 0.01,
@@ -67,6 +67,8 @@ def ssim(a_y: NDArray[np.uint8], b_y: NDArray[np.uint8], border: int) -> float:
     Raises:
         UserError: the shapes differ, or less than one window is left inside the border.
     """
+    from skimage.metrics import structural_similarity
+
     a, b = _inner(a_y, b_y, border)
     if min(a.shape) < SSIM_WINDOW:
         raise UserError(
@@ -80,7 +82,7 @@ def ssim(a_y: NDArray[np.uint8], b_y: NDArray[np.uint8], border: int) -> float:
     )
 
 
-def quality(sr: NDArray[np.uint8], hr: NDArray[np.uint8], scale: int) -> Quality:
+def quality(sr: Pixels, hr: Pixels, scale: int) -> Quality:
     """PSNR and SSIM of a result against its HR image, both uint8 ``[H, W, 3]`` (RGB).
 
     ``scale`` pixels are cropped on each side.
@@ -105,5 +107,5 @@ def _inner(
     return a[inside, inside].astype(np.float64), b[inside, inside].astype(np.float64)
 
 
-def _size(image: NDArray[np.uint8]) -> str:
+def _size(image: Pixels) -> str:
     return "x".join(map(str, image.shape))

@@ -1,15 +1,16 @@
-"""Batches of training patches; a batch depends on (seed, step) alone."""
+"""Batches of training patches; a batch depends on the images, seed and step alone."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from ..base.errors import UserError
-from .cache import Pixels, TrainingCache
+from .cache import TrainingCache
+from .files import Pixels
 
 
 def check_patch(cache: TrainingCache, patch: int) -> None:
-    """Check that every image holds a patch of ``patch`` x ``patch`` LR pixels.
+    """Check that every image is large enough for a patch of ``patch`` x ``patch`` LR pixels.
 
     Raises:
         UserError: an image is smaller.
@@ -19,7 +20,7 @@ def check_patch(cache: TrainingCache, patch: int) -> None:
             side = patch * cache.scale
             raise UserError(
                 f"training image {name} is {hr.shape[1]}x{hr.shape[0]}, smaller than a patch of "
-                f"{side}x{side} (LR {patch}x{patch}): take it out or choose a smaller patch"
+                f"{side}x{side} (LR {patch}x{patch}): remove it or choose a smaller patch"
             )
 
 
@@ -28,15 +29,19 @@ def sample_batch(
 ) -> tuple[Pixels, Pixels]:
     """Cut the training patches of one step: a pure function of its arguments.
 
-    Images, positions and the eight orientations (flips and quarter turns) are uniform.
+    Images, positions and the eight orientations (flips and quarter turns) are drawn uniformly.
 
     Args:
-        seed, step: integers >= 0; they key the random generator.
+        seed, step: integers >= 0, the key of the random generator.
+        batch: number of patches.
         patch: side of an LR patch; see :func:`check_patch`.
         scale: that of the cache.
 
     Returns:
         LR ``[batch, patch, patch, 3]`` and HR ``[batch, patch·scale, patch·scale, 3]``, uint8.
+
+    Raises:
+        ValueError: ``scale`` is not that of the cache.
     """
     if scale != cache.scale:
         raise ValueError(f"the cache holds images of scale {cache.scale}, not {scale}")
@@ -55,7 +60,7 @@ def sample_batch(
 
 
 def _copy_oriented(image: Pixels, top: int, left: int, orientation: int, out: Pixels) -> None:
-    """Copy a square in one of its eight orientations: bits for two flips, a transposition."""
+    """Copy a square in one of its eight orientations; the bits are two flips and a transpose."""
     side = len(out)
     patch = image[top : top + side, left : left + side]
     if orientation & 1:
@@ -64,5 +69,5 @@ def _copy_oriented(image: Pixels, top: int, left: int, orientation: int, out: Pi
         patch = patch[::-1]
     if orientation & 4:
         patch = patch.swapaxes(0, 1)
-    for channel in range(3):  # five times as fast as copying pixels of three channels
+    for channel in range(3):  # five times as fast as copying whole pixels
         out[..., channel] = patch[..., channel]

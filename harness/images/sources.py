@@ -1,4 +1,10 @@
-"""The images of a run: training and test sets of a folder, or the embedded ones."""
+"""The images of a run: training and test sets of a folder, or the embedded ones.
+
+A data folder holds test sets as ``<Set>/HR/*``, with their LR images, if any, as
+``<Set>/LR_bicubic/X<scale>/<stem>x<scale>.*``, and training sets as ``train/<Set>/*`` or
+DIV2K as ``DIV2K/DIV2K_train_HR/*`` or ``DIV2K_train_HR/*``; png, webp, jpg or bmp. Missing LR
+images are made by :mod:`.bicubic`.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +18,13 @@ from typing import ClassVar
 from ..base.errors import UserError
 from . import embedded
 from .bicubic import crop_to_multiple, downscale
-from .cache import Pixels, TrainingCache, training_cache
-from .files import ImageSet, find_images, lr_path, natural_key, read_image
+from .cache import TrainingCache, training_cache
+from .files import ImageSet, Pixels, find_images, lr_path, natural_key, read_image
 from .metrics import SSIM_WINDOW
 
-#: Name of the test set made of training images that are held out.
+#: Name of the test set that holds held-out training images.
 HOLDOUT = "Holdout"
+#: The layout of a data folder, for messages.
 LAYOUT = "test sets as <Set>/HR/*.png, training sets as train/<Set>/*.png (png, webp, jpg, bmp)"
 
 
@@ -25,7 +32,7 @@ LAYOUT = "test sets as <Set>/HR/*.png, training sets as train/<Set>/*.png (png, 
 class TestImage:
     """One test image: its file's stem, HR ``[H, W, 3]`` and LR ``[H/scale, W/scale, 3]``."""
 
-    __test__: ClassVar[bool] = False  # no test case, pytest
+    __test__: ClassVar[bool] = False  # for pytest: no test case
 
     name: str
     hr: Pixels
@@ -36,7 +43,7 @@ class TestImage:
 class TestSet:
     """A test set at one scale; iterating decodes one image at a time.
 
-    HR is cropped (top-left) to a multiple of the scale; LR is the stored file if there is
+    HR is cropped (top-left) to a multiple of the scale. LR is the stored file if there is
     one, else made by the MATLAB-style bicubic.
 
     Raises (while iterating):
@@ -65,7 +72,7 @@ class TestSet:
         if min(height, width) < least:
             raise UserError(
                 f"test image {path} is {width}x{height}: x{self.scale} needs {least}x{least} or "
-                "more; take it out of the folder"
+                "more; remove it from the folder"
             )
         stored = lr_path(path, self.scale)
         if stored is None:
@@ -74,7 +81,8 @@ class TestSet:
         if (lr.shape[0] * self.scale, lr.shape[1] * self.scale) != (height, width):
             raise UserError(
                 f"{stored} is {lr.shape[1]}x{lr.shape[0]}, which does not fit {path} "
-                f"({width}x{height} after cropping) at x{self.scale}: delete it to have it made"
+                f"({width}x{height} after cropping) at x{self.scale}: delete it; "
+                "bicubic then replaces it"
             )
         return TestImage(path.stem, hr, lr)
 
@@ -85,8 +93,9 @@ class DataSource:
 
     Attributes:
         name: label for records: ``embedded`` or the name of the folder.
-        train_sets: names of the chosen training sets, in natural order.
-        test_sets: names of the test sets, in natural order; ``Holdout`` last, if any.
+        train: the chosen training sets, in natural order.
+        test: the test sets, in natural order; ``Holdout`` last, if any.
+        root: the data folder; None for the embedded images.
     """
 
     name: str
@@ -103,7 +112,7 @@ class DataSource:
         return [s.name for s in self.test]
 
     def training_images(self, scale: int) -> TrainingCache:
-        """All images of the training sets, from the cache, which is built if need be.
+        """All images of the training sets, from their cache, which is built if needed.
 
         Raises:
             UserError: there is no training set, an image cannot be used, or the cache
@@ -114,10 +123,10 @@ class DataSource:
         return training_cache(self.train, scale)
 
     def test_set(self, name: str, scale: int) -> TestSet:
-        """A test set by name.
+        """The test set of that name.
 
         Raises:
-            UserError: there is none of that name.
+            UserError: there is none.
         """
         return TestSet(_choose(self.test, name, f"test set in {self.name}"), scale)
 
@@ -128,13 +137,13 @@ def find_data(
     """Images of a folder, else of the folder ``SR_DATA``, else the embedded default.
 
     Args:
-        path: a data folder, see the module's text.
+        path: a data folder, laid out as this module's docstring says.
         train_sets: names of the training sets to use; all by default.
-        holdout: k >= 2 takes every k-th training image out, into the test set ``Holdout``.
+        holdout: k >= 2 moves every k-th training image into the test set ``Holdout``.
 
     Raises:
-        UserError: the folder is missing, no folder, or holds no sets; or there is no
-            training set of a given name.
+        UserError: the folder is missing, no folder, or holds no sets; no training set has a
+            given name; or the holdout is 1 or leaves no image.
     """
     given = os.environ.get("SR_DATA")
     folder = Path(given) if path is None and given else path
@@ -152,9 +161,8 @@ def find_data(
     held_out = tuple(all_paths[holdout - 1 :: holdout])
     if not held_out:
         raise UserError(f"{len(all_paths)} training images are too few for a holdout of {holdout}")
-    train = tuple(
-        ImageSet(s.name, tuple(p for p in s.paths if p not in set(held_out))) for s in train
-    )
+    out = set(held_out)
+    train = tuple(ImageSet(s.name, tuple(p for p in s.paths if p not in out)) for s in train)
     return DataSource(source.name, train, (*source.test, ImageSet(HOLDOUT, held_out)), source.root)
 
 
@@ -168,7 +176,7 @@ def _embedded_source() -> DataSource:
 
 def _folder_source(folder: Path) -> DataSource:
     if not folder.exists():
-        raise UserError(f"data folder {folder} does not exist: give --data or SR_DATA another one")
+        raise UserError(f"data folder {folder} does not exist: set --data or SR_DATA")
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder: give the folder that holds {LAYOUT}")
     test = _sets((sub.name, sub / "HR") for sub in _folders(folder))
@@ -192,7 +200,7 @@ def _folders(folder: Path) -> list[Path]:
 
 
 def _sets(candidates: Iterator[tuple[str, Path]] | list[tuple[str, Path]]) -> tuple[ImageSet, ...]:
-    """Those that hold images; the first of each name; in natural order."""
+    """The folders that hold images, the first of each name, in natural order."""
     found: dict[str, ImageSet] = {}
     for name, folder in candidates:
         if name not in found and (paths := find_images(folder)):
@@ -208,5 +216,5 @@ def _choose(sets: Sequence[ImageSet], name: str, kind: str) -> ImageSet:
     near = difflib.get_close_matches(name.lower(), names, n=1)
     hint = f"; did you mean {names[near[0]]}?" if near else ""
     raise UserError(
-        f"no {kind} is called {name!r}: there are {', '.join(names.values()) or 'none'}{hint}"
+        f"no {kind} is called {name!r}: it has {', '.join(names.values()) or 'none'}{hint}"
     )

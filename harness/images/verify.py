@@ -11,18 +11,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
 from ..base.errors import UserError
 from ..base.progress import progress_bar
 from .bicubic import crop_to_multiple, downscale
-from .cache import Pixels, map_threads
-from .files import ImageSet, lr_path, read_image
+from .files import ImageSet, Pixels, lr_path, map_threads, read_image
 
 MANIFEST = "MANIFEST.csv"
 LR_HASHES = "LR_bicubic_pixels.csv"
-#: Columns that are used of each, and what may stand there.
+#: Scales that LR images may have.
+SCALES = (2, 3, 4, 8)
+#: Columns that are used of each file, and the values they may have.
 _COLUMNS = {
     MANIFEST: {"path": r"[^\0]*[^\0/]", "bytes": r"\d+", "sha256": r"\w+"},
     LR_HASHES: {
@@ -39,25 +38,39 @@ _COLUMNS = {
 
 @dataclass
 class Report:
-    """What was found: counts by set and check, and one line for each problem."""
+    """What was found.
 
-    counts: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
+    Attributes:
+        checked: number of checks made, by (set, check).
+        passed: number of them that passed.
+        problems: one line for each problem.
+    """
+
+    checked: Counter[tuple[str, str]] = field(default_factory=Counter)
+    passed: Counter[tuple[str, str]] = field(default_factory=Counter)
     problems: list[str] = field(default_factory=list)
 
-    def add(self, set_name: str, check: str, good: bool, problem: str) -> None:
-        self.counts[set_name][check] += good
-        self.counts[set_name][f"{check} of"] += 1
-        if not good:
+    def add(self, set_name: str, check: str, passed: bool, problem: str | None) -> None:
+        """Count a check; one that failed is a problem if there are words for it."""
+        self.checked[set_name, check] += 1
+        self.passed[set_name, check] += passed
+        if not passed and problem:
             self.problems.append(problem)
+
+    def merge(self, other: Report) -> None:
+        """Add what another report found."""
+        self.checked.update(other.checked)
+        self.passed.update(other.passed)
+        self.problems += other.problems
 
 
 @dataclass(frozen=True)
 class _Task:
-    """One HR or training image with all that is known about it."""
+    """A training or HR image, and the published hashes of its LR pixels by scale."""
 
     set_name: str
     path: Path
-    scales: dict[int, dict[str, str]]
+    hashes: dict[int, dict[str, str]]
     test: bool
 
 
@@ -67,38 +80,33 @@ def pixel_hash(image: Pixels, channels: int = 3) -> str:
     return hashlib.sha256(pixels.tobytes()).hexdigest()
 
 
-def verify_files(root: Path | None, train: Sequence[ImageSet], test: Sequence[ImageSet]) -> None:
-    """Decode all images and make all checks there are data for; print problems and a table.
+def verify_files(root: Path | None, train: Sequence[ImageSet], test: Sequence[ImageSet]) -> Report:
+    """Decode all images and make all checks that the folder ``root`` has data for.
 
-    Checked, where the files are there: ``MANIFEST.csv`` (presence, size, SHA-256) and
-    ``LR_bicubic_pixels.csv`` (our LR pixels). Stored LR images are compared with ours and
-    counted; a difference is no fault, as other makers of LR images are in use.
+    ``MANIFEST.csv`` gives presence, size and SHA-256 of files, ``LR_bicubic_pixels.csv`` hashes of
+    LR pixels. Stored LR images are compared with ours and counted; a difference is no problem, as
+    other programs that make LR images are in use.
 
     Raises:
-        UserError: anything failed, or one of the two files is not such a list.
+        UserError: one of the two files is unreadable or malformed.
     """
-    hashes = _rows(root, LR_HASHES)
     known: dict[tuple[str, str], dict[int, dict[str, str]]] = defaultdict(dict)
-    for row in hashes:
+    for row in _rows(root, LR_HASHES):
         known[row["set"], row["image"]][int(row["scale"])] = row
     tasks = [_Task(s.name, path, {}, False) for s in train for path in s.paths]
     tasks += [_Task(s.name, p, known[s.name, p.stem], True) for s in test for p in s.paths]
     report = Report()
-    with progress_bar() as progress:
+    with progress_bar("files") as progress:
         bar = progress.add_task("Verifying images", total=len(tasks))
         for part in map_threads(_check_image, tasks):
-            _merge(report, part)
+            report.merge(part)
             progress.advance(bar)
         if root is not None and (manifest := _rows(root, MANIFEST)):
             bar = progress.add_task(f"Checking {MANIFEST}", total=len(manifest))
             for part in map_threads(lambda row: _check_file(root, row), manifest):
-                _merge(report, part)
+                report.merge(part)
                 progress.advance(bar)
-    for problem in report.problems:
-        print(problem)
-    Console().print(_table(report))
-    if report.problems:
-        raise UserError(f"{len(report.problems)} checks failed, listed above")
+    return report
 
 
 def _check_image(task: _Task) -> Report:
@@ -108,24 +116,22 @@ def _check_image(task: _Task) -> Report:
     except UserError as error:
         report.add(task.set_name, "decoded", False, str(error))
         return report
-    report.add(task.set_name, "decoded", True, "")
-    stored = {s: path for s in (2, 3, 4, 8) if task.test and (path := lr_path(task.path, s))}
-    for scale in sorted({*task.scales, *stored}):
+    report.add(task.set_name, "decoded", True, None)
+    stored = {s: path for s in SCALES if task.test and (path := lr_path(task.path, s))}
+    for scale in sorted({*task.hashes, *stored}):
         lr = downscale(crop_to_multiple(image, scale), scale)
-        if row := task.scales.get(scale):
+        if row := task.hashes.get(scale):
             size = (str(lr.shape[1]), str(lr.shape[0])) == (row["width"], row["height"])
             same = pixel_hash(lr, int(row["channels"])) == row["sha256_of_uint8_pixels"]
             problem = f"{task.path}: x{scale} LR pixels differ from {LR_HASHES}"
             report.add(task.set_name, f"LR x{scale} hash", size and same, problem)
         if path := stored.get(scale):
             try:
-                theirs = read_image(path)
+                equal = np.array_equal(read_image(path), lr)
             except UserError as error:
                 report.problems.append(str(error))
-                continue
-            check = f"LR x{scale} file = ours"
-            report.counts[task.set_name][check] += np.array_equal(theirs, lr)
-            report.counts[task.set_name][f"{check} of"] += 1
+            else:
+                report.add(task.set_name, f"LR x{scale} file = ours", equal, None)
     return report
 
 
@@ -144,12 +150,6 @@ def _check_file(root: Path, row: dict[str, str]) -> Report:
     return report
 
 
-def _merge(report: Report, part: Report) -> None:
-    for name, counts in part.counts.items():
-        report.counts[name].update(counts)
-    report.problems += part.problems
-
-
 def _rows(root: Path | None, file_name: str) -> list[dict[str, str]]:
     if root is None or not (root / file_name).is_file():
         return []
@@ -159,26 +159,12 @@ def _rows(root: Path | None, file_name: str) -> list[dict[str, str]]:
             rows = list(csv.DictReader(file))
     except (OSError, csv.Error, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise UserError(f"cannot read {path}: {reason}; mend it or take it away") from error
+        raise UserError(f"cannot read {path}: {reason}; fix or remove it") from error
     for number, row in enumerate(rows, start=2):
         for column, pattern in _COLUMNS[file_name].items():
             if not re.fullmatch(pattern, row.get(column) or "", re.DOTALL):
                 raise UserError(
                     f"{path}, row {number}: column {column} is {row.get(column)!r}; "
-                    "mend it or take the file away"
+                    "fix the row or remove the file"
                 )
     return rows
-
-
-def _table(report: Report) -> Table:
-    checks = sorted(
-        {c.removesuffix(" of") for counts in report.counts.values() for c in counts}, key=str.lower
-    )
-    table = Table("set", *checks, title="Verified (good / checked)")
-    for name, counts in report.counts.items():
-        cells = (
-            f"{counts[check]}/{counts[f'{check} of']}" if f"{check} of" in counts else ""
-            for check in checks
-        )
-        table.add_row(name, *cells)
-    return table

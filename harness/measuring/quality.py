@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import nn
 
 from ..base.errors import UserError, is_out_of_memory
+from ..base.progress import progress_bar
 from ..images.bicubic import upscale
 from ..images.metrics import Quality, psnr, quality
 from ..images.sources import TestImage
@@ -189,14 +189,7 @@ def evaluate(
         images in dB and 1, and the same per image.
     """
     rows: list[dict[str, Any]] = []
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[psnr]:.2f} dB"),
-    )
-    with Progress(*columns) as progress:
+    with progress_bar("images", "{task.fields[psnr]:.2f} dB", stdout=True) as progress:
         task = progress.add_task(label, total=total, psnr=float("nan"))
         for image in images:
             row = evaluated.find(image) if evaluated else None

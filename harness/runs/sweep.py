@@ -13,18 +13,9 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-
 from ..base.errors import UserError
-from ..base.signals import held
+from ..base.progress import progress_bar
+from ..base.signals import defer_signals
 from .engines import Engine
 from .jobs import Member, describe_status, was_stopped
 
@@ -84,24 +75,14 @@ def sweep(
     if not waiting:
         return report
     running: dict[Future[int], Member] = {}
-    console = Console(stderr=True)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    begin, before = time.monotonic(), len(report.finished)
+    before = len(report.finished)
     with (
         # An exception out of a signal's handler could part the pool from a thread it has begun.
-        held() as signalled,
+        defer_signals() as signalled,
         ThreadPoolExecutor(at_once or len(waiting)) as pool,
-        # A member may take days: the rate is over all of them.
-        Progress(*columns, console=console, speed_estimate_period=math.inf) as progress,
+        progress_bar("runs") as progress,
     ):
-        task = progress.add_task("Runs", total=len(members), completed=before, rate="")
+        task = progress.add_task("Runs", total=len(members), completed=before)
         try:
             while waiting or running:
                 if signalled or stop.is_set() or time.monotonic() >= deadline:
@@ -116,8 +97,7 @@ def sweep(
                     member = running.pop(future)
                     progress.console.print(_note(member, future, stop, report), highlight=False)
                 ended = len(report.finished) - before + len(report.failed)
-                rate = 3600 * ended / (time.monotonic() - begin)
-                progress.update(task, completed=before + ended, rate=f"{rate:.1f} runs/h")
+                progress.update(task, completed=before + ended)
         finally:
             stop.set()  # the pool waits for its threads
     return report

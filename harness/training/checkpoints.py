@@ -1,6 +1,6 @@
-"""Saved states of a training: whole or not at all, hashed, the last two kept.
+"""Checkpoints of a training: whole or not at all, hashed, the last two kept.
 
-A state is ``<folder>/state-<step>.safetensors``: tensors, and JSON with a SHA-256 of both.
+A checkpoint is ``<folder>/state-<step>.safetensors``: tensors, and JSON with a SHA-256 of both.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from ..base.errors import UserError
 from ..base.files import write_atomic
 from ..network.weights import to_file
 
-#: Version of the states' layout; another one is refused.
+#: Version of the files' layout; files of another version are refused.
 FORMAT = 1
-#: States that are kept: should the newest be damaged, the one before it is used.
+#: Checkpoints that are kept: if the newest is damaged, the previous one is used.
 KEPT = 2
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A state after ``step`` steps: tensors by name, and what else there is, ready for JSON."""
+    """The state after ``step`` steps: tensors by name, and all else as JSON-ready content."""
 
     step: int
     content: dict[str, Any]
@@ -37,10 +37,10 @@ class Checkpoint:
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
-    """Write a state, then delete all but the last :data:`KEPT`; returns the file's path.
+    """Write a checkpoint, then delete all but the last :data:`KEPT`; returns its path.
 
     Raises:
-        UserError: the file cannot be written; the states from before are untouched.
+        UserError: the file cannot be written; earlier checkpoints are untouched.
     """
     tensors = to_file(checkpoint.tensors)
     body = {"format": FORMAT, "step": checkpoint.step, "content": checkpoint.content}
@@ -54,39 +54,39 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
 
 
 def load_checkpoint(folder: Path) -> Checkpoint | None:
-    """The newest whole state of the folder; None if there is none.
+    """The newest undamaged checkpoint of the folder; None if there is none.
 
-    A damaged one is deleted with a warning, and the one before it is taken.
+    A damaged one is deleted with a warning, and the previous one is used.
 
     Raises:
-        UserError: a state cannot be opened, or another version of this program wrote it.
+        UserError: a checkpoint cannot be opened, or another version of this program wrote it.
     """
     if (folder / "state.safetensors").exists():
         raise UserError(
-            f"{folder / 'state.safetensors'} was saved by an older version, which checked no hash: "
-            "finish the run with that version, or delete the file to start anew"
+            f"{folder / 'state.safetensors'} was written by an older version, without a hash: "
+            "finish the run with that version, or delete the file to start over"
         )
     for path in reversed(find_checkpoints(folder)):
         try:
             return _read(path)
         except _DamagedError as error:
-            left = len(find_checkpoints(folder)) > 1
+            path.unlink(missing_ok=True)
+            others = find_checkpoints(folder)
             print(
-                f"warning: the saved state {path} is damaged ({error}) and was deleted; "
-                + ("taking the one before it" if left else "no other is left: starting anew"),
+                f"warning: deleted the damaged checkpoint {path} ({error}); "
+                + ("using the previous one" if others else "none is left: starting over"),
                 file=sys.stderr,
             )
-            path.unlink(missing_ok=True)
     return None
 
 
 def find_checkpoints(folder: Path) -> list[Path]:
-    """Files of the folder's states, oldest first."""
+    """Files of the folder's checkpoints, oldest first."""
     return sorted(folder.glob("state-[0-9]*.safetensors"))
 
 
 def discard_checkpoints(folder: Path, step: int | None = None) -> None:
-    """Delete the state of a step, or all."""
+    """Delete the checkpoint of a step, or all."""
     for path in find_checkpoints(folder) if step is None else [_path(folder, step)]:
         path.unlink(missing_ok=True)
 
@@ -108,17 +108,17 @@ def _read(path: Path) -> Checkpoint:
         intact = sealed["sha256"] == _digest(body, tensors)
     except OSError as error:
         raise UserError(
-            f"cannot read the saved state {path}: {error.strerror or error}; make it readable, "
-            "or delete it to take the one before it"
+            f"cannot read the checkpoint {path}: {error.strerror or error}; make it readable, "
+            "or delete it to use the previous one"
         ) from error
     except (SafetensorError, KeyError, TypeError, ValueError, AttributeError) as error:
-        raise _DamagedError(f"it is torn or no state: {error}") from error
+        raise _DamagedError(f"not a whole checkpoint: {error}") from error
     except RecursionError as error:
-        raise _DamagedError("it is no state") from error
-    if body.get("format", FORMAT) != FORMAT:  # its hash may be made otherwise
+        raise _DamagedError("not a checkpoint") from error
+    if body.get("format", FORMAT) != FORMAT:  # its hash may be defined otherwise
         raise UserError(
             f"{path} has format {body['format']}, this version writes {FORMAT}: finish the run "
-            "with the version that began it, or delete the file to start anew"
+            "with the version that began it, or delete the file to start over"
         )
     if not intact:
         raise _DamagedError("its content does not match its SHA-256")

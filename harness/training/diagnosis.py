@@ -1,4 +1,4 @@
-"""Where in a network numbers stop being finite."""
+"""Find the module of a network where numbers stop being finite."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from ..network.edsr import EDSR
 def where_not_finite(network: EDSR, images: Tensor) -> str:
     """The first module whose output, auxiliary loss or gradient is not finite, in words.
 
-    One forward and backward pass is made again, of the mean output and the auxiliary loss. Where
-    all of it is finite, the module with the largest output is named.
+    It repeats one forward and backward pass, of mean output plus auxiliary loss. If everything
+    is finite, it names the module with the largest output.
 
     Args:
-        network: as it was when the loss went wrong; its gradients are added to.
+        network: in the state whose loss was not finite; this pass adds to its gradients.
         images: the batch ``[B, 3, H, W]``.
     """
     outputs: dict[str, float] = {}

@@ -1,16 +1,16 @@
 """One run on several processes, each with its device.
 
 Command line: ``torchrun --nproc-per-node=2 -m -- harness.run --attn enlca --m 16``. (Without the
-``--`` torchrun takes ``--m`` for an option of its own.)
+``--`` torchrun parses ``--m`` as an option of its own.)
 
-Every process draws the whole batch of a step and trains on its share; gradients are averaged, so
-a step is the one that a single process makes, up to the order of its sums: losses agree to 1e-5
-over the first steps, not to the last bit, and part later as rounding grows. Random draws are in
-step because every process seeds each step alike and no draw depends on the share: ENLA's redraws
-and NLSA's rotations are those of a single process. NLSA alone jumps: where rounding decides in
-which of two buckets a query lies, one process and several may differ, as two machines may.
+Every process draws the whole batch of a step and trains on its share; gradients are averaged. A
+step equals that of a single process up to the order of its sums: losses agree to 1e-5 over the
+first steps, not to the last bit, and diverge later as rounding errors grow. Random draws agree
+because every process seeds each step alike and no draw depends on the share: ENLA's redraws and
+NLSA's rotations are those of a single process. NLSA alone is discontinuous: where rounding decides
+between two buckets of a query, one process and several may differ, as two machines may.
 
-The first process alone writes, evaluates and prints. Without torchrun nothing here does anything.
+Only the first process writes, evaluates and prints. Without torchrun these functions do nothing.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-#: The others wait while the first evaluates; torchrun ends them all when one dies.
+#: How long the others wait while the first evaluates; torchrun ends them all when one dies.
 TIMEOUT = timedelta(days=2)
 
 _accelerator: Accelerator | None = None
@@ -45,17 +45,17 @@ def start(device: str) -> torch.device:
     """Join the processes that torchrun started, if it did, and pick this one's device.
 
     Args:
-        device: a name that :func:`harness.machine.pick_device` takes; with torchrun ``cuda`` is
+        device: a name as for :func:`harness.base.machine.pick_device`; with torchrun ``cuda`` is
             the device of the process's local rank.
 
     Raises:
-        UserError: the device is not there or cannot be shared, or accelerate is not installed.
+        UserError: the device is not available or cannot be shared, or accelerate is not installed.
     """
     global _accelerator
     if not torch.distributed.is_torchelastic_launched() or int(os.environ["WORLD_SIZE"]) < 2:
         return machine.pick_device(device)
     if device not in ("auto", "cpu", "cuda"):
-        raise UserError(f"--device {device} with torchrun: give auto, cpu or cuda")
+        raise UserError(f"--device {device} does not work with torchrun: use auto, cpu or cuda")
     try:
         from accelerate import (
             Accelerator,
@@ -71,10 +71,10 @@ def start(device: str) -> torch.device:
     chosen = machine.pick_device(f"cuda:{rank}" if name == "cuda" else "cpu")
     _accelerator = Accelerator(
         cpu=chosen.type == "cpu",
-        mixed_precision="no",  # the trainer has its own
+        mixed_precision="no",  # the trainer has its own autocast
         kwargs_handlers=[
             InitProcessGroupKwargs(timeout=TIMEOUT),
-            # Buffers (projections, counters) are in step as they are; see the module's text.
+            # Buffers (projections, counters) agree by themselves; see the module's docstring.
             DistributedDataParallelKwargs(broadcast_buffers=False),
         ],
     )
@@ -84,7 +84,7 @@ def start(device: str) -> torch.device:
 
 
 def stop() -> None:
-    """Wait for all processes and part."""
+    """Wait for all processes and leave the group."""
     global _accelerator
     if _accelerator is not None:
         _accelerator.wait_for_everyone()
@@ -93,7 +93,7 @@ def stop() -> None:
 
 
 def processes() -> int:
-    """Processes of this run."""
+    """Number of processes of this run."""
     return _accelerator.num_processes if _accelerator else 1
 
 
@@ -103,7 +103,7 @@ def is_main() -> bool:
 
 
 def launcher() -> str:
-    """What starts ``harness.run`` on so many processes, for the record's command."""
+    """The words that start ``harness.run`` on as many processes, for the record's command."""
     if _accelerator is None:
         return "python -m"
     local = int(os.environ["LOCAL_WORLD_SIZE"])
@@ -112,15 +112,15 @@ def launcher() -> str:
 
 
 def check_batch(batch: int) -> None:
-    """Check that a batch can be shared equally.
+    """Check that the processes can share a batch equally.
 
     Raises:
-        UserError: it cannot.
+        UserError: they cannot.
     """
     if batch % processes():
         raise UserError(
             f"a batch of {batch} cannot be shared by {processes()} processes: "
-            "choose --nproc-per-node or --batch so that one divides the other"
+            "choose a --batch that --nproc-per-node divides"
         )
 
 
@@ -134,7 +134,7 @@ def share(batch: np.ndarray) -> np.ndarray:
 
 
 def parallel(network: nn.Module) -> nn.Module:
-    """What to call instead of ``network``, so that its gradients are averaged over processes."""
+    """A module to call instead of ``network``, which averages gradients over the processes."""
     if _accelerator is None:
         return network
     wrapped: nn.Module = _accelerator.prepare_model(network, device_placement=False)
@@ -142,7 +142,7 @@ def parallel(network: nn.Module) -> nn.Module:
 
 
 def mean(*values: Tensor) -> tuple[Tensor, ...]:
-    """Means of scalars over the processes, without gradient."""
+    """Means of scalar tensors over the processes, without gradient."""
     values = tuple(value.detach() for value in values)
     if _accelerator is None:
         return values
@@ -151,7 +151,7 @@ def mean(*values: Tensor) -> tuple[Tensor, ...]:
 
 
 def agree(value: T) -> T:
-    """The first process's value, on all."""
+    """The first process's value, in every process."""
     if _accelerator is None:
         return value
     from accelerate.utils import broadcast_object_list
@@ -161,7 +161,7 @@ def agree(value: T) -> T:
 
 
 def any_of(value: bool) -> bool:
-    """Whether it is true in any process; all have to ask."""
+    """Whether ``value`` is true in any process; all must call it."""
     if _accelerator is None:
         return value
     found: Any = _accelerator.reduce(torch.tensor(float(value), device=_accelerator.device), "sum")
@@ -169,13 +169,13 @@ def any_of(value: bool) -> bool:
 
 
 def is_lost(error: BaseException) -> bool:
-    """Whether an error says that another process does not answer any more."""
+    """Whether an error says that another process no longer answers."""
     lost = isinstance(error, torch.distributed.DistError) or "gloo" in str(error)
     return _accelerator is not None and lost
 
 
 def wait() -> None:
-    """Wait until all processes are here."""
+    """Wait until every process has called this."""
     if _accelerator is not None:
         _accelerator.wait_for_everyone()
 

@@ -14,12 +14,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from ..base import signals
 from ..base.errors import UserError, is_out_of_memory
 from ..base.machine import use_tf32, wait_policy
+from ..base.progress import progress_bar
 from ..config.run import RunConfig
 from ..images.cache import TrainingCache
 from ..images.patches import sample_batch
@@ -121,28 +121,20 @@ class Trainer:
                 f"the processes see different states in {self.folder}: "
                 "--results must be one folder that all of them share"
             )
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]:.1f} steps/s"),
-            TimeRemainingColumn(),
-            TextColumn("L1 {task.fields[loss]:.4f}"),
-        )
-        first, start, saved = self.step, time.monotonic(), time.monotonic()
+        bar = progress_bar("steps", "L1 {task.fields[loss]:.4f}", stdout=True)
+        start = saved = time.monotonic()
         before = self.seconds
         self.network.train()
-        with signals.held() as stopped, self._others_alive(), Progress(*columns) as progress:
+        with signals.defer_signals() as stopped, self._others_alive(), bar as progress:
             task = progress.add_task(
-                label, total=self.config.steps, completed=self.step, rate=0.0, loss=math.nan
+                label, total=self.config.steps, completed=self.step, loss=math.nan
             )
             # A signal may come to one process between two steps, and to another after them.
             while self.step < self.config.steps and not distributed.any_of(bool(stopped)):
                 loss = self._step_within_memory()
                 now = time.monotonic()
                 self.seconds = before + now - start
-                rate = (self.step - first) / max(now - start, 1e-9)
-                progress.update(task, completed=self.step, rate=rate, loss=loss)
+                progress.update(task, completed=self.step, loss=loss)
                 if now - saved >= self.save_every:
                     self.save()
                     saved = now

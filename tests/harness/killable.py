@@ -226,21 +226,23 @@ def main() -> None:
     phases = Phases(folder, sys.argv[2], int(sys.argv[3]))
     watch_changes(folder, phases.count)
 
-    from harness import data, run
-    from harness.training import trainer as train
+    from harness import run as command
+    from harness.images import sources
+    from harness.runs import run
+    from harness.training import trainer
 
-    phases.mark(data, "training_cache", "decoding")
-    phases.mark(run.Trainer, "train", "training")
-    phases.mark(train, "save_checkpoint", "saving")
+    phases.mark(sources, "training_cache", "decoding")
+    phases.mark(trainer.Trainer, "train", "training")
+    phases.mark(trainer, "save_checkpoint", "saving")
     phases.mark(run, "save_weights", "saving")
     phases.mark(run, "evaluate", "evaluating")
     phases.mark(run, "save_record", "recording")
     phases.mark(run, "_claim", "recording")
-    phases.mark(run.Trainer, "discard_state", "recording")
-    phases.mark(run, "measure_cost", "counting")
+    phases.mark(trainer.Trainer, "discard_state", "recording")
+    phases.mark(command, "measure_cost", "counting")
     phases.enter("preparing")
     sys.argv = ["harness.run", *sys.argv[4:]]
-    run.main()
+    command.main()
     phases.enter("importing")
     measured = {"seconds": phases.seconds, "changes": phases.changes}
     (folder / "measured.json").write_text(json.dumps(measured))

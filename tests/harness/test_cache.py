@@ -15,11 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from harness.base import machine as cache_module
 from harness.base.errors import UserError
+from harness.base.machine import usable_cores
 from harness.images.bicubic import crop_to_multiple, downscale
-from harness.images.cache import TrainingCache, cache_folder, map_threads, training_cache
-from harness.images.files import ImageSet, find_images, read_image
+from harness.images.cache import TrainingCache, cache_folder, training_cache
+from harness.images.files import ImageSet, find_images, map_threads, read_image
 from harness.images.patches import check_patch, sample_batch
 
 
@@ -126,7 +126,7 @@ def test_a_damaged_cache_is_built_again(
     else:
         index.write_text("{" if damage == "index" else "{}")
     again = training_cache([images], 2)
-    assert "is damaged or of another version; building it again" in capsys.readouterr().err
+    assert "is damaged or of another version; rebuilding it" in capsys.readouterr().err
     assert again.sha256 == first.sha256
     for a, b in zip(again.hr, expected, strict=True):
         np.testing.assert_array_equal(a, b)
@@ -282,10 +282,10 @@ def test_map_threads_keeps_order_and_stays_near_the_consumer() -> None:
 
     results = map_threads(lambda n: n * n, items())
     assert next(results) == 0
-    assert len(taken) < 100 or cache_module.usable_cores() > 40
+    assert len(taken) < 100 or usable_cores() > 40
     assert list(results) == [n * n for n in range(1, 100)]
 
 
 def test_cores_without_affinity(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)
-    assert cache_module.usable_cores() >= 1
+    assert usable_cores() >= 1

@@ -81,7 +81,7 @@ def test_any_flipped_bit_is_found(folder: Path, capsys: pytest.CaptureFixture[st
             assert torn[i] in b" \t\n\r" or whole[i] in b" \t\n\r"
         else:
             assert found.step == 20
-            assert "taking the one before it" in capsys.readouterr().err
+            assert "using the previous one" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("share", [0, 0.01, 0.5, 0.9])
@@ -97,7 +97,7 @@ def test_a_torn_state_is_found(
     assert str(paths[1]) in capsys.readouterr().err
     paths[0].write_bytes(b"")
     assert load_checkpoint(folder) is None
-    assert "no other is left: starting anew" in capsys.readouterr().err
+    assert "none is left: starting over" in capsys.readouterr().err
     assert list(folder.iterdir()) == []
 
 
@@ -140,6 +140,6 @@ def test_a_state_that_cannot_be_opened_is_not_thrown_away(
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr("harness.training.checkpoints.safe_open", denied)
-    with pytest.raises(UserError, match=r"cannot read the saved state .*Permission denied"):
+    with pytest.raises(UserError, match=r"cannot read the checkpoint .*Permission denied"):
         load_checkpoint(folder)
     assert len(find_checkpoints(folder)) == 2

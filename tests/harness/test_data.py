@@ -149,18 +149,16 @@ def test_bad_training_images(folder: Path, damage: Callable[[Path], None], messa
 
 
 def test_bad_folders(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UserError, match="nowhere does not exist: give --data or SR_DATA"):
+    with pytest.raises(UserError, match="nowhere does not exist: set --data or SR_DATA"):
         find_data(tmp_path / "nowhere")
     with pytest.raises(UserError, match="is not a folder"):
         find_data(folder / "train" / "A" / "1.png")
     with pytest.raises(UserError, match=r"found no images in .*: expected test sets as <Set>/HR"):
         find_data(folder / "notes")
     source = find_data(folder)
-    with pytest.raises(UserError, match=r"'set5': there are City, Set5; did you mean Set5\?"):
+    with pytest.raises(UserError, match=r"'set5': it has City, Set5; did you mean Set5\?"):
         source.test_set("set5", 4)
-    with pytest.raises(
-        UserError, match=r"no training set in photos is called 'Z': there are A, B$"
-    ):
+    with pytest.raises(UserError, match=r"no training set in photos is called 'Z': it has A, B$"):
         find_data(folder, train_sets=["Z"])
     save(folder / "City" / "HR" / "x.bmp", 18, 90)
     with pytest.raises(UserError, match=r"x\.bmp is 88x16: x4 needs 19x19 or more"):
@@ -322,7 +320,7 @@ def test_download_command(
     run(monkeypatch, "download", "--data", str(tmp_path))
     out = capsys.readouterr().out
     assert "div2k: done" in out
-    assert "benchmark: there already" in out
+    assert "benchmark: already there" in out
     run(monkeypatch, "download", "--data", str(tmp_path), "--sets", "benchmark")
     assert len(asked) == 3
     assert asked[0][1] == tmp_path

@@ -138,7 +138,7 @@ def test_a_saved_state_is_taken_up_by_any_number_of_processes(
     [
         (signal.SIGKILL, 0, "another process of this run has ended; start it again"),
         (signal.SIGKILL, 1, "another process of this run has ended; start it again"),
-        (signal.SIGTERM, 1, "stopped by SIGTERM; this line goes on:\ntorchrun --nproc-per-node=2"),
+        (signal.SIGTERM, 1, "stopped by SIGTERM; resume with:\ntorchrun --nproc-per-node=2"),
     ],
 )
 def test_a_process_that_dies_ends_the_run_and_the_same_command_goes_on(
@@ -180,7 +180,7 @@ def test_bad_uses_are_told_in_one_line(tmp_path: Path, image_folder: Path) -> No
     assert "error: a batch of 5 cannot be shared by 2 processes" in done.stderr
     done = torchrun(*words, "--device", "cuda:1")
     assert done.returncode
-    assert "error: --device cuda:1 with torchrun: give auto, cpu or cuda" in done.stderr
+    assert "error: --device cuda:1 does not work with torchrun" in done.stderr
     assert not (tmp_path / "results" / "records").exists()
 
 

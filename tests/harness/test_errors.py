@@ -11,18 +11,23 @@ from pathlib import Path
 import pytest
 import torch
 
+from attention_zoo import AttentionError
 from harness.base.errors import UserError, command_line
+from harness.base.signals import Stopped
 
 
 @pytest.mark.parametrize(
     ("error", "status", "told"),
     [
         (UserError("no such thing"), 2, "error: no such thing"),
-        (KeyboardInterrupt(), 130, "interrupted"),
-        (torch.OutOfMemoryError("CUDA out of memory"), 2, "error: the memory does not suffice"),
-        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 2, "error: the memory does"),
-        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling"), 2, "error: the mem"),
-        (MemoryError(), 2, "error: the memory does not suffice"),
+        (AttentionError("no such option"), 2, "error: no such option"),
+        (KeyboardInterrupt(), 130, "stopped by SIGINT"),
+        (Stopped(signal.SIGTERM), 143, "stopped by SIGTERM"),
+        (torch.OutOfMemoryError("CUDA out of memory"), 2, "error: not enough memory"),
+        (torch.OutOfMemoryError("full"), 2, "error: not enough memory"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 2, "error: not enough memory"),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling"), 2, "error: not en"),
+        (MemoryError(), 2, "error: not enough memory"),
     ],
 )
 def test_one_line_and_a_status(
@@ -53,17 +58,18 @@ def test_what_a_terminal_cannot_show_is_escaped(monkeypatch: pytest.MonkeyPatch)
     assert shown.getvalue() == b"\\xd74 \\udce9\n"
 
 
-def test_a_fault_of_the_program_keeps_its_traceback() -> None:
+@pytest.mark.parametrize("kind", [RuntimeError, OSError])
+def test_a_fault_of_the_program_keeps_its_traceback(kind: type[Exception]) -> None:
     @command_line
     def main() -> None:
-        raise RuntimeError("shapes do not fit")
+        raise kind("shapes do not fit")
 
-    with pytest.raises(RuntimeError, match="shapes do not fit"):
+    with pytest.raises(kind, match="shapes do not fit"):
         main()
 
 
-def test_ctrl_c_while_modules_are_loaded_is_told_in_a_line(tmp_path: Path) -> None:
-    """torch is stood in for by a module that says that it is being imported, and waits."""
+def test_ctrl_c_during_imports_shows_one_line(tmp_path: Path) -> None:
+    """A fake torch reports that its import has begun, and waits."""
     (tmp_path / "torch.py").write_text("import time\nprint('loading', flush=True)\ntime.sleep(60)")
     process = subprocess.Popen(
         [sys.executable, "-m", "harness.run", "--help"],
@@ -76,5 +82,25 @@ def test_ctrl_c_while_modules_are_loaded_is_told_in_a_line(tmp_path: Path) -> No
     assert process.stdout.readline() == "loading\n"
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=30)
-    assert error == "interrupted\n"
+    assert error == "stopped by SIGINT\n"
     assert process.returncode == -signal.SIGINT
+
+
+@pytest.mark.parametrize(
+    ("package", "heavy"),
+    [
+        ("harness.base", "torch numpy attention_zoo"),
+        ("harness.images", "torch attention_zoo skimage scipy pooch"),
+    ],
+)
+def test_importing_a_wing_is_light(package: str, heavy: str) -> None:
+    """Every file of the wing, in a process of its own."""
+    code = f"""
+import importlib, pkgutil, sys
+import {package} as wing
+for module in pkgutil.iter_modules(wing.__path__):
+    importlib.import_module(f"{package}.{{module.name}}")
+print(*(set({heavy.split()}) & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.split() == []

@@ -16,7 +16,7 @@ from attention_zoo import Attention, Cost
 from attention_zoo.cores.native import why_not_native
 from harness import latency
 from harness.base.errors import UserError
-from harness.base.progress import progress
+from harness.base.progress import timing_bar
 from harness.config.options import parse_size
 from harness.config.rows import table_rows
 from harness.config.variants import Variant
@@ -235,11 +235,11 @@ def test_progress_over_all_cases() -> None:
 
 
 def test_progress_bar(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    with progress() as on_run:
+    with timing_bar() as on_run:
         on_run(0.5, "core: NLA")
     assert capsys.readouterr() == ("", "")  # nothing where nobody watches
     monkeypatch.setenv("FORCE_COLOR", "1")
-    with progress() as on_run:
+    with timing_bar() as on_run:
         on_run(0.5, "core: NLA")
     out, err = capsys.readouterr()
     assert out == ""

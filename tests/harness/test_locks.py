@@ -43,9 +43,9 @@ def test_the_second_waits_and_says_for_whom(
         assert not (path.parent / "held").exists()
     owner.join()
     told = capsys.readouterr().err
-    who = f"NLA seed 0: process {owner.pid} on {socket.gethostname()} (since 20"
-    assert told.startswith(who)
-    assert "waiting for it to end" in told
+    who = f"process {owner.pid} on {socket.gethostname()} (since 20"
+    assert told.startswith(f"NLA seed 0: already running in {who}")
+    assert told.endswith("; waiting\n")
     with lock(path, "NLA seed 0"):
         pass
     assert capsys.readouterr().err == ""  # nobody has it any more

@@ -314,7 +314,7 @@ def test_command_line(
         with pytest.raises(SystemExit) as stop:
             command(monkeypatch, results, *arguments, *other)
         assert stop.value.code == 2
-        assert "tells of another figure" in capsys.readouterr().err
+        assert "describes another figure" in capsys.readouterr().err
     assert [path.read_bytes() for path in files] == before
     (tmp_path / "own.json").write_text("[1]")
     with pytest.raises(SystemExit):

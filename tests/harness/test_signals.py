@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM end the main job with its state saved and the line that goes on."""
+"""SIGINT and SIGTERM end the main job with its state saved and the command that resumes it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from harness.base.signals import Stopped, held, resumable
+from harness.base.errors import command_line
+from harness.base.signals import Stopped, defer_signals, resumable
 from harness.records.store import load_records
 from harness.training.checkpoints import find_checkpoints
 from tests.harness import killable
@@ -24,11 +25,11 @@ from tests.harness.conftest import write_image
 from tests.harness.survival import command, differences, outcome, words
 
 
-def test_held_signals_come_at_the_end() -> None:
+def test_deferred_signals_come_at_the_end() -> None:
     seen = []
 
     def work() -> None:
-        with held() as stopped:
+        with defer_signals() as stopped:
             seen.append(bool(stopped))
             signal.raise_signal(signal.SIGTERM)
             seen.append(bool(stopped))
@@ -42,7 +43,7 @@ def test_held_signals_come_at_the_end() -> None:
 def test_an_ignored_signal_stays_ignored() -> None:
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        with held() as stopped:
+        with defer_signals() as stopped:
             signal.raise_signal(signal.SIGINT)
         assert not stopped
     finally:
@@ -54,7 +55,7 @@ def test_another_thread_than_the_main_one_leaves_signals_alone() -> None:
     found = []
 
     def work() -> None:
-        with held():
+        with defer_signals():
             found.append(signal.getsignal(signal.SIGTERM))
 
     thread = threading.Thread(target=work)
@@ -64,9 +65,10 @@ def test_another_thread_than_the_main_one_leaves_signals_alone() -> None:
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
-def test_the_line_that_goes_on(
+def test_the_command_that_resumes(
     signum: signal.Signals, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    @command_line
     @resumable("harness.run")
     def main() -> None:
         signal.raise_signal(signum)
@@ -76,27 +78,27 @@ def test_the_line_that_goes_on(
         main()
     assert stop.value.code == 128 + signum
     told = capsys.readouterr().err.splitlines()
-    assert told[0] == f"stopped by {signum.name}; this line goes on:"
+    assert told[0] == f"stopped by {signum.name}; resume with:"
     assert shlex.split(told[1]) == [sys.executable, "-m", "harness.run", "--data", "/my images"]
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize(
-    ("command", "way"),
+    ("command", "resumes"),
     [
-        ("approximation --synthetic", "begins anew"),
-        ("evaluate --weights some-run", "begins anew"),
-        ("latency --attn nla", "begins anew"),
-        ("redraws --runs some-run", "goes on"),
-        ("run --attn nla", "goes on"),
-        ("scaling --attn nla", "begins anew"),
-        ("speed --only core", "begins anew"),
+        ("approximation --synthetic", False),
+        ("evaluate --weights some-run", False),
+        ("latency --attn nla", False),
+        ("redraws --runs some-run", True),
+        ("run --attn nla", True),
+        ("scaling --attn nla", False),
+        ("speed --only core", False),
     ],
 )
-def test_commands_that_measure_say_which_line_measures_again(
+def test_only_commands_that_continue_their_work_say_how_to_resume(
     command: str,
-    way: str,
+    resumes: bool,
     signum: signal.Signals,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -110,14 +112,15 @@ def test_commands_that_measure_say_which_line_measures_again(
     with pytest.raises(SystemExit) as stop:
         module.main()
     assert stop.value.code == 128 + signum
-    told, line = capsys.readouterr().err.splitlines()
-    assert told == f"stopped by {signum.name}; this line {way}:"
-    assert shlex.split(line) == [sys.executable, "-m", f"harness.{name}", *words]
+    told, *line = capsys.readouterr().err.splitlines()
+    assert told.startswith(f"stopped by {signum.name}")
+    resumed_by = [sys.executable, "-m", f"harness.{name}", *words]
+    assert [shlex.split(words) for words in line] == ([resumed_by] if resumes else [])
 
 
 def test_an_error_within_goes_before_the_signal() -> None:
     def work() -> None:
-        with held():
+        with defer_signals():
             signal.raise_signal(signal.SIGTERM)
             raise OSError("disk")
 
@@ -152,7 +155,7 @@ def test_the_printed_line_finishes_the_run(
 def test_a_signal_in_any_phase_of_the_main_job(
     signum: signal.Signals, one_thread: None, tmp_path: Path, image_folder: Path
 ) -> None:
-    """It tells the line that goes on, which ends as if nothing had come."""
+    """The command that it prints ends as if no signal had come."""
     chance = random.Random(signum)
     values = {"steps": 12, "save_every": 0}
 
@@ -176,7 +179,7 @@ def test_a_signal_in_any_phase_of_the_main_job(
         assert process.returncode == 128 + signum, told
         assert not list(folder.rglob("*.tmp"))
         said, line = told.splitlines()[-2:]
-        assert said == f"stopped by {signum.name}; this line goes on:"
+        assert said == f"stopped by {signum.name}; resume with:"
         options = words(image_folder, folder / "results", **values)
         assert shlex.split(line) == [sys.executable, "-m", "harness.run", *options]
         assert start(folder).wait() == 0, (folder / "told").read_text()
@@ -198,7 +201,7 @@ SHORT = {
 def test_a_signal_leaves_nothing_half_written(
     name: str, tmp_path: Path, image_folder: Path
 ) -> None:
-    """Real processes and random moments; the line that is told brings the work to its end."""
+    """Real processes and random moments; the same command then does the work."""
     chance = random.Random(name)
     subprocess.run(command(image_folder, tmp_path, steps=2, save_every=9), check=True)
     (run,) = load_records(tmp_path, "run")
@@ -224,8 +227,10 @@ def test_a_signal_leaves_nothing_half_written(
         assert process.returncode in (0, -signum, 128 + signum), told
         assert not list(tmp_path.rglob("*.tmp"))
         load_records(tmp_path)
-        if process.returncode == 128 + signum and "this line" in told:
-            assert shlex.split(told.splitlines()[-1]) == line
+        if process.returncode == 128 + signum:
+            assert told.splitlines()[-1 - ("resume with:" in told)].startswith("stopped by SIG")
+            if "resume with:" in told:
+                assert shlex.split(told.splitlines()[-1]) == line
             stopped += 1
         if stopped == 3:
             break
@@ -234,7 +239,8 @@ def test_a_signal_leaves_nothing_half_written(
     load_records(tmp_path)
 
 
-def test_the_line_that_goes_on_names_the_launcher(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_that_resumes_names_the_launcher(capsys: pytest.CaptureFixture[str]) -> None:
+    @command_line
     @resumable("harness.run", lambda: "torchrun --nproc-per-node=2 -m --")
     def main() -> None:
         raise Stopped(signal.SIGTERM)

@@ -130,7 +130,7 @@ def test_command_line(
     assert [path.read_bytes() for path in files] == before
     with pytest.raises(SystemExit):
         command(monkeypatch, folder, *words, "--count", "2")
-    assert "tells of another figure" in capsys.readouterr().err
+    assert "describes another figure" in capsys.readouterr().err
     assert [path.read_bytes() for path in files] == before
     command(monkeypatch, folder, *words, "--count", "2", "--output", folder / "both")
     both = json.loads((folder / "both.json").read_text())
