@@ -5,13 +5,13 @@ A value that was not measured is None here: an empty cell.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from typing import Any
 
 from ..base.names import canonical_json
 from ..records.origin import describe_code, describe_machine, origin_note, plural, rounding_of
+from ..records.shapes import UNSET, RecordedVariant, Run
 from .settings import PAPER_SET, Setting
 from .statistics import Summary
 
@@ -39,16 +39,15 @@ def caption(title: str, setting: Setting, test_set: str | None = None) -> str:
 def setting_text(setting: Setting) -> str:
     """Preset, scale, protocol, steps, data, device and seeds of a setting with runs."""
     config = setting.config
-    data = config["data"]
-    start = config.get("start")
-    steps = f"{config['steps']} steps"
-    if start:
-        steps = f"{config['steps']} further steps after the baseline's {start['steps']}"
+    data = config.data
+    steps = f"{config.steps} steps"
+    if config.start is not UNSET:
+        steps = f"{config.steps} further steps after the baseline's {config.start.steps}"
     return (
-        f"preset {config['preset']} ({config['blocks']} blocks × {config['channels']} channels), "
-        f"×{config['scale']}, protocol {config['protocol']}, {steps}, trained on "
-        f"{' + '.join(data['train'])} ({plural(data['train_images'], 'image')} of {data['name']}), "
-        f"device {config['device']}, {config.get('precision', 'float32')}, {seed_count(setting)}"
+        f"preset {config.preset} ({config.blocks} blocks × {config.channels} channels), "
+        f"×{config.scale}, protocol {config.protocol}, {steps}, trained on "
+        f"{' + '.join(data.train)} ({plural(data.train_images, 'image')} of {data.name}), "
+        f"device {config.device}, {config.precision or 'float32'}, {seed_count(setting)}"
     )
 
 
@@ -64,17 +63,17 @@ def _setting_columns(setting: Setting) -> dict[str, Any]:
     config = setting.config
     return {
         "setting": setting.label,
-        "preset": config["preset"],
-        "protocol": config["protocol"],
-        "scale": config["scale"],
-        "steps": config["steps"],
-        "start_steps": (config.get("start") or {}).get("steps"),
-        "blocks": config["blocks"],
-        "network_channels": config["channels"],
-        "data": config["data"]["name"],
-        "train_sets": "+".join(config["data"]["train"]),
-        "device": config["device"],
-        "precision": config.get("precision"),
+        "preset": config.preset,
+        "protocol": config.protocol,
+        "scale": config.scale,
+        "steps": config.steps,
+        "start_steps": None if config.start is UNSET else config.start.steps,
+        "blocks": config.blocks,
+        "network_channels": config.channels,
+        "data": config.data.name,
+        "train_sets": "+".join(config.data.train),
+        "device": config.device,
+        "precision": config.precision or None,
         "machine": "; ".join(sorted({describe_machine(r) for r in setting.runs})),
         "code": ", ".join(sorted({describe_code(r) for r in setting.runs})),
     }
@@ -115,22 +114,22 @@ def setting_notes(
 
 
 def _trained_apart(setting: Setting) -> list[str]:
-    rounding = {r["config"]["seed"]: rounding_of(r) for r in setting.baseline}
+    rounding = {run.config.seed: rounding_of(run) for run in setting.baseline}
     apart = []
-    for label, key in setting.trained:
+    for label, variant in setting.trained:
         seeds = [
-            str(run["config"]["seed"])
-            for run in setting.runs_of[key]
-            if rounding.get(run["config"]["seed"], rounding_of(run)) != rounding_of(run)
+            str(run.config.seed)
+            for run in setting.runs_of[variant]
+            if rounding.get(run.config.seed, rounding_of(run)) != rounding_of(run)
         ]
         if seeds:
             apart.append(f"{label} ({'seed' if len(seeds) == 1 else 'seeds'} {', '.join(seeds)})")
     return apart
 
 
-def _tiled_images(run: dict[str, Any]) -> list[str]:
-    rows = ((name, row) for name, found in run["quality"].items() for row in found["images"])
-    return [f"{name}/{row['name']}" for name, row in rows if row["tile"] is not None]
+def _tiled_images(run: Run) -> list[str]:
+    images = ((name, image) for name, found in run.quality.items() for image in found.images)
+    return [f"{name}/{image.name}" for name, image in images if image.tile is not None]
 
 
 def _interval_note(summaries: Sequence[Summary]) -> str:
@@ -218,13 +217,12 @@ def measured_columns(
     }
 
 
-def variant_columns(label: str, key: str | None) -> dict[str, Any]:
-    """CSV columns that say which variant a row is about."""
-    name, options = json.loads(key) if key else (None, None)
+def variant_columns(label: str, recorded: RecordedVariant | None) -> dict[str, Any]:
+    """CSV columns that say which variant a row is about, with all its options."""
     return {
         "method": label,
-        "variant": name,
-        "options": None if key is None else canonical_json(options),
+        "variant": recorded and recorded.name,
+        "options": recorded and canonical_json(recorded.options),
     }
 
 
@@ -232,7 +230,7 @@ def measured_header(setting: Setting, test_set: str | None = None) -> str:
     """Test set and scale that were measured."""
     if not setting.runs:
         return "measured"
-    return f"{test_set or setting.test_set} ×{setting.config['scale']}"
+    return f"{test_set or setting.test_set} ×{setting.config.scale}"
 
 
 def quality_headers(setting: Setting, test_set: str | None = None) -> list[tuple[str, str]]:
