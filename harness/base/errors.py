@@ -9,10 +9,6 @@ import io
 import sys
 from collections.abc import Callable, Iterator
 
-import torch
-
-from attention_zoo import AttentionError
-
 
 class UserError(Exception):
     """Something the user can mend; the message is one line that names the thing and the fix."""
@@ -32,7 +28,7 @@ def command_line(main: Callable[[], None]) -> Callable[[], None]:
                 stream.reconfigure(errors="backslashreplace")
         try:
             contextvars.copy_context().run(main)
-        except (UserError, AttentionError) as error:
+        except (UserError, *_attention_errors()) as error:
             print(f"error: {error}", file=sys.stderr)
             raise SystemExit(2) from None
         except (RuntimeError, MemoryError) as error:
@@ -54,11 +50,18 @@ def command_line(main: Callable[[], None]) -> Callable[[], None]:
     return wrapped
 
 
+def _attention_errors() -> tuple[type[Exception], ...]:
+    """attention_zoo's own error; none where the package, and torch with it, is not imported."""
+    zoo = sys.modules.get("attention_zoo")
+    return (zoo.AttentionError,) if zoo else ()
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory ran out, on any device."""
     text = str(error).lower()
     return (
-        isinstance(error, (MemoryError, torch.OutOfMemoryError))
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"  # torch's, without importing torch
         or "out of memory" in text
         or "allocate memory" in text
         or "status_alloc_failed" in text  # cuBLAS, cuDNN
