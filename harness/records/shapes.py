@@ -290,10 +290,10 @@ class LatencyRow(Times, frozen=True, kw_only=True):
 class LatencySettings(_Shape, frozen=True, kw_only=True):
     """How calls were timed; ``network`` are the sizes of the network, where it was."""
 
-    max_seconds: Number | None
     warmup: int | UnsetType | None = UNSET
     min_runs: int | UnsetType | None = UNSET
     max_runs: int | UnsetType | None = UNSET
+    max_seconds: Number | None
     seed: int | UnsetType | None = UNSET
     order: str | UnsetType | None = UNSET
     clock: str | UnsetType | None = UNSET
@@ -351,10 +351,10 @@ class SpeedRow(_Shape, frozen=True, kw_only=True):
 class SpeedSettings(_Shape, frozen=True, kw_only=True):
     """How both sides were timed."""
 
-    max_seconds: Number | None
     warmup: int | UnsetType | None = UNSET
     min_runs: int | UnsetType | None = UNSET
     max_runs: int | UnsetType | None = UNSET
+    max_seconds: Number | None
     seed: int | UnsetType | None = UNSET
     order: str | UnsetType | None = UNSET
     clock: str | UnsetType | None = UNSET

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -23,9 +23,8 @@ from ..records.shapes import (
 )
 from .labels import recorded_labels, variant_of
 
-_PASSES = {"forward": "fwd", "forward+backward": "fwd+bwd"}
-_SIZES = (100, 150)
-_PARTS = ("core", "module", "network")
+#: Passes, and how tables name them.
+PASSES = {"forward": "fwd", "forward+backward": "fwd+bwd"}
 #: Channels at which the paper counts and times each part.
 PART_CHANNELS = {"core": CORE_CHANNELS, "module": MODULE_CHANNELS}
 #: Variant, part, passes, height, width, batch, channels and, for whole networks, the session:
@@ -131,9 +130,16 @@ def conditions(record: Latency | Speed, row: LatencyRow | SpeedRow) -> dict[str,
     }
 
 
+def timing_text(record: Latency | Speed) -> str:
+    """The settings of a session, as ``warmup 1, min runs 5``."""
+    settings = untyped(record.settings).items()
+    return ", ".join(f"{name.replace('_', ' ')} {v}" for name, v in settings if v is not None)
+
+
 def _gpu(machine: Machine, key: str) -> Any:
     return (machine.gpu or {}).get(key)
 
 
-def _rank(order: Sequence[str], item: str) -> int:
-    return order.index(item) if item in order else len(order)
+def rank(order: Iterable[str], item: str) -> int:
+    """Place of an item in an order; behind all where the order does not have it."""
+    return [*order, item].index(item)

@@ -226,6 +226,11 @@ def variant_columns(label: str, recorded: RecordedVariant | None) -> dict[str, A
     }
 
 
+def columns_of(part: Any, *names: str) -> dict[str, Any]:
+    """CSV columns of what a record holds, by the names that it has there."""
+    return {name: getattr(part, name) for name in names}
+
+
 def measured_header(setting: Setting, test_set: str | None = None) -> str:
     """Test set and scale that were measured."""
     if not setting.runs:

@@ -85,7 +85,7 @@ class Setting:
     @cached_property
     def recorded(self) -> dict[Variant, RecordedVariant]:
         """What the newest record says of each variant."""
-        records = by_age([*self.costs, *self.runs])
+        records: list[Run | Cost] = by_age([*self.costs, *self.runs])
         return {variant_of(record.variant): record.variant for record in records}
 
     @cached_property
