@@ -1,4 +1,4 @@
-"""What an approximation record says: CSV, figures and a summary in words, from the record alone."""
+"""An approximation record in words; every number is the record's."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ VARIANCES = {
 
 
 def statements(record: Approximation) -> list[str]:
-    """What the record shows at k = 6 and m = 128, in words; every number is the record's."""
+    """The approximation at k = 6 and m = 128, in words."""
     n = max(record.settings.sides) ** 2
     lines = [f"± is the standard deviation over {record.settings.draws} redraws; N = {n}."]
     for name in groups(record):
@@ -43,11 +43,11 @@ def _enla_statements(record: Approximation, name: str, n: int) -> list[str]:
 
     closed, independent, orthogonal = (ours[quantity] for quantity in VARIANCES)
     tail = (
-        ", as the rare large values that carry Eq. 7's do not occur in so few draws"
+        ", because the rare large values that dominate Eq. 7's do not occur in so few draws"
         if closed > 10 * independent
         else ""
     )
-    noise = ", below zero as its noise outweighs what it keeps" if ours["explained"] < 0 else ""
+    noise = ", below zero because its noise outweighs the signal" if ours["explained"] < 0 else ""
     nearer = "nearer than" if ours["output_error"] < exact["mean_distance"] else "no nearer than"
     return [
         f"  kernel values: off by {_share(ours, 'kernel_error')} (median over pairs), on average "
@@ -61,7 +61,7 @@ def _enla_statements(record: Approximation, name: str, n: int) -> list[str]:
         f"values, {exact['variation']:.1%} varies over queries.",
         f"  error of ENLA's output: {over_m('output_error')}; {nearer} the plain mean, at "
         f"{exact['mean_distance']:.1%} of the exact output's norm.",
-        f"  of the exact output's variation over queries ENLA explains {over_m('explained')}"
+        f"  ENLA explains {over_m('explained')} of the exact output's variation over queries"
         f"{noise}; cosine {over_m('cosine')}.",
     ]
 
@@ -85,14 +85,14 @@ def _network_statements(network: ApproximatedNetwork, rows: list[Row]) -> list[s
     values = ", ".join(f"{r['psnr']:.3f} ± {r['psnr_std']:.3f} (m = {r['m']})" for r in enla)
     low, high = (enla[means.index(end(means))]["m"] for end in (min, max))
     moved, spread = max(means) - min(means), max(r["psnr_std"] for r in enla)
-    told = "beyond" if moved > 2 * spread else "within"
+    range_ = "beyond" if moved > 2 * spread else "within"
     return [
         f"PSNR (dB) of {network.name} (k = {network.variant.options['k']:g}) on "
-        f"{plural(network.images, 'crop')}, its attention replaced in every module without "
-        "training anew:",
+        f"{plural(network.images, 'crop')}, with the attention of every module replaced without "
+        "further training:",
         f"  exact softmax {fixed['exact']:.3f}; redrawn F: {values}; mean of all values "
         f"{fixed['mean']:.3f}; no attention {fixed['none']:.3f}.",
-        f"  m moves it by {moved:.3f} dB (lowest at {low}, highest at {high}), {told} twice the "
+        f"  m moves it by {moved:.3f} dB (lowest at {low}, highest at {high}), {range_} twice the "
         f"largest spread over redraws at one m, {spread:.3f} dB; against the exact softmax the "
         f"plain mean makes {fixed['mean'] - fixed['exact']:+.3f} dB and no attention at all "
         f"{fixed['none'] - fixed['exact']:+.3f} dB.",

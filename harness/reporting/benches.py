@@ -27,8 +27,8 @@ from .labels import recorded_labels, variant_of
 PASSES = {"forward": "fwd", "forward+backward": "fwd+bwd"}
 #: Channels at which the paper counts and times each part.
 PART_CHANNELS = {"core": CORE_CHANNELS, "module": MODULE_CHANNELS}
-#: Variant, part, passes, height, width, batch, channels and, for whole networks, the session:
-#: what a network is, is the session's matter.
+#: Variant, part, passes, height, width, batch, channels and, for whole networks, the session,
+#: whose settings say what the network is.
 Cell = tuple[Variant, str, str, int, int, int, int, str]
 
 
@@ -37,7 +37,7 @@ class Bench:
     """Latencies that may stand in one table: same machine, threads, device, dtype, settings.
 
     Attributes:
-        key: what they have in common, as canonical JSON.
+        key: their common conditions, as canonical JSON.
         cells: the newest row of each cell, with its record.
     """
 

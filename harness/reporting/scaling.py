@@ -42,14 +42,14 @@ def fit_exponent(positions: Sequence[int], values: Sequence[float]) -> Fit | Non
     """Least squares of log value against log N.
 
     The standard error is that of the ordinary regression: the scatter of the points around the
-    line, over ``len - 2`` degrees of freedom. It holds noise and departure from a power law alike.
+    line, over ``len - 2`` degrees of freedom. It covers noise and departures from a power law.
 
     Args:
         positions: N of each point, at least 1.
         values: above 0.
 
     Returns:
-        None with fewer than three different N or a value that is not above 0.
+        None with fewer than three different N, or if a value is not above 0.
     """
     if len(set(positions)) < MIN_SIZES or min(values) <= 0:
         return None
@@ -57,7 +57,7 @@ def fit_exponent(positions: Sequence[int], values: Sequence[float]) -> Fit | Non
     x, y = x - x.mean(), y - y.mean()
     slope = float(x @ y / (x @ x))
     error = math.sqrt(float(((y - slope * x) ** 2).sum() / (len(x) - 2) / (x @ x)))
-    # The noise of rounding differs between processors, and a table shall not.
+    # Rounding differs between processors; a table of the same record must not.
     return Fit(round(slope, _DIGITS), round(error, _DIGITS))
 
 
@@ -132,7 +132,7 @@ def methods(record: Scaling) -> list[Method]:
 
 
 def statements(record: Scaling) -> list[str]:
-    """The rule of the fit, every exponent, what was not measured and why, and the verdict."""
+    """The rule of the fit, every exponent, the sizes that were not measured, and the verdict."""
     lines = [f"{rule(record)} Exponents of N:"]
     lines += [f"  {method.label}: {method.exponents}" for method in methods(record)]
     return [*lines, *unmeasured(record), *verdict(record)]
@@ -195,9 +195,9 @@ def _judge_memory(found: Sequence[Method]) -> str:
 def rule(record: Scaling) -> str:
     """What is fitted over which sizes."""
     return (
-        "Fit: least squares of the logarithms of median time and of peak memory over the sizes of "
-        f"N >= {record.settings.fit_from}, at least {MIN_SIZES}, ± standard error; smaller "
-        "sizes, where fixed costs weigh, are left out."
+        "Exponents are least-squares fits to the logarithms of median time and of peak memory over "
+        f"at least {MIN_SIZES} sizes of N >= {record.settings.fit_from}, ± standard error; smaller "
+        "sizes, where fixed costs dominate, are left out."
     )
 
 

@@ -1,8 +1,8 @@
-"""The ENLCA paper's claims, and what the runs of a setting say of each.
+"""The ENLCA paper's claims, and whether the runs of a setting reproduce them.
 
 Every claim compares two variants on the paper's test set, paired over the same images and seeds.
-A claim is decided at 5 % after Holm's correction for all claims of the setting; with one seed none
-is, as the noise of training is unknown then.
+Claims are decided at 5 % after Holm's correction over the setting's claims. With one seed none is
+decided, because the noise of training is unknown.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Claim:
     Attributes:
         better: the variant that the paper finds better, or as good.
         than: the other one.
-        margin: None for better; else in dB, how far apart two variants are that count as equal.
+        margin: None for better; else the difference in dB within which they count as equal.
     """
 
     better: Variant
@@ -54,7 +54,7 @@ def _enlca(m: int) -> Variant:
     return Variant("enlca", {"m": m})
 
 
-#: Of the ENLCA paper's Tables 4 and 6, and of what it says of them.
+#: From the ENLCA paper's Tables 4 and 6 and its text on them.
 CLAIMS = (
     Claim(_NLA, _BASELINE),
     Claim(_NLSA, _NLA),
@@ -73,14 +73,14 @@ CLAIMS = (
 
 @dataclass(frozen=True)
 class Finding:
-    """What the runs say of a claim.
+    """The runs' verdict on a claim.
 
     Attributes:
-        claim: which one.
+        claim: the claim.
         better, than: row labels of its two variants.
         summary: the difference in dB, its 95 % interval, seeds and images.
-        p: smallest level at which the difference decides the claim, either way; None with one
-            seed.
+        p: smallest level at which the difference decides the claim, for or against it; None with
+            one seed.
         adjusted: p after Holm's correction.
         verdict: reproduced, not reproduced, or not decided.
     """
@@ -114,8 +114,8 @@ class Finding:
 def p_above(table: FloatArray, bound: float, *, resamples: int = 10_000) -> float:
     """One-sided level at which the mean of ``table [seeds, images]`` lies above a bound.
 
-    The largest of those that :func:`.statistics.difference_interval` is made of: of the crossed
-    bootstrap, and of Student's t of the seeds' and of the images' means. 1 with a single seed.
+    The largest of the levels behind :func:`.statistics.difference_interval`: that of the crossed
+    bootstrap, and those of Student's t of the seeds' and of the images' means. 1 with one seed.
     """
     if table.shape[0] < 2:
         return 1.0
@@ -226,13 +226,13 @@ def claims_table(setting: Setting) -> Table | None:
         label=f"{setting.label}-claims",
         caption=caption("The paper's claims", setting),
         notes=[
-            f"Differences in PSNR on {setting.test_set} ×{setting.config.scale}, paired over "
-            "the same images and seeds; the paper's are of Urban100 ×4. In brackets the 95 % "
-            "interval: that of the crossed bootstrap over images and seeds, or of Student's t of "
-            "the seeds' or of the images' means where that reaches further.",
-            "Decided at 5 % after Holm's correction for all claims of this table. A level is the "
-            "largest of that bootstrap's and those of Student's t, two-sided; "
-            "'within' is tested as equivalence. Not decided means just that.",
+            f"Differences in PSNR on {setting.test_set} ×{setting.config.scale} are paired over "
+            "the same images and seeds; the paper's are on Urban100 ×4. Brackets hold the 95 % "
+            "interval of the crossed bootstrap over images and seeds, or of Student's t of the "
+            "seeds' or the images' means where it reaches further.",
+            "Claims are decided at 5 % after Holm's correction over this table. A claim's p is the "
+            "largest of the bootstrap's and of Student's t, two-sided; 'within' is tested as "
+            "equivalence. Claims that are not decided are neither reproduced nor contradicted.",
             *(f"{found.sentence}." for found in findings),
             *setting_notes(setting, []),
         ],

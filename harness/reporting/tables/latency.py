@@ -65,11 +65,12 @@ def table5(bench: Bench, setting: Setting) -> Table:
         caption=f"Table 5: latency in ms (mean) on {_where(bench)}",
         notes=[
             "Columns marked paper are published figures, not measured here: mean of 1000 runs on "
-            "an RTX 2080 Ti, and PSNR on Urban100 ×4. Its text speaks of 0.2 dB between ENLCA-m128 "
-            "and NLSA-r4; its table has 0.16 dB.",
-            "Core: the attention operation alone, 64 channels; module: with its projections, 256 "
-            "channels. fwd: forward; bwd: backward. Median, interquartile range, runs and peak "
-            f"memory are in {bench.label}-details and in the CSV.",
+            "an RTX 2080 Ti, and PSNR on Urban100 ×4. The paper's text gives 0.2 dB between "
+            "ENLCA-m128 and NLSA-r4; its table has 0.16 dB.",
+            "Core is the attention operation alone, with 64 channels; module is the whole module "
+            "with its projections, with 256 channels. fwd is the forward pass, bwd the backward. "
+            "Median, interquartile range, runs and peak memory are in the CSV and in "
+            f"{bench.label}-details.",
             *_bench_notes(bench),
             f"Measured PSNR: {setting_text(setting)}; setting {setting.label}."
             if setting.runs
@@ -153,7 +154,7 @@ def _bench_notes(bench: Bench) -> list[str]:
     notes = [f"{origin_note(bench.records, 'Measured')} Timing: {timing}."]
     if len(bench.records) > 1:
         notes.append(
-            f"The rows come from {len(bench.records)} sessions: only methods of one session were "
-            "timed in turn; the CSV names the session of each."
+            f"The rows come from {len(bench.records)} sessions. Only methods of one session were "
+            "timed in turn; the CSV names the session of each row."
         )
     return notes

@@ -16,11 +16,11 @@ _SIZE = 100
 
 
 def modules_table(settings: Sequence[Setting], benches: Sequence[Bench]) -> Table | None:
-    """A row for each module of ``attention_zoo`` of which there is a record at its defaults.
+    """A row for each module of ``attention_zoo`` that some record measured at its defaults.
 
-    GFLOPs are those of its cost record; latency is that of a CPU in float32 with the most of these
-    rows, then the newest; the PSNR difference that of the setting with the most runs among those
-    at x4 with Urban100 and a baseline.
+    GFLOPs come from its cost record. Latency comes from the bench of a CPU in float32 with the most
+    of these rows, then the newest. The PSNR difference comes from the setting with the most runs
+    among those at x4 with Urban100 and a baseline.
 
     Args:
         settings: all; they share the cost records.
@@ -80,17 +80,17 @@ def modules_table(settings: Sequence[Setting], benches: Sequence[Bench]) -> Tabl
             }
         )
     notes = [
-        f"GFLOPs of the core at {_SIZE}×{_SIZE}, {CORE_CHANNELS} channels, in the paper's "
-        "convention; growth with N as the method's authors state it."
+        f"GFLOPs are those of the core at {_SIZE}×{_SIZE} with {CORE_CHANNELS} channels, in the "
+        "paper's convention. Growth with N is what the method's authors state."
     ]
     if bench:
         notes.append(
-            f"Latency: mean of the core's forward pass at {_SIZE}×{_SIZE}, float32, on "
+            f"Latency is the mean of the core's forward pass at {_SIZE}×{_SIZE}, float32, on "
             f"{describe_machine(bench.records[-1])}; see {bench.label}."
         )
     if setting:
         notes.append(
-            f"PSNR: difference to the baseline on {PAPER_SET} ×4 with its 95 % interval; "
+            f"PSNR is the difference to the baseline on {PAPER_SET} ×4 with its 95 % interval; "
             f"{setting_text(setting)}; see {setting.label}."
         )
     return Table(

@@ -19,12 +19,12 @@ from ..labels import row_order
 from ..settings import Setting, paper_table
 from .render import Table
 
-# What is executed by the closed form, and by three public counters.
+# Executed operations: by closed form, and by three public counters.
 _COUNTED = ("executed", "fvcore", "ptflops", "torch")
 
 
 def inserted_gflops(module: Counts | None) -> float | None:
-    """GFLOPs of a module by the method's definition; older records have those executed alone."""
+    """GFLOPs of a module by the method's definition; older records have the executed ones alone."""
     if module is None:
         return None
     inserted = module.inserted_gflops
@@ -64,11 +64,12 @@ def table4(setting: Setting) -> Table:
             | measured_columns(setting, psnr, ssim)
         )
     notes = [
-        "GFLOPs = 2 × multiply-accumulates / 1e9 of one forward pass over 100×100 positions. "
-        "Core: the attention operation alone, 64 channels (paper: as printed; ours: closed form in "
-        "the paper's convention; executed: matrix products really run; then three public "
-        "counters, whose blind spots the cost records name). Inserted: the whole module with its "
-        "projections, 256 channels, by the method's definition; the CSV also has what is executed.",
+        "GFLOPs are 2 × multiply-accumulates / 1e9 of one forward pass over 100×100 positions.",
+        "Core is the attention operation alone, with 64 channels: as the paper prints it; ours, by "
+        "closed form in the paper's convention; the matrix products executed; and three public "
+        "counters, whose blind spots the cost records name. Inserted is the whole module with its "
+        "projections, with 256 channels, by the method's definition; the CSV also has the executed "
+        "and counted ones.",
         "The paper's text calls ENLCA-m16 100 times more efficient than NLSA; its table has "
         "5.08 / 0.08 = 64 times.",
         *setting_notes(setting, summaries),

@@ -42,15 +42,13 @@ _TABLE6 = {
     "NLSA": "NLSA-r4",
     "ENLCA": "ENLCA-m128",
 }
-_IN_CSV = (
-    "The differences to the baseline, with their intervals, are in the CSV, those of SSIM too."
-)
+_IN_CSV = "The CSV also has the differences to the baseline in PSNR and SSIM, with their intervals."
 
 
 def table1(setting: Setting) -> Table | None:
     """Published methods, then those measured, on the five benchmarks at the setting's scale.
 
-    None where the paper has not the scale, or the setting none of the benchmarks.
+    None where the paper lacks the scale, or the setting all of the benchmarks.
     """
     scale = setting.config.scale
     paper = {
@@ -107,15 +105,15 @@ def table1(setting: Setting) -> Table | None:
             *setting_notes(
                 setting,
                 summaries,
-                "Rows not marked measured are published figures, not measured here. EDSR, NLSN "
-                "and ENLCN are what Table 4 calls Baseline, NLSA-r4 and ENLCA-m128: EDSR with 32 "
-                "blocks × 256 channels trained on DIV2K, ENLCN for 1000 epochs.",
+                "Rows not marked measured are published figures, not measured here. Table 4 calls "
+                "EDSR, NLSN and ENLCN Baseline, NLSA-r4 and ENLCA-m128: EDSR with 32 blocks × 256 "
+                "channels trained on DIV2K, ENLCN for 1000 epochs.",
             ),
             _IN_CSV,
             *(
                 [
-                    f"Left out: {plural(left_out, 'variant')} of the ablations, with other options "
-                    "than the label tells; the table quality has them."
+                    f"Not shown: {plural(left_out, 'variant')} of the ablations, with options that "
+                    "the plain label does not name; the table quality has them."
                 ]
                 if left_out
                 else []
@@ -133,7 +131,7 @@ def table1(setting: Setting) -> Table | None:
 
 
 def table2(setting: Setting) -> Table | None:
-    """ENLCA's components switched on one after the other; None if hardly any was trained."""
+    """ENLCA's components switched on one after the other; None without two rows of its own."""
     ablation = _ablation(setting, 2)
     if not ablation:
         return None
@@ -160,15 +158,15 @@ def table2(setting: Setting) -> Table | None:
         label=f"{setting.label}-table2",
         caption=caption("Table 2: components of ENLCA", setting, name),
         notes=[
-            "Without k means k = 1, no amplification, in the attention (Eq. 3) and in the "
+            "Rows without k have k = 1, no amplification, in the attention (Eq. 3) and in the "
             "contrastive loss (Eq. 8).",
             *setting_notes(
                 setting,
                 [row.psnr for row in ablation],
                 paper_note(
                     _ABLATION_SET,
-                    "; it is not said for how long, but the last row's 32.48 dB is Table 3's "
-                    "after 200 epochs and not Table 1's after 1000 epochs (ENLCN, 32.67 dB)",
+                    "; the paper does not say for how long, but the last row's 32.48 dB is Table "
+                    "3's after 200 epochs and not Table 1's after 1000 epochs (ENLCN, 32.67 dB)",
                 ),
             ),
         ],
@@ -184,7 +182,7 @@ def table2(setting: Setting) -> Table | None:
 
 
 def table3(setting: Setting) -> Table | None:
-    """PSNR over the grid of n1 (rows) and n2 (columns); None if hardly any cell was trained."""
+    """PSNR over n1 (rows) and n2 (columns); None without two rows of its own."""
     ablation = _ablation(setting, 3)
     if not ablation:
         return None
@@ -205,16 +203,16 @@ def table3(setting: Setting) -> Table | None:
             }
             | measured_columns(setting, row.psnr, row.ssim, test_set=name)
         )
-    interval = "the 95 % interval of its paired difference, over images and seeds, is above 0"
     return Table(
         name="table3",
         label=f"{setting.label}-table3",
         caption=caption("Table 3: PSNR (dB) by n1 and n2 of the contrastive loss", setting, name),
         notes=[
-            f"* best: against every other measured cell {interval}."
+            "* best: the 95 % interval of its paired difference to every other measured cell, over "
+            "images and seeds, is above 0."
             if best
-            else f"No cell is marked as best: of none can be said that {interval} against every "
-            "other measured cell (one seed never shows it).",
+            else "No cell is marked as best: none has 95 % intervals above 0 of its paired "
+            "differences, over images and at least two seeds, to all other measured cells.",
             *setting_notes(
                 setting,
                 [row.psnr for row in ablation],
@@ -267,7 +265,8 @@ def table6(setting: Setting) -> Table:
         caption=caption("Table 6: comparison with Criss-Cross attention", setting),
         notes=[
             "The paper's baseline, Non-Local, NLSA and ENLCA are the rows Baseline, NLA, NLSA-r4 "
-            "and ENLCA-m128. It does not say how often Criss-Cross is repeated; once here.",
+            "and ENLCA-m128. The paper does not say how often it repeats Criss-Cross; here it "
+            "runs once.",
             *setting_notes(setting, summaries),
         ],
         headers=[("", "Method"), ("PSNR (dB)", PAPER_PSNR), *quality_headers(setting)],
@@ -356,10 +355,10 @@ def _variant_columns(setting: Setting, row: _Row) -> dict[str, Any]:
 
 
 def _best(setting: Setting, ablation: Sequence[_Row], test_set: str) -> Variant | None:
-    """The variant that is ahead of every other measured one for certain; None if none is.
+    """The variant that is certainly ahead of every other measured one; None if none is.
 
-    For certain: the 95 % interval of the paired difference, over images and at least two seeds,
-    is above 0.
+    Certainly: the 95 % interval of the paired difference, over images and at least two seeds, is
+    above 0.
     """
     means = {row.variant: row.psnr.mean for row in ablation if row.psnr}
     best = max(means, key=means.__getitem__)

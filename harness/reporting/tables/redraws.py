@@ -13,7 +13,7 @@ from .render import Table
 
 
 def redraw_table(records: Sequence[Redraw]) -> Table:
-    """What redrawing changes: a row a network, test set and m."""
+    """Quality of networks under other random draws: a row for each network, test set and m."""
     rows, data = [], []
     for record in by_age(records):
         label, network = record.variant.label, record.settings.network
@@ -59,9 +59,10 @@ def redraw_table(records: Sequence[Redraw]) -> Table:
         name="redraws",
         caption="Quality of trained networks under other random draws, without further training",
         notes=[
-            "Draws: ENLA's and ENLCA's projections F, with the m of the training or another one; "
-            "the rotations of NLSA's hashing. Differences are to the draw that the run's own "
-            "quality was measured with; the spread is the standard deviation over redraws.",
+            "Each redraw replaces the projections F of ENLA and ENLCA, with the m of the training "
+            "or another m, or the rotations of NLSA's hashing. Differences are to the draw that "
+            "the run's own quality was measured with. The spread is the standard deviation over "
+            "redraws.",
             origin_note(records, "Measured"),
         ],
         headers=[

@@ -45,8 +45,8 @@ def scaling_table(record: Scaling) -> Table:
         caption=f"Cost against the number of positions: {title(record)}, on "
         f"{describe_machine(record)}",
         notes=[
-            "First the median time of a call in ms, then its peak memory above its inputs in MB "
-            "(1e6 bytes); methods timed in turn, batch 1.",
+            "Rows in ms hold the median time of a call, rows in MB (1e6 bytes) its peak memory "
+            "above its inputs. Methods are timed in turn, batch 1.",
             rule(record),
             *unmeasured(record),
             *verdict(record),

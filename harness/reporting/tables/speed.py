@@ -1,4 +1,4 @@
-"""The speed of the obvious implementations and of ours, side by side, from speed records."""
+"""The speed of the released implementations and of ours, side by side, from speed records."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _place(row: Row) -> int:
 
 
 def speed_table(rows: Sequence[Row]) -> Table:
-    """Time and memory of both, their ratio beside its target, and the limit of the machine."""
+    """Time and memory of both, their ratio beside its target, and the machine's limit."""
     row, record = rows[0]
     records = by_age({r.id: r for _, r in rows}.values())
     verdicts = [verdict for row, _ in rows for verdict in _verdicts(row) if verdict]
@@ -45,29 +45,29 @@ def speed_table(rows: Sequence[Row]) -> Table:
     )
     return Table(
         name=table_label("speed", canonical_json(conditions(record, row)), record, row),
-        caption="Speed: the obvious implementation, tensor for tensor that of the published code, "
+        caption="Speed: the released implementation, tensor for tensor that of the authors' code, "
         f"and ours on {describe_machine(records[-1])}, device {row.device}, {row.dtype}",
         notes=[
-            "Ratio: median time of the obvious implementation divided by that of ours, both run in "
-            "turn in the same process; in brackets the 95 % bootstrap interval over the rounds. "
+            "Ratio is the median time of the released implementation divided by that of ours, both "
+            "run in turn in one process. Brackets hold the 95 % bootstrap interval over rounds. "
             f"{verdicts.count('met')} of {plural(len(verdicts), 'target')} met, "
             f"{verdicts.count('missed')} missed.",
-            "MB: the most memory above the inputs during one call (1e6 bytes). For the contrastive "
+            "MB is the peak memory of one call above its inputs (1e6 bytes). For the contrastive "
             "loss its bound is the N × N matrices of the batch.",
-            "Limit: the closed-form FLOPs of the matrix products (three times the forward's with "
-            "the backward) at the measured rate of matrix products, or the bytes of inputs, "
-            "parameters and outputs (twice with the backward) at the measured rate of copying, "
-            f"whichever takes longer; its share is that of our time. Measured: {rates}. "
-            "exp, sorting and whatever does not fit the caches count nothing in it, and Winograd's "
-            "convolutions, in training steps, need fewer products than it counts.",
+            "Limit is the longer of two times: the closed-form FLOPs of the matrix products (three "
+            "times the forward's with the backward) at the measured rate of matrix products, and "
+            "the bytes of inputs, parameters and outputs (twice with the backward) at the measured "
+            f"rate of copying. Share is the limit's part of our time. Measured: {rates}. "
+            "The limit ignores exp, sorting and cache misses, and Winograd's convolutions, in "
+            "training steps, need fewer products than it counts.",
             f"{origin_note(records, 'Measured')} Timing: {timing_text(record)}.",
         ],
         headers=[
             ("", "Case"),
             ("", "passes"),
-            *(("ms (median)", side) for side in ("obvious", "ours")),
-            *(("Ratio", header) for header in ("obvious / ours", "at least")),
-            *(("MB", header) for header in ("obvious", "ours", "ours at most")),
+            *(("ms (median)", side) for side in ("released", "ours")),
+            *(("Ratio", header) for header in ("released / ours", "at least")),
+            *(("MB", header) for header in ("released", "ours", "ours at most")),
             *(("Limit", header) for header in ("ms", "share")),
         ],
         rows=[_cells(row) for row, _ in rows],
@@ -117,7 +117,7 @@ def _columns(row: SpeedRow, record: Speed) -> dict[str, Any]:
 
 
 def _verdicts(row: SpeedRow) -> tuple[str, str]:
-    """Of the ratio and of the memory: "met", "missed", or "" without a target or a figure."""
+    """Verdicts on ratio and memory: "met", "missed", or "" without a target or a figure."""
     return (
         _verdict(row.ratio, row.ratio_target),
         _verdict(row.memory_target_mb, row.ours.peak_memory_mb),
