@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 from ..config.labels import apart
-from ..config.variants import Variant
+from ..config.variants import Variant, with_options
 from ..records.shapes import RecordedVariant
 
 
@@ -19,7 +20,13 @@ def recorded_labels(recorded: Iterable[RecordedVariant]) -> dict[Variant, str]:
     """Row label of each variant that records name; no two are alike."""
     found = {variant_of(one): one for one in recorded}
     labels = {variant: one.row_label for variant, one in found.items()}
-    return apart(labels, [variant for variant, one in found.items() if not one.built_in])
+    labels = apart(labels, [variant for variant, one in found.items() if not one.built_in])
+    # Variants of records older than ``row_label`` may still share one.
+    count = Counter(labels.values())
+    return {
+        variant: with_options(label, variant.options) if count[label] > 1 else label
+        for variant, label in labels.items()
+    }
 
 
 def row_order(

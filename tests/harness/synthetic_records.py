@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import numpy as np
@@ -13,12 +14,15 @@ from harness.records.shapes import (
     SCHEMA,
     Approximation,
     Cost,
+    Gpu,
     Latency,
     Record,
+    Redraw,
     Run,
     Scaling,
     Speed,
     typed,
+    untyped,
 )
 
 MACHINE = {
@@ -31,11 +35,14 @@ MACHINE = {
 }
 GPU_MACHINE = MACHINE | {"device": "cuda", "gpu": {"name": "Made-up GPU", "driver": "1.2"}}
 
+
+def variant(name: str, **options: Any) -> dict[str, Any]:
+    """What a record says of a variant of this suite."""
+    return Variant.of(name, options).describe()
+
+
 VARIANTS: dict[str, dict[str, Any]] = {
-    **{
-        variant.label: variant.describe()
-        for variant in map(Variant, ("none", "nla", "nlsa", "criss-cross"))
-    },
+    **{one["label"]: one for one in map(variant, ("none", "nla", "nlsa", "criss-cross"))},
     "User_Attention-8": {
         "name": "my_package.my_module:User",
         "label": "User_Attention-8",
@@ -91,6 +98,15 @@ def _record(shape: type[R], kind: str, identifier: str, content: dict[str, Any])
     return record
 
 
+def edited(record: R, change: Callable[[dict[str, Any]], object]) -> R:
+    """The record after a change to its JSON."""
+    content = untyped(record)
+    change(content)
+    found = typed(content)
+    assert isinstance(found, type(record))
+    return found
+
+
 def quality(values: list[float], bicubic: float = 25.0) -> dict[str, Any]:
     """One test set whose images have these PSNRs; SSIM is PSNR / 40."""
     images = [
@@ -116,7 +132,7 @@ def quality(values: list[float], bicubic: float = 25.0) -> dict[str, Any]:
 def run(
     variant: str | dict[str, Any] = "Baseline",
     seed: int = 0,
-    values: list[float] | None = None,
+    values: list[float] | dict[str, list[float]] | None = None,
     sets: list[str] | None = None,
     *,
     created: str = "2026-01-02T03:04:05+00:00",
@@ -124,11 +140,13 @@ def run(
     machine: dict[str, Any] | None = None,
     **config: Any,
 ) -> Run:
-    """A run record whose every test set has the same values."""
+    """A run record; the PSNRs are those of every test set, or given for each."""
     variant = VARIANTS[variant] if isinstance(variant, str) else variant
     settings = copy.deepcopy(CONFIG) | {"seed": seed} | config
     sets = sets or settings["data"]["test"]
     settings["data"] = settings["data"] | {"test": sets}
+    if not isinstance(values, dict):
+        values = dict.fromkeys(sets, values or [26.0, 27.0, 28.0])
     name = identifier or f"{variant['label'].lower()}-{settings['preset']}-s{seed}"
     content = {
         "created": created,
@@ -136,7 +154,7 @@ def run(
         "variant": variant,
         "config": settings,
         "training": {"parameters": 1, "seconds": 2.0, "steps_per_second": 3.0, "log": []},
-        "quality": {name: quality(values or [26.0, 27.0, 28.0]) for name in sets},
+        "quality": {name: quality(values[name]) for name in sets},
     }
     return _record(Run, "run", name, content)
 
@@ -282,6 +300,23 @@ def scaling(
             rows.append(row | {"peak_memory_mb": 3e-6 * n**memory})
     settings = {"warmup": 1, "min_runs": 3, "max_seconds": 20.0, "fit_from": fit_from}
     return _record(Scaling, "scaling", identifier, {"settings": settings, "rows": rows} | changes)
+
+
+def gpu(rows: list[dict[str, Any]], **changes: Any) -> Gpu:
+    """A piece of the GPU benchmark."""
+    content = {"piece": "made-up", "settings": {"seconds": 1.0}, "rows": rows}
+    return _record(Gpu, "gpu", "gpu-made-up", content | changes)
+
+
+def redraw(psnrs: list[float], identifier: str = "made-up", **changes: Any) -> Redraw:
+    """Quality of a network under draws; the first is the draw that it was trained with."""
+    row = {"test_set": "Set5", "m": None, "ssim": 0.5, "images": 3}
+    content = {
+        "variant": VARIANTS["NLSA-r4"],
+        "settings": {"network": "nlsa-r4-small-x4-s0", "draws": len(psnrs) - 1, "tile": None},
+        "rows": [row | {"draw": draw, "psnr": psnr} for draw, psnr in enumerate(psnrs)],
+    }
+    return _record(Redraw, "redraw", identifier, content | changes)
 
 
 def approximation(network: str | None, **changes: Any) -> Approximation:
