@@ -8,6 +8,7 @@ import itertools
 import json
 import re
 import shutil
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -27,8 +28,9 @@ from harness.reporting.statistics import summarise
 from harness.reporting.tables.all import build, write_tables
 from harness.reporting.tables.latency import latency_details, table5
 from harness.reporting.tables.operations import table4
-from harness.reporting.tables.printed import summary
+from harness.reporting.tables.printed import gpu_tables, latency_tables, summary
 from harness.reporting.tables.quality import quality_table, table1, table2, table3, table6
+from harness.reporting.tables.redraws import redraw_table
 from harness.reporting.tables.render import Table, latex_escape
 from harness.reporting.tables.speed import find_speeds, speed_table
 from harness.tables import main
@@ -493,6 +495,25 @@ def test_the_newest_speed_of_a_case_counts_and_machines_stand_apart() -> None:
     assert len({table.name for table in tables}) == 2
 
 
+def test_redraw_table() -> None:
+    later = "2026-01-03T00:00:00+00:00"
+    records = [
+        synthetic.redraw([28.0, 28.5], "b", created=later),
+        synthetic.redraw([27.0, 27.2, 26.9, 27.1], "a"),
+    ]
+    table = redraw_table(records)
+    assert [list(row[2:]) for row in table.rows] == [
+        ["Set5", "", "27.000", "+0.0667", "0.1528", "-0.1000 … +0.2000", "3"],
+        ["Set5", "", "28.000", "+0.5000", "", "+0.5000 … +0.5000", "1"],
+    ]
+    row, _ = table.data
+    assert (row["psnr_db_trained_draw"], row["draws"], row["variant"]) == (27.0, 3, "nlsa")
+    assert row["psnr_db_redrawn_mean"] == pytest.approx(statistics.fmean([27.2, 26.9, 27.1]))
+    assert row["psnr_db_redrawn_std"] == pytest.approx(statistics.stdev([27.2, 26.9, 27.1]))
+    assert (row["psnr_db_redrawn_min"], row["psnr_db_redrawn_max"]) == (26.9, 27.2)
+    assert redraw_table(records[::-1]).csv() == table.csv()
+
+
 AWKWARD = r"a_b & 50% #1 $x$ {y} \z ~ ^ <t> | × ± Δ [q]*"
 
 
@@ -624,6 +645,42 @@ def test_summary_without_training_or_latency() -> None:
     assert "25.60" in text
     assert "bicubic" not in text
     assert "NLA" in render(summary([], [], synthetic.latency([synthetic.latency_row("NLA", 1.0)])))
+
+
+def test_latency_tables_show_the_ratio_to_nla() -> None:
+    rows = [
+        synthetic.latency_row("NLA", 30.0, size=9),
+        synthetic.latency_row("NLSA-r4", 4.0, size=9, peak_memory_mb=1.25),
+        synthetic.latency_row("Criss-Cross", None, size=9, note="out of memory"),
+        synthetic.latency_row("NLSA-r4", 4.0, "module", size=9),
+    ]
+    core, module = latency_tables(synthetic.latency(rows))
+    assert core.title == "core, forward, 9x9"
+    shown = list(zip(*(column.cells for column in core.columns), strict=True))
+    assert shown == [
+        ("NLA", "27.000", "30.000", "3.000", "15.000", "7", "", "1.00"),
+        ("NLSA-r4", "3.600", "4.000", "0.400", "2.000", "7", "1.2", "7.50"),
+        ("Criss-Cross", "", "", "", "", "out of memory", "", ""),
+    ]
+    assert list(module.columns[-1].cells) == [""]  # NLA was not timed there
+
+
+def test_gpu_tables_have_a_column_for_each_number() -> None:
+    rows = [
+        {"name": "compile", "seconds": 1.23456, "runs": 3},
+        {"name": "train", "result": "failed", "note": "no such kernel"},
+    ]
+    (table,) = gpu_tables(synthetic.gpu(rows))
+    assert table.title == "made-up"
+    assert [str(column.header) for column in table.columns] == [
+        *("name", "seconds", "result", "note"),
+    ]
+    assert list(zip(*(column.cells for column in table.columns), strict=True)) == [
+        ("compile", "1.235", "", ""),
+        ("train", "", "failed", "no such kernel"),
+    ]
+    latency = synthetic.latency([synthetic.latency_row("NLA", 1.0)])
+    assert [table.title for table in gpu_tables(latency)] == ["core, forward, 100x100"]
 
 
 # -- the command line -------------------------------------------------------------------------
