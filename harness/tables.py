@@ -1,8 +1,8 @@
 """Tables 1 to 6 of the ENLCA paper, quality, scaling and speed, from the records alone.
 
-``python -m harness.tables`` writes each as CSV, Markdown and LaTeX, with the paper's figures
-beside the measured ones. A cell that was not measured is empty. No model, image or GPU is used,
-and the same records give the same bytes.
+``python -m harness.tables`` writes each as CSV and Markdown, with the paper's figures beside the
+measured ones; ``--latex`` adds LaTeX. A cell that was not measured is empty. No model, image or
+GPU is used, and the same records give the same bytes.
 """
 
 from __future__ import annotations
@@ -10,15 +10,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
-
 from .base.errors import command_line, usage_errors
-from .reporting.tables.all import write_tables
 
 
 @dataclass(frozen=True)
 class Options:
-    """Write Tables 1 to 6, quality and speed as CSV, Markdown and LaTeX from the records alone."""
+    """Write Tables 1 to 6, quality, scaling and speed as CSV and Markdown, from the records."""
 
     results: Path = Path("results")
     """Folder that holds records/."""
@@ -26,14 +23,20 @@ class Options:
     """Only runs of this preset."""
     output: Path | None = None
     """Where the tables go; by default tables/ in the results folder."""
+    latex: bool = False
+    """Write LaTeX too."""
 
 
 @command_line
 def main() -> None:
     """``python -m harness.tables``."""
+    import tyro
+
     with usage_errors():
         options = tyro.cli(Options, prog="python -m harness.tables")
-    written = write_tables(options.results, options.preset, options.output)
+    from .reporting.tables.all import write_tables  # pandas and scipy, which --help need not load
+
+    written = write_tables(options.results, options.preset, options.output, latex=options.latex)
     for _, paths in written:
         for path in paths:
             print(path)

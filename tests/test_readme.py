@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from harness.records.shapes import Cost, Latency, Run
 from harness.records.store import load_records
 from harness.reporting.tables.all import write_tables
 from harness.reporting.tables.printed import summary
@@ -66,8 +67,8 @@ def test_the_readme_is_short_and_its_first_screen_holds_what_a_stranger_needs() 
 
 def test_what_the_main_job_prints_is_that_of_its_records() -> None:
     example = ROOT / "results" / "example"
-    (run,), (latency,) = load_records(example, "run"), load_records(example, "latency")
-    costs = [c for c in load_records(example.parent, "cost") if c["variant"] == run["variant"]]
+    (run,), (latency,) = load_records(example, Run), load_records(example, Latency)
+    costs = [c for c in load_records(example.parent, Cost) if c.variant == run.variant]
     console = Console(width=70)
     with console.capture() as printed:
         console.print(summary([run], costs, latency))

@@ -18,6 +18,8 @@ TableName = Literal[
     "figure6",
     "rivals",
 ]
+# What the paper writes out and the modules have as defaults: a variant names it by leaving it out.
+_DEFAULTS = {"m": 128, "k": 6.0, "n1": 0.02, "n2": 0.08, "window": 8}
 
 
 def table_rows(table: str) -> list[Variant]:
@@ -33,20 +35,19 @@ def table_rows(table: str) -> list[Variant]:
     Raises:
         UserError: no such table.
     """
-    enlca = [Variant("enlca", {"m": m}) for m in (256, 128, 64, 32, 16, 8, 4, 2)]
+    enlca = [_variant("enlca", m=m) for m in (256, 128, 64, 32, 16, 8, 4, 2)]
     none, nla, nlsa = Variant("none"), Variant("nla"), Variant("nlsa")
-    plain = {"k": 1.0}
     n1_n2 = itertools.product((0.01, 0.015, 0.02, 0.03), (0.04, 0.08, 0.13, 0.2))
     rows = {
         "table1": [none, nla, nlsa, enlca[1]],
         "table2": [
             none,
-            Variant("enla", plain),
+            _variant("enla", k=1.0),
             Variant("enla"),
-            Variant("enlca", plain),
+            _variant("enlca", k=1.0),
             enlca[1],
         ],
-        "table3": [Variant("enlca", {"n1": n1, "n2": n2}) for n1, n2 in n1_n2],
+        "table3": [_variant("enlca", n1=n1, n2=n2) for n1, n2 in n1_n2],
         "table4": [none, nla, Variant("conv"), nlsa, *enlca],
         "table5": [nla, nlsa, enlca[1], enlca[4], Variant("criss-cross"), Variant("conv")],
         "table6": [none, nla, Variant("criss-cross"), nlsa, enlca[1]],
@@ -57,7 +58,7 @@ def table_rows(table: str) -> list[Variant]:
             Variant("region"),
             Variant("rnan"),
             Variant("csnln"),
-            *(Variant(n, {"window": w}) for n in ("window", "shifted-window") for w in (8, 16)),
+            *(_variant(name, window=w) for name in ("window", "shifted-window") for w in (8, 16)),
             Variant("agent"),
             Variant("nystrom"),
             Variant("performer"),
@@ -66,8 +67,13 @@ def table_rows(table: str) -> list[Variant]:
             Variant("mdta"),
             Variant("channel-attention"),
         ],
-        "figure6": [none, *(Variant("enlca", {"k": float(k)}) for k in (1, 2, 4, 6, 8, 10))],
+        "figure6": [none, *(_variant("enlca", k=float(k)) for k in (1, 2, 4, 6, 8, 10))],
     }
     if table not in rows:
         raise UserError(f"unknown rows {table!r}: choose from {', '.join(rows)}")
     return rows[table]
+
+
+def _variant(name: str, **options: float) -> Variant:
+    changed = {option: value for option, value in options.items() if value != _DEFAULTS[option]}
+    return Variant(name, changed)

@@ -7,11 +7,12 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from attention_zoo.implementations import AUTO
-
 from ..base.errors import UserError
 from ..base.names import digest
 from .variants import Variant
+
+#: ``attention_zoo.implementations.AUTO``, which would bring torch.
+AUTO = "auto"
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,7 @@
-"""A variant: one attention module with its options."""
+"""A variant: one attention module with its options.
+
+Naming and comparing variants needs no torch; everything that asks the module's class does.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +10,18 @@ import inspect
 import json
 import re
 import unicodedata
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import attention_zoo
-from attention_zoo import Attention, AttentionError, find_attention
+if TYPE_CHECKING:
+    from attention_zoo import Attention
 
-from .labels import told_options, untold_options
-
+#: Channels of the "core" part: c = c_out = 64, as in the ENLCA paper's Table 4.
+CORE_CHANNELS = 64
+#: Channels of the "module" part, as in the paper's EDSR; the embedding is the module's default.
+MODULE_CHANNELS = 256
 # Letters of a label in file names, so that no name is too long for a file system.
 _LONGEST_NAME = 80
 
@@ -24,15 +30,41 @@ _LONGEST_NAME = 80
 class Variant:
     """One attention module with its options; options left out take the module's defaults.
 
-    Raises:
-        AttentionError: unknown module or option, or a value that a record cannot hold.
+    Two variants are equal if name and options are: :meth:`of` leaves out what is at its default,
+    so that it gives one variant for one module, and variants serve as keys.
     """
 
     name: str
-    options: dict[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        attention_zoo.check_options(self.name, self.options)
+        # JSON has no tuples, and lists have no hash.
+        options = {o: tuple(v) if isinstance(v, list) else v for o, v in self.options.items()}
+        object.__setattr__(self, "options", options)
+
+    def __hash__(self) -> int:
+        return hash((self.name, frozenset(self.options)))
+
+    @classmethod
+    def of(cls, name: str, options: Mapping[str, Any]) -> Variant:
+        """The variant with these options, checked, without those at their defaults.
+
+        Raises:
+            AttentionError: as :meth:`check`.
+        """
+        variant = cls(name, options)
+        variant.check()
+        return cls(name, variant.changed)
+
+    def check(self) -> None:
+        """Ask the module whether it has these options.
+
+        Raises:
+            AttentionError: unknown module or option, or a value that a record cannot hold.
+        """
+        from attention_zoo import AttentionError, check_options
+
+        check_options(self.name, dict(self.options))
         for option, value in self.resolved.items():
             try:
                 json.dumps(value, allow_nan=False)
@@ -46,15 +78,27 @@ class Variant:
     def label(self) -> str:
         """Row label, e.g. ``ENLCA-m16``.
 
-        That of a module which is not this package's names all options that are not at their
-        defaults: readers of its records may not have the module.
+        The label of somebody else's module names all options that are not at their defaults:
+        readers of its records may not have the module.
         """
-        cls = attention_zoo.find_attention(self.name)
+        from attention_zoo import is_built_in
+
+        cls = _class(self.name)
         label = cls.label(**self.options)
-        if attention_zoo.is_built_in(cls):
-            return label
-        defaults = {name: p.default for name, p in cls.options().items()}
-        return told_options(label, untold_options(cls.label, self.options, defaults))
+        return label if is_built_in(cls) else with_options(label, self._not_shown())
+
+    @property
+    def row_label(self) -> str:
+        """The label, followed by what it does not show, so that it names this variant alone.
+
+        Options that are not at their defaults follow; the module's name does if a module of
+        attention_zoo could have the label.
+        """
+        from attention_zoo import is_built_in
+
+        if is_built_in(_class(self.name)):
+            return with_options(self.label, self._not_shown())
+        return f"{self.label}, {self.name}" if _is_built_in_label(self.label) else self.label
 
     @property
     def file_name(self) -> str:
@@ -62,20 +106,31 @@ class Variant:
 
         The class's name where nothing is left of the label.
         """
-        words = (self.label, attention_zoo.find_attention(self.name).__name__, "module")
+        words = (self.label, _class(self.name).__name__, "module")
         return next(word for word in map(_file_name, words) if word)
 
     @property
     def resolved(self) -> dict[str, Any]:
         """All options with their values."""
-        defaults = attention_zoo.find_attention(self.name).options()
-        return {name: p.default for name, p in defaults.items()} | self.options
+        return _defaults(self.name) | dict(self.options)
+
+    @property
+    def changed(self) -> dict[str, Any]:
+        """Options that are not at their defaults."""
+        defaults = _defaults(self.name)
+        return {
+            option: value
+            for option, value in self.options.items()
+            if (value, type(value)) != (defaults[option], type(defaults[option]))
+        }
 
     @property
     def source_sha256(self) -> str | None:
         """Of the file that holds the class; None for the suite's own, whose version is recorded."""
-        cls = attention_zoo.find_attention(self.name)
-        if attention_zoo.is_built_in(cls):
+        from attention_zoo import is_built_in
+
+        cls = _class(self.name)
+        if is_built_in(cls):
             return None
         try:
             path = inspect.getsourcefile(cls)
@@ -84,32 +139,48 @@ class Variant:
             return None
 
     def create(self, channels: int, **overrides: Any) -> Attention:
-        """Build the module for maps of ``channels`` channels."""
-        defaults = attention_zoo.find_attention(self.name).options()
-        # JSON has no tuples.
+        """Build the module for maps of ``channels`` channels.
+
+        Raises:
+            AttentionError: a bad name or option, or the module cannot be built.
+        """
+        from attention_zoo import create_attention
+
+        defaults = _defaults(self.name)
         options = {
-            name: tuple(value)
-            if isinstance(value, list) and isinstance(defaults[name].default, tuple)
+            name: list(value)
+            if isinstance(value, tuple) and isinstance(defaults.get(name), list)
             else value
-            for name, value in (self.options | overrides).items()
+            for name, value in (dict(self.options) | overrides).items()
         }
-        return attention_zoo.create_attention(self.name, channels, **options)
+        return create_attention(self.name, channels, **options)
 
     def to_dict(self) -> dict[str, Any]:
-        """``{"name", "label", "options"}`` as records hold it."""
+        """``{"name", "label", "options"}``, on which run ids depend."""
         return {"name": self.name, "label": self.label, "options": self.resolved}
 
+    def describe(self) -> dict[str, Any]:
+        """:meth:`to_dict`, and what tables say of the module: see ``records.shapes``."""
+        from attention_zoo import is_built_in
 
-def _file_name(text: str) -> str:
-    plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
-    found = re.sub(r"[^a-z0-9._-]+", "-", plain.lower().replace(":", "."))
-    return found.strip("-._")[:_LONGEST_NAME].strip("-._")
+        cls = _class(self.name)
+        return self.to_dict() | {
+            "row_label": self.row_label,
+            "changed": self.changed,
+            "source": cls.source,
+            "growth": cls.complexity,
+            "built_in": is_built_in(cls),
+        }
 
-
-#: Channels of the "core" part: c = c_out = 64, as in the ENLCA paper's Table 4.
-CORE_CHANNELS = 64
-#: Channels of the "module" part, as in the paper's EDSR; the embedding is the module's default.
-MODULE_CHANNELS = 256
+    def _not_shown(self) -> dict[str, Any]:
+        """Options that are not at their defaults and that the label does not show."""
+        label, defaults = _class(self.name).label, _defaults(self.name)
+        options = dict(self.options)
+        return {
+            option: value
+            for option, value in self.changed.items()
+            if label(**options) == label(**options | {option: defaults[option]})
+        }
 
 
 def create_core(variant: Variant) -> Attention:
@@ -118,5 +189,43 @@ def create_core(variant: Variant) -> Attention:
     Raises:
         AttentionError: a bad name or option.
     """
-    whole = {"reduction": 1} if "reduction" in find_attention(variant.name).options() else {}
+    whole = {"reduction": 1} if "reduction" in _class(variant.name).options() else {}
     return variant.create(CORE_CHANNELS, **whole)
+
+
+def with_options(label: str, options: Mapping[str, Any]) -> str:
+    """The label followed by options, as ``NLSA-r4 (chunk_size=64)``."""
+    text = ", ".join(f"{option}={value}" for option, value in sorted(options.items()))
+    return f"{label} ({text})" if text else label
+
+
+def built_in_attentions() -> list[str]:
+    """Names of the modules of ``attention_zoo`` itself."""
+    from attention_zoo import is_built_in, list_attentions
+
+    # A user's may be registered too, by the decorator.
+    return [name for name in list_attentions(installed=False) if is_built_in(_class(name))]
+
+
+def _class(name: str) -> type[Attention]:
+    from attention_zoo import find_attention
+
+    return find_attention(name)
+
+
+def _defaults(name: str) -> dict[str, Any]:
+    return {option: p.default for option, p in _class(name).options().items()}
+
+
+def _is_built_in_label(label: str) -> bool:
+    """Whether a module of ``attention_zoo`` gives the label, with whatever options."""
+    formats = (_class(name).label_format for name in built_in_attentions())
+    return any(
+        re.fullmatch(".+".join(map(re.escape, re.split("{.*?}", text))), label) for text in formats
+    )
+
+
+def _file_name(text: str) -> str:
+    plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
+    found = re.sub(r"[^a-z0-9._-]+", "-", plain.lower().replace(":", "."))
+    return found.strip("-._")[:_LONGEST_NAME].strip("-._")

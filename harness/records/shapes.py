@@ -1,4 +1,8 @@
-"""What a record of each kind must hold."""
+"""What a record of each kind holds, as typed structures.
+
+Keys beyond those named here are allowed everywhere but in ``config``, which tells settings apart:
+they stay in the file, and readers do not see them. ``UNSET`` is a key that is not there.
+"""
 
 from __future__ import annotations
 
@@ -7,213 +11,539 @@ import re
 from datetime import datetime
 from typing import Any
 
-from .origin import Record
+import msgspec
+from msgspec import UNSET, UnsetType
 
 #: Version of the records' layout. A reader refuses any other.
 SCHEMA = 1
+#: The paper's m and k, which every approximation record has.
+REFERENCE_M, REFERENCE_K = 128, 6.0
+#: Name of the mean over a network's modules, in approximation records.
+WHOLE = "all modules"
+#: Level of every interval.
+CONFIDENCE = 0.95
+
+Number = int | float
 _ID = re.compile(r"""[^\W_][^/\\\x00-\x1f:*?"<>|]*""")
-# What a record must hold. A dict is an object with at least these keys, [x] a list of x, {str: x}
-# an object with any keys, a tuple alternatives, None null. Keys beyond these are kept.
-_NUMBER = (int, float)
-_NULLABLE = (int, float, None)
-_VARIANT = {"name": str, "label": str, "options": dict}
-_COUNTS = {
-    "channels": int,
-    "paper_gflops": _NULLABLE,
-    "executed_gflops": _NULLABLE,
-    "fvcore_gflops": _NULLABLE,
-    "ptflops_gflops": _NULLABLE,
-    "torch_gflops": _NULLABLE,
-}
-_IMAGE = {
-    "name": str,
-    "psnr": _NUMBER,
-    "ssim": _NUMBER,
-    "bicubic_psnr": _NUMBER,
-    "bicubic_ssim": _NUMBER,
-    "tile": (int, None),
-}
-_SIDE = {"median_ms": _NULLABLE, "runs": (int, None), "peak_memory_mb": _NULLABLE}
-_QUALITY = {
-    "images": [_IMAGE],
-    "psnr": _NUMBER,
-    "ssim": _NUMBER,
-    "bicubic_psnr": _NUMBER,
-    "bicubic_ssim": _NUMBER,
-}
-# Parts of a machine's description that are objects where they are known.
-_MACHINE_PARTS = ("cpu", "gpu", "torch", "packages", "code")
-_COMMON: dict[str, Any] = {
-    "schema": int,
-    "kind": str,
-    "id": str,
-    "created": str,
-    "command": str,
-    "machine": dict,
-}
-_SHAPES: dict[str, dict[str, Any]] = {
-    "run": _COMMON
-    | {
-        "variant": _VARIANT,
-        "config": {
-            "preset": str,
-            "protocol": str,
-            "scale": int,
-            "seed": int,
-            "blocks": int,
-            "channels": int,
-            "steps": int,
-            "device": str,
-            "data": {"name": str, "train": [str], "train_images": int, "test": [str]},
-        },
-        "training": {"parameters": int, "seconds": _NUMBER},
-        "quality": {str: _QUALITY},
-    },
-    "cost": _COMMON
-    | {
-        "variant": _VARIANT,
-        "height": int,
-        "width": int,
-        "parts": {"core": _COUNTS, "module": _COUNTS},
-        "notes": [str],
-    },
-    "latency": _COMMON
-    | {
-        "settings": {"max_seconds": _NULLABLE},
-        "rows": [
-            {
-                "variant": _VARIANT,
-                "part": str,
-                "passes": str,
-                "height": int,
-                "width": int,
-                "batch": int,
-                "channels": int,
-                "dtype": str,
-                "device": str,
-                "mean_ms": _NULLABLE,
-                "median_ms": _NULLABLE,
-                "iqr_ms": _NULLABLE,
-                "min_ms": _NULLABLE,
-                "runs": (int, None),
-                "peak_memory_mb": _NULLABLE,
-            }
-        ],
-    },
-    "speed": _COMMON
-    | {
-        "settings": {"max_seconds": _NULLABLE},
-        "machine_limits": {"matmul_gflops": _NUMBER, "copy_gb_per_s": _NUMBER},
-        "rows": [
-            {
-                "name": str,
-                "case": str,
-                "variant": _VARIANT,
-                "passes": str,
-                "dtype": str,
-                "device": str,
-                "obvious": _SIDE,
-                "ours": _SIDE,
-                "ratio": _NULLABLE,
-                "ratio_low": _NULLABLE,
-                "ratio_high": _NULLABLE,
-                "ratio_target": _NULLABLE,
-                "memory_target_mb": _NULLABLE,
-                "limit_ms": _NUMBER,
-            }
-        ],
-    },
-    "redraw": _COMMON
-    | {
-        "variant": _VARIANT,
-        "settings": {"network": str, "draws": int, "tile": (int, None)},
-        "rows": [
-            {
-                "test_set": str,
-                "m": (int, None),
-                "draw": int,
-                "psnr": _NUMBER,
-                "ssim": _NUMBER,
-                "images": int,
-            }
-        ],
-    },
-    "gpu": _COMMON | {"piece": str, "settings": dict, "rows": [{"name": str}]},
-    "approximation": _COMMON
-    | {
-        "settings": {
-            "network": (dict, None),
-            "sides": [int],
-            "rounds": int,
-            "draws": int,
-            "top": int,
-        },
-        "exact": [{"features": str, "n": int, "k": _NUMBER}],
-        "enla": [{"features": str, "n": int, "k": _NUMBER, "m": int}],
-        "nlsa": [{"features": str, "n": int, "rounds": int, "chunk_size": int}],
-        "network": [{"attention": str, "m": (int, None), "psnr": _NUMBER}],
-    },
-}
-_SHAPES["scaling"] = _SHAPES["latency"] | {"settings": {"max_seconds": _NULLABLE, "fit_from": int}}
 
 
-def _problem(record: Any) -> str | None:
-    """What is wrong with a record's layout, in words that name the key; None if nothing is."""
-    if not isinstance(record, dict):
-        return "it is not a JSON object"
-    try:
-        _check(record, _COMMON, "")
-        if record["schema"] != SCHEMA:
-            raise _Mismatch("schema", f"is {record['schema']}, not {SCHEMA}")
-        if record["kind"] not in _SHAPES:
-            raise _Mismatch("kind", f"is {record['kind']!r}, not one of {', '.join(_SHAPES)}")
-        if not _ID.fullmatch(record["id"]):
-            raise _Mismatch("id", f"{record['id']!r} is not a file name")
-        _check(record, _SHAPES[record["kind"]], "")
-        _check_finite(record, "")
-        _check_created(record["created"])
-        for part in _MACHINE_PARTS:
-            _check(record["machine"].get(part), (dict, None), f"machine.{part}")
-        if record["kind"] == "run":
-            _check_quality(record)
-        if record["kind"] in ("latency", "scaling", "speed", "redraw") and not record["rows"]:
-            raise _Mismatch("rows", "is empty")
-    except _Mismatch as error:
-        return str(error)
-    return None
+class _Shape(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    pass
 
 
-class _Mismatch(Exception):
+class Cpu(_Shape, frozen=True, kw_only=True):
+    """A processor; what could not be found out is None."""
+
+    model: str | None = None
+    architecture: str | None = None
+    physical_cores: int | None = None
+    logical_cores: int | None = None
+    memory_gb: Number | None = None
+    vector_instructions: str | None = None
+
+
+class Torch(_Shape, frozen=True, kw_only=True):
+    """How torch was built and set; older records lack some of it."""
+
+    threads: int | None = None
+    interop_threads: int | None = None
+    wait_policy: str | None = None
+    allocator: str | None = None
+    blas: str | None = None
+    lapack: str | None = None
+    mkl: bool | None = None
+    onednn: bool | None = None
+    #: Whether the attention's large products were oneDNN's; records of November 2026 have it.
+    products_by_onednn: bool = False
+    matmul_precision: str | None = None
+    cudnn_tf32: bool | None = None
+    cudnn_benchmark: bool | None = None
+    cudnn_deterministic: bool | None = None
+    deterministic_algorithms: bool | None = None
+
+
+class Code(_Shape, frozen=True, kw_only=True):
+    """The code that wrote a record."""
+
+    version: str | None = None
+    commit: str | None = None
+
+
+class Machine(_Shape, frozen=True, kw_only=True):
+    """What a reader needs to judge or repeat a measurement; see ``base.machine.describe``."""
+
+    device: str | None = None
+    cpu: Cpu | None = None
+    #: ``name``, ``memory_gb``, ``driver``, … of the GPU; None on the CPU.
+    gpu: dict[str, Any] | None = None
+    os: str | None = None
+    python: str | None = None
+    packages: dict[str, str | None] | None = None
+    torch: Torch | None = None
+    #: Compiler of the attention's kernels in C; None where torch's operations took their place.
+    compiler: str | None = None
+    code: Code | None = None
+
+
+class RecordedVariant(_Shape, frozen=True, kw_only=True):
+    """A variant as the module's own code described it when the record was made.
+
+    Readers need no module for it: what they say of a variant is all here. Records older than
+    ``row_label`` have the plain label and all options in place of what is missing.
+    """
+
+    name: str
+    label: str
+    options: dict[str, Any]
+    #: The label, followed by the options that it does not show; unlike any built-in module's
+    #: label if the module is somebody else's.
+    row_label: str = ""
+    #: Options that are not at the module's defaults.
+    changed: dict[str, Any] | None = None
+    #: The paper and equation that the module implements.
+    source: str = ""
+    #: Growth with N as the method's authors state it.
+    growth: str = ""
+    #: Whether it is one of attention_zoo's own.
+    built_in: bool | None = None
+
+    def __post_init__(self) -> None:
+        if self.changed is None:
+            msgspec.structs.force_setattr(self, "row_label", self.row_label or self.label)
+            msgspec.structs.force_setattr(self, "changed", self.options)
+            msgspec.structs.force_setattr(self, "built_in", ":" not in self.name)
+
+
+class Record(_Shape, frozen=True, kw_only=True):
+    """What records of all kinds hold."""
+
+    schema: int
+    kind: str
+    id: str
+    created: str
+    command: str
+    machine: Machine
+
+    @property
+    def when(self) -> datetime:
+        """The time of the measurement, with its time zone."""
+        return datetime.fromisoformat(self.created)
+
+
+class Data(_Shape, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Images of a run."""
+
+    name: str
+    train: list[str]
+    train_images: int
+    train_sha256: str | UnsetType = UNSET
+    test: list[str]
+
+
+class Start(_Shape, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Training of the baseline that a warm start begins with."""
+
+    steps: int
+    learning_rate: Number
+    schedule: str
+
+
+class Config(_Shape, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The configuration of a run without its variant; see ``config.run.RunConfig``."""
+
+    preset: str
+    protocol: str
+    scale: int
+    seed: int
+    blocks: int
+    channels: int
+    block_res_scale: Number | UnsetType = UNSET
+    patch: int | UnsetType = UNSET
+    batch: int | UnsetType = UNSET
+    steps: int
+    steps_per_epoch: int | UnsetType = UNSET
+    learning_rate: Number | UnsetType = UNSET
+    schedule: str | UnsetType = UNSET
+    betas: list[Number] | UnsetType = UNSET
+    auxiliary_weight: Number | UnsetType = UNSET
+    auxiliary_warmup: Number | UnsetType = UNSET
+    precision: str | UnsetType = UNSET
+    device: str
+    tile: int | UnsetType | None = UNSET
+    data: Data
+    start: Start | UnsetType = UNSET
+    implementation: str | UnsetType = UNSET
+
+    @property
+    def setting(self) -> dict[str, Any]:
+        """The configuration without its seed: only runs of one setting are comparable."""
+        return {key: value for key, value in untyped(self).items() if key != "seed"}
+
+
+class Training(_Shape, frozen=True, kw_only=True):
+    """How a run was trained; ``log`` rows are step, mean L1, mean auxiliary loss, rate."""
+
+    parameters: int
+    seconds: Number
+    processes: int = 1
+    steps_per_second: Number | None = None
+    log: list[list[Number]] = []
+
+
+class ImageQuality(_Shape, frozen=True, kw_only=True):
+    """PSNR (dB) and SSIM of one image on Y; ``tile`` is the side in LR pixels, None if whole."""
+
+    name: str
+    psnr: Number
+    ssim: Number
+    bicubic_psnr: Number
+    bicubic_ssim: Number
+    tile: int | None
+
+
+class Quality(_Shape, frozen=True, kw_only=True):
+    """Quality on a test set: of each image, and their means."""
+
+    psnr: Number
+    ssim: Number
+    bicubic_psnr: Number
+    bicubic_ssim: Number
+    images: list[ImageQuality]
+
+
+class Run(Record, frozen=True, kw_only=True):
+    """One variant trained and evaluated with one seed."""
+
+    variant: RecordedVariant
+    config: Config
+    training: Training
+    quality: dict[str, Quality]
+    source_sha256: str | None = None
+
+
+class Counts(_Shape, frozen=True, kw_only=True):
+    """GFLOPs (2 · MACs / 1e9) of a part; None for a counter that failed."""
+
+    channels: int
+    paper_gflops: Number | None
+    executed_gflops: Number | None
+    fvcore_gflops: Number | None
+    ptflops_gflops: Number | None
+    torch_gflops: Number | None
+    inserted_gflops: Number | None = None
+    embedding: int | None = None
+
+
+class Parts(_Shape, frozen=True, kw_only=True):
+    """The core alone, and the module as inserted."""
+
+    core: Counts
+    module: Counts
+
+
+class Cost(Record, frozen=True, kw_only=True):
+    """Operation counts of a variant on a feature map of ``height x width``."""
+
+    variant: RecordedVariant
+    height: int
+    width: int
+    parts: Parts
+    notes: list[str]
+
+
+class Times(_Shape, frozen=True, kw_only=True):
+    """Milliseconds of a call, number of runs, peak memory in MB (1e6 bytes); None: see ``note``."""
+
+    mean_ms: Number | None = None
+    median_ms: Number | None
+    iqr_ms: Number | None = None
+    min_ms: Number | None = None
+    runs: int | None
+    peak_memory_mb: Number | None
+    note: str | None = None
+
+
+class LatencyRow(Times, frozen=True, kw_only=True):
+    """Times of one variant in one part, pass and size."""
+
+    variant: RecordedVariant
+    part: str
+    passes: str
+    height: int
+    width: int
+    batch: int
+    channels: int
+    dtype: str
+    device: str
+    mean_ms: Number | None
+    iqr_ms: Number | None
+    min_ms: Number | None
+    #: The implementation of each core that ran.
+    implementation: dict[str, str] = {}
+
+    @property
+    def positions(self) -> int:
+        """N, the number of positions."""
+        return self.height * self.width
+
+
+class LatencySettings(_Shape, frozen=True, kw_only=True):
+    """How calls were timed; ``network`` are the sizes of the network, where it was."""
+
+    warmup: int | UnsetType | None = UNSET
+    min_runs: int | UnsetType | None = UNSET
+    max_runs: int | UnsetType | None = UNSET
+    max_seconds: Number | None
+    seed: int | UnsetType | None = UNSET
+    order: str | UnsetType | None = UNSET
+    clock: str | UnsetType | None = UNSET
+    l2_flush: bool | UnsetType | None = UNSET
+    memory_format: str | UnsetType | None = UNSET
+    network: dict[str, Any] | UnsetType | None = UNSET
+    implementation: str | UnsetType = UNSET
+    graphs: bool | UnsetType = UNSET
+
+
+class Latency(Record, frozen=True, kw_only=True):
+    """Methods timed in turn on one machine."""
+
+    settings: LatencySettings
+    rows: list[LatencyRow]
+
+
+class ScalingSettings(LatencySettings, frozen=True, kw_only=True):
+    """The least number of positions that a fit takes, and the bounds of time."""
+
+    fit_from: int
+    size_seconds: Number | UnsetType | None = UNSET
+    memory_seconds: Number | UnsetType | None = UNSET
+
+
+class Scaling(Record, frozen=True, kw_only=True):
+    """Time and memory of cores against the number of positions."""
+
+    settings: ScalingSettings
+    rows: list[LatencyRow]
+
+
+class SpeedRow(_Shape, frozen=True, kw_only=True):
+    """The released implementation (``obvious``) and ours, timed in turn."""
+
+    name: str
+    case: str
+    variant: RecordedVariant
+    passes: str
+    dtype: str
+    device: str
+    obvious: Times
+    ours: Times
+    ratio: Number | None
+    ratio_low: Number | None
+    ratio_high: Number | None
+    ratio_target: Number | None
+    memory_target_mb: Number | None
+    limit_ms: Number
+    gflops: Number | None = None
+    megabytes: Number | None = None
+    note: str | None = None
+
+
+class SpeedSettings(_Shape, frozen=True, kw_only=True):
+    """How both sides were timed."""
+
+    warmup: int | UnsetType | None = UNSET
+    min_runs: int | UnsetType | None = UNSET
+    max_runs: int | UnsetType | None = UNSET
+    max_seconds: Number | None
+    seed: int | UnsetType | None = UNSET
+    order: str | UnsetType | None = UNSET
+    clock: str | UnsetType | None = UNSET
+    processes: str | UnsetType | None = UNSET
+    memory_format: str | UnsetType | None = UNSET
+
+
+class MachineLimits(_Shape, frozen=True, kw_only=True):
+    """Rate of matrix products in GFLOP/s (2 · MACs), of copies in GB/s (1e9 bytes)."""
+
+    matmul_gflops: Number
+    copy_gb_per_s: Number
+
+
+class Speed(Record, frozen=True, kw_only=True):
+    """Released implementations beside ours, and the machine's limits."""
+
+    settings: SpeedSettings
+    machine_limits: MachineLimits
+    rows: list[SpeedRow]
+
+
+class RedrawRow(_Shape, frozen=True, kw_only=True):
+    """Quality under one draw; ``m`` is None where the method has none."""
+
+    test_set: str
+    m: int | None
+    draw: int
+    psnr: Number
+    ssim: Number
+    images: int
+
+
+class RedrawSettings(_Shape, frozen=True, kw_only=True):
+    """The trained network and its draws."""
+
+    network: str
+    draws: int
+    tile: int | None
+    weights_sha256: str | None = None
+    m: list[int] = []
+    test_sets: list[str] = []
+    data: str | None = None
+    device: str | None = None
+
+
+class Redraw(Record, frozen=True, kw_only=True):
+    """Quality of a trained network under other random draws."""
+
+    variant: RecordedVariant
+    settings: RedrawSettings
+    rows: list[RedrawRow]
+
+
+class Gpu(Record, frozen=True, kw_only=True):
+    """One piece of what is measured on a CUDA device; its rows have keys of their own."""
+
+    piece: str
+    settings: dict[str, Any]
+    rows: list[dict[str, Any]]
+
+
+class ApproximatedNetwork(_Shape, frozen=True, kw_only=True):
+    """The trained network whose features were measured."""
+
+    name: str
+    variant: RecordedVariant
+    scale: int | None = None
+    data: str | None = None
+    test_sets: list[str] = []
+    images: int = 0
+
+
+class ApproximationSettings(_Shape, frozen=True, kw_only=True):
+    """What was varied."""
+
+    network: ApproximatedNetwork | None
+    sides: list[int]
+    rounds: int
+    draws: int
+    top: int
+    synthetic: int | None = None
+    m: list[int] = []
+    k: list[Number] = []
+    queries: int | None = None
+    chunk_size: int | None = None
+    eps: Number | None = None
+    seed: int | None = None
+
+
+class Approximation(Record, frozen=True, kw_only=True):
+    """Quality of ENLA's approximation and of NLSA's buckets.
+
+    Rows are mappings from quantity to number: what ``measuring.approximation`` measures of exact
+    attention, ENLA and NLSA by features, N, k, m and rounds, and the PSNR of the network.
+    """
+
+    settings: ApproximationSettings
+    exact: list[dict[str, Any]]
+    enla: list[dict[str, Any]]
+    nlsa: list[dict[str, Any]]
+    network: list[dict[str, Any]]
+
+
+KINDS: dict[str, type[Record]] = {
+    "run": Run,
+    "cost": Cost,
+    "latency": Latency,
+    "speed": Speed,
+    "approximation": Approximation,
+    "scaling": Scaling,
+    "gpu": Gpu,
+    "redraw": Redraw,
+}
+# Keys that the rows of a record without a type for them must have.
+_KEYS: dict[str, dict[str, tuple[str, ...]]] = {
+    "gpu": {"rows": ("name",)},
+    "approximation": {
+        "exact": ("features", "n", "k"),
+        "enla": ("features", "n", "k", "m"),
+        "nlsa": ("features", "n", "rounds", "chunk_size"),
+        "network": ("attention", "m", "psnr"),
+    },
+}
+
+
+class ShapeError(ValueError):
+    """A record is not as its kind demands; the message names the key."""
+
     def __init__(self, key: str, problem: str) -> None:
-        super().__init__(f"key '{key}' {problem}")
+        super().__init__(f"key '{key}' {problem}" if key else problem)
 
 
-def _check(value: Any, shape: Any, key: str) -> None:
-    if isinstance(shape, dict):
-        _check(value, dict, key)
-        if str in shape:
-            for name, item in value.items():
-                _check(item, shape[str], _join(key, name))
-            return
-        for name, inner in shape.items():
-            if name not in value:
-                raise _Mismatch(_join(key, name), "is missing")
-            _check(value[name], inner, _join(key, name))
-    elif isinstance(shape, list):
-        _check(value, list, key)
-        for index, item in enumerate(value):
-            _check(item, shape[0], f"{key}[{index}]")
-    else:
-        types = shape if isinstance(shape, tuple) else (shape,)
-        if not any(value is None if t is None else type(value) is t for t in types):
-            wanted = " or ".join("null" if t is None else t.__name__ for t in types)
-            got = "null" if value is None else type(value).__name__
-            raise _Mismatch(key, f"is {got}, not {wanted}")
+def typed(content: Any) -> Record:
+    """A record from what JSON gave.
+
+    Raises:
+        ShapeError: a key is missing or unknown, or a value has a wrong type or is not finite.
+    """
+    if not isinstance(content, dict):
+        raise ShapeError("", "it is not a JSON object")
+    kind = content.get("kind")
+    shape = KINDS.get(kind) if isinstance(kind, str) else None
+    try:
+        record = msgspec.convert(content, shape or Record)
+    except msgspec.ValidationError as error:
+        raise _explained(error) from None
+    if shape is None:
+        raise ShapeError("kind", f"is {kind!r}, not one of {', '.join(KINDS)}")
+    if record.schema != SCHEMA:
+        raise ShapeError("schema", f"is {record.schema}, not {SCHEMA}")
+    if not _ID.fullmatch(record.id):
+        raise ShapeError("id", f"{record.id!r} is not a file name")
+    _check_finite(content, "")
+    _check_created(record.created)
+    for part, keys in _KEYS.get(record.kind, {}).items():
+        for index, row in enumerate(content[part]):
+            for key in keys:
+                if key not in row:
+                    raise ShapeError(f"{part}[{index}].{key}", "is missing")
+    if isinstance(record, Run):
+        _check_quality(record)
+    if isinstance(record, Latency | Scaling | Speed | Redraw) and not record.rows:
+        raise ShapeError("rows", "is empty")
+    return record
+
+
+def untyped(shape: _Shape) -> dict[str, Any]:
+    """A record, or a part of one, as JSON takes it: values at their defaults are left out."""
+    content: dict[str, Any] = msgspec.to_builtins(shape)
+    return content
+
+
+def _explained(error: msgspec.ValidationError) -> ShapeError:
+    """msgspec's words as ours: its path is the key."""
+    text, _, path = str(error).partition(" - at `")
+    key = path.removesuffix("`").removeprefix("$").removeprefix(".").replace("[...]", ".*")
+    if found := re.fullmatch(r"Object missing required field `(.*)`", text):
+        return ShapeError(_join(key, found[1]), "is missing")
+    if found := re.fullmatch(r"Object contains unknown field `(.*)`", text):
+        return ShapeError(_join(key, found[1]), "is unknown to this version")
+    if found := re.fullmatch(r"Expected `(.*)`, got `(.*)`", text):
+        return ShapeError(key, f"is {found[2]}, not {found[1].replace(' | ', ' or ')}")
+    return ShapeError(key, text)
 
 
 def _check_finite(value: Any, key: str) -> None:
     if isinstance(value, float) and not math.isfinite(value):
-        raise _Mismatch(key, f"is {value}, not a finite number")
+        raise ShapeError(key, f"is {value}, not a finite number")
     if isinstance(value, dict):
         for name, item in value.items():
             _check_finite(item, _join(key, name))
@@ -226,34 +556,20 @@ def _check_created(created: str) -> None:
     try:
         when = datetime.fromisoformat(created)
     except ValueError:
-        raise _Mismatch("created", f"{created!r} is not an ISO-8601 time") from None
+        raise ShapeError("created", f"{created!r} is not an ISO-8601 time") from None
     if when.tzinfo is None:
-        raise _Mismatch("created", f"{created!r} has no time zone")
+        raise ShapeError("created", f"{created!r} has no time zone")
 
 
-def _check_quality(run: dict[str, Any]) -> None:
-    quality = run["quality"]
-    for name in run["config"]["data"]["test"] or ["<test set>"]:
-        if name not in quality:
-            raise _Mismatch(f"quality.{name}", "is missing")
-    for name, entry in quality.items():
-        names = [image["name"] for image in entry["images"]]
+def _check_quality(run: Run) -> None:
+    for name in run.config.data.test or ["<test set>"]:
+        if name not in run.quality:
+            raise ShapeError(f"quality.{name}", "is missing")
+    for name, entry in run.quality.items():
+        names = [image.name for image in entry.images]
         if not names or len(set(names)) < len(names):
-            raise _Mismatch(f"quality.{name}.images", "is empty or names an image twice")
+            raise ShapeError(f"quality.{name}.images", "is empty or names an image twice")
 
 
 def _join(key: str, name: str) -> str:
     return f"{key}.{name}" if key else name
-
-
-def positions(row: Record) -> int:
-    """N of a row."""
-    return row["height"] * row["width"]
-
-
-#: How often an interval is to hold the true difference.
-CONFIDENCE = 0.95
-#: The paper's m and k, which every record has.
-REFERENCE_M, REFERENCE_K = 128, 6.0
-#: Name of the mean over a network's modules.
-WHOLE = "all modules"

@@ -1,20 +1,24 @@
 """Records of what was measured: small JSON files, final, checked when read.
 
 A record lies at ``<results>/records/<folder>/<id>.json`` with a folder of ``FOLDERS``. Tables and
-figures are built from records alone.
+figures are built from records alone. :mod:`.shapes` says what each kind holds.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from ..base.errors import UserError
 from ..base.files import read_json, write_json
 from ..base.names import digest, slug
-from .shapes import SCHEMA, _problem
+from . import shapes
+from .shapes import KINDS, SCHEMA, Record, Run, ShapeError
+
+R = TypeVar("R", bound=Record)
 
 #: Kinds of record, and the folder of each under ``<results>/records``.
 FOLDERS = {
@@ -27,21 +31,51 @@ FOLDERS = {
     "gpu": "gpu",
     "redraw": "redraws",
 }
+
 _ADVICE = "restore the file, or delete it and measure again"
+_NAMES = {shape: kind for kind, shape in KINDS.items()}
 
 
-def record_id(prefix: str, content: dict[str, Any]) -> str:
+def record_id(prefix: str, content: Mapping[str, Any]) -> str:
     """``<prefix>-<12 hex digits>`` that depends on the whole content."""
     return f"{prefix}-{digest(content)[:12]}"
 
 
-def record_path(results: Path, kind: str, identifier: str) -> Path:
+def record_path(results: Path, kind: type[Record], identifier: str) -> Path:
     """Where a record of this kind and id lies."""
-    return results / "records" / FOLDERS[kind] / f"{identifier}.json"
+    return results / "records" / FOLDERS[_NAMES[kind]] / f"{identifier}.json"
 
 
-def save_record(results: Path, record: dict[str, Any], *, replace: bool = False) -> Path:
-    """Check a record, complete it with ``schema``, ``created`` and its checksum, and write it.
+def new_record(kind: type[R], identifier: str, content: Mapping[str, Any]) -> R:
+    """A record made now.
+
+    Args:
+        kind: such as ``shapes.Run``.
+        identifier: its id, a file name.
+        content: the kind's own keys, with ``command`` and ``machine``.
+
+    Raises:
+        UserError: a key is missing, or has a value of a wrong type.
+    """
+    complete = {
+        "schema": SCHEMA,
+        "kind": _NAMES[kind],
+        "id": identifier,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        **content,
+    }
+    try:
+        # Through JSON and back, so that what is checked is what a reader will see.
+        return cast(R, shapes.typed(json.loads(json.dumps(complete))))
+    except RecursionError:
+        problem = "is nested too deeply"
+    except ShapeError as error:
+        problem = f"is not valid: {error}"
+    raise UserError(f"{complete['kind']} record {complete['id']} {problem}")
+
+
+def save_record(results: Path, record: Record, *, replace: bool = False) -> Path:
+    """Write a record with its checksum.
 
     A record is final: the same content again changes nothing, other content under the same id is
     refused unless ``replace``.
@@ -50,84 +84,88 @@ def save_record(results: Path, record: dict[str, Any], *, replace: bool = False)
         The file's path.
 
     Raises:
-        UserError: a key is missing or of a wrong type, the id is taken, or the file cannot be
-            written.
+        UserError: the id is taken, or the file cannot be written.
     """
-    where = f"{record.get('kind', 'unknown')} record {record.get('id', 'without an id')}"
-    # Through JSON and back, so that what is checked and hashed is what a reader will see.
-    try:
-        complete = json.loads(json.dumps({"schema": SCHEMA, **record}))
-    except RecursionError:
-        raise UserError(f"{where} is nested too deeply; it was not written") from None
-    complete.pop("sha256", None)
-    complete.setdefault("created", datetime.now(UTC).isoformat(timespec="seconds"))
-    if problem := _problem(complete):
-        raise UserError(f"{where} was not written: {problem}")
-    path = record_path(results, complete["kind"], complete["id"])
+    content = shapes.untyped(record)
+    path = record_path(results, type(record), record.id)
     if path.exists() and not replace:
-        known = _load(path, complete["kind"])
-        if _content(known) == _content(complete):
+        known = _read(path, type(record))[1]
+        if _undated(known) == _undated(content):
             return path
         raise UserError(
             f"{path} exists already with other content, and a record is final; "
             "delete it to measure again"
         )
-    write_json(path, complete | {"sha256": digest(complete)})
+    write_json(path, content | {"sha256": digest(content)})
     return path
 
 
-def load_records(results: Path, kind: str | None = None) -> list[dict[str, Any]]:
-    """Read all records of a kind (a key of FOLDERS; None: of every kind), sorted by id.
+def load_record(results: Path, kind: type[R], identifier: str) -> R:
+    """Read one record.
+
+    Raises:
+        UserError: as :func:`load_records`, or there is none.
+    """
+    return cast(R, _read(record_path(results, kind, identifier), kind)[0])
+
+
+def load_records(results: Path, kind: type[R]) -> list[R]:
+    """Read all records of a kind, sorted by id.
 
     Raises:
         UserError: a file is torn, misses a key, has a value of a wrong type, was changed after
             it was written, or has a newer schema; the message names the file and the key.
     """
-    records = []
-    for one in FOLDERS if kind is None else (kind,):
-        paths = (results / "records" / FOLDERS[one]).glob("*.json")
-        records += [_load(p, one) for p in sorted(paths) if not p.name.startswith(".")]
-    return records
+    paths = (results / "records" / FOLDERS[_NAMES[kind]]).glob("*.json")
+    return [
+        cast(R, _read(path, kind)[0]) for path in sorted(paths) if not path.name.startswith(".")
+    ]
 
 
-def setting_of(run: dict[str, Any]) -> dict[str, Any]:
-    """The run's configuration without its seed: only runs of one setting are comparable."""
-    return {key: value for key, value in run["config"].items() if key != "seed"}
+def load_all_records(results: Path) -> list[Record]:
+    """Read the records of every kind, in the order of ``FOLDERS``.
+
+    Raises:
+        UserError: as :func:`load_records`.
+    """
+    return [record for kind in FOLDERS for record in load_records(results, KINDS[kind])]
 
 
-def setting_label(run: dict[str, Any]) -> str:
+def setting_label(run: Run) -> str:
     """Folder name of the run's setting, e.g. ``small-x4-scratch-data-4000steps-0a1b2c``."""
-    config = run["config"]
+    config = run.config
     name = (
-        f"{config['preset']}-x{config['scale']}-{config['protocol']}-{config['data']['name']}"
-        f"-{config['steps']}steps"
+        f"{config.preset}-x{config.scale}-{config.protocol}-{config.data.name}-{config.steps}steps"
     )
-    return f"{slug(name)}-{digest(setting_of(run))[:6]}"
+    return f"{slug(name)}-{digest(config.setting)[:6]}"
 
 
-def _content(record: dict[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in record.items() if k not in ("created", "sha256")}
+def _undated(content: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in content.items() if key != "created"}
 
 
-def _load(path: Path, kind: str) -> dict[str, Any]:
-    record = read_json(path)
-    schema = record.get("schema") if isinstance(record, dict) else None
+def _read(path: Path, kind: type[Record]) -> tuple[Record, dict[str, Any]]:
+    """A record, and its content as it stands in the file, without the checksum."""
+    content = read_json(path)
+    schema = content.get("schema") if isinstance(content, dict) else None
     if isinstance(schema, int) and schema != SCHEMA:
         age, way = ("newer", "update attention-zoo") if schema > SCHEMA else ("older", _ADVICE)
         raise UserError(f"{path} has schema {schema}, {age} than this version's {SCHEMA}; {way}")
-    if problem := _problem(record):
-        raise UserError(f"{path} is no valid record: {problem}; {_ADVICE}")
-    if (record["kind"], record["id"]) != (kind, path.stem):
+    try:
+        record = shapes.typed(content)
+    except ShapeError as error:
+        raise UserError(f"{path} is no valid record: {error}; {_ADVICE}") from None
+    if type(record) is not kind or record.id != path.stem:
         raise UserError(
-            f"{path} holds {record['kind']} record {record['id']}: it was moved or renamed; "
+            f"{path} holds {record.kind} record {record.id}: it was moved or renamed; "
             "put it back or delete it"
         )
-    if "sha256" not in record:
+    checksum = content.pop("sha256", None)
+    if checksum is None:
         raise UserError(f"{path} is no valid record: key 'sha256' is missing; {_ADVICE}")
-    content = {key: value for key, value in record.items() if key != "sha256"}
-    if record["sha256"] != digest(content):
+    if checksum != digest(content):
         raise UserError(
             f"{path} was changed after it was written (its content does not match 'sha256'); "
             f"{_ADVICE}"
         )
-    return content
+    return record, content

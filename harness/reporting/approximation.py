@@ -1,4 +1,4 @@
-"""What an approximation record says: CSV, figures and a summary in words, from the record alone."""
+"""An approximation record in words; every number is the record's."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from collections.abc import Iterable
 from typing import Any
 
 from ..records.origin import plural
-from ..records.shapes import REFERENCE_K, REFERENCE_M, WHOLE
+from ..records.shapes import REFERENCE_K, REFERENCE_M, WHOLE, ApproximatedNetwork, Approximation
 
+#: A row of an approximation record: quantity to number.
 Row = dict[str, Any]
 #: The three variances of an ``enla`` row and how figures name them.
 VARIANCES = {
@@ -17,24 +18,23 @@ VARIANCES = {
 }
 
 
-def statements(record: Row) -> list[str]:
-    """What the record shows at k = 6 and m = 128, in words; every number is the record's."""
-    settings = record["settings"]
-    n = max(settings["sides"]) ** 2
-    lines = [f"± is the standard deviation over {settings['draws']} redraws; N = {n}."]
-    for name in _groups(record):
-        if record["enla"]:
+def statements(record: Approximation) -> list[str]:
+    """The approximation at k = 6 and m = 128, in words."""
+    n = max(record.settings.sides) ** 2
+    lines = [f"± is the standard deviation over {record.settings.draws} redraws; N = {n}."]
+    for name in groups(record):
+        if record.enla:
             lines += ["", f"ENLA, {_title(name)}, k = {REFERENCE_K:g}, m = {REFERENCE_M}:"]
             lines += _enla_statements(record, name, n)
         lines += ["", f"NLSA, {_title(name)}:", *_nlsa_statements(record, name, n)]
-    if record["network"]:
-        lines += ["", *_network_statements(record)]
+    if record.settings.network and record.network:
+        lines += ["", *_network_statements(record.settings.network, record.network)]
     return lines
 
 
-def _enla_statements(record: Row, name: str, n: int) -> list[str]:
-    exact = _one(record["exact"], features=name, n=n, k=REFERENCE_K)
-    by_m = {r["m"]: r for r in _select(record["enla"], features=name, n=n, k=REFERENCE_K)}
+def _enla_statements(record: Approximation, name: str, n: int) -> list[str]:
+    exact = one(record.exact, features=name, n=n, k=REFERENCE_K)
+    by_m = {r["m"]: r for r in select(record.enla, features=name, n=n, k=REFERENCE_K)}
     ours, least, most = by_m[REFERENCE_M], by_m[min(by_m)], by_m[max(by_m)]
 
     def over_m(quantity: str) -> str:
@@ -43,11 +43,11 @@ def _enla_statements(record: Row, name: str, n: int) -> list[str]:
 
     closed, independent, orthogonal = (ours[quantity] for quantity in VARIANCES)
     tail = (
-        ", as the rare large values that carry Eq. 7's do not occur in so few draws"
+        ", because the rare large values that dominate Eq. 7's do not occur in so few draws"
         if closed > 10 * independent
         else ""
     )
-    noise = ", below zero as its noise outweighs what it keeps" if ours["explained"] < 0 else ""
+    noise = ", below zero because its noise outweighs the signal" if ours["explained"] < 0 else ""
     nearer = "nearer than" if ours["output_error"] < exact["mean_distance"] else "no nearer than"
     return [
         f"  kernel values: off by {_share(ours, 'kernel_error')} (median over pairs), on average "
@@ -61,40 +61,38 @@ def _enla_statements(record: Row, name: str, n: int) -> list[str]:
         f"values, {exact['variation']:.1%} varies over queries.",
         f"  error of ENLA's output: {over_m('output_error')}; {nearer} the plain mean, at "
         f"{exact['mean_distance']:.1%} of the exact output's norm.",
-        f"  of the exact output's variation over queries ENLA explains {over_m('explained')}"
+        f"  ENLA explains {over_m('explained')} of the exact output's variation over queries"
         f"{noise}; cosine {over_m('cosine')}.",
     ]
 
 
-def _nlsa_statements(record: Row, name: str, n: int) -> list[str]:
-    rows = _select(record["nlsa"], features=name, n=n)
-    top = record["settings"]["top"]
+def _nlsa_statements(record: Approximation, name: str, n: int) -> list[str]:
+    rows = select(record.nlsa, features=name, n=n)
     return [
         f"  {plural(r['rounds'], 'round')}: the buckets catch "
         f"{_share(r, 'mass')} of the softmax ({_share(r, 'mass_others')} of what falls on other "
-        f"positions) and {_share(r, 'recall')} of the {top} largest weights, looking at "
-        f"{_share(r, 'seen')} of the positions."
+        f"positions) and {_share(r, 'recall')} of the {record.settings.top} largest weights, "
+        f"looking at {_share(r, 'seen')} of the positions."
         for r in rows
         if r["rounds"] in (1, 4, rows[-1]["rounds"])
     ]
 
 
-def _network_statements(record: Row) -> list[str]:
-    network = record["settings"]["network"]
-    fixed = {r["attention"]: r["psnr"] for r in record["network"] if r["m"] is None}
-    enla = [r for r in record["network"] if r["m"] is not None]
+def _network_statements(network: ApproximatedNetwork, rows: list[Row]) -> list[str]:
+    fixed = {r["attention"]: r["psnr"] for r in rows if r["m"] is None}
+    enla = [r for r in rows if r["m"] is not None]
     means = [r["psnr"] for r in enla]
     values = ", ".join(f"{r['psnr']:.3f} ± {r['psnr_std']:.3f} (m = {r['m']})" for r in enla)
     low, high = (enla[means.index(end(means))]["m"] for end in (min, max))
     moved, spread = max(means) - min(means), max(r["psnr_std"] for r in enla)
-    told = "beyond" if moved > 2 * spread else "within"
+    range_ = "beyond" if moved > 2 * spread else "within"
     return [
-        f"PSNR (dB) of {network['name']} (k = {network['variant']['options']['k']:g}) on "
-        f"{plural(network['images'], 'crop')}, its attention replaced in every module without "
-        "training anew:",
+        f"PSNR (dB) of {network.name} (k = {network.variant.options['k']:g}) on "
+        f"{plural(network.images, 'crop')}, with the attention of every module replaced without "
+        "further training:",
         f"  exact softmax {fixed['exact']:.3f}; redrawn F: {values}; mean of all values "
         f"{fixed['mean']:.3f}; no attention {fixed['none']:.3f}.",
-        f"  m moves it by {moved:.3f} dB (lowest at {low}, highest at {high}), {told} twice the "
+        f"  m moves it by {moved:.3f} dB (lowest at {low}, highest at {high}), {range_} twice the "
         f"largest spread over redraws at one m, {spread:.3f} dB; against the exact softmax the "
         f"plain mean makes {fixed['mean'] - fixed['exact']:+.3f} dB and no attention at all "
         f"{fixed['none'] - fixed['exact']:+.3f} dB.",
@@ -105,9 +103,9 @@ def _share(row: Row, quantity: str) -> str:
     return f"{row[quantity]:.1%} ± {row[f'{quantity}_std']:.1%}"
 
 
-def _groups(record: Row) -> list[str]:
-    """What stands in a column of panels of its own: the mean over modules, synthetic features."""
-    names = dict.fromkeys(row["features"] for row in record["nlsa"])
+def groups(record: Approximation) -> list[str]:
+    """Features with statements and panels of their own: the mean over modules, synthetic ones."""
+    names = dict.fromkeys(row["features"] for row in record.nlsa)
     return [name for name in names if not name.startswith("module")]
 
 
@@ -115,14 +113,12 @@ def _title(name: str) -> str:
     return "trained network (mean over modules)" if name == WHOLE else f"{name} features"
 
 
-def _values(record: Row, key: str) -> set[float]:
-    return {row[key] for row in record["enla"]}
-
-
-def _select(rows: Iterable[Row], **values: Any) -> list[Row]:
+def select(rows: Iterable[Row], **values: Any) -> list[Row]:
+    """The rows with these values."""
     return [row for row in rows if all(row[key] == value for key, value in values.items())]
 
 
-def _one(rows: Iterable[Row], **values: Any) -> Row:
-    (row,) = _select(rows, **values)
+def one(rows: Iterable[Row], **values: Any) -> Row:
+    """The only row with these values."""
+    (row,) = select(rows, **values)
     return row

@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from ..base.names import canonical_json, digest, slug
-from ..config.labels import variant_key, variant_labels
-from ..records.origin import Record, by_age, plural
-from .settings import PART_CHANNELS
+from ..config.variants import CORE_CHANNELS, MODULE_CHANNELS, Variant
+from ..records.origin import by_age, plural
+from ..records.shapes import (
+    Cpu,
+    Latency,
+    LatencyRow,
+    Machine,
+    RecordedVariant,
+    Speed,
+    SpeedRow,
+    Torch,
+    untyped,
+)
+from .labels import recorded_labels, variant_of
 
-_PASSES = {"forward": "fwd", "forward+backward": "fwd+bwd"}
-_SIZES = (100, 150)
-_FIGURES = ("mean_ms", "median_ms", "iqr_ms", "min_ms", "runs", "peak_memory_mb")
-_PARTS = ("core", "module", "network")
-#: Variant key, part, passes, height, width, batch, channels and, for whole networks, the session:
-#: what a network is, is the session's matter.
-Cell = tuple[str, str, str, int, int, int, int, str]
+#: Passes, and how tables name them.
+PASSES = {"forward": "fwd", "forward+backward": "fwd+bwd"}
+#: Channels at which the paper counts and times each part.
+PART_CHANNELS = {"core": CORE_CHANNELS, "module": MODULE_CHANNELS}
+#: Variant, part, passes, height, width, batch, channels and, for whole networks, the session,
+#: whose settings say what the network is.
+Cell = tuple[Variant, str, str, int, int, int, int, str]
 
 
 @dataclass(frozen=True)
@@ -26,20 +37,20 @@ class Bench:
     """Latencies that may stand in one table: same machine, threads, device, dtype, settings.
 
     Attributes:
-        key: what they have in common, as canonical JSON.
+        key: their common conditions, as canonical JSON.
         cells: the newest row of each cell, with its record.
     """
 
     key: str
-    cells: dict[Cell, tuple[dict[str, Any], Record]]
+    cells: dict[Cell, tuple[LatencyRow, Latency]]
 
     @cached_property
-    def records(self) -> list[Record]:
+    def records(self) -> list[Latency]:
         """Sessions that the rows come from, oldest first."""
-        return by_age({r["id"]: r for _, r in self.cells.values()}.values())
+        return by_age({record.id: record for _, record in self.cells.values()}.values())
 
     @property
-    def row(self) -> dict[str, Any]:
+    def row(self) -> LatencyRow:
         """Any row: device and dtype are common to all."""
         return next(iter(self.cells.values()))[0]
 
@@ -49,67 +60,86 @@ class Bench:
         return table_label("table5", self.key, self.records[0], self.row)
 
     @cached_property
-    def labels(self) -> dict[str, str]:
-        """Row labels by variant key."""
-        return variant_labels(row["variant"] for row, _ in self.cells.values())
+    def recorded(self) -> dict[Variant, RecordedVariant]:
+        """What the rows say of each variant."""
+        return {variant_of(row.variant): row.variant for row, _ in self.cells.values()}
+
+    @cached_property
+    def labels(self) -> dict[Variant, str]:
+        """Row label of each variant."""
+        return recorded_labels(self.recorded.values())
 
     def find(
-        self, key: str | None, part: str, passes: str, size: int
-    ) -> tuple[dict[str, Any], Record] | tuple[None, None]:
+        self, variant: Variant | None, part: str, passes: str, size: int
+    ) -> tuple[LatencyRow, Latency] | tuple[None, None]:
         """Row and record of a square map at the paper's channels, batch 1; None if not measured."""
-        cell = (key or "", part, passes, size, size, 1, PART_CHANNELS[part], "")
+        if variant is None:
+            return None, None
+        cell = (variant, part, passes, size, size, 1, PART_CHANNELS[part], "")
         return self.cells.get(cell, (None, None))
 
 
-def find_benches(latency: Iterable[Record]) -> list[Bench]:
+def find_benches(latency: Iterable[Latency]) -> list[Bench]:
     """Latency records, regrouped into tables."""
     benches: dict[str, Bench] = {}
     for record in by_age(latency):
-        for row in record["rows"]:
+        for row in record.rows:
             key = canonical_json(conditions(record, row))
             cell = (
-                variant_key(row["variant"]),
-                row["part"],
-                row["passes"],
-                row["height"],
-                row["width"],
-                row["batch"],
-                row["channels"],
-                record["id"] if row["part"] == "network" else "",
+                variant_of(row.variant),
+                row.part,
+                row.passes,
+                row.height,
+                row.width,
+                row.batch,
+                row.channels,
+                record.id if row.part == "network" else "",
             )
             benches.setdefault(key, Bench(key, {})).cells[cell] = (row, record)
     return [benches[key] for key in sorted(benches)]
 
 
-def table_label(title: str, key: str, record: Record, row: dict[str, Any]) -> str:
+def table_label(title: str, key: str, record: Latency | Speed, row: LatencyRow | SpeedRow) -> str:
     """File name of a table of times that were measured under the conditions ``key``."""
-    machine, settings = record["machine"], record["settings"]
-    gpu = (machine.get("gpu") or {}).get("name")
-    where = gpu or plural((machine.get("torch") or {}).get("threads", 0), "thread")
-    text = f"{title}-{row['device']}-{where}-{row['dtype']}".lower()
-    if settings.get("max_seconds") is not None:
-        text += f"-{settings['max_seconds']:g}s"
+    machine, seconds = record.machine, record.settings.max_seconds
+    threads = plural((machine.torch or Torch()).threads or 0, "thread")
+    text = f"{title}-{row.device}-{_gpu(machine, 'name') or threads}-{row.dtype}".lower()
+    if seconds is not None:
+        text += f"-{seconds:g}s"
     return f"{slug(text)}-{digest(key)[:6]}"
 
 
-def conditions(record: Record, row: dict[str, Any]) -> dict[str, Any]:
+def conditions(record: Latency | Speed, row: LatencyRow | SpeedRow) -> dict[str, Any]:
     """What must agree for two latencies to stand in one table."""
-    machine = record["machine"]
-    cpu, gpu, torch = (machine.get(part) or {} for part in ("cpu", "gpu", "torch"))
+    machine = record.machine
+    cpu, torch = machine.cpu or Cpu(), machine.torch or Torch()
+    settings = untyped(record.settings)
+    settings.pop("seed", None)
     return {
-        "device": row["device"],
-        "dtype": row["dtype"],
-        "cpu": [cpu.get("model"), cpu.get("logical_cores"), cpu.get("vector_instructions")],
-        "gpu": [gpu.get("name"), gpu.get("driver")],
+        "device": row.device,
+        "dtype": row.dtype,
+        "cpu": [cpu.model, cpu.logical_cores, cpu.vector_instructions],
+        "gpu": [_gpu(machine, "name"), _gpu(machine, "driver")],
         "torch": [
-            torch.get("threads"),
-            torch.get("wait_policy"),
-            (machine.get("packages") or {}).get("torch"),
-            *filter(None, [torch.get("allocator")]),
+            torch.threads,
+            torch.wait_policy,
+            (machine.packages or {}).get("torch"),
+            *filter(None, [torch.allocator]),
         ],
-        "settings": {k: v for k, v in record["settings"].items() if k != "seed"},
+        "settings": settings,
     }
 
 
-def _rank(order: Sequence[str], item: str) -> int:
-    return order.index(item) if item in order else len(order)
+def timing_text(record: Latency | Speed) -> str:
+    """The settings of a session, as ``warmup 1, min runs 5``."""
+    settings = untyped(record.settings).items()
+    return ", ".join(f"{name.replace('_', ' ')} {v}" for name, v in settings if v is not None)
+
+
+def _gpu(machine: Machine, key: str) -> Any:
+    return (machine.gpu or {}).get(key)
+
+
+def rank(order: Iterable[str], item: str) -> int:
+    """Place of an item in an order; behind all where the order does not have it."""
+    return [*order, item].index(item)

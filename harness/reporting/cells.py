@@ -1,17 +1,17 @@
-"""What the tables share: cells for readers, columns for programs, notes on where both come from.
+"""What the tables share: cells for readers, columns for programs, and notes on their origin.
 
-A value that was not measured is None here: an empty cell.
+None is a value that was not measured: an empty cell.
 """
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from typing import Any
 
 from ..base.names import canonical_json
 from ..records.origin import describe_code, describe_machine, origin_note, plural, rounding_of
+from ..records.shapes import UNSET, RecordedVariant, Run
 from .settings import PAPER_SET, Setting
 from .statistics import Summary
 
@@ -19,7 +19,7 @@ PAPER_PSNR = f"{PAPER_SET} ×4 (paper)"
 
 
 def paper_note(test_set: str, trained: str) -> str:
-    """Note on the paper's column of PSNRs; trained ends its sentence."""
+    """Note on the paper's column of PSNRs; ``trained`` ends its sentence."""
     return (
         f"Columns marked paper are published figures, not measured here: PSNR on {test_set} ×4, "
         f"EDSR with 32 blocks × 256 channels trained on DIV2K{trained}."
@@ -30,7 +30,7 @@ PAPER_NOTE = paper_note(PAPER_SET, " for 1000 epochs")
 
 
 def caption(title: str, setting: Setting, test_set: str | None = None) -> str:
-    """Title, setting and the test set that was measured."""
+    """Title, setting and measured test set."""
     if not setting.runs:
         return f"{title}: operation counts alone, nothing trained"
     return f"{title}: {setting_text(setting)}; tested on {test_set or setting.test_set}"
@@ -39,16 +39,15 @@ def caption(title: str, setting: Setting, test_set: str | None = None) -> str:
 def setting_text(setting: Setting) -> str:
     """Preset, scale, protocol, steps, data, device and seeds of a setting with runs."""
     config = setting.config
-    data = config["data"]
-    start = config.get("start")
-    steps = f"{config['steps']} steps"
-    if start:
-        steps = f"{config['steps']} further steps after the baseline's {start['steps']}"
+    data = config.data
+    steps = f"{config.steps} steps"
+    if config.start is not UNSET:
+        steps = f"{config.steps} further steps after the baseline's {config.start.steps}"
     return (
-        f"preset {config['preset']} ({config['blocks']} blocks × {config['channels']} channels), "
-        f"×{config['scale']}, protocol {config['protocol']}, {steps}, trained on "
-        f"{' + '.join(data['train'])} ({plural(data['train_images'], 'image')} of {data['name']}), "
-        f"device {config['device']}, {config.get('precision', 'float32')}, {seed_count(setting)}"
+        f"preset {config.preset} ({config.blocks} blocks × {config.channels} channels), "
+        f"×{config.scale}, protocol {config.protocol}, {steps}, trained on "
+        f"{' + '.join(data.train)} ({plural(data.train_images, 'image')} of {data.name}), "
+        f"device {config.device}, {config.precision or 'float32'}, {seed_count(setting)}"
     )
 
 
@@ -64,17 +63,17 @@ def _setting_columns(setting: Setting) -> dict[str, Any]:
     config = setting.config
     return {
         "setting": setting.label,
-        "preset": config["preset"],
-        "protocol": config["protocol"],
-        "scale": config["scale"],
-        "steps": config["steps"],
-        "start_steps": (config.get("start") or {}).get("steps"),
-        "blocks": config["blocks"],
-        "network_channels": config["channels"],
-        "data": config["data"]["name"],
-        "train_sets": "+".join(config["data"]["train"]),
-        "device": config["device"],
-        "precision": config.get("precision"),
+        "preset": config.preset,
+        "protocol": config.protocol,
+        "scale": config.scale,
+        "steps": config.steps,
+        "start_steps": None if config.start is UNSET else config.start.steps,
+        "blocks": config.blocks,
+        "network_channels": config.channels,
+        "data": config.data.name,
+        "train_sets": "+".join(config.data.train),
+        "device": config.device,
+        "precision": config.precision or None,
         "machine": "; ".join(sorted({describe_machine(r) for r in setting.runs})),
         "code": ", ".join(sorted({describe_code(r) for r in setting.runs})),
     }
@@ -83,7 +82,7 @@ def _setting_columns(setting: Setting) -> dict[str, Any]:
 def setting_notes(
     setting: Setting, summaries: Sequence[Summary | None], published: str = PAPER_NOTE
 ) -> list[str]:
-    """Notes of a table of qualities and their differences; the first is on the published ones."""
+    """Notes of a table of qualities and differences, the one on published figures first."""
     if not setting.runs:
         return [published, "No variant was trained: measured PSNR and SSIM are empty."]
     notes = [published, f"Measured: {setting_text(setting)}."]
@@ -95,12 +94,13 @@ def setting_notes(
         notes.append(_interval_note(shown))
     if apart := _trained_apart(setting):
         notes.append(
-            "Trained with another processor, library of products, number of threads or torch than "
-            f"the baseline of the same seed, so that rounding differs: {', '.join(apart)}."
+            "Rounding differs from that of the baseline with the same seed, because of another "
+            "processor, library of matrix products, number of threads or version of torch: "
+            f"{', '.join(apart)}."
         )
     if tiled := sorted({name for r in setting.runs for name in _tiled_images(r)}):
         more = f" and {len(tiled) - 3} more" if len(tiled) > 3 else ""
-        notes.append(f"Evaluated in tiles, not whole, in some run: {', '.join(tiled[:3])}{more}.")
+        notes.append(f"Images evaluated in tiles, not whole: {', '.join(tiled[:3])}{more}.")
     if any(s and s.seeds > 1 for s in summaries):
         notes.append("± is the standard deviation over seeds.")
     if len({len(runs) for runs in setting.runs_of.values()}) > 1:
@@ -110,49 +110,49 @@ def setting_notes(
         )
     repeats = len(setting.runs) - sum(len(runs) for runs in setting.runs_of.values())
     if repeats:
-        notes.append(f"Left out: {plural(repeats, 'older repeat')} of a run with the same seed.")
+        notes.append(f"Not shown: {plural(repeats, 'older repeat')} of a run with the same seed.")
     return notes
 
 
 def _trained_apart(setting: Setting) -> list[str]:
-    rounding = {r["config"]["seed"]: rounding_of(r) for r in setting.baseline}
+    rounding = {run.config.seed: rounding_of(run) for run in setting.baseline}
     apart = []
-    for label, key in setting.trained:
+    for label, variant in setting.trained:
         seeds = [
-            str(run["config"]["seed"])
-            for run in setting.runs_of[key]
-            if rounding.get(run["config"]["seed"], rounding_of(run)) != rounding_of(run)
+            str(run.config.seed)
+            for run in setting.runs_of[variant]
+            if rounding.get(run.config.seed, rounding_of(run)) != rounding_of(run)
         ]
         if seeds:
             apart.append(f"{label} ({'seed' if len(seeds) == 1 else 'seeds'} {', '.join(seeds)})")
     return apart
 
 
-def _tiled_images(run: dict[str, Any]) -> list[str]:
-    rows = ((name, row) for name, found in run["quality"].items() for row in found["images"])
-    return [f"{name}/{row['name']}" for name, row in rows if row["tile"] is not None]
+def _tiled_images(run: Run) -> list[str]:
+    images = ((name, image) for name, found in run.quality.items() for image in found.images)
+    return [f"{name}/{image.name}" for name, image in images if image.tile is not None]
 
 
 def _interval_note(summaries: Sequence[Summary]) -> str:
-    images = f"images ({'/'.join(str(n) for n in sorted({s.images for s in summaries}))})"
     several = {s.paired_seeds > 1 for s in summaries}
-    wider = "means where that reaches further"
-    if several == {True}:
-        over = f"{images} and seeds, or Student's t of the seeds' or of the images' {wider}"
-    elif several == {False}:
-        over = f"{images}, or Student's t of the images' {wider}; with one seed they leave out the "
-        over += "noise of training"
-    else:
-        over = f"{images} and seeds, or Student's t of the seeds' or of the images' {wider}; in "
-        over += "rows with one seed over images only, which leaves out the noise of training"
-    return (
-        "Differences are to the baseline over the same images and seeds; 95 % intervals: "
-        f"paired bootstrap over {over}."
+    counts = "/".join(str(count) for count in sorted({s.images for s in summaries}))
+    over, of = f"images ({counts})", "the images'"
+    if True in several:
+        over, of = f"{over} and seeds", "the seeds' or the images'"
+    note = (
+        "Differences to the baseline are paired over the same images and seeds. Their 95 % "
+        f"intervals come from a paired bootstrap over {over}, or from Student's t of {of} means "
+        "where it reaches further."
     )
+    if several == {False}:
+        note += " With one seed they leave out the noise of training."
+    elif several == {True, False}:
+        note += " Rows with one seed use the images alone, which leaves out the noise of training."
+    return note
 
 
 def fixed(value: float | None, digits: int, sign: str = "") -> str:
-    """A number with so many decimals; "" for None."""
+    """A number with this many decimals; "" for None."""
     return "" if value is None else f"{value:{sign}.{digits}f}"
 
 
@@ -182,7 +182,7 @@ def milliseconds(value: float | None) -> str:
 
 
 def number(printed: str) -> float | None:
-    """A figure of the paper as a number; None for its dash."""
+    """A printed figure of the paper as a number; None for its dash."""
     return float(printed) if printed else None
 
 
@@ -206,7 +206,7 @@ def measured_columns(
     test_set: str | None = None,
     seeds: bool = True,
 ) -> dict[str, Any]:
-    """CSV columns of a measured quality and of the setting; without seeds for bicubic."""
+    """CSV columns of a measured quality and of its setting; bicubic has no seeds."""
     return {
         "test_set": test_set or setting.test_set,
         **_quality_columns(psnr, "_db", "psnr"),
@@ -218,25 +218,29 @@ def measured_columns(
     }
 
 
-def variant_columns(label: str, key: str | None) -> dict[str, Any]:
-    """CSV columns that say which variant a row is about."""
-    name, options = json.loads(key) if key else (None, None)
+def variant_columns(label: str, recorded: RecordedVariant | None) -> dict[str, Any]:
+    """CSV columns that name the variant of a row with all its options."""
     return {
         "method": label,
-        "variant": name,
-        "options": None if key is None else canonical_json(options),
+        "variant": recorded and recorded.name,
+        "options": recorded and canonical_json(recorded.options),
     }
 
 
+def columns_of(part: Any, *names: str) -> dict[str, Any]:
+    """CSV columns with the names and values of these attributes."""
+    return {name: getattr(part, name) for name in names}
+
+
 def measured_header(setting: Setting, test_set: str | None = None) -> str:
-    """Test set and scale that were measured."""
+    """Measured test set and scale."""
     if not setting.runs:
         return "measured"
-    return f"{test_set or setting.test_set} ×{setting.config['scale']}"
+    return f"{test_set or setting.test_set} ×{setting.config.scale}"
 
 
 def quality_headers(setting: Setting, test_set: str | None = None) -> list[tuple[str, str]]:
-    """Headers of :func:`quality_cells`: they name the test set that was measured."""
+    """Headers of :func:`quality_cells`, which name the measured test set."""
     name = measured_header(setting, test_set)
     return [
         ("PSNR (dB)", name),

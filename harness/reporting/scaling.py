@@ -1,30 +1,29 @@
-"""What a scaling record says: exponents, verdict, table and figure, from the record alone."""
+"""Exponents that a scaling record shows, and whether they keep within their bounds, in words."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
-from attention_zoo import find_attention, list_attentions
-
-from ..config.labels import variant_key, variant_labels
-from ..records.origin import Record
-from ..records.shapes import positions
+from ..config.variants import Variant
+from ..records.shapes import LatencyRow, RecordedVariant, Scaling
+from .labels import recorded_labels, variant_of
 
 #: Modules whose time and memory must grow nearly linearly with N, and their largest exponent.
 LINEAR, LINEAR_BOUND = ("nlsa", "enla", "enlca"), 1.15
-#: Growth that modules state who may be quadratic, and the largest exponent of all others.
+#: Stated growth of the modules that have no bound, and the largest exponent of all others.
 QUADRATIC, OTHER_BOUND = "O(N²)", 1.6
-#: Most peak memory of any method at any size, in MB (1e6 bytes).
+#: Largest peak memory of any method at any size, in MB (1e6 bytes).
 MEMORY_BOUND = 4000.0
 #: Fewest sizes of a fit: a standard error needs more points than parameters.
 MIN_SIZES = 3
 # Decimals of a fit that are kept.
 _DIGITS = 12
-#: What is fitted: key of a row, and its name.
+#: What is fitted: attribute of a row, and its name.
 QUANTITIES = {"median_ms": "time", "peak_memory_mb": "memory"}
 
 
@@ -43,14 +42,14 @@ def fit_exponent(positions: Sequence[int], values: Sequence[float]) -> Fit | Non
     """Least squares of log value against log N.
 
     The standard error is that of the ordinary regression: the scatter of the points around the
-    line, over ``len - 2`` degrees of freedom. It holds noise and departure from a power law alike.
+    line, over ``len - 2`` degrees of freedom. It covers noise and departures from a power law.
 
     Args:
         positions: N of each point, at least 1.
         values: above 0.
 
     Returns:
-        None with fewer than three different N or a value that is not above 0.
+        None with fewer than three different N, or if a value is not above 0.
     """
     if len(set(positions)) < MIN_SIZES or min(values) <= 0:
         return None
@@ -58,78 +57,109 @@ def fit_exponent(positions: Sequence[int], values: Sequence[float]) -> Fit | Non
     x, y = x - x.mean(), y - y.mean()
     slope = float(x @ y / (x @ x))
     error = math.sqrt(float(((y - slope * x) ** 2).sum() / (len(x) - 2) / (x @ x)))
-    # The noise of rounding differs between processors, and a table shall not.
+    # Rounding differs between processors; a table of the same record must not.
     return Fit(round(slope, _DIGITS), round(error, _DIGITS))
 
 
+@dataclass(frozen=True)
 class Method:
-    """The rows of one variant in a record, smallest size first, and their fits."""
+    """The rows of one variant in a record, smallest size first.
 
-    def __init__(self, label: str, key: str, rows: Sequence[Record], fit_from: int) -> None:
-        self.label, self.key, self.name = label, key, rows[0]["variant"]["name"]
-        self.rows = rows
-        self.fits: dict[str, Fit | None] = {}
-        for quantity in QUANTITIES:
-            points = [
-                (positions(row), row[quantity])
-                for row in self.measured(quantity)
-                if positions(row) >= fit_from
-            ]
-            self.fits[quantity] = fit_exponent(*zip(*points, strict=True)) if points else None
+    Attributes:
+        label: its row label.
+        recorded: what the record says of the variant.
+        rows: one for each size.
+        fit_from: least number of positions that a fit takes.
+    """
 
-    def measured(self, quantity: str) -> list[Record]:
-        """Its rows that have such a number."""
-        return [row for row in self.rows if row[quantity] is not None]
+    label: str
+    recorded: RecordedVariant
+    rows: Sequence[LatencyRow]
+    fit_from: int
+
+    @property
+    def variant(self) -> Variant:
+        return variant_of(self.recorded)
+
+    def measured(self, quantity: str) -> list[LatencyRow]:
+        """The rows that have such a number."""
+        return [row for row in self.rows if getattr(row, quantity) is not None]
+
+    @cached_property
+    def fits(self) -> dict[str, Fit | None]:
+        """Exponent of each of ``QUANTITIES``; None where too few sizes were measured."""
+        return {quantity: self._fit(quantity) for quantity in QUANTITIES}
+
+    def _fit(self, quantity: str) -> Fit | None:
+        rows = [row for row in self.measured(quantity) if row.positions >= self.fit_from]
+        values = [getattr(row, quantity) for row in rows]
+        return fit_exponent([row.positions for row in rows], values)
+
+    @property
+    def exponents(self) -> str:
+        """Both exponents in words."""
+        return ", ".join(
+            f"{name} {self.fits[quantity] or 'not fitted'}" for quantity, name in QUANTITIES.items()
+        )
 
     @property
     def bound(self) -> float | None:
-        """Largest exponent allowed; None for a method of this suite that states O(N²)."""
-        known = self.name in list_attentions()  # somebody's own is not imported
-        if known and find_attention(self.name).complexity == QUADRATIC:
+        """Largest exponent allowed; None for a module of this suite that states O(N²)."""
+        if self.recorded.built_in and self.recorded.growth == QUADRATIC:
             return None
-        return LINEAR_BOUND if self.name in LINEAR else OTHER_BOUND
+        return LINEAR_BOUND if self.recorded.name in LINEAR else OTHER_BOUND
+
+    def until(self, largest: int) -> str:
+        """How far it was measured, or only timed; "" if both reach the largest N."""
+        timed, known = (self.measured(quantity) for quantity in QUANTITIES)
+        if not timed or timed[-1].positions == largest:
+            return ""
+        word = "timed" if known and known[-1].positions == largest else "measured"
+        return f"; {word} to {size(timed[-1])}"
 
 
-def methods(record: Record) -> list[Method]:
+def methods(record: Scaling) -> list[Method]:
     """The variants of a record in its order."""
-    by_key: dict[str, list[Record]] = {}
-    for row in sorted(record["rows"], key=positions):
-        by_key.setdefault(variant_key(row["variant"]), []).append(row)
-    labels = variant_labels(row["variant"] for row in record["rows"])
-    fit_from = record["settings"]["fit_from"]
-    return [Method(labels[key], key, by_key[key], fit_from) for key in labels]
-
-
-def statements(record: Record) -> list[str]:
-    """The rule of the fit, every exponent, what was not measured and why, and the verdict."""
-    found = methods(record)
-    lines = [f"{_rule(record)} Exponents of N:"]
-    lines += [f"  {method.label}: {_exponents(method)}" for method in found]
-    return [*lines, *unmeasured(record), *verdict(record)]
-
-
-def unmeasured(record: Record) -> list[str]:
-    """A sentence for each method and size that was not timed."""
+    labels = recorded_labels(row.variant for row in record.rows)
+    rows: dict[Variant, list[LatencyRow]] = {variant: [] for variant in labels}
+    for row in sorted(record.rows, key=lambda row: row.positions):
+        rows[variant_of(row.variant)].append(row)
+    fit_from = record.settings.fit_from
     return [
-        f"{method.label} at {_size(row)}: {row['note']}."
-        for method in methods(record)
-        for row in method.rows
-        if row["median_ms"] is None
+        Method(label, rows[variant][0].variant, rows[variant], fit_from)
+        for variant, label in labels.items()
     ]
 
 
-def verdict(record: Record) -> list[str]:
-    """Whether exponents and memory keep to their bounds, a sentence each."""
+def statements(record: Scaling) -> list[str]:
+    """The rule of the fit, every exponent, the sizes that were not measured, and the verdict."""
+    lines = [f"{rule(record)} Exponents of N:"]
+    lines += [f"  {method.label}: {method.exponents}" for method in methods(record)]
+    return [*lines, *unmeasured(record), *verdict(record)]
+
+
+def unmeasured(record: Scaling) -> list[str]:
+    """A sentence for each method and size that was not timed."""
+    return [
+        f"{method.label} at {size(row)}: {row.note}."
+        for method in methods(record)
+        for row in method.rows
+        if row.median_ms is None
+    ]
+
+
+def verdict(record: Scaling) -> list[str]:
+    """Whether exponents and memory keep within their bounds, a sentence each."""
     found = methods(record)
-    lines = []
-    for method in found:
-        if method.bound is not None:
-            lines.append(
-                f"{method.label} grows at most as N^{method.bound:g}: "
-                f"{_judge_growth(method, method.bound)} ({_exponents(method)})."
-            )
-    lines.append(f"No method needs more than {MEMORY_BOUND / 1e3:g} GB: {_judge_memory(found)}.")
-    return lines
+    return [
+        *(
+            f"{method.label} grows at most as N^{method.bound:g}: "
+            f"{_judge_growth(method, method.bound)} ({method.exponents})."
+            for method in found
+            if method.bound is not None
+        ),
+        f"No method needs more than {MEMORY_BOUND / 1e3:g} GB: {_judge_memory(found)}.",
+    ]
 
 
 def _judge_growth(method: Method, bound: float) -> str:
@@ -141,19 +171,20 @@ def _judge_growth(method: Method, bound: float) -> str:
 
 def _judge_memory(found: Sequence[Method]) -> str:
     rows = [
-        (row["peak_memory_mb"], method.label, row)
+        (row.peak_memory_mb, method.label, row)
         for method in found
         for row in method.measured("peak_memory_mb")
+        if row.peak_memory_mb is not None
     ]
     if not rows:
         return "cannot be judged (no peak memory was measured)"
     most, label, at = max(rows, key=lambda row: row[0])
-    text = f"(most {most / 1e3:.3g} GB, {label} at {_size(at)}"
+    text = f"(most {most / 1e3:.3g} GB, {label} at {size(at)}"
     gaps = []
     for method in found:
         known = method.measured("peak_memory_mb")
         if known != method.rows:
-            beyond = f" beyond {_size(known[-1])}" if known else ""
+            beyond = f" beyond {size(known[-1])}" if known else ""
             gaps.append(f"{method.label} not measured{beyond}")
     text = "; ".join([text, *gaps]) + ")"
     if most > MEMORY_BOUND:
@@ -161,24 +192,21 @@ def _judge_memory(found: Sequence[Method]) -> str:
     return f"holds where measured {text}" if gaps else f"holds {text}"
 
 
-def _exponents(method: Method) -> str:
-    return ", ".join(
-        f"{name} {method.fits[quantity] or 'not fitted'}" for quantity, name in QUANTITIES.items()
-    )
-
-
-def _rule(record: Record) -> str:
+def rule(record: Scaling) -> str:
+    """What is fitted over which sizes."""
     return (
-        "Fit: least squares of the logarithms of median time and of peak memory over the sizes of "
-        f"N >= {record['settings']['fit_from']}, at least {MIN_SIZES}, ± standard error; smaller "
-        "sizes, where fixed costs weigh, are left out."
+        "Exponents are least-squares fits to the logarithms of median time and of peak memory over "
+        f"at least {MIN_SIZES} sizes of N >= {record.settings.fit_from}, ± standard error; smaller "
+        "sizes, where fixed costs dominate, are left out."
     )
 
 
-def _size(row: Record) -> str:
-    return f"{row['height']}x{row['width']}"
+def size(row: LatencyRow) -> str:
+    """Height and width, as ``100x150``."""
+    return f"{row.height}x{row.width}"
 
 
-def _title(record: Record) -> str:
-    row = record["rows"][0]
-    return f"{row['part']}, {row['passes']}, {row['channels']} channels, {row['dtype']}"
+def title(record: Scaling) -> str:
+    """What was timed."""
+    row = record.rows[0]
+    return f"{row.part}, {row.passes}, {row.channels} channels, {row.dtype}"

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from ..records.shapes import CONFIDENCE
+from ..records.shapes import CONFIDENCE, Run
 
 FloatArray = NDArray[np.float64]
 
@@ -41,11 +40,12 @@ class Summary:
 
 
 def summarise(
-    runs: Sequence[Mapping[str, Any]],
-    baseline_runs: Sequence[Mapping[str, Any]],
+    runs: Sequence[Run],
+    baseline_runs: Sequence[Run],
     test_set: str,
     metric: str = "psnr",
     *,
+    baseline_metric: str | None = None,
     resamples: int = 10_000,
     seed: int = 0,
 ) -> Summary:
@@ -63,11 +63,13 @@ def summarise(
         runs: the variant's run records, at most one a seed.
         baseline_runs: the baseline's; empty if there are none.
         test_set: name of a test set that every run has.
-        metric: key of the per-image value, "psnr" or "ssim" (or "bicubic_…").
+        metric: the per-image value, "psnr" or "ssim" (or "bicubic_…").
+        baseline_metric: the baseline's, if it is another.
         resamples: number of bootstrap resamples.
         seed: of the bootstrap's generator.
     """
-    ours, theirs = (by_seed(r, test_set, metric) for r in (runs, baseline_runs))
+    ours = by_seed(runs, test_set, metric)
+    theirs = by_seed(baseline_runs, test_set, baseline_metric or metric)
     means = [float(np.mean(list(images.values()))) for images in ours.values()]
     differences = paired_differences(ours, theirs)
     low, high = difference_interval(differences, resamples=resamples, seed=seed)
@@ -157,13 +159,11 @@ def _weights(count: int, resamples: int, seed: int, level: int) -> FloatArray:
     return generator.multinomial(count, np.full(count, 1 / count), size=resamples) / count
 
 
-def by_seed(
-    runs: Sequence[Mapping[str, Any]], test_set: str, metric: str
-) -> dict[int, dict[str, float]]:
+def by_seed(runs: Sequence[Run], test_set: str, metric: str) -> dict[int, dict[str, float]]:
     """``{seed: {image: value}}`` of run records."""
     return {
-        run["config"]["seed"]: {
-            image["name"]: image[metric] for image in run["quality"][test_set]["images"]
+        run.config.seed: {
+            image.name: getattr(image, metric) for image in run.quality[test_set].images
         }
         for run in runs
     }

@@ -3,11 +3,27 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import numpy as np
 
 from harness.config.rows import table_rows
+from harness.config.variants import Variant
+from harness.records.shapes import (
+    SCHEMA,
+    Approximation,
+    Cost,
+    Gpu,
+    Latency,
+    Record,
+    Redraw,
+    Run,
+    Scaling,
+    Speed,
+    typed,
+    untyped,
+)
 
 MACHINE = {
     "device": "cpu",
@@ -19,27 +35,23 @@ MACHINE = {
 }
 GPU_MACHINE = MACHINE | {"device": "cuda", "gpu": {"name": "Made-up GPU", "driver": "1.2"}}
 
+
+def variant(name: str, **options: Any) -> dict[str, Any]:
+    """What a record says of a variant of this suite."""
+    return Variant.of(name, options).describe()
+
+
 VARIANTS: dict[str, dict[str, Any]] = {
-    "Baseline": {"name": "none", "label": "Baseline", "options": {}},
-    "NLA": {
-        "name": "nla",
-        "label": "NLA",
-        "options": {"reduction": 4, "res_scale": 0.1, "released": False},
-    },
-    "NLSA-r4": {
-        "name": "nlsa",
-        "label": "NLSA-r4",
-        "options": {"rounds": 4, "chunk_size": 144, "reduction": 4, "res_scale": 0.1},
-    },
-    "Criss-Cross": {
-        "name": "criss-cross",
-        "label": "Criss-Cross",
-        "options": {"reduction": 8, "recurrence": 1},
-    },
+    **{one["label"]: one for one in map(variant, ("none", "nla", "nlsa", "criss-cross"))},
     "User_Attention-8": {
         "name": "my_package.my_module:User",
         "label": "User_Attention-8",
         "options": {"size": 8},
+        "row_label": "User_Attention-8",
+        "changed": {},
+        "source": "",
+        "growth": "O(N)",
+        "built_in": False,
     },
 }
 
@@ -66,14 +78,33 @@ CONFIG = {
 }
 
 
-def common(kind: str, identifier: str, **changes: Any) -> dict[str, Any]:
-    return {
-        "kind": kind,
-        "id": identifier,
-        "created": "2026-01-02T03:04:05+00:00",
-        "command": "python -m harness.run",
-        "machine": MACHINE,
-    } | changes
+R = TypeVar("R", bound=Record)
+
+
+def _record(shape: type[R], kind: str, identifier: str, content: dict[str, Any]) -> R:
+    """A record of this content, which may replace what all records have."""
+    record = typed(
+        {
+            "schema": SCHEMA,
+            "kind": kind,
+            "id": identifier,
+            "created": "2026-01-02T03:04:05+00:00",
+            "command": "python -m harness.run",
+            "machine": MACHINE,
+        }
+        | content
+    )
+    assert isinstance(record, shape)
+    return record
+
+
+def edited(record: R, change: Callable[[dict[str, Any]], object]) -> R:
+    """The record after a change to its JSON."""
+    content = untyped(record)
+    change(content)
+    found = typed(content)
+    assert isinstance(found, type(record))
+    return found
 
 
 def quality(values: list[float], bicubic: float = 25.0) -> dict[str, Any]:
@@ -101,32 +132,38 @@ def quality(values: list[float], bicubic: float = 25.0) -> dict[str, Any]:
 def run(
     variant: str | dict[str, Any] = "Baseline",
     seed: int = 0,
-    values: list[float] | None = None,
+    values: list[float] | dict[str, list[float]] | None = None,
     sets: list[str] | None = None,
     *,
     created: str = "2026-01-02T03:04:05+00:00",
     identifier: str | None = None,
+    machine: dict[str, Any] | None = None,
     **config: Any,
-) -> dict[str, Any]:
-    """A run record whose every test set has the same values."""
+) -> Run:
+    """A run record; the PSNRs are those of every test set, or given for each."""
     variant = VARIANTS[variant] if isinstance(variant, str) else variant
     settings = copy.deepcopy(CONFIG) | {"seed": seed} | config
     sets = sets or settings["data"]["test"]
     settings["data"] = settings["data"] | {"test": sets}
+    if not isinstance(values, dict):
+        values = dict.fromkeys(sets, values or [26.0, 27.0, 28.0])
     name = identifier or f"{variant['label'].lower()}-{settings['preset']}-s{seed}"
-    return common("run", name, created=created) | {
+    content = {
+        "created": created,
+        "machine": machine or MACHINE,
         "variant": variant,
         "config": settings,
         "training": {"parameters": 1, "seconds": 2.0, "steps_per_second": 3.0, "log": []},
-        "quality": {name: quality(values or [26.0, 27.0, 28.0]) for name in sets},
+        "quality": {name: quality(values[name]) for name in sets},
     }
+    return _record(Run, "run", name, content)
 
 
-def ablation(table: str, seeds: int = 1, only: set[int] | None = None) -> list[dict[str, Any]]:
+def ablation(table: str, seeds: int = 1, only: set[int] | None = None) -> list[Run]:
     """Runs of a table's rows, or only some: row i, seed s, image j has 20 + i + s / 10 + j dB."""
     return [
         run(
-            variant.to_dict(),
+            variant.describe(),
             seed,
             [20.0 + index + seed / 10 + image for image in range(3)],
             identifier=f"{table}-{index}-{seed}",
@@ -137,7 +174,7 @@ def ablation(table: str, seeds: int = 1, only: set[int] | None = None) -> list[d
     ]
 
 
-def cost(variant: str | dict[str, Any], gflops: float, **changes: Any) -> dict[str, Any]:
+def cost(variant: str | dict[str, Any], gflops: float, **changes: Any) -> Cost:
     """A cost record: the closed form is gflops, the others are simple multiples of it."""
     variant = VARIANTS[variant] if isinstance(variant, str) else variant
 
@@ -151,7 +188,7 @@ def cost(variant: str | dict[str, Any], gflops: float, **changes: Any) -> dict[s
             "torch_gflops": 2 * gflops * scale,
         }
 
-    return common("cost", f"cost-{variant['label'].lower()}") | {
+    content = {
         "variant": variant,
         "height": 100,
         "width": 100,
@@ -159,6 +196,7 @@ def cost(variant: str | dict[str, Any], gflops: float, **changes: Any) -> dict[s
         "notes": ["core: fvcore failed: made up"],
         **changes,
     }
+    return _record(Cost, "cost", f"cost-{variant['label'].lower()}", content)
 
 
 def latency_row(
@@ -192,11 +230,9 @@ def latency_row(
 
 def latency(
     rows: list[dict[str, Any]], identifier: str = "cpu-float32-1", **changes: Any
-) -> dict[str, Any]:
-    return common("latency", identifier, **changes) | {
-        "settings": {"warmup": 1, "min_runs": 5, "max_seconds": 60.0, "seed": 0},
-        "rows": rows,
-    }
+) -> Latency:
+    settings = {"warmup": 1, "min_runs": 5, "max_seconds": 60.0, "seed": 0}
+    return _record(Latency, "latency", identifier, {"settings": settings, "rows": rows} | changes)
 
 
 def speed_row(
@@ -231,14 +267,13 @@ def speed_row(
     } | changes
 
 
-def speed(
-    rows: list[dict[str, Any]], identifier: str = "cpu-float32-2", **changes: Any
-) -> dict[str, Any]:
-    return common("speed", identifier, **changes) | {
+def speed(rows: list[dict[str, Any]], identifier: str = "cpu-float32-2", **changes: Any) -> Speed:
+    content = {
         "settings": {"min_runs": 5, "max_seconds": 10.0, "seed": 0},
         "machine_limits": {"matmul_gflops": 80.0, "copy_gb_per_s": 10.0},
         "rows": rows,
     }
+    return _record(Speed, "speed", identifier, content | changes)
 
 
 def scaling(
@@ -249,7 +284,7 @@ def scaling(
     fit_from: int = 10_000,
     identifier: str = "cpu-float32-2",
     **changes: Any,
-) -> dict[str, Any]:
+) -> Scaling:
     """A scaling record: time and memory of each variant are 2 N^a and 3 N^b times 1e-6.
 
     A variant of ``skipped`` has no numbers from that side on.
@@ -264,10 +299,27 @@ def scaling(
             row = latency_row(variant, 2e-6 * n**time / 0.9, size=side)
             rows.append(row | {"peak_memory_mb": 3e-6 * n**memory})
     settings = {"warmup": 1, "min_runs": 3, "max_seconds": 20.0, "fit_from": fit_from}
-    return common("scaling", identifier, **changes) | {"settings": settings, "rows": rows}
+    return _record(Scaling, "scaling", identifier, {"settings": settings, "rows": rows} | changes)
 
 
-def approximation(network: str | None, **changes: Any) -> dict[str, Any]:
+def gpu(rows: list[dict[str, Any]], **changes: Any) -> Gpu:
+    """A piece of the GPU benchmark."""
+    content = {"piece": "made-up", "settings": {"seconds": 1.0}, "rows": rows}
+    return _record(Gpu, "gpu", "gpu-made-up", content | changes)
+
+
+def redraw(psnrs: list[float], identifier: str = "made-up", **changes: Any) -> Redraw:
+    """Quality of a network under draws; the first is the draw that it was trained with."""
+    row = {"test_set": "Set5", "m": None, "ssim": 0.5, "images": 3}
+    content = {
+        "variant": VARIANTS["NLSA-r4"],
+        "settings": {"network": "nlsa-r4-small-x4-s0", "draws": len(psnrs) - 1, "tile": None},
+        "rows": [row | {"draw": draw, "psnr": psnr} for draw, psnr in enumerate(psnrs)],
+    }
+    return _record(Redraw, "redraw", identifier, content | changes)
+
+
+def approximation(network: str | None, **changes: Any) -> Approximation:
     """An approximation record of a network's features, or of synthetic ones."""
     rows = [
         {
@@ -287,10 +339,12 @@ def approximation(network: str | None, **changes: Any) -> dict[str, Any]:
         for k in (2, 4)
     ]
     settings = {"sides": [4, 8], "draws": 2, "rounds": 8, "top": 16}
-    return common("approximation", "made-up", **changes) | {
-        "settings": settings | {"network": network and {"name": network}},
+    described = network and {"name": network, "variant": VARIANTS["NLA"]}
+    content = {
+        "settings": settings | {"network": described},
         "exact": [],
         "enla": rows,
         "nlsa": [],
         "network": [],
     }
+    return _record(Approximation, "approximation", "made-up", content | changes)

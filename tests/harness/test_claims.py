@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from harness.config.variants import Variant
+from harness.records.shapes import Run
 from harness.reporting.settings import Setting
 from harness.reporting.tables.claims import (
     CLAIMS,
@@ -91,7 +92,7 @@ def test_holm_decides_as_its_definition(found: list[float]) -> None:
     assert all(p >= q for p, q in zip(adjusted, found, strict=True))
 
 
-def runs(label: str, gain: float, seeds: int = 3) -> list[dict]:  # type: ignore[type-arg]
+def runs(label: str, gain: float, seeds: int = 3) -> list[Run]:
     return [
         synthetic.run(label, s, [26.0 + gain + 0.01 * s, 27.0 + gain, 28.0 + gain - 0.01 * s])
         for s in range(seeds)
@@ -100,7 +101,7 @@ def runs(label: str, gain: float, seeds: int = 3) -> list[dict]:  # type: ignore
 
 def test_verdicts() -> None:
     setting = Setting([*runs("Baseline", 0.0), *runs("NLA", 0.5), *runs("NLSA-r4", 0.2)], [])
-    found = {f.claim.text: f for f in find_claims(setting)}
+    found = {f.text: f for f in find_claims(setting)}
     assert found["NLA over Baseline"].verdict == "reproduced"
     assert found["NLSA-r4 over NLA"].verdict == "not reproduced"
     assert found["NLSA-r4 over NLA"].sentence.startswith("NLSA-r4 over NLA: -0.300 dB, 95 % [-0.3")
@@ -118,7 +119,7 @@ def test_one_seed_decides_nothing() -> None:
 
 def test_noise_decides_nothing() -> None:
     draw = np.random.default_rng(0)
-    values = {s: list(26 + draw.normal(0, 1, 9)) for s in range(6)}
+    values = [(26 + draw.normal(0, 1, 9)).tolist() for _ in range(6)]
     noisy = [
         synthetic.run(name, s, values[s + 3 * (name == "NLA")])
         for name in ("Baseline", "NLA")
@@ -143,11 +144,14 @@ def test_table_sets_the_papers_differences_beside() -> None:
 
 def test_the_paper_makes_these_claims() -> None:
     """Its printed PSNRs bear out every claim that has both."""
-    everything = [synthetic.run(v.to_dict(), 0) for c in CLAIMS for v in (c.better, c.than)]
-    table = claims_table(Setting(everything, []))
+    variants = [variant for claim in CLAIMS for variant in (claim.better, claim.than)]
+    assert all(Variant.of(variant.name, variant.options) == variant for variant in variants)
+    table = claims_table(Setting([synthetic.run(v.describe(), 0) for v in variants], []))
     assert table is not None
-    assert [row["claim"] for row in table.data] == [claim.text for claim in CLAIMS]
     for claim, row in zip(CLAIMS, table.data, strict=True):
+        assert (row["better"], row["than"]) == (claim.better.label, claim.than.label)
+        between = "over" if claim.margin is None else f"within {claim.margin} dB of"
+        assert row["claim"] == f"{row['better']} {between} {row['than']}"
         if row["difference_db_paper"] is None:
             assert claim.than.name == "enla"  # which the paper's tables do not have
         elif claim.margin is None:

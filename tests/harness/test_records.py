@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import multiprocessing
 import re
+import shutil
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -12,28 +14,35 @@ import pytest
 import synthetic_records as synthetic
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from harness.base.errors import UserError
-from harness.base.names import canonical_json, slug
-from harness.records.shapes import SCHEMA
+from harness.base.names import canonical_json, digest, slug
+from harness.records.shapes import KINDS, SCHEMA, Cost, Record, Run, untyped
 from harness.records.store import (
+    FOLDERS,
+    load_all_records,
+    load_record,
     load_records,
+    new_record,
     record_id,
     record_path,
     save_record,
     setting_label,
-    setting_of,
 )
 from tests.harness.fuzzing import fuzz
 
-RECORDS = {
+RECORDS: dict[str, Record] = {
     "run": synthetic.run(),
     "cost": synthetic.cost("NLA", 25.6),
     "latency": synthetic.latency([synthetic.latency_row("NLA", 12.0)]),
     "speed": synthetic.speed([synthetic.speed_row("core-nla-100", 12.0, 3.0)]),
     "approximation": synthetic.approximation("enlca-k2"),
     "scaling": synthetic.scaling({"NLA": (2.0, 1.0)}),
+    "gpu": synthetic.gpu([{"name": "compile-enla", "milliseconds": 1.5}]),
+    "redraw": synthetic.redraw([27.0, 27.1]),
 }
+RUN = synthetic.run()
 
 
 def edit(path: Path, change: Any) -> None:
@@ -43,43 +52,60 @@ def edit(path: Path, change: Any) -> None:
     path.write_text(json.dumps(record))
 
 
+def test_every_kind_is_tested() -> None:
+    assert {kind: type(record) for kind, record in RECORDS.items()} == KINDS
+
+
 @pytest.mark.parametrize("kind", RECORDS)
 def test_what_is_saved_is_loaded(tmp_path: Path, kind: str) -> None:
-    path = save_record(tmp_path, RECORDS[kind])
-    folder = {"run": "runs", "cost": "costs"}.get(kind, kind)
-    assert path == tmp_path / "records" / folder / f"{RECORDS[kind]['id']}.json"
-    assert load_records(tmp_path, kind) == [RECORDS[kind] | {"schema": SCHEMA}]
-    assert load_records(tmp_path) == load_records(tmp_path, kind)
+    record = RECORDS[kind]
+    path = save_record(tmp_path, record)
+    assert path == tmp_path / "records" / FOLDERS[kind] / f"{record.id}.json"
+    assert load_records(tmp_path, KINDS[kind]) == [record]
+    assert load_record(tmp_path, KINDS[kind], record.id) == record
+    assert load_all_records(tmp_path) == [record]
 
 
 def test_no_folder_means_no_records(tmp_path: Path) -> None:
-    assert load_records(tmp_path / "missing") == []
+    assert load_all_records(tmp_path / "missing") == []
+    with pytest.raises(UserError, match=r"x\.json"):
+        load_record(tmp_path, Run, "x")
 
 
-def test_created_is_filled_with_utc(tmp_path: Path) -> None:
-    record = {key: value for key, value in RECORDS["run"].items() if key != "created"}
-    save_record(tmp_path, record)
-    assert load_records(tmp_path)[0]["created"].endswith("+00:00")
-    assert "created" not in record
+def content_of(record: Record) -> dict[str, Any]:
+    """What a measurement gives to ``new_record``."""
+    content = untyped(record)
+    return {key: content[key] for key in content.keys() - {"schema", "kind", "id", "created"}}
+
+
+@pytest.mark.parametrize("kind", RECORDS)
+def test_a_new_record_is_of_now(kind: str) -> None:
+    content = content_of(RECORDS[kind])
+    before = datetime.now(UTC) - timedelta(seconds=1)
+    record = new_record(KINDS[kind], "made-now", content)
+    assert record.created.endswith("+00:00")
+    assert before <= record.when <= datetime.now(UTC)
+    assert replace(record, id=RECORDS[kind].id, created=RECORDS[kind].created) == RECORDS[kind]
+    assert "created" not in content
 
 
 def test_a_record_is_final(tmp_path: Path) -> None:
-    path = save_record(tmp_path, RECORDS["run"])
+    path = save_record(tmp_path, RUN)
     before = path.read_bytes()
-    assert save_record(tmp_path, RECORDS["run"] | {"created": "2030-01-01T00:00:00Z"}) == path
+    assert save_record(tmp_path, replace(RUN, created="2030-01-01T00:00:00Z")) == path
     assert path.read_bytes() == before
-    other = RECORDS["run"] | {"command": "another"}
+    other = replace(RUN, command="another")
     with pytest.raises(UserError, match="exists already with other content"):
         save_record(tmp_path, other)
     assert path.read_bytes() == before
     save_record(tmp_path, other, replace=True)
-    assert load_records(tmp_path)[0]["command"] == "another"
+    assert load_records(tmp_path, Run)[0].command == "another"
 
 
 def test_a_loaded_record_can_be_saved_elsewhere(tmp_path: Path) -> None:
-    save_record(tmp_path / "a", RECORDS["run"])
-    save_record(tmp_path / "b", load_records(tmp_path / "a")[0])
-    assert load_records(tmp_path / "a") == load_records(tmp_path / "b")
+    save_record(tmp_path / "a", RUN)
+    save_record(tmp_path / "b", load_records(tmp_path / "a", Run)[0])
+    assert load_all_records(tmp_path / "a") == load_all_records(tmp_path / "b") == [RUN]
 
 
 @pytest.mark.parametrize(
@@ -88,25 +114,29 @@ def test_a_loaded_record_can_be_saved_elsewhere(tmp_path: Path) -> None:
         ({"kind": "figure"}, "key 'kind' is 'figure', not one of run, cost, latency"),
         ({"id": "../escape"}, "key 'id' '../escape' is not a file name"),
         ({"id": ".hidden"}, "key 'id'"),
-        ({"machine": None}, "key 'machine' is null, not dict"),
+        ({"machine": None}, "key 'machine' is null, not object"),
         ({"created": "yesterday"}, "key 'created' 'yesterday' is not an ISO-8601 time"),
         ({"created": "2026-01-01T00:00:00"}, "has no time zone"),
         ({"schema": 0}, "key 'schema' is 0, not 1"),
         ({"quality": {"Set5": synthetic.quality([1.0])}}, "key 'quality.Urban100' is missing"),
+        ({"config": untyped(RUN.config) | {"stepz": 1}}, "key 'config.stepz' is unknown"),
+        ({"command": ["run"]}, "key 'command' is array, not str"),
+        ({"source_sha256": float("nan")}, "source_sha256"),
     ],
 )
-def test_a_bad_record_is_not_written(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+def test_a_bad_record_is_not_made(change: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError) as error:
-        save_record(tmp_path, RECORDS["run"] | change)
+        new_record(Run, "bad", content_of(RUN) | change)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
-    assert not list(tmp_path.rglob("*.json"))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_nan_is_not_written(tmp_path: Path, value: float) -> None:
+def test_nan_is_no_number_of_a_record(value: float) -> None:
+    content = content_of(RUN)
+    content["quality"]["Set5"]["images"][1]["psnr"] = value
     with pytest.raises(UserError, match=r"key 'quality\.Set5\.images\[1\]\.psnr' is (nan|inf)"):
-        save_record(tmp_path, synthetic.run(values=[1.0, value]))
+        new_record(Run, "bad", content)
 
 
 def drop(*keys: Any) -> Any:
@@ -132,16 +162,23 @@ def put(value: Any, *keys: Any) -> Any:
     [
         ("run", drop("config", "seed"), "key 'config.seed' is missing"),
         ("run", drop("sha256"), "key 'sha256' is missing"),
-        ("run", put("27", "quality", "Set5", "psnr"), "key 'quality.Set5.psnr' is str"),
+        ("run", put("27", "quality", "Set5", "psnr"), "key 'quality.*.psnr' is str"),
         ("run", put(True, "config", "seed"), "key 'config.seed' is bool, not int"),
+        ("run", put(1, "config", "seeds"), "key 'config.seeds' is unknown"),
+        ("run", put(1, "config", "data", "path"), "key 'config.data.path' is unknown"),
         ("run", put(float("nan"), "training", "seconds"), "key 'training.seconds' is nan"),
         ("run", put([], "quality", "Set5", "images"), "is empty or names an image twice"),
+        ("run", drop("variant", "options"), "key 'variant.options' is missing"),
         ("cost", put("x", "parts", "core", "torch_gflops"), "key 'parts.core.torch_gflops' is str"),
         ("latency", drop("rows", 0, "mean_ms"), "key 'rows[0].mean_ms' is missing"),
-        ("latency", put(7, "rows"), "key 'rows' is int, not list"),
-        ("latency", put([], "settings", "max_seconds"), "key 'settings.max_seconds' is list"),
+        ("latency", put(7, "rows"), "key 'rows' is int, not array"),
+        ("latency", put([], "settings", "max_seconds"), "key 'settings.max_seconds' is array"),
         ("scaling", put([], "rows"), "key 'rows' is empty"),
         ("speed", drop("rows", 0, "ours", "runs"), "key 'rows[0].ours.runs' is missing"),
+        ("redraw", drop("rows", 0, "draw"), "key 'rows[0].draw' is missing"),
+        ("gpu", drop("rows", 0, "name"), "key 'rows[0].name' is missing"),
+        ("approximation", drop("enla", 1, "m"), "key 'enla[1].m' is missing"),
+        ("approximation", put(4, "settings", "sides"), "key 'settings.sides' is int"),
         ("run", put(99.0, "quality", "Set5", "psnr"), "was changed after it was written"),
         ("run", put("new", "extra"), "was changed after it was written"),
         ("cost", put(0, "sha256"), "was changed after it was written"),
@@ -153,52 +190,72 @@ def test_a_hand_edited_record_is_refused(
 ) -> None:
     path = save_record(tmp_path, RECORDS[kind])
     edit(path, change)
-    with pytest.raises(UserError) as error:
-        load_records(tmp_path, kind)
-    assert str(path) in str(error.value)
-    assert message in str(error.value)
+    for read in (load_records, lambda *both: load_record(*both, RECORDS[kind].id)):
+        with pytest.raises(UserError) as error:
+            read(tmp_path, KINDS[kind])
+        assert str(path) in str(error.value)
+        assert message in str(error.value)
+
+
+def test_keys_of_later_versions_are_kept_in_the_file(tmp_path: Path) -> None:
+    """A reader does not see them; the checksum holds all the same."""
+    path = save_record(tmp_path, RUN)
+
+    def extend(record: dict[str, Any]) -> None:
+        record["variant"]["colour"] = "blue"
+        del record["sha256"]
+        record["sha256"] = digest(record)
+
+    edit(path, extend)
+    assert load_records(tmp_path, Run) == [RUN]
+    assert json.loads(path.read_text())["variant"]["colour"] == "blue"
 
 
 def test_new_layout_of_the_text_is_no_change(tmp_path: Path) -> None:
-    edit(save_record(tmp_path, RECORDS["run"]), lambda record: None)
-    assert len(load_records(tmp_path)) == 1
+    edit(save_record(tmp_path, RUN), lambda record: None)
+    assert load_records(tmp_path, Run) == [RUN]
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.99])
 def test_a_torn_file_is_refused(tmp_path: Path, share: float) -> None:
-    path = save_record(tmp_path, RECORDS["run"])
+    path = save_record(tmp_path, RUN)
     text = path.read_bytes()
     path.write_bytes(text[: int(share * len(text))])
     with pytest.raises(UserError, match="is not valid JSON"):
-        load_records(tmp_path)
+        load_all_records(tmp_path)
 
 
 @pytest.mark.parametrize("text", ["[]", "null", "7", '"x"', "[" * 100_000, "\ufeff{}", "{}"])
 def test_other_json_is_refused(tmp_path: Path, text: str) -> None:
-    path = save_record(tmp_path, RECORDS["run"])
+    path = save_record(tmp_path, RUN)
     path.write_text(text)
     with pytest.raises(UserError, match=path.name):
-        load_records(tmp_path)
+        load_all_records(tmp_path)
 
 
 def test_a_renamed_or_moved_record_is_refused(tmp_path: Path) -> None:
-    path = save_record(tmp_path, RECORDS["run"])
+    path = save_record(tmp_path, RUN)
+    other = record_path(tmp_path, Cost, RUN.id)
+    other.parent.mkdir()
+    shutil.copyfile(path, other)
+    with pytest.raises(UserError, match="moved or renamed"):
+        load_records(tmp_path, Cost)
     path.rename(path.with_name("other.json"))
     with pytest.raises(UserError, match="moved or renamed"):
-        load_records(tmp_path)
+        load_records(tmp_path, Run)
 
 
 def test_other_files_are_ignored(tmp_path: Path) -> None:
-    path = save_record(tmp_path, RECORDS["run"])
+    path = save_record(tmp_path, RUN)
     for name in (f".{path.name}.1.tmp", ".hidden.json", "README.md"):
         (path.parent / name).write_text("not a record")
-    assert len(load_records(tmp_path)) == 1
+    assert load_records(tmp_path, Run) == [RUN]
 
 
 def test_a_folder_that_cannot_be_written_is_the_users_to_mend(tmp_path: Path) -> None:
     (tmp_path / "records").write_text("a file in the way")
     with pytest.raises(UserError, match="cannot write"):
-        save_record(tmp_path, RECORDS["run"])
+        save_record(tmp_path, RUN)
 
 
 def test_ids_depend_on_content_not_on_order() -> None:
@@ -210,9 +267,8 @@ def test_ids_depend_on_content_not_on_order() -> None:
 
 def test_a_setting_is_the_configuration_without_the_seed() -> None:
     first, second = synthetic.run(seed=0), synthetic.run("NLA", seed=1)
-    assert setting_of(first) == setting_of(second)
-    assert "seed" not in setting_of(first)
-    assert first["config"]["seed"] == 0
+    assert first.config.setting == second.config.setting
+    assert first.config.setting | {"seed": 0} == untyped(first.config)
     label = setting_label(first)
     assert label == setting_label(second)
     assert label.startswith("small-x4-scratch-data-4000steps-")
@@ -240,9 +296,9 @@ json_values = st.recursive(
 def test_any_json_in_any_place_is_loaded_whole_or_refused(
     tmp_path: Path, value: Any, data: st.DataObject
 ) -> None:
-    path = record_path(tmp_path, "run", RECORDS["run"]["id"])
+    path = record_path(tmp_path, Run, RUN.id)
     path.unlink(missing_ok=True)
-    save_record(tmp_path, RECORDS["run"])
+    save_record(tmp_path, RUN)
     before = canonical_json(json.loads(path.read_text()))
 
     def change(record: dict[str, Any]) -> None:
@@ -257,20 +313,20 @@ def test_any_json_in_any_place_is_loaded_whole_or_refused(
 
     edit(path, change)
     if json.dumps(json.loads(path.read_text()), sort_keys=True, separators=(",", ":")) == before:
-        assert load_records(tmp_path, "run") == [RECORDS["run"] | {"schema": SCHEMA}]
+        assert load_records(tmp_path, Run) == [RUN]
     else:
         with pytest.raises(UserError, match=re.escape(path.name)):
-            load_records(tmp_path, "run")
+            load_records(tmp_path, Run)
 
 
 @fuzz
 @given(text=st.binary(max_size=40) | json_values.map(lambda v: json.dumps(v).encode()))
 def test_any_bytes_are_refused(tmp_path: Path, text: bytes) -> None:
-    path = record_path(tmp_path, "cost", "x")
+    path = record_path(tmp_path, Cost, "x")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(text)
     with pytest.raises(UserError, match=r"x\.json"):
-        load_records(tmp_path, "cost")
+        load_records(tmp_path, Cost)
 
 
 def _write_some(results: Path, worker: int) -> None:
@@ -286,9 +342,9 @@ def test_readers_never_see_a_torn_record_while_others_write(tmp_path: Path) -> N
     for writer in writers:
         writer.start()
     while any(writer.is_alive() for writer in writers):
-        load_records(tmp_path)
+        load_all_records(tmp_path)
     for writer in writers:
         writer.join()
         assert writer.exitcode == 0
-    assert len(load_records(tmp_path)) == 3 * 20 + 20
+    assert len(load_records(tmp_path, Run)) == 3 * 20 + 20
     assert not list(tmp_path.rglob("*.tmp"))

@@ -12,6 +12,7 @@ import synthetic_records as synthetic
 from scipy import stats
 
 from harness.measuring.timing import median_ratio
+from harness.records.shapes import Run
 from harness.reporting.statistics import (
     bootstrap_interval,
     difference_interval,
@@ -187,7 +188,7 @@ def test_pairs_are_matched_by_name_not_by_order() -> None:
 
 
 @pytest.mark.parametrize("baseline", [[], [synthetic.run(seed=9)]])
-def test_no_common_seed_means_no_difference(baseline: list[dict[str, object]]) -> None:
+def test_no_common_seed_means_no_difference(baseline: list[Run]) -> None:
     summary = summarise([synthetic.run("NLA", 0)], baseline, "Set5")
     assert summary.mean == 27.0
     assert summary.std_over_seeds is None

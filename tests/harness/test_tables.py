@@ -8,6 +8,7 @@ import itertools
 import json
 import re
 import shutil
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -19,17 +20,17 @@ from rich.console import Console
 
 from attention_zoo import Attention, find_attention
 from harness.base.errors import UserError
-from harness.config.labels import variant_labels
-from harness.config.variants import Variant
+from harness.records.shapes import Cost, Run
 from harness.records.store import load_records, save_record
 from harness.reporting.benches import find_benches
 from harness.reporting.settings import Setting, find_settings, paper_table
 from harness.reporting.statistics import summarise
 from harness.reporting.tables.all import build, write_tables
 from harness.reporting.tables.latency import latency_details, table5
-from harness.reporting.tables.operations import table4, table6
-from harness.reporting.tables.printed import summary
-from harness.reporting.tables.quality import quality_table, table1, table2, table3
+from harness.reporting.tables.operations import table4
+from harness.reporting.tables.printed import gpu_tables, latency_tables, summary
+from harness.reporting.tables.quality import quality_table, table1, table2, table3, table6
+from harness.reporting.tables.redraws import redraw_table
 from harness.reporting.tables.render import Table, latex_escape
 from harness.reporting.tables.speed import find_speeds, speed_table
 from harness.tables import main
@@ -158,8 +159,7 @@ def test_notes_name_what_a_reader_must_know(setting: Setting) -> None:
         *("preset small (8 blocks × 32 channels)", "×4", "protocol scratch", "4000 steps"),
         *("trained on train (40 images of data)", "device cpu, float32, 1 seed", "Made-up CPU"),
         *("2 threads", "torch 2.9.1", "2026-01-02", "0.1.0 (abc1234)", "tested on Urban100"),
-        "paired bootstrap over images (3), or Student's t of the images' means where that reaches "
-        "further; with one seed they leave out the noise of training",
+        *("images (3),", "of the images' means", "leave out the noise of training"),
         "Columns marked paper are published figures, not measured here",
     ):
         assert part in text, part
@@ -168,11 +168,14 @@ def test_notes_name_what_a_reader_must_know(setting: Setting) -> None:
 def test_intervals_over_seeds_are_said_to_be_so() -> None:
     runs = [synthetic.run(v, s, x) for v, x in (("Baseline", BASE), ("NLA", NLA)) for s in (0, 1)]
     table = table4(Setting(runs, []))
-    assert "paired bootstrap over images (3) and seeds, or Student's t of" in table.markdown()
+    assert "images (3) and seeds" in table.markdown()
+    assert "of the seeds' or the images' means" in table.markdown()
+    assert "noise of training" not in table.markdown()
     assert cells(table)["NLA"][8] == "27.30 ± 0.00"
     assert cells(table)["Bicubic"][8] == "25.00"
     mixed = table4(Setting([*runs, synthetic.run("Criss-Cross", 0, NLA)], []))
-    assert "in rows with one seed over images only" in mixed.markdown()
+    assert "images (3) and seeds" in mixed.markdown()
+    assert "Rows with one seed use the images alone" in mixed.markdown()
 
 
 def test_without_a_baseline_differences_are_empty() -> None:
@@ -228,37 +231,45 @@ def test_the_newest_of_repeated_records_counts() -> None:
 
 
 def test_an_unusual_option_is_never_taken_for_the_papers_row() -> None:
-    usual = synthetic.VARIANTS["NLSA-r4"]
-    unusual = usual | {"options": usual["options"] | {"chunk_size": 64}}
+    unusual = synthetic.variant("nlsa", chunk_size=64)
     rows = cells(table4(Setting([synthetic.run(unusual)], [])))
     assert rows["NLSA-r4"][8] == ""
     assert rows["NLSA-r4 (chunk_size=64)"][8] == "27.00"
     assert rows["NLSA-r4 (chunk_size=64)"][0] == ""
 
 
-def test_an_option_that_the_label_tells_is_not_told_twice() -> None:
-    usual = synthetic.VARIANTS["NLSA-r4"]
-    other = {
-        "name": "nlsa",
-        "label": find_attention("nlsa").label(rounds=2),
-        "options": usual["options"] | {"rounds": 2},
-    }
-    assert sorted(variant_labels([usual, other]).values()) == ["NLSA-r2", "NLSA-r4"]
+def labels_of(*variants: dict[str, Any]) -> list[str]:
+    setting = Setting([], [synthetic.cost(variant, 1.0) for variant in variants])
+    return sorted(setting.labels.values())
 
 
-def test_an_option_left_out_has_its_default() -> None:
-    usual = synthetic.VARIANTS["NLA"]
-    older = usual | {"options": {"reduction": 4}}
-    assert list(variant_labels([usual, older]).values()) == ["NLA"]
+def test_an_option_that_the_label_names_is_not_named_twice() -> None:
+    both = synthetic.variant("nlsa"), synthetic.variant("nlsa", rounds=2)
+    assert labels_of(*both) == ["NLSA-r2", "NLSA-r4"]
+
+
+def test_an_option_at_its_default_makes_no_other_variant() -> None:
+    assert labels_of(synthetic.variant("nla"), synthetic.variant("nla", reduction=4)) == ["NLA"]
 
 
 def test_a_users_variants_of_one_label_are_told_apart() -> None:
     user = synthetic.VARIANTS["User_Attention-8"]
-    other = user | {"options": {"size": 16}}
-    labels = sorted(variant_labels([user, other]).values())
-    assert labels == ["User_Attention-8 (size=16)", "User_Attention-8 (size=8)"]
-    gone = {"name": "not-installed", "label": "Gone", "options": {"x": 1}}
-    assert list(variant_labels([gone]).values()) == ["Gone"]
+    other = user | {"row_label": "User_Attention-8 (size=16)", "changed": {"size": 16}}
+    assert labels_of(user, other) == ["User_Attention-8", "User_Attention-8 (size=16)"]
+    elsewhere = user | {"name": "another.module:User"}
+    assert labels_of(user, elsewhere) == [
+        f"User_Attention-8, {name}" for name in ("another.module:User", user["name"])
+    ]
+
+
+def test_variants_of_records_older_than_row_labels_are_told_apart() -> None:
+    older = [
+        {"name": "enlca", "label": "ENLCA-m128", "options": {"m": 128, "n1": n1}}
+        for n1 in (0.01, 0.02)
+    ]
+    assert labels_of(older[0]) == ["ENLCA-m128"]
+    assert labels_of(*older) == [f"ENLCA-m128 (m=128, n1={n1})" for n1 in (0.01, 0.02)]
+    assert labels_of({"name": "not-installed", "label": "Gone", "options": {"x": 1}}) == ["Gone"]
 
 
 def test_further_rows_are_in_natural_order() -> None:
@@ -292,7 +303,7 @@ def test_settings_are_never_mixed() -> None:
     ]
     settings = find_settings(runs, [])
     assert [len(s.runs) for s in settings] == [1, 2, 1]
-    assert [s.config["preset"] for s in settings] == ["paper", "small", "small"]
+    assert [s.config.preset for s in settings] == ["paper", "small", "small"]
     assert cells(table4(settings[1]))["NLA"][8] == "27.30"
     assert cells(table4(settings[2]))["NLA"][8:] == ["27.00", "0.6750", "", "1"]
     folders = {folder for folder, _ in build(runs, [], [])}
@@ -304,11 +315,7 @@ def test_settings_are_never_mixed() -> None:
 
 
 def test_table6(setting: Setting) -> None:
-    repeated = {
-        "name": "criss-cross",
-        "label": "Criss-Cross-R2",
-        "options": {"reduction": 8, "recurrence": 2},
-    }
+    repeated = synthetic.variant("criss-cross", recurrence=2)
     runs = [*setting.runs, synthetic.run(repeated, 0, NLA)]
     table = table6(Setting(runs, setting.costs))
     rows = cells(table)
@@ -323,10 +330,12 @@ def test_table6(setting: Setting) -> None:
 
 
 def test_quality_has_every_set_and_only_what_was_trained(setting: Setting) -> None:
-    runs = list(setting.runs)
-    runs[1]["quality"]["Set5"] = synthetic.quality([30.0, 31.0])
-    runs[0]["quality"]["Set5"] = synthetic.quality([29.0, 31.0])
-    runs[2]["quality"]["Set5"] = synthetic.quality([29.0, 31.0])
+    psnrs = {"Baseline": ([29.0, 31.0], BASE), "NLA": ([30.0, 31.0], NLA)}
+    psnrs["User_Attention-8"] = psnrs["Baseline"]
+    runs = [
+        synthetic.run(name, 0, {"Set5": on_set5, "Urban100": on_urban100})
+        for name, (on_set5, on_urban100) in psnrs.items()
+    ]
     table = quality_table(Setting(runs, setting.costs))
     rows = cells(table)
     assert list(rows) == ["Bicubic", "Baseline", "NLA", "User_Attention-8"]
@@ -486,6 +495,25 @@ def test_the_newest_speed_of_a_case_counts_and_machines_stand_apart() -> None:
     assert len({table.name for table in tables}) == 2
 
 
+def test_redraw_table() -> None:
+    later = "2026-01-03T00:00:00+00:00"
+    records = [
+        synthetic.redraw([28.0, 28.5], "b", created=later),
+        synthetic.redraw([27.0, 27.2, 26.9, 27.1], "a"),
+    ]
+    table = redraw_table(records)
+    assert [list(row[2:]) for row in table.rows] == [
+        ["Set5", "", "27.000", "+0.0667", "0.1528", "-0.1000 … +0.2000", "3"],
+        ["Set5", "", "28.000", "+0.5000", "", "+0.5000 … +0.5000", "1"],
+    ]
+    row, _ = table.data
+    assert (row["psnr_db_trained_draw"], row["draws"], row["variant"]) == (27.0, 3, "nlsa")
+    assert row["psnr_db_redrawn_mean"] == pytest.approx(statistics.fmean([27.2, 26.9, 27.1]))
+    assert row["psnr_db_redrawn_std"] == pytest.approx(statistics.stdev([27.2, 26.9, 27.1]))
+    assert (row["psnr_db_redrawn_min"], row["psnr_db_redrawn_max"]) == (26.9, 27.2)
+    assert redraw_table(records[::-1]).csv() == table.csv()
+
+
 AWKWARD = r"a_b & 50% #1 $x$ {y} \z ~ ^ <t> | × ± Δ [q]*"
 
 
@@ -619,6 +647,42 @@ def test_summary_without_training_or_latency() -> None:
     assert "NLA" in render(summary([], [], synthetic.latency([synthetic.latency_row("NLA", 1.0)])))
 
 
+def test_latency_tables_show_the_ratio_to_nla() -> None:
+    rows = [
+        synthetic.latency_row("NLA", 30.0, size=9),
+        synthetic.latency_row("NLSA-r4", 4.0, size=9, peak_memory_mb=1.25),
+        synthetic.latency_row("Criss-Cross", None, size=9, note="out of memory"),
+        synthetic.latency_row("NLSA-r4", 4.0, "module", size=9),
+    ]
+    core, module = latency_tables(synthetic.latency(rows))
+    assert core.title == "core, forward, 9x9"
+    shown = list(zip(*(column.cells for column in core.columns), strict=True))
+    assert shown == [
+        ("NLA", "27.000", "30.000", "3.000", "15.000", "7", "", "1.00"),
+        ("NLSA-r4", "3.600", "4.000", "0.400", "2.000", "7", "1.2", "7.50"),
+        ("Criss-Cross", "", "", "", "", "out of memory", "", ""),
+    ]
+    assert list(module.columns[-1].cells) == [""]  # NLA was not timed there
+
+
+def test_gpu_tables_have_a_column_for_each_number() -> None:
+    rows = [
+        {"name": "compile", "seconds": 1.23456, "runs": 3},
+        {"name": "train", "result": "failed", "note": "no such kernel"},
+    ]
+    (table,) = gpu_tables(synthetic.gpu(rows))
+    assert table.title == "made-up"
+    assert [str(column.header) for column in table.columns] == [
+        *("name", "seconds", "result", "note"),
+    ]
+    assert list(zip(*(column.cells for column in table.columns), strict=True)) == [
+        ("compile", "1.235", "", ""),
+        ("train", "", "failed", "no such kernel"),
+    ]
+    latency = synthetic.latency([synthetic.latency_row("NLA", 1.0)])
+    assert [table.title for table in gpu_tables(latency)] == ["core, forward, 100x100"]
+
+
 # -- the command line -------------------------------------------------------------------------
 
 
@@ -641,24 +705,34 @@ def test_the_same_records_give_the_same_bytes(results: Path, tmp_path: Path) -> 
     write_tables(results, output=second)
     files = sorted(p.relative_to(first) for p in first.rglob("*.*"))
     assert files == sorted(p.relative_to(second) for p in second.rglob("*.*"))
-    assert len(files) == 10 * 3
+    assert len(files) == 10 * 2
     for name in files:
         assert (first / name).read_bytes() == (second / name).read_bytes()
 
 
+@pytest.mark.parametrize(
+    ("options", "suffixes"), [([], ("csv", "md")), (["--latex"], ("csv", "md", "tex"))]
+)
 def test_main_prints_files_and_table4(
-    results: Path, setting: Setting, monkeypatch: pytest.MonkeyPatch, capsys: Any
+    results: Path,
+    setting: Setting,
+    options: list[str],
+    suffixes: tuple[str, ...],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Any,
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["tables", "--results", str(results)])
+    monkeypatch.setattr(sys, "argv", ["tables", "--results", str(results), *options])
     main()
     printed = capsys.readouterr().out
     folder = results / "tables" / setting.label
     for stem in ("table1", "table4", "table6", "quality"):
-        for suffix in ("csv", "md", "tex"):
+        for suffix in suffixes:
             path = folder / f"{stem}.{suffix}"
             assert path.is_file()
             assert f"{path}\n" in printed
-    assert len(list((results / "tables").glob("table5-*"))) == 6
+    written = [path for path in (results / "tables").rglob("*.*") if path.is_file()]
+    assert {path.suffix[1:] for path in written} == set(suffixes)
+    assert len(list((results / "tables").glob("table5-*"))) == 2 * len(suffixes)
     assert "| ENLCA-m128 " in printed
 
 
@@ -673,9 +747,9 @@ def test_preset_picks_runs(results: Path, tmp_path: Path) -> None:
 
 def test_scaling_records_give_tables_too(tmp_path: Path) -> None:
     save_record(tmp_path, synthetic.scaling({"NLA": (2.0, 1.0)}, identifier="made-up"))
-    _, (table, paths) = write_tables(tmp_path)
+    ((table, paths),) = write_tables(tmp_path)
     assert table.name == "scaling-made-up"
-    assert {p.name for p in paths} == {f"scaling-made-up.{s}" for s in ("csv", "md", "tex")}
+    assert {p.name for p in paths} == {f"scaling-made-up.{s}" for s in ("csv", "md")}
 
 
 @pytest.mark.parametrize("spoil", ["none", "torn", "blocked"])
@@ -703,23 +777,24 @@ def test_users_mistakes_exit_with_2(
 
 
 def test_records_survive_the_round_trip_to_disk(results: Path, setting: Setting) -> None:
-    (loaded,) = find_settings(load_records(results, "run"), load_records(results, "cost"))
+    (loaded,) = find_settings(load_records(results, Run), load_records(results, Cost))
     assert table4(loaded).csv() == table4(setting).csv()
 
 
 def test_an_option_that_changes_no_count_adds_no_row_of_counts() -> None:
     """Counted ablations would repeat ENLCA-m128's row in every Table 4; trained ones stay."""
-    default = Variant("enlca").to_dict()
-    costs = [synthetic.cost(default, 0.6)]
-    for n1, gflops in ((0.01, 0.6), (0.03, 0.7)):
-        variant = default | {"options": default["options"] | {"n1": n1}}
-        costs.append(synthetic.cost(variant, gflops))
+    counted = synthetic.variant("enlca", n1=0.01)
+    costs = [
+        synthetic.cost(synthetic.variant("enlca"), 0.6),
+        synthetic.cost(counted, 0.6),
+        synthetic.cost(synthetic.variant("enlca", n1=0.03), 0.7),
+    ]
     runs = [synthetic.run("Baseline"), synthetic.run("NLA")]
 
-    def further(runs: list[dict[str, Any]]) -> list[str]:
+    def further(runs: list[Run]) -> list[str]:
         rows = [row[0] for row in table4(Setting(runs, costs)).rows]
         return [row for row in rows if row.startswith("ENLCA-m128 ")]
 
     assert further(runs) == ["ENLCA-m128 (n1=0.03)"]
-    trained = synthetic.run(costs[1]["variant"])
+    trained = synthetic.run(counted)
     assert further([*runs, trained]) == ["ENLCA-m128 (n1=0.01)", "ENLCA-m128 (n1=0.03)"]

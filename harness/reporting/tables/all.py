@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ...base.errors import UserError
-from ...records.origin import Record
+from ...records.shapes import Cost, Latency, Redraw, Run, Scaling, Speed
 from ...records.store import load_records
 from ..benches import find_benches
 from ..settings import Setting, find_settings
@@ -14,8 +14,8 @@ from .claims import claims_table
 from .latency import latency_details, table5
 from .methods import methods_table
 from .modules import modules_table
-from .operations import table4, table6
-from .quality import quality_table, table1, table2, table3
+from .operations import table4
+from .quality import quality_table, table1, table2, table3, table6
 from .redraws import redraw_table
 from .render import Table, write_table
 from .scaling import scaling_table
@@ -23,11 +23,11 @@ from .speed import find_speeds, speed_table
 
 
 def build(
-    runs: Sequence[Record], costs: Sequence[Record], latency: Sequence[Record]
+    runs: Sequence[Run], costs: Sequence[Cost], latency: Sequence[Latency]
 ) -> list[tuple[str, Table]]:
     """Every table that the records give, each with its folder ("" or the setting's)."""
     settings = find_settings(runs, costs)
-    tables = []
+    tables: list[tuple[str, Table]] = []
     for setting in settings:
         made = [table4(setting)]
         if setting.runs:
@@ -38,9 +38,8 @@ def build(
     benches = find_benches(latency)
     for bench in benches:
         tables += [("", table5(bench, nearest)), ("", latency_details(bench))]
-    tables += [("", modules_table(settings, benches))]
-    methods = methods_table(costs, latency)
-    return [*tables, ("", methods)] if methods else tables
+    of_all = (modules_table(settings, benches), methods_table(costs, latency))
+    return tables + [("", table) for table in of_all if table]
 
 
 def all_tables(results: Path, preset: str | None = None) -> list[tuple[str, Table]]:
@@ -53,14 +52,14 @@ def all_tables(results: Path, preset: str | None = None) -> list[tuple[str, Tabl
     Raises:
         UserError: no records, none of the preset, or a bad record.
     """
-    kinds = ("run", "cost", "latency", "scaling", "speed", "redraw")
-    records = [load_records(results, kind) for kind in kinds]
-    if not any(records):
+    runs, costs = load_records(results, Run), load_records(results, Cost)
+    latency, scaling = load_records(results, Latency), load_records(results, Scaling)
+    speed, redraws = load_records(results, Speed), load_records(results, Redraw)
+    if not (runs or costs or latency or scaling or speed or redraws):
         raise UserError(f"no records under {results / 'records'}; run python -m harness.run first")
-    runs, costs, latency, scaling, speed, redraws = records
     if preset is not None:
-        found = sorted({run["config"]["preset"] for run in runs})
-        runs = [run for run in runs if run["config"]["preset"] == preset]
+        found = sorted({run.config.preset for run in runs})
+        runs = [run for run in runs if run.config.preset == preset]
         if not runs:
             raise UserError(
                 f"no runs of preset {preset!r} under {results / 'records'}; "
@@ -72,7 +71,11 @@ def all_tables(results: Path, preset: str | None = None) -> list[tuple[str, Tabl
 
 
 def write_tables(
-    results: Path, preset: str | None = None, output: Path | None = None
+    results: Path,
+    preset: str | None = None,
+    output: Path | None = None,
+    *,
+    latex: bool = False,
 ) -> list[tuple[Table, list[Path]]]:
     """Build and write all tables; returns each with its files.
 
@@ -80,10 +83,11 @@ def write_tables(
         results: folder that holds records/.
         preset: only runs of this preset.
         output: where the tables go; ``tables/`` in the results folder if not given.
+        latex: write LaTeX too.
 
     Raises:
         UserError: as :func:`all_tables`, or a folder that cannot be written.
     """
     output = output or results / "tables"
     tables = all_tables(results, preset)
-    return [(table, write_table(table, output / folder)) for folder, table in tables]
+    return [(table, write_table(table, output / folder, latex=latex)) for folder, table in tables]

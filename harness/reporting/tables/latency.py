@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from ...records.origin import describe_code, describe_machine, origin_note
-from ..benches import _FIGURES, _PARTS, _PASSES, _SIZES, Bench, Cell, _rank
+from ..benches import PART_CHANNELS, PASSES, Bench, Cell, rank, timing_text
 from ..cells import (
     PAPER_PSNR,
+    columns_of,
     measured_header,
     milliseconds,
     number,
@@ -15,8 +16,14 @@ from ..cells import (
     setting_text,
     variant_columns,
 )
-from ..settings import PART_CHANNELS, Setting, paper_table, row_order
+from ..labels import row_order
+from ..settings import Setting, paper_table
 from .render import Table
+
+_SIZES = (100, 150)
+_PARTS = (*PART_CHANNELS, "network")
+_TIMES = ("mean_ms", "median_ms", "iqr_ms", "min_ms")
+_FIGURES = (*_TIMES, "runs", "peak_memory_mb")
 
 
 def table5(bench: Bench, setting: Setting) -> Table:
@@ -27,22 +34,22 @@ def table5(bench: Bench, setting: Setting) -> Table:
         setting: where the PSNR column comes from; without runs it is empty.
     """
     paper = {row["method"]: row for row in paper_table(5)}
-    psnr_of = setting.psnr_by_key
     rows, data = [], []
-    for label, key in row_order(bench.labels, list(paper)):
+    for label, variant in row_order(bench.labels, list(paper)):
         printed = paper.get(label, {})
-        psnr = psnr_of.get(key or "")
-        cells, columns, sessions = [label], variant_columns(label, key), []
+        psnr = setting.psnr_of.get(variant) if variant else None
+        cells, sessions = [label], set()
+        columns = variant_columns(label, bench.recorded[variant] if variant else None)
         for size in _SIZES:
             cells.append(printed.get(f"latency_ms_{size}x{size}", ""))
             columns[f"latency_ms_{size}x{size}_paper"] = number(cells[-1])
             for part in PART_CHANNELS:
-                for passes in _PASSES:
-                    row, record = bench.find(key, part, passes, size)
-                    cells.append(milliseconds(row["mean_ms"] if row else None))
+                for passes in PASSES:
+                    row, record = bench.find(variant, part, passes, size)
+                    cells.append(milliseconds(row.mean_ms if row else None))
                     prefix = f"{part}_{passes.replace('+', '_')}_{size}x{size}"
-                    columns |= {f"{prefix}_{figure}": row and row[figure] for figure in _FIGURES}
-                    sessions += [record["id"]] if record else []
+                    columns |= {f"{prefix}_{f}": row and getattr(row, f) for f in _FIGURES}
+                    sessions |= {record.id} if record else set()
         cells += [printed.get("psnr_db", ""), psnr_cell(psnr)]
         rows.append(cells)
         columns |= {
@@ -52,18 +59,18 @@ def table5(bench: Bench, setting: Setting) -> Table:
             "test_set": setting.test_set,
             "setting": setting.label if setting.runs else None,
         }
-        data.append(columns | _bench_columns(bench) | {"sessions": "+".join(sorted({*sessions}))})
+        data.append(columns | _bench_columns(bench) | {"sessions": "+".join(sorted(sessions))})
     return Table(
         name=bench.label,
-        caption=f"Table 5: latency in ms (mean) on {describe_machine(bench.records[-1])}, "
-        f"device {bench.row['device']}, {bench.row['dtype']}",
+        caption=f"Table 5: latency in ms (mean) on {_where(bench)}",
         notes=[
             "Columns marked paper are published figures, not measured here: mean of 1000 runs on "
-            "an RTX 2080 Ti, and PSNR on Urban100 ×4. Its text speaks of 0.2 dB between ENLCA-m128 "
-            "and NLSA-r4; its table has 0.16 dB.",
-            "Core: the attention operation alone, 64 channels; module: with its projections, 256 "
-            "channels. fwd: forward; bwd: backward. Median, interquartile range, runs and peak "
-            f"memory are in {bench.label}-details and in the CSV.",
+            "an RTX 2080 Ti, and PSNR on Urban100 ×4. The paper's text gives 0.2 dB between "
+            "ENLCA-m128 and NLSA-r4; its table has 0.16 dB.",
+            "Core is the attention operation alone, with 64 channels; module is the whole module "
+            "with its projections, with 256 channels. fwd is the forward pass, bwd the backward. "
+            "Median, interquartile range, runs and peak memory are in the CSV and in "
+            f"{bench.label}-details.",
             *_bench_notes(bench),
             f"Measured PSNR: {setting_text(setting)}; setting {setting.label}."
             if setting.runs
@@ -76,7 +83,7 @@ def table5(bench: Bench, setting: Setting) -> Table:
                 for size in _SIZES
                 for header in (
                     "paper",
-                    *(f"{part} {short}" for part in PART_CHANNELS for short in _PASSES.values()),
+                    *(f"{part} {short}" for part in PART_CHANNELS for short in PASSES.values()),
                 )
             ),
             ("PSNR (dB)", PAPER_PSNR),
@@ -90,35 +97,36 @@ def table5(bench: Bench, setting: Setting) -> Table:
 
 def latency_details(bench: Bench) -> Table:
     """Every latency with all its figures, one row each."""
-    paper = [row["method"] for row in paper_table(5)]
-    position = {key: i for i, (_, key) in enumerate(row_order(bench.labels, paper)) if key}
+    order = row_order(bench.labels, [row["method"] for row in paper_table(5)])
+    position = {variant: i for i, (_, variant) in enumerate(order)}
 
-    def order(cell: Cell) -> tuple[Any, ...]:
-        key, part, passes, *rest = cell
-        return (_rank(_PARTS, part), part, _rank(tuple(_PASSES), passes), *rest, position[key])
+    def place(cell: Cell) -> tuple[Any, ...]:
+        variant, part, passes, *rest = cell
+        return (rank(_PARTS, part), part, rank(PASSES, passes), *rest, position[variant])
 
     rows, data = [], []
-    for cell in sorted(bench.cells, key=order):
+    for cell in sorted(bench.cells, key=place):
         row, record = bench.cells[cell]
         label = bench.labels[cell[0]]
-        shape = f"{row['batch']}×{row['channels']}×{row['height']}×{row['width']}"
-        times = [milliseconds(row[figure]) for figure in _FIGURES[:4]]
-        runs, memory = row["runs"], row["peak_memory_mb"]
-        passes = _PASSES.get(row["passes"], row["passes"])
-        count = str(runs) if runs else row.get("note", "")
-        rows.append([label, row["part"], passes, shape, *times, count, milliseconds(memory)])
-        shown = ("part", "passes", "batch", "channels", "height", "width", *_FIGURES)
+        rows.append(
+            [
+                *(label, row.part, PASSES.get(row.passes, row.passes)),
+                f"{row.batch}×{row.channels}×{row.height}×{row.width}",
+                *(milliseconds(getattr(row, name)) for name in _TIMES),
+                str(row.runs) if row.runs else row.note or "",
+                milliseconds(row.peak_memory_mb),
+            ]
+        )
         data.append(
-            variant_columns(label, cell[0])
-            | {name: row[name] for name in shown}
-            | {"note": row.get("note")}
+            variant_columns(label, row.variant)
+            | columns_of(row, "part", "passes", "batch", "channels", "height", "width")
+            | columns_of(row, *_FIGURES, "note")
             | _bench_columns(bench)
-            | {"session": record["id"], "code": describe_code(record)}
+            | {"session": record.id, "code": describe_code(record)}
         )
     return Table(
         name=f"{bench.label}-details",
-        caption=f"Latency in detail on {describe_machine(bench.records[-1])}, "
-        f"device {bench.row['device']}, {bench.row['dtype']}",
+        caption=f"Latency in detail on {_where(bench)}",
         notes=_bench_notes(bench),
         headers=[
             ("", "Method"),
@@ -131,23 +139,22 @@ def latency_details(bench: Bench) -> Table:
     )
 
 
+def _where(bench: Bench) -> str:
+    machine = describe_machine(bench.records[-1])
+    return f"{machine}, device {bench.row.device}, {bench.row.dtype}"
+
+
 def _bench_columns(bench: Bench) -> dict[str, Any]:
-    return {
-        "device": bench.row["device"],
-        "dtype": bench.row["dtype"],
-        "machine": describe_machine(bench.records[-1]),
-    }
+    machine = {"machine": describe_machine(bench.records[-1])}
+    return columns_of(bench.row, "device", "dtype") | machine
 
 
 def _bench_notes(bench: Bench) -> list[str]:
-    settings = bench.records[-1]["settings"]
-    said = ", ".join(
-        f"{name.replace('_', ' ')} {value}" for name, value in settings.items() if value is not None
-    )
-    notes = [f"{origin_note(bench.records, 'Measured')} Timing: {said}."]
+    timing = timing_text(bench.records[-1])
+    notes = [f"{origin_note(bench.records, 'Measured')} Timing: {timing}."]
     if len(bench.records) > 1:
         notes.append(
-            f"The rows come from {len(bench.records)} sessions: only methods of one session were "
-            "timed in turn; the CSV names the session of each."
+            f"The rows come from {len(bench.records)} sessions. Only methods of one session were "
+            "timed in turn; the CSV names the session of each row."
         )
     return notes

@@ -1,15 +1,12 @@
-"""The table of modules: what each is, costs and gains; from the registry and the records."""
+"""The table of modules: what each is, costs and gains."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
-from attention_zoo import find_attention
-
-from ...config.labels import built_in_attentions, variant_key
-from ...config.variants import CORE_CHANNELS, Variant, create_core
+from ...config.variants import CORE_CHANNELS, Variant
 from ...records.origin import describe_machine
+from ...records.shapes import LatencyRow, RecordedVariant
 from ..benches import Bench
 from ..cells import difference_cell, milliseconds, setting_text, variant_columns
 from ..settings import PAPER_SET, Setting
@@ -18,23 +15,29 @@ from .render import Table
 _SIZE = 100
 
 
-def modules_table(settings: Sequence[Setting], benches: Sequence[Bench]) -> Table:
-    """A row for each module of ``attention_zoo`` with its default options.
+def modules_table(settings: Sequence[Setting], benches: Sequence[Bench]) -> Table | None:
+    """A row for each module of ``attention_zoo`` that some record measured at its defaults.
 
-    Latency is that of a CPU in float32 with the most of these rows, then the newest; the PSNR
-    difference that of the setting with the most runs among those at x4 with Urban100 and a
-    baseline.
+    GFLOPs come from its cost record. Latency comes from the bench of a CPU in float32 with the most
+    of these rows, then the newest. The PSNR difference comes from the setting with the most runs
+    among those at x4 with Urban100 and a baseline.
+
+    Args:
+        settings: all; they share the cost records.
+        benches: all.
+
+    Returns:
+        None where no record is of such a module.
     """
-    keys = {name: variant_key(Variant(name).to_dict()) for name in built_in_attentions()}
-
-    def timed_core(bench: Bench, name: str) -> dict[str, Any] | None:
-        return bench.find(keys[name], "core", "forward", _SIZE)[0]
-
+    recorded = _recorded(settings, benches)
+    if not recorded:
+        return None
+    costs = settings[0].cost_of if settings else {}
     bench = max(
-        (b for b in benches if (b.row["device"], b.row["dtype"]) == ("cpu", "float32")),
+        (b for b in benches if (b.row.device, b.row.dtype) == ("cpu", "float32")),
         key=lambda b: (
-            sum(timed_core(b, name) is not None for name in keys),
-            b.records[-1]["created"],
+            sum(_timed_core(b, variant) is not None for variant in recorded),
+            b.records[-1].created,
         ),
         default=None,
     )
@@ -42,36 +45,32 @@ def modules_table(settings: Sequence[Setting], benches: Sequence[Bench]) -> Tabl
         (
             s
             for s in settings
-            if s.runs and s.config["scale"] == 4 and PAPER_SET in s.test_sets and s.baseline
+            if s.runs and s.config.scale == 4 and PAPER_SET in s.test_sets and s.baseline
         ),
         key=lambda s: (len(s.runs), s.label),
         default=None,
     )
     rows, data = [], []
-    for name in keys:
-        cls = find_attention(name)
-        variant = Variant(name)
-        gflops = 2 * create_core(variant).cost(_SIZE, _SIZE).core / 1e9
-        timed = timed_core(bench, name) if bench else None
-        latency = timed["mean_ms"] if timed else None
-        psnr = setting.summary(keys[name], PAPER_SET) if setting else None
+    for variant, module in recorded.items():
+        cost = costs.get(variant)
+        gflops = cost.parts.core.paper_gflops if cost else None
+        timed = _timed_core(bench, variant) if bench else None
+        latency = timed.mean_ms if timed else None
+        psnr = setting.summary(variant, PAPER_SET) if setting else None
         rows.append(
             [
-                name,
-                variant.label,
-                cls.source,
-                cls.complexity,
-                f"{gflops:.3g}",
+                *(module.name, module.label, module.source, module.growth),
+                "" if gflops is None else f"{gflops:.3g}",
                 milliseconds(latency),
                 difference_cell(psnr),
                 str(psnr.seeds) if psnr else "",
             ]
         )
         data.append(
-            variant_columns(variant.label, keys[name])
+            variant_columns(module.label, module)
             | {
-                "source": cls.source,
-                "complexity": cls.complexity,
+                "source": module.source,
+                "complexity": module.growth,
                 "gflops": gflops,
                 "latency_ms": latency,
                 "psnr_db_difference": psnr and psnr.difference,
@@ -81,17 +80,17 @@ def modules_table(settings: Sequence[Setting], benches: Sequence[Bench]) -> Tabl
             }
         )
     notes = [
-        f"GFLOPs of the core at {_SIZE}×{_SIZE}, {CORE_CHANNELS} channels, in the paper's "
-        "convention; growth with N as the method's authors state it."
+        f"GFLOPs are those of the core at {_SIZE}×{_SIZE} with {CORE_CHANNELS} channels, in the "
+        "paper's convention. Growth with N is what the method's authors state."
     ]
     if bench:
         notes.append(
-            f"Latency: mean of the core's forward pass at {_SIZE}×{_SIZE}, float32, on "
+            f"Latency is the mean of the core's forward pass at {_SIZE}×{_SIZE}, float32, on "
             f"{describe_machine(bench.records[-1])}; see {bench.label}."
         )
     if setting:
         notes.append(
-            f"PSNR: difference to the baseline on {PAPER_SET} ×4 with its 95 % interval; "
+            f"PSNR is the difference to the baseline on {PAPER_SET} ×4 with its 95 % interval; "
             f"{setting_text(setting)}; see {setting.label}."
         )
     return Table(
@@ -111,3 +110,21 @@ def modules_table(settings: Sequence[Setting], benches: Sequence[Bench]) -> Tabl
         rows=rows,
         data=data,
     )
+
+
+def _recorded(
+    settings: Sequence[Setting], benches: Sequence[Bench]
+) -> dict[Variant, RecordedVariant]:
+    """Modules of the suite at their defaults as records describe them, in the order of names."""
+    sources: list[Bench | Setting] = [*benches, *settings]
+    found = {
+        variant: module
+        for source in sources
+        for variant, module in source.recorded.items()
+        if module.built_in and not variant.options
+    }
+    return {variant: found[variant] for variant in sorted(found, key=lambda v: v.name)}
+
+
+def _timed_core(bench: Bench, variant: Variant) -> LatencyRow | None:
+    return bench.find(variant, "core", "forward", _SIZE)[0]

@@ -1,11 +1,9 @@
-"""Tables 4 and 6: operations beside quality."""
+"""Table 4: operation counts and quality."""
 
 from __future__ import annotations
 
-import json
-from typing import Any
-
 from ...records.origin import origin_note
+from ...records.shapes import Counts
 from ..cells import (
     PAPER_PSNR,
     caption,
@@ -17,72 +15,61 @@ from ..cells import (
     setting_notes,
     variant_columns,
 )
-from ..settings import Setting, paper_table, row_order
+from ..labels import row_order
+from ..settings import Setting, paper_table
 from .render import Table
 
-# Rows of Table 6 as the paper names them, and their labels here.
-_TABLE6 = {
-    "baseline": "Baseline",
-    "Non-Local": "NLA",
-    "Criss-Cross": "Criss-Cross",
-    "NLSA": "NLSA-r4",
-    "ENLCA": "ENLCA-m128",
-}
-_COUNTERS = ("fvcore", "ptflops", "torch")
+# Executed operations: by closed form, and by three public counters.
+_COUNTED = ("executed", "fvcore", "ptflops", "torch")
 
 
-def inserted_gflops(module: dict[str, Any]) -> float | None:
-    """GFLOPs of a cost record's module by the method's definition; older records have no others."""
-    found: float | None = module.get("inserted_gflops", module.get("executed_gflops"))
-    return found
+def inserted_gflops(module: Counts | None) -> float | None:
+    """GFLOPs of a module by the method's definition; older records have the executed ones alone."""
+    if module is None:
+        return None
+    inserted = module.inserted_gflops
+    return module.executed_gflops if inserted is None else inserted
 
 
 def table4(setting: Setting) -> Table:
     """Operation counts and quality: the paper's rows, then further variants, then bicubic."""
     paper = {row["method"]: row for row in paper_table(4)}
     rows, data, summaries = [], [], []
-    for label, key in row_order(setting.counted_labels, list(paper)):
+    for label, variant in row_order(setting.counted_labels, list(paper)):
         printed = paper.get(label, {"gflops": "", "psnr_db": ""})
-        parts = setting.cost_of[key]["parts"] if key in setting.cost_of else {}
-        core, module = parts.get("core", {}), parts.get("module", {})
-        psnr = setting.summary(key, setting.test_set)
-        ssim = setting.summary(key, setting.test_set, "ssim")
+        cost = setting.cost_of.get(variant) if variant else None
+        core, module = (cost.parts.core, cost.parts.module) if cost else (None, None)
+        psnr = setting.summary(variant, setting.test_set)
+        ssim = setting.summary(variant, setting.test_set, "ssim")
         summaries.append(psnr)
+        gflops, inserted = _gflops(core, "paper"), inserted_gflops(module)
         rows.append(
             [
                 label,
                 printed["gflops"],
-                fixed(core.get("paper_gflops"), 2),
-                fixed(core.get("executed_gflops"), 3),
-                *(fixed(core.get(f"{counter}_gflops"), 3) for counter in _COUNTERS),
-                fixed(inserted_gflops(module), 2),
+                fixed(gflops, 2),
+                *(fixed(_gflops(core, name), 3) for name in _COUNTED),
+                fixed(inserted, 2),
                 printed["psnr_db"],
                 *quality_cells(psnr, ssim),
             ]
         )
         data.append(
-            variant_columns(label, key)
-            | {
-                "gflops_paper": number(printed["gflops"]),
-                "gflops": core.get("paper_gflops"),
-                "gflops_executed": core.get("executed_gflops"),
-                **{f"gflops_{counter}": core.get(f"{counter}_gflops") for counter in _COUNTERS},
-                "gflops_inserted": inserted_gflops(module),
-                "gflops_inserted_executed": module.get("executed_gflops"),
-                **{
-                    f"gflops_inserted_{counter}": module.get(f"{counter}_gflops")
-                    for counter in _COUNTERS
-                },
-                "psnr_db_paper": number(printed["psnr_db"]),
-            }
+            variant_columns(label, setting.recorded[variant] if variant else None)
+            | {"gflops_paper": number(printed["gflops"]), "gflops": gflops}
+            | {f"gflops_{name}": _gflops(core, name) for name in _COUNTED}
+            | {"gflops_inserted": inserted}
+            | {f"gflops_inserted_{name}": _gflops(module, name) for name in _COUNTED}
+            | {"psnr_db_paper": number(printed["psnr_db"])}
             | measured_columns(setting, psnr, ssim)
         )
     notes = [
-        "GFLOPs = 2 × multiply-accumulates / 1e9 of one forward pass over 100×100 positions. "
-        "Core: the attention operation alone, 64 channels (paper: as printed; ours: closed form in "
-        "the paper's convention; executed: matrix products really run; then three public "
-        "counters, whose blind spots the cost records name). Inserted: the whole module with its "
-        "projections, 256 channels, by the method's definition; the CSV also has what is executed.",
+        "GFLOPs are 2 × multiply-accumulates / 1e9 of one forward pass over 100×100 positions.",
+        "Core is the attention operation alone, with 64 channels: as the paper prints it; ours, by "
+        "closed form in the paper's convention; the matrix products executed; and three public "
+        "counters, whose blind spots the cost records name. Inserted is the whole module with its "
+        "projections, with 256 channels, by the method's definition; the CSV also has the executed "
+        "and counted ones.",
         "The paper's text calls ENLCA-m16 100 times more efficient than NLSA; its table has "
         "5.08 / 0.08 = 64 times.",
         *setting_notes(setting, summaries),
@@ -101,7 +88,7 @@ def table4(setting: Setting) -> Table:
         notes=notes,
         headers=[
             ("", "Method"),
-            *(("Core GFLOPs", h) for h in ("paper", "ours", "executed", *_COUNTERS)),
+            *(("Core GFLOPs", h) for h in ("paper", "ours", *_COUNTED)),
             ("Inserted", "GFLOPs"),
             ("PSNR (dB)", PAPER_PSNR),
             *quality_headers(setting),
@@ -112,40 +99,5 @@ def table4(setting: Setting) -> Table:
     )
 
 
-def table6(setting: Setting) -> Table:
-    """PSNR with Criss-Cross attention: the paper's five rows, then other Criss-Cross variants."""
-    paper = {_TABLE6[row["method"]]: row for row in paper_table(6)}
-    others = {
-        key: label
-        for key, label in setting.labels.items()
-        if json.loads(key)[0] == "criss-cross" or label in paper
-    }
-    rows, data, summaries = [], [], []
-    for label, key in row_order(others, list(paper)):
-        printed = paper.get(label, {"method": "", "psnr_db": ""})
-        psnr = setting.summary(key, setting.test_set)
-        ssim = setting.summary(key, setting.test_set, "ssim")
-        summaries.append(psnr)
-        rows.append([label, printed["psnr_db"], *quality_cells(psnr, ssim)])
-        data.append(
-            variant_columns(label, key)
-            | {
-                "method_paper": printed["method"] or None,
-                "psnr_db_paper": number(printed["psnr_db"]),
-            }
-            | measured_columns(setting, psnr, ssim)
-        )
-    return Table(
-        name="table6",
-        label=f"{setting.label}-table6",
-        caption=caption("Table 6: comparison with Criss-Cross attention", setting),
-        notes=[
-            "The paper's baseline, Non-Local, NLSA and ENLCA are the rows Baseline, NLA, NLSA-r4 "
-            "and ENLCA-m128. It does not say how often Criss-Cross is repeated; once here.",
-            *setting_notes(setting, summaries),
-        ],
-        headers=[("", "Method"), ("PSNR (dB)", PAPER_PSNR), *quality_headers(setting)],
-        rows=rows,
-        data=data,
-        rule_after=len(paper),
-    )
+def _gflops(part: Counts | None, name: str) -> float | None:
+    return getattr(part, f"{name}_gflops") if part else None

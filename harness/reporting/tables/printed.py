@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import groupby
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from ...config.labels import variant_key, variant_labels
-from ...records.origin import Record
-from ..cells import (
-    PAPER_NOTE,
-    fixed,
-    milliseconds,
-)
-from ..settings import PAPER_SET, Setting, paper_table, row_order
+from ...records.shapes import Cost, Gpu, Latency, LatencyRow, Run
+from ..cells import PAPER_NOTE, fixed, milliseconds
+from ..labels import recorded_labels, row_order, variant_of
+from ..settings import PAPER_SET, Setting, paper_table
 from ..statistics import Summary
 from .operations import inserted_gflops
 
 
-def summary(runs: Sequence[Record], costs: Sequence[Record], latency: Record | None) -> RichTable:
+def summary(runs: Sequence[Run], costs: Sequence[Cost], latency: Latency | None) -> RichTable:
     """The short table that a run prints: cost, latency and quality beside the paper's figures.
 
     Args:
@@ -29,14 +26,15 @@ def summary(runs: Sequence[Record], costs: Sequence[Record], latency: Record | N
         latency: one latency record.
     """
     setting = Setting(runs, costs)
-    rows = latency["rows"] if latency else []
+    rows = latency.rows if latency else []
     times = {
-        variant_key(row["variant"]): row["mean_ms"]
+        variant_of(row.variant): row.mean_ms
         for row in rows
-        if (row["part"], row["passes"], row["height"], row["width"], row["batch"])
+        if (row.part, row.passes, row.height, row.width, row.batch)
         == ("core", "forward", 100, 100, 1)
     }
-    labels = variant_labels(r["variant"] for r in (*runs, *costs, *rows))
+    described: list[Run | Cost | LatencyRow] = [*runs, *costs, *rows]
+    labels = recorded_labels(one.variant for one in described)
     paper = {row["method"]: row for row in paper_table(4)}
     table = RichTable(
         box=SIMPLE_HEAD,
@@ -51,23 +49,22 @@ def summary(runs: Sequence[Record], costs: Sequence[Record], latency: Record | N
     for header in ("core\nGFLOPs", "paper's\nGFLOPs", "module\nGFLOPs", "core ms\n100×100"):
         table.add_column(header, justify="right", no_wrap=True)
     for name in setting.test_sets:
-        title = Text(f"{name}\n×{setting.config['scale']}\nPSNR / SSIM")
+        title = Text(f"{name}\n×{setting.config.scale}\nPSNR / SSIM")
         # A narrow terminal wraps after the slash.
         table.add_column(title, justify="right", min_width=max(7, len(name)))
     table.add_column(f"paper's\n{PAPER_SET}\n×4 PSNR", justify="right", no_wrap=True)
-    for label, key in row_order(labels, list(paper)):
-        if key is None:
+    for label, variant in row_order(labels, list(paper)):
+        if variant is None:
             continue
-        parts = setting.cost_of[key]["parts"] if key in setting.cost_of else {}
-        printed = paper.get(label, {})
+        cost, printed = setting.cost_of.get(variant), paper.get(label, {})
         table.add_row(
             Text(label),
-            fixed(parts.get("core", {}).get("paper_gflops"), 2),
+            fixed(cost.parts.core.paper_gflops if cost else None, 2),
             printed.get("gflops", ""),
-            fixed(inserted_gflops(parts.get("module", {})), 2),
-            milliseconds(times.get(key)),
+            fixed(inserted_gflops(cost.parts.module if cost else None), 2),
+            milliseconds(times.get(variant)),
             *(
-                _pair(setting.summary(key, name), setting.summary(key, name, "ssim"))
+                _pair(setting.summary(variant, name), setting.summary(variant, name, "ssim"))
                 for name in setting.test_sets
             ),
             printed.get("psnr_db", ""),
@@ -77,6 +74,50 @@ def summary(runs: Sequence[Record], costs: Sequence[Record], latency: Record | N
         table.add_section()
         table.add_row("bicubic", "", "", "", "", *(_pair(*pair) for pair in pairs), "")
     return table
+
+
+def latency_tables(record: Latency) -> Iterator[RichTable]:
+    """A table for each part, pass and size of a latency record, with the speed relative to NLA."""
+    for title, rows in groupby(
+        record.rows, key=lambda row: f"{row.part}, {row.passes}, {row.height}x{row.width}"
+    ):
+        table = RichTable(title=title, title_justify="left")
+        table.add_column("Method")
+        for heading in ("Median ms", "Mean", "IQR", "Min", "Runs", "Peak MB", "NLA / it"):
+            table.add_column(heading, justify="right")
+        members = list(rows)
+        nla = next((row.median_ms for row in members if row.variant.name == "nla"), None)
+        for row in members:
+            times = (row.median_ms, row.mean_ms, row.iqr_ms, row.min_ms)
+            table.add_row(
+                row.variant.label,
+                *(fixed(time, 3) for time in times),
+                str(row.runs) if row.runs else row.note or "",
+                fixed(row.peak_memory_mb, 1),
+                fixed(nla / row.median_ms if nla and row.median_ms else None, 2),
+            )
+        yield table
+
+
+def gpu_tables(record: Gpu | Latency) -> Iterator[RichTable]:
+    """What a piece of the GPU benchmark measured, a column for each number."""
+    if isinstance(record, Latency):
+        yield from latency_tables(record)
+        return
+    texts = ("name", "result", "note", "graph_note")
+    columns = dict.fromkeys(
+        key
+        for row in record.rows
+        for key, value in row.items()
+        if key in texts or isinstance(value, float)
+    )
+    table = RichTable(title=record.piece, title_justify="left")
+    for column in columns:
+        table.add_column(column.replace("_", " "), justify="left" if column in texts else "right")
+    for row in record.rows:
+        values = (row.get(column) for column in columns)
+        table.add_row(*(f"{v:.4g}" if isinstance(v, float) else str(v or "") for v in values))
+    yield table
 
 
 def _pair(psnr: Summary | None, ssim: Summary | None) -> str:

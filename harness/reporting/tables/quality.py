@@ -1,15 +1,16 @@
-"""Tables 1, 2 and 3 of the ENLCA paper, and every trained variant's quality on every test set."""
+"""Tables 1, 2, 3 and 6 of the ENLCA paper, and every trained variant on every test set."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import get_args
+from typing import Any, get_args
 
-from ...config.labels import variant_labels
 from ...config.rows import TableName, table_rows
+from ...config.variants import Variant, with_options
 from ...records.origin import plural
 from ..cells import (
+    PAPER_PSNR,
     caption,
     measured_columns,
     measured_header,
@@ -22,6 +23,7 @@ from ..cells import (
     setting_text,
     variant_columns,
 )
+from ..labels import row_order
 from ..settings import Setting, paper_table
 from ..statistics import Summary, summarise
 from .render import Table
@@ -30,17 +32,25 @@ from .render import Table
 _ABLATION_SET = "Set5"
 _ABLATION_PSNR = f"{_ABLATION_SET} ×4 (paper)"
 _TABLE2 = {"base": "base", "enla": "ENLA", "k": "k", "contrastive_learning": "contrastive learning"}
-_IN_CSV = (
-    "The differences to the baseline, with their intervals, are in the CSV, those of SSIM too."
-)
+# Labels of the ablations' modules, for rows that no record describes.
+_LABELS = {"none": "Baseline", "enla": "ENLA-m128", "enlca": "ENLCA-m128"}
+# Rows of Table 6 as the paper names them, and their labels here.
+_TABLE6 = {
+    "baseline": "Baseline",
+    "Non-Local": "NLA",
+    "Criss-Cross": "Criss-Cross",
+    "NLSA": "NLSA-r4",
+    "ENLCA": "ENLCA-m128",
+}
+_IN_CSV = "The CSV also has the differences to the baseline in PSNR and SSIM, with their intervals."
 
 
 def table1(setting: Setting) -> Table | None:
     """Published methods, then those measured, on the five benchmarks at the setting's scale.
 
-    None where the paper has not the scale, or the setting none of the benchmarks.
+    None where the paper lacks the scale, or the setting all of the benchmarks.
     """
-    scale = setting.config["scale"]
+    scale = setting.config.scale
     paper = {
         (row["method"], row["dataset"]): row for row in paper_table(1) if row["scale"] == str(scale)
     }
@@ -65,31 +75,28 @@ def table1(setting: Setting) -> Table | None:
                 | {"test_set": name, "scale": scale}
             )
         rows.append([*cells, ""])
-    order = setting.trained
-    ablations = variant_labels(
-        variant.to_dict() for table in get_args(TableName) for variant in table_rows(table)
-    )
+    ablations = {variant for table in get_args(TableName) for variant in table_rows(table)}
     shown = [
-        (label, key)
-        for label, key in order
-        if key not in ablations or label == setting.runs_of[key][0]["variant"]["label"]
+        (label, variant)
+        for label, variant in setting.trained
+        if variant not in ablations or label == setting.recorded[variant].label
     ]
-    for label, key in shown:
-        cells = [f"{label} (measured, preset {setting.config['preset']})", f"×{scale}"]
+    for label, variant in shown:
+        cells = [f"{label} (measured, preset {setting.config.preset})", f"×{scale}"]
         for name in sets:
             psnr, ssim = (
-                setting.summary(key, name if name in setting.test_sets else None, metric)
+                setting.summary(variant, name if name in setting.test_sets else None, metric)
                 for metric in ("psnr", "ssim")
             )
             summaries.append(psnr)
             cells.append(_joined(quality_cells(psnr, ssim)[:2]))
             data.append(
-                variant_columns(label, key)
+                variant_columns(label, setting.recorded[variant])
                 | {"source": "measured", "psnr_db_paper": None, "ssim_paper": None}
                 | measured_columns(setting, psnr, ssim, test_set=name)
             )
-        rows.append([*cells, str(len(setting.runs_of[key]))])
-    left_out = len(order) - len(shown)
+        rows.append([*cells, str(len(setting.runs_of[variant]))])
+    left_out = len(setting.trained) - len(shown)
     return Table(
         name="table1",
         label=f"{setting.label}-table1",
@@ -98,15 +105,15 @@ def table1(setting: Setting) -> Table | None:
             *setting_notes(
                 setting,
                 summaries,
-                "Rows not marked measured are published figures, not measured here. EDSR, NLSN "
-                "and ENLCN are what Table 4 calls Baseline, NLSA-r4 and ENLCA-m128: EDSR with 32 "
-                "blocks × 256 channels trained on DIV2K, ENLCN for 1000 epochs.",
+                "Rows not marked measured are published figures, not measured here. Table 4 calls "
+                "EDSR, NLSN and ENLCN Baseline, NLSA-r4 and ENLCA-m128: EDSR with 32 blocks × 256 "
+                "channels trained on DIV2K, ENLCN for 1000 epochs.",
             ),
             _IN_CSV,
             *(
                 [
-                    f"Left out: {plural(left_out, 'variant')} of the ablations, with other options "
-                    "than the label tells; the table quality has them."
+                    f"Not shown: {plural(left_out, 'variant')} of the ablations, with options that "
+                    "the plain label does not name; the table quality has them."
                 ]
                 if left_out
                 else []
@@ -124,7 +131,7 @@ def table1(setting: Setting) -> Table | None:
 
 
 def table2(setting: Setting) -> Table | None:
-    """ENLCA's components switched on one after the other; None if hardly any was trained."""
+    """ENLCA's components switched on one after the other; None without two rows of its own."""
     ablation = _ablation(setting, 2)
     if not ablation:
         return None
@@ -141,7 +148,7 @@ def table2(setting: Setting) -> Table | None:
             ]
         )
         data.append(
-            variant_columns(row.label, row.key)
+            _variant_columns(setting, row)
             | {column: int(component) for column, component in zip(_TABLE2, on, strict=True)}
             | {"psnr_db_paper": number(row.printed["psnr_db"])}
             | measured_columns(setting, row.psnr, row.ssim, test_set=name)
@@ -151,15 +158,15 @@ def table2(setting: Setting) -> Table | None:
         label=f"{setting.label}-table2",
         caption=caption("Table 2: components of ENLCA", setting, name),
         notes=[
-            "Without k means k = 1, no amplification, in the attention (Eq. 3) and in the "
+            "Rows without k have k = 1, no amplification, in the attention (Eq. 3) and in the "
             "contrastive loss (Eq. 8).",
             *setting_notes(
                 setting,
                 [row.psnr for row in ablation],
                 paper_note(
                     _ABLATION_SET,
-                    "; it is not said for how long, but the last row's 32.48 dB is Table 3's "
-                    "after 200 epochs and not Table 1's after 1000 epochs (ENLCN, 32.67 dB)",
+                    "; the paper does not say for how long, but the last row's 32.48 dB is Table "
+                    "3's after 200 epochs and not Table 1's after 1000 epochs (ENLCN, 32.67 dB)",
                 ),
             ),
         ],
@@ -175,7 +182,7 @@ def table2(setting: Setting) -> Table | None:
 
 
 def table3(setting: Setting) -> Table | None:
-    """PSNR over the grid of n1 (rows) and n2 (columns); None if hardly any cell was trained."""
+    """PSNR over n1 (rows) and n2 (columns); None without two rows of its own."""
     ablation = _ablation(setting, 3)
     if not ablation:
         return None
@@ -185,10 +192,10 @@ def table3(setting: Setting) -> Table | None:
     data = []
     for row in ablation:
         n1, n2 = row.printed["n1_percent"], row.printed["n2_percent"]
-        measured = psnr_cell(row.psnr) + (" *" if row.key == best else "")
+        measured = psnr_cell(row.psnr) + (" *" if row.variant == best else "")
         grid.setdefault(n1, []).extend([row.printed["psnr_db"], measured])
         data.append(
-            variant_columns(row.label, row.key)
+            _variant_columns(setting, row)
             | {
                 "n1_percent": number(n1),
                 "n2_percent": number(n2),
@@ -196,16 +203,16 @@ def table3(setting: Setting) -> Table | None:
             }
             | measured_columns(setting, row.psnr, row.ssim, test_set=name)
         )
-    interval = "the 95 % interval of its paired difference, over images and seeds, is above 0"
     return Table(
         name="table3",
         label=f"{setting.label}-table3",
         caption=caption("Table 3: PSNR (dB) by n1 and n2 of the contrastive loss", setting, name),
         notes=[
-            f"* best: against every other measured cell {interval}."
+            "* best: the 95 % interval of its paired difference to every other measured cell, over "
+            "images and seeds, is above 0."
             if best
-            else f"No cell is marked as best: of none can be said that {interval} against every "
-            "other measured cell (one seed never shows it).",
+            else "No cell is marked as best: none has 95 % intervals above 0 of its paired "
+            "differences, over images and at least two seeds, to all other measured cells.",
             *setting_notes(
                 setting,
                 [row.psnr for row in ablation],
@@ -229,25 +236,64 @@ def table3(setting: Setting) -> Table | None:
     )
 
 
+def table6(setting: Setting) -> Table:
+    """PSNR with Criss-Cross attention: the paper's five rows, then other Criss-Cross variants."""
+    paper = {_TABLE6[row["method"]]: row for row in paper_table(6)}
+    shown = {
+        variant: label
+        for variant, label in setting.labels.items()
+        if variant.name == "criss-cross" or label in paper
+    }
+    rows, data, summaries = [], [], []
+    for label, variant in row_order(shown, list(paper)):
+        printed = paper.get(label, {"method": "", "psnr_db": ""})
+        psnr = setting.summary(variant, setting.test_set)
+        ssim = setting.summary(variant, setting.test_set, "ssim")
+        summaries.append(psnr)
+        rows.append([label, printed["psnr_db"], *quality_cells(psnr, ssim)])
+        data.append(
+            variant_columns(label, setting.recorded[variant] if variant else None)
+            | {
+                "method_paper": printed["method"] or None,
+                "psnr_db_paper": number(printed["psnr_db"]),
+            }
+            | measured_columns(setting, psnr, ssim)
+        )
+    return Table(
+        name="table6",
+        label=f"{setting.label}-table6",
+        caption=caption("Table 6: comparison with Criss-Cross attention", setting),
+        notes=[
+            "The paper's baseline, Non-Local, NLSA and ENLCA are the rows Baseline, NLA, NLSA-r4 "
+            "and ENLCA-m128. The paper does not say how often it repeats Criss-Cross; here it "
+            "runs once.",
+            *setting_notes(setting, summaries),
+        ],
+        headers=[("", "Method"), ("PSNR (dB)", PAPER_PSNR), *quality_headers(setting)],
+        rows=rows,
+        data=data,
+        rule_after=len(paper),
+    )
+
+
 def quality_table(setting: Setting) -> Table:
     """PSNR and SSIM of every trained variant on every test set; the CSV has one row for each."""
     rows, data, summaries = [], [], []
-    variants: list[tuple[str, str | None]] = [("Bicubic", None), *setting.trained]
-    for label, key in variants:
+    variants: list[tuple[str, Variant | None]] = [("Bicubic", None), *setting.trained]
+    for label, variant in variants:
         cells = [label]
         for name in setting.test_sets:
             psnr, ssim = (
-                setting.summary(key, name, metric) if key else setting.bicubic(name, metric)
+                setting.summary(variant, name, metric) if variant else setting.bicubic(name, metric)
                 for metric in ("psnr", "ssim")
             )
-            summaries.append(psnr if key else None)
+            summaries.append(psnr if variant else None)
             cells += quality_cells(psnr, ssim)[:3]
             data.append(
-                {**variant_columns(label, key), "test_set": name}
-                | measured_columns(setting, psnr, ssim, seeds=key is not None, test_set=name)
+                variant_columns(label, setting.recorded[variant] if variant else None)
+                | measured_columns(setting, psnr, ssim, seeds=variant is not None, test_set=name)
             )
-        runs = setting.runs_of.get(key or "", [])
-        rows.append([*cells, str(len(runs)) if runs else ""])
+        rows.append([*cells, str(len(setting.runs_of[variant])) if variant else ""])
     return Table(
         name="quality",
         label=f"{setting.label}-quality",
@@ -256,7 +302,7 @@ def quality_table(setting: Setting) -> Table:
         headers=[
             ("", "Method"),
             *(
-                (f"{name} ×{setting.config['scale']}", header)
+                (f"{name} ×{setting.config.scale}", header)
                 for name in setting.test_sets
                 for header in ("PSNR (dB)", "SSIM", "difference to baseline")
             ),
@@ -279,33 +325,42 @@ class _Row:
 
     printed: Mapping[str, str]
     label: str
-    key: str
+    variant: Variant
     psnr: Summary | None
     ssim: Summary | None
 
 
 def _ablation(setting: Setting, table: int) -> list[_Row]:
     """Rows of Table 2 or 3; none unless two that are no rows of Table 4 were trained."""
-    labels, common = (
-        variant_labels(variant.to_dict() for variant in table_rows(name))
-        for name in (f"table{table}", "table4")
-    )
-    if len((labels.keys() - common.keys()) & setting.runs_of.keys()) < 2:
+    variants = table_rows(f"table{table}")
+    if len(setting.runs_of.keys() & {*variants} - {*table_rows("table4")}) < 2:
         return []
     on = setting.nearest_set(_ABLATION_SET)
     return [
-        _Row(printed, label, key, setting.summary(key, on), setting.summary(key, on, "ssim"))
-        for printed, (key, label) in zip(paper_table(table), labels.items(), strict=True)
+        _Row(
+            printed,
+            setting.labels.get(variant, with_options(_LABELS[variant.name], variant.options)),
+            variant,
+            setting.summary(variant, on),
+            setting.summary(variant, on, "ssim"),
+        )
+        for printed, variant in zip(paper_table(table), variants, strict=True)
     ]
 
 
-def _best(setting: Setting, ablation: Sequence[_Row], test_set: str) -> str | None:
-    """Key of the row that is ahead of every other measured one for certain; None if none is.
+def _variant_columns(setting: Setting, row: _Row) -> dict[str, Any]:
+    """Columns of a row that no record may describe: only its module is known then."""
+    recorded = setting.recorded.get(row.variant)
+    return variant_columns(row.label, recorded) | {"variant": row.variant.name}
 
-    For certain: the 95 % interval of the paired difference, over images and at least two seeds,
-    is above 0.
+
+def _best(setting: Setting, ablation: Sequence[_Row], test_set: str) -> Variant | None:
+    """The variant that is certainly ahead of every other measured one; None if none is.
+
+    Certainly: the 95 % interval of the paired difference, over images and at least two seeds, is
+    above 0.
     """
-    means = {row.key: row.psnr.mean for row in ablation if row.psnr}
+    means = {row.variant: row.psnr.mean for row in ablation if row.psnr}
     best = max(means, key=means.__getitem__)
     for other in means.keys() - {best}:
         ahead = summarise(setting.runs_of[best], setting.runs_of[other], test_set)

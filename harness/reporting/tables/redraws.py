@@ -6,32 +6,30 @@ import statistics
 from collections.abc import Sequence
 from itertools import groupby
 
-from ...config.labels import variant_key
-from ...records.origin import Record, by_age, describe_machine, origin_note
+from ...records.origin import by_age, describe_machine, origin_note
+from ...records.shapes import Redraw
 from ..cells import fixed, variant_columns
 from .render import Table
 
 
-def redraw_table(records: Sequence[Record]) -> Table:
-    """What redrawing changes: a row a network, test set and m."""
+def redraw_table(records: Sequence[Redraw]) -> Table:
+    """Quality of networks under other random draws: a row for each network, test set and m."""
     rows, data = [], []
     for record in by_age(records):
-        variant = record["variant"]
+        label, network = record.variant.label, record.settings.network
         for (test_set, m), group in groupby(
-            sorted(record["rows"], key=lambda r: (r["test_set"], r["m"] or 0, r["draw"])),
-            key=lambda r: (r["test_set"], r["m"]),
+            sorted(record.rows, key=lambda r: (r.test_set, r.m or 0, r.draw)),
+            key=lambda r: (r.test_set, r.m),
         ):
-            found = [row["psnr"] for row in group if row["draw"]]
-            trained = next(
-                r["psnr"] for r in record["rows"] if (r["test_set"], r["draw"]) == (test_set, 0)
-            )
+            found = [row.psnr for row in group if row.draw]
+            trained = next(r.psnr for r in record.rows if (r.test_set, r.draw) == (test_set, 0))
             mean = statistics.fmean(found)
             spread = statistics.stdev(found) if len(found) > 1 else None
             low, high = min(found) - trained, max(found) - trained
             rows.append(
                 [
-                    variant["label"],
-                    record["settings"]["network"],
+                    label,
+                    network,
                     test_set,
                     "" if m is None else str(m),
                     fixed(trained, 3),
@@ -42,9 +40,9 @@ def redraw_table(records: Sequence[Record]) -> Table:
                 ]
             )
             data.append(
-                variant_columns(variant["label"], variant_key(variant))
+                variant_columns(label, record.variant)
                 | {
-                    "run": record["settings"]["network"],
+                    "run": network,
                     "test_set": test_set,
                     "m": m,
                     "psnr_db_trained_draw": trained,
@@ -53,7 +51,7 @@ def redraw_table(records: Sequence[Record]) -> Table:
                     "psnr_db_redrawn_min": min(found),
                     "psnr_db_redrawn_max": max(found),
                     "draws": len(found),
-                    "tile": record["settings"]["tile"],
+                    "tile": record.settings.tile,
                     "machine": describe_machine(record),
                 }
             )
@@ -61,9 +59,10 @@ def redraw_table(records: Sequence[Record]) -> Table:
         name="redraws",
         caption="Quality of trained networks under other random draws, without further training",
         notes=[
-            "Draws: ENLA's and ENLCA's projections F, with the m of the training or another one; "
-            "the rotations of NLSA's hashing. Differences are to the draw that the run's own "
-            "quality was measured with; the spread is the standard deviation over redraws.",
+            "Each redraw replaces the projections F of ENLA and ENLCA, with the m of the training "
+            "or another m, or the rotations of NLSA's hashing. Differences are to the draw that "
+            "the run's own quality was measured with. The spread is the standard deviation over "
+            "redraws.",
             origin_note(records, "Measured"),
         ],
         headers=[

@@ -160,13 +160,13 @@ class Table:
         return [" & ".join(cells) + r" \\", " ".join(rules), headers]
 
 
-def write_table(table: Table, folder: Path) -> list[Path]:
-    """Write ``<folder>/<name>.csv``, ``.md`` and ``.tex``; returns the three paths.
+def write_table(table: Table, folder: Path, *, latex: bool = False) -> list[Path]:
+    """Write ``<folder>/<name>.csv`` and ``.md``, and ``.tex`` if asked for; returns the paths.
 
     Raises:
         UserError: the folder cannot be written.
     """
-    texts = {"csv": table.csv(), "md": table.markdown(), "tex": table.latex()}
+    texts = {"csv": table.csv(), "md": table.markdown()} | ({"tex": table.latex()} if latex else {})
     paths = []
     for suffix, text in texts.items():
         paths.append(folder / f"{table.name}.{suffix}")

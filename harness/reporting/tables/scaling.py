@@ -2,49 +2,52 @@
 
 from __future__ import annotations
 
-from ...records.origin import Record, describe_code, describe_machine, origin_note
-from ...records.shapes import positions
-from ..cells import milliseconds, variant_columns
-from ..scaling import QUANTITIES, Method, _rule, _size, _title, methods, unmeasured, verdict
+from ...records.origin import describe_code, describe_machine, origin_note
+from ...records.shapes import Scaling
+from ..cells import columns_of, milliseconds, variant_columns
+from ..scaling import QUANTITIES, Method, methods, rule, size, title, unmeasured, verdict
 from .render import Table
 
+_SHOWN = ("part", "passes", "batch", "channels", "height", "width", "positions")
+_FIGURES = ("mean_ms", "median_ms", "iqr_ms", "min_ms", "runs", "peak_memory_mb", "note")
 
-def scaling_table(record: Record) -> Table:
+
+def scaling_table(record: Scaling) -> Table:
     """Median time, then peak memory, of every method at every size, and the exponents of both."""
     found = methods(record)
-    sizes = list(dict.fromkeys(_size(row) for row in sorted(record["rows"], key=positions)))
+    sizes = list(dict.fromkeys(map(size, sorted(record.rows, key=lambda row: row.positions))))
     rows = [
         [
             method.label,
             quantity.rpartition("_")[2].replace("mb", "MB"),
-            *(milliseconds({_size(r): r[quantity] for r in method.rows}.get(s)) for s in sizes),
+            *_over_sizes(method, quantity, sizes),
             str(method.fits[quantity] or ""),
         ]
         for quantity in QUANTITIES
         for method in found
     ]
-    shown = ("part", "passes", "batch", "channels", "height", "width")
-    figures = ("mean_ms", "median_ms", "iqr_ms", "min_ms", "runs", "peak_memory_mb")
     data = [
-        variant_columns(method.label, method.key)
-        | {name: row[name] for name in shown}
-        | {"positions": positions(row)}
-        | {name: row[name] for name in figures}
-        | {"note": row.get("note"), "fitted": positions(row) >= record["settings"]["fit_from"]}
+        variant_columns(method.label, method.recorded)
+        | columns_of(row, *_SHOWN, *_FIGURES)
+        | {"fitted": row.positions >= method.fit_from}
         | _fit_columns(method)
-        | {"device": row["device"], "dtype": row["dtype"], "machine": describe_machine(record)}
-        | {"session": record["id"], "code": describe_code(record)}
+        | columns_of(row, "device", "dtype")
+        | {
+            "machine": describe_machine(record),
+            "session": record.id,
+            "code": describe_code(record),
+        }
         for method in found
         for row in method.rows
     ]
     return Table(
-        name=f"scaling-{record['id']}",
-        caption=f"Cost against the number of positions: {_title(record)}, on "
+        name=f"scaling-{record.id}",
+        caption=f"Cost against the number of positions: {title(record)}, on "
         f"{describe_machine(record)}",
         notes=[
-            "First the median time of a call in ms, then its peak memory above its inputs in MB "
-            "(1e6 bytes); methods timed in turn, batch 1.",
-            _rule(record),
+            "Rows in ms hold the median time of a call, rows in MB (1e6 bytes) its peak memory "
+            "above its inputs. Methods are timed in turn, batch 1.",
+            rule(record),
             *unmeasured(record),
             *verdict(record),
             origin_note([record], "Measured"),
@@ -56,13 +59,9 @@ def scaling_table(record: Record) -> Table:
     )
 
 
-def _until(method: Method, largest: int) -> str:
-    """How far a method was measured, or only timed, if not to the largest N."""
-    timed, known = (method.measured(quantity) for quantity in QUANTITIES)
-    if not timed or positions(timed[-1]) == largest:
-        return ""
-    word = "timed" if known and positions(known[-1]) == largest else "measured"
-    return f"; {word} to {_size(timed[-1])}"
+def _over_sizes(method: Method, quantity: str, sizes: list[str]) -> list[str]:
+    values = {size(row): getattr(row, quantity) for row in method.rows}
+    return [milliseconds(values.get(one)) for one in sizes]
 
 
 def _fit_columns(method: Method) -> dict[str, float | None]:

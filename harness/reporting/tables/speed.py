@@ -1,4 +1,4 @@
-"""The speed of the obvious implementations and of ours, side by side, from speed records."""
+"""The speed of the released implementations and of ours, side by side, from speed records."""
 
 from __future__ import annotations
 
@@ -6,122 +6,121 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ...base.names import canonical_json
-from ...records.origin import Record, by_age, describe_code, describe_machine, origin_note, plural
-from ..benches import conditions, table_label
-from ..cells import fixed, milliseconds
+from ...records.origin import by_age, describe_code, describe_machine, origin_note, plural
+from ...records.shapes import Speed, SpeedRow
+from ..benches import PASSES, conditions, rank, table_label, timing_text
+from ..cells import columns_of, fixed, milliseconds
 from .render import Table
 
-_PASSES = {"forward": "fwd", "forward+backward": "fwd+bwd", "step": "step"}
 _PARTS = ("core", "module", "contrast", "step")
+_FIGURES = ("mean_ms", "median_ms", "iqr_ms", "min_ms", "runs", "peak_memory_mb")
 
 #: A row with the record that it comes from.
-Row = tuple[dict[str, Any], Record]
+Row = tuple[SpeedRow, Speed]
 
 
-def find_speeds(records: Iterable[Record]) -> list[list[Row]]:
+def find_speeds(records: Iterable[Speed]) -> list[list[Row]]:
     """Rows that may stand in one table, the newest of each case, in the order of the parts."""
     groups: dict[str, dict[tuple[str, str], Row]] = {}
     for record in by_age(records):
-        for row in record["rows"]:
+        for row in record.rows:
             group = groups.setdefault(canonical_json(conditions(record, row)), {})
-            group[row["name"], row["passes"]] = (row, record)
-    return [sorted(groups[key].values(), key=_rank) for key in sorted(groups)]
+            group[row.name, row.passes] = (row, record)
+    return [sorted(groups[key].values(), key=_place) for key in sorted(groups)]
 
 
-def _rank(row: Row) -> int:
-    part = row[0]["name"].split("-")[0]
-    return _PARTS.index(part) if part in _PARTS else len(_PARTS)
+def _place(row: Row) -> int:
+    return rank(_PARTS, row[0].name.partition("-")[0])
 
 
 def speed_table(rows: Sequence[Row]) -> Table:
-    """Time and memory of both, their ratio beside its target, and the limit of the machine."""
+    """Time and memory of both, their ratio beside its target, and the machine's limit."""
     row, record = rows[0]
-    records = by_age({r["id"]: r for _, r in rows}.values())
+    records = by_age({r.id: r for _, r in rows}.values())
     verdicts = [verdict for row, _ in rows for verdict in _verdicts(row) if verdict]
     rates = "; ".join(
-        f"{milliseconds(r['machine_limits']['matmul_gflops'])} GFLOP/s and "
-        f"{milliseconds(r['machine_limits']['copy_gb_per_s'])} GB/s"
+        f"{milliseconds(r.machine_limits.matmul_gflops)} GFLOP/s and "
+        f"{milliseconds(r.machine_limits.copy_gb_per_s)} GB/s"
         for r in records
-    )
-    said = ", ".join(
-        f"{name.replace('_', ' ')} {value}"
-        for name, value in record["settings"].items()
-        if value is not None
     )
     return Table(
         name=table_label("speed", canonical_json(conditions(record, row)), record, row),
-        caption="Speed: the obvious implementation, tensor for tensor that of the published code, "
-        f"and ours on {describe_machine(records[-1])}, device {row['device']}, {row['dtype']}",
+        caption="Speed: the released implementation, tensor for tensor that of the authors' code, "
+        f"and ours on {describe_machine(records[-1])}, device {row.device}, {row.dtype}",
         notes=[
-            "Ratio: median time of the obvious implementation divided by that of ours, both run in "
-            "turn in the same process; in brackets the 95 % bootstrap interval over the rounds. "
+            "Ratio is the median time of the released implementation divided by that of ours, both "
+            "run in turn in one process. Brackets hold the 95 % bootstrap interval over rounds. "
             f"{verdicts.count('met')} of {plural(len(verdicts), 'target')} met, "
             f"{verdicts.count('missed')} missed.",
-            "MB: the most memory above the inputs during one call (1e6 bytes). For the contrastive "
+            "MB is the peak memory of one call above its inputs (1e6 bytes). For the contrastive "
             "loss its bound is the N × N matrices of the batch.",
-            "Limit: the closed-form FLOPs of the matrix products (three times the forward's with "
-            "the backward) at the measured rate of matrix products, or the bytes of inputs, "
-            "parameters and outputs (twice with the backward) at the measured rate of copying, "
-            f"whichever takes longer; its share is that of our time. Measured: {rates}. "
-            "exp, sorting and whatever does not fit the caches count nothing in it, and Winograd's "
-            "convolutions, in training steps, need fewer products than it counts.",
-            f"{origin_note(records, 'Measured')} Timing: {said}.",
+            "Limit is the longer of two times: the closed-form FLOPs of the matrix products (three "
+            "times the forward's with the backward) at the measured rate of matrix products, and "
+            "the bytes of inputs, parameters and outputs (twice with the backward) at the measured "
+            f"rate of copying. Share is the limit's part of our time. Measured: {rates}. "
+            "The limit ignores exp, sorting and cache misses, and Winograd's convolutions, in "
+            "training steps, need fewer products than it counts.",
+            f"{origin_note(records, 'Measured')} Timing: {timing_text(record)}.",
         ],
         headers=[
             ("", "Case"),
             ("", "passes"),
-            *(("ms (median)", side) for side in ("obvious", "ours")),
-            *(("Ratio", header) for header in ("obvious / ours", "at least")),
-            *(("MB", header) for header in ("obvious", "ours", "ours at most")),
+            *(("ms (median)", side) for side in ("released", "ours")),
+            *(("Ratio", header) for header in ("released / ours", "at least")),
+            *(("MB", header) for header in ("released", "ours", "ours at most")),
             *(("Limit", header) for header in ("ms", "share")),
         ],
         rows=[_cells(row) for row, _ in rows],
-        data=[
-            {name: row[name] for name in ("name", "case", "passes")}
-            | {
-                f"{side}_{figure}": value
-                for side in ("obvious", "ours")
-                for figure, value in row[side].items()
-            }
-            | {key: value for key, value in row.items() if key.startswith(("ratio", "memory"))}
-            | dict(zip(("ratio_verdict", "memory_verdict"), _verdicts(row), strict=True))
-            | {"limit_ms": row["limit_ms"], "limit_share": _share(row), "note": row.get("note")}
-            | record["machine_limits"]
-            | {"device": row["device"], "dtype": row["dtype"], "session": record["id"]}
-            | {"machine": describe_machine(record), "code": describe_code(record)}
-            for row, record in rows
-        ],
+        data=[_columns(row, record) for row, record in rows],
     )
 
 
-def _cells(row: dict[str, Any]) -> list[str]:
-    ratio = fixed(row["ratio"], 2) or row.get("note", "")
-    if row["ratio_low"] is not None:
-        ratio += f" [{row['ratio_low']:.2f}, {row['ratio_high']:.2f}]"
-    targets = (row["ratio_target"], row["memory_target_mb"])
+def _cells(row: SpeedRow) -> list[str]:
+    ratio = fixed(row.ratio, 2) or row.note or ""
+    if row.ratio_low is not None:
+        ratio += f" [{row.ratio_low:.2f}, {row.ratio_high:.2f}]"
+    targets = (row.ratio_target, row.memory_target_mb)
     at_least, at_most = (
         "" if target is None else f"{target:.3g} {verdict}".strip()
         for target, verdict in zip(targets, _verdicts(row), strict=True)
     )
-    share = _share(row)
+    sides, share = (row.obvious, row.ours), _share(row)
     return [
-        row["case"],
-        _PASSES.get(row["passes"], row["passes"]),
-        *(milliseconds(row[side]["median_ms"]) for side in ("obvious", "ours")),
+        row.case,
+        PASSES.get(row.passes, row.passes),
+        *(milliseconds(side.median_ms) for side in sides),
         *(ratio, at_least),
-        *(milliseconds(row[side]["peak_memory_mb"]) for side in ("obvious", "ours")),
+        *(milliseconds(side.peak_memory_mb) for side in sides),
         at_most,
-        milliseconds(row["limit_ms"]),
+        milliseconds(row.limit_ms),
         "" if share is None else f"{share:.0%}",
     ]
 
 
-def _verdicts(row: dict[str, Any]) -> tuple[str, str]:
-    """Of the ratio and of the memory: "met", "missed", or "" without a target or a figure."""
-    memory = row["ours"]["peak_memory_mb"]
+def _columns(row: SpeedRow, record: Speed) -> dict[str, Any]:
+    ratio_verdict, memory_verdict = _verdicts(row)
     return (
-        _verdict(row["ratio"], row["ratio_target"]),
-        _verdict(row["memory_target_mb"], memory),
+        columns_of(row, "name", "case", "passes")
+        | {f"obvious_{name}": getattr(row.obvious, name) for name in _FIGURES}
+        | {f"ours_{name}": getattr(row.ours, name) for name in _FIGURES}
+        | columns_of(row, "ratio_target", "memory_target_mb", "ratio", "ratio_low", "ratio_high")
+        | {"ratio_verdict": ratio_verdict, "memory_verdict": memory_verdict}
+        | {"limit_ms": row.limit_ms, "limit_share": _share(row), "note": row.note}
+        | columns_of(record.machine_limits, "matmul_gflops", "copy_gb_per_s")
+        | columns_of(row, "device", "dtype")
+        | {
+            "session": record.id,
+            "machine": describe_machine(record),
+            "code": describe_code(record),
+        }
+    )
+
+
+def _verdicts(row: SpeedRow) -> tuple[str, str]:
+    """Verdicts on ratio and memory: "met", "missed", or "" without a target or a figure."""
+    return (
+        _verdict(row.ratio, row.ratio_target),
+        _verdict(row.memory_target_mb, row.ours.peak_memory_mb),
     )
 
 
@@ -131,6 +130,6 @@ def _verdict(larger: float | None, smaller: float | None) -> str:
     return "met" if larger >= smaller else "missed"
 
 
-def _share(row: dict[str, Any]) -> float | None:
-    median = row["ours"]["median_ms"]
-    return row["limit_ms"] / median if median else None
+def _share(row: SpeedRow) -> float | None:
+    median = row.ours.median_ms
+    return row.limit_ms / median if median else None
