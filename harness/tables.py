@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .base.errors import command_line, usage_errors
-from .base.signals import resumable
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,6 @@ class Options:
 
 
 @command_line
-@resumable("harness.tables", anew=True)
 def main() -> None:
     """``python -m harness.tables``."""
     import tyro

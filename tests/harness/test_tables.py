@@ -705,7 +705,7 @@ def test_the_same_records_give_the_same_bytes(results: Path, tmp_path: Path) -> 
     write_tables(results, output=second)
     files = sorted(p.relative_to(first) for p in first.rglob("*.*"))
     assert files == sorted(p.relative_to(second) for p in second.rglob("*.*"))
-    assert len(files) == 9 * 2
+    assert len(files) == 10 * 2
     for name in files:
         assert (first / name).read_bytes() == (second / name).read_bytes()
 

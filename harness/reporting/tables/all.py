@@ -12,6 +12,7 @@ from ..benches import find_benches
 from ..settings import Setting, find_settings
 from .claims import claims_table
 from .latency import latency_details, table5
+from .methods import methods_table
 from .modules import modules_table
 from .operations import table4
 from .quality import quality_table, table1, table2, table3, table6
@@ -37,8 +38,8 @@ def build(
     benches = find_benches(latency)
     for bench in benches:
         tables += [("", table5(bench, nearest)), ("", latency_details(bench))]
-    modules = modules_table(settings, benches)
-    return tables + ([("", modules)] if modules else [])
+    overviews = (modules_table(settings, benches), methods_table(costs, latency))
+    return tables + [("", table) for table in overviews if table]
 
 
 def all_tables(results: Path, preset: str | None = None) -> list[tuple[str, Table]]:
