@@ -134,6 +134,12 @@ class Setting:
             return None
         return summarise(runs, [] if runs is self.baseline else self.baseline, test_set, metric)
 
+    def qualities(
+        self, variant: Variant | None, test_set: str | None
+    ) -> tuple[Summary | None, Summary | None]:
+        """PSNR and SSIM on a test set; None if not trained."""
+        return self.summary(variant, test_set), self.summary(variant, test_set, "ssim")
+
     @cached_property
     def psnr_of(self) -> dict[Variant, Summary]:
         """PSNR of every trained variant on :attr:`test_set`."""

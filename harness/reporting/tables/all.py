@@ -38,8 +38,8 @@ def build(
     benches = find_benches(latency)
     for bench in benches:
         tables += [("", table5(bench, nearest)), ("", latency_details(bench))]
-    of_all = (modules_table(settings, benches), methods_table(costs, latency))
-    return tables + [("", table) for table in of_all if table]
+    overviews = (modules_table(settings, benches), methods_table(costs, latency))
+    return tables + [("", table) for table in overviews if table]
 
 
 def all_tables(results: Path, preset: str | None = None) -> list[tuple[str, Table]]:

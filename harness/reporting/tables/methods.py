@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ...config.variants import CORE_CHANNELS, Variant
-from ...records.origin import describe_machine, origin_note
+from ...records.origin import by_age, describe_machine, origin_note
 from ...records.shapes import Cost, Latency, LatencyRow
 from ..cells import fixed, milliseconds, number, variant_columns
 from ..labels import variant_of
@@ -25,44 +25,48 @@ _METHODS = (
 
 
 def methods_table(costs: Sequence[Cost], latency: Sequence[Latency]) -> Table | None:
-    """A row for each of the main methods; None if no core was timed on a CPU in float32.
+    """A row for each of the main methods that records name.
 
     Times and memory come from one record: the one that timed the most of these methods, of
     several the newest.
+
+    Returns:
+        None if no core was timed on a CPU in float32.
     """
     timed = max(
         ((_cores(record), record) for record in latency),
-        key=lambda found: (len(found[0]), found[1].when),
+        key=lambda found: (len(found[0]), found[1].created),
         default=None,
     )
     if timed is None or not timed[0]:
         return None
     cores, record = timed
+    setting = Setting([], costs)
+    recorded = {
+        variant_of(row.variant): row.variant for each in by_age(latency) for row in each.rows
+    } | setting.recorded
     paper = {row["method"]: row["gflops"] for row in paper_table(4)}
-    counted = Setting([], costs)
-    recorded = {variant: row.variant for (variant, _), row in cores.items()} | counted.recorded
     rows, data = [], []
-    for variant in filter(recorded.__contains__, _METHODS):
-        described = recorded[variant]
+    for variant in _METHODS:
+        if variant not in recorded:
+            continue
+        described, cost = recorded[variant], setting.cost_of.get(variant)
         printed = paper.get(described.label, "")
-        cost = counted.cost_of.get(variant)
         gflops = cost.parts.core.paper_gflops if cost else None
         at = [cores.get((variant, size)) for size in _SIZES]
         times = [row.mean_ms if row else None for row in at]
         memory = at[0].peak_memory_mb if at[0] else None
         rows.append(
             [
-                described.label,
-                described.growth,
-                printed,
-                fixed(gflops, 2),
+                *(described.label, described.growth, printed, fixed(gflops, 2)),
                 *map(milliseconds, times),
                 milliseconds(memory),
             ]
         )
         data.append(
             variant_columns(described.label, described)
-            | {"complexity": described.growth, "gflops_paper": number(printed), "gflops": gflops}
+            | {"complexity": described.growth}
+            | {"gflops_paper": number(printed), "gflops": gflops}
             | {f"mean_ms_{s}x{s}": ms for s, ms in zip(_SIZES, times, strict=True)}
             | {f"peak_memory_mb_{_SIZES[0]}x{_SIZES[0]}": memory}
             | {"machine": describe_machine(record), "session": record.id}
@@ -72,12 +76,12 @@ def methods_table(costs: Sequence[Cost], latency: Sequence[Latency]) -> Table | 
         caption="The methods where they differ: the attention operation alone, 64 channels, "
         f"forward, float32, on {describe_machine(record)}",
         notes=[
-            "Growth with the number of positions N is what the authors state. GFLOPs at 100×100 "
-            "are 2 × multiply-accumulates / 1e9, in the paper's convention. Columns marked paper "
-            "are published figures, not measured here.",
-            f"ms is the mean time of a call. MB is the peak memory above the inputs at {_SIZES[0]}×"
-            f"{_SIZES[0]} (1e6 bytes). All methods were timed in turn; an empty cell was not "
-            f"measured. See latency record {record.id}.",
+            "Growth with the number of positions N as the authors state it. GFLOPs at 100×100 = "
+            "2 × multiply-accumulates / 1e9, in the paper's convention; columns marked paper are "
+            "published figures, not measured here.",
+            f"ms: mean time of a call; MB: peak memory above the inputs at {_SIZES[0]}×{_SIZES[0]} "
+            "(1e6 bytes). All methods were timed in turn; an empty cell was not measured. See "
+            f"latency record {record.id}.",
             origin_note([record], "Measured"),
         ],
         headers=[

@@ -39,8 +39,7 @@ def table4(setting: Setting) -> Table:
         printed = paper.get(label, {"gflops": "", "psnr_db": ""})
         cost = setting.cost_of.get(variant) if variant else None
         core, module = (cost.parts.core, cost.parts.module) if cost else (None, None)
-        psnr = setting.summary(variant, setting.test_set)
-        ssim = setting.summary(variant, setting.test_set, "ssim")
+        psnr, ssim = setting.qualities(variant, setting.test_set)
         summaries.append(psnr)
         gflops, inserted = _gflops(core, "paper"), inserted_gflops(module)
         rows.append(

@@ -63,10 +63,7 @@ def summary(runs: Sequence[Run], costs: Sequence[Cost], latency: Latency | None)
             printed.get("gflops", ""),
             fixed(inserted_gflops(cost.parts.module if cost else None), 2),
             milliseconds(times.get(variant)),
-            *(
-                _pair(setting.summary(variant, name), setting.summary(variant, name, "ssim"))
-                for name in setting.test_sets
-            ),
+            *(_pair(*setting.qualities(variant, name)) for name in setting.test_sets),
             printed.get("psnr_db", ""),
         )
     if setting.runs:

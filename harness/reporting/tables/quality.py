@@ -84,10 +84,7 @@ def table1(setting: Setting) -> Table | None:
     for label, variant in shown:
         cells = [f"{label} (measured, preset {setting.config.preset})", f"×{scale}"]
         for name in sets:
-            psnr, ssim = (
-                setting.summary(variant, name if name in setting.test_sets else None, metric)
-                for metric in ("psnr", "ssim")
-            )
+            psnr, ssim = setting.qualities(variant, name if name in setting.test_sets else None)
             summaries.append(psnr)
             cells.append(_joined(quality_cells(psnr, ssim)[:2]))
             data.append(
@@ -247,8 +244,7 @@ def table6(setting: Setting) -> Table:
     rows, data, summaries = [], [], []
     for label, variant in row_order(shown, list(paper)):
         printed = paper.get(label, {"method": "", "psnr_db": ""})
-        psnr = setting.summary(variant, setting.test_set)
-        ssim = setting.summary(variant, setting.test_set, "ssim")
+        psnr, ssim = setting.qualities(variant, setting.test_set)
         summaries.append(psnr)
         rows.append([label, printed["psnr_db"], *quality_cells(psnr, ssim)])
         data.append(
@@ -333,7 +329,8 @@ class _Row:
 def _ablation(setting: Setting, table: int) -> list[_Row]:
     """Rows of Table 2 or 3; none unless two that are no rows of Table 4 were trained."""
     variants = table_rows(f"table{table}")
-    if len(setting.runs_of.keys() & {*variants} - {*table_rows("table4")}) < 2:
+    own = {*variants} - {*table_rows("table4")}
+    if len(own & setting.runs_of.keys()) < 2:
         return []
     on = setting.nearest_set(_ABLATION_SET)
     return [
@@ -341,8 +338,7 @@ def _ablation(setting: Setting, table: int) -> list[_Row]:
             printed,
             setting.labels.get(variant, with_options(_LABELS[variant.name], variant.options)),
             variant,
-            setting.summary(variant, on),
-            setting.summary(variant, on, "ssim"),
+            *setting.qualities(variant, on),
         )
         for printed, variant in zip(paper_table(table), variants, strict=True)
     ]
