@@ -17,21 +17,22 @@ from .base import (
     check_qkv,
     embedding_channels,
     is_method,
+    no_autocast,
     require_at_least,
+    sum_dtype,
     to_map,
     to_rows,
 )
-from .cores.native import WIDTH, why_not_native
+from .cores.native import WIDTH, float_rows, why_not_native
 from .cores.native import enla as native
-from .cores.products import by_onednn, product
-from .cores.softmax import LOG2_E, float_rows, no_autocast, refuse_second_derivative, sum_dtype
+from .cores.softmax import LOG2_E, refuse_second_derivative
 from .cores.tiles import (
-    cut,
     in_cache,
     num_workers,
     pieces_of_image,
     scratch,
     share_tiles,
+    split_tiles,
     tile_limit,
 )
 from .cores.triton import why_not_triton
@@ -183,7 +184,7 @@ class _TiledPasses:
                     part_shift[b, part] = shift.mT
                 features.exp2_()
                 values = v[b, i].to(dtype)
-                product(features.mT, values, out=part_values[b, part])
+                torch.bmm(features.mT, values, out=part_values[b, part])
                 torch.sum(features, 1, out=part_norm[b, part])
                 torch.sum(values, 1, out=part_total[b, part])
 
@@ -263,7 +264,7 @@ class _TiledPasses:
                 torch.div(by_output, normaliser[b, i], out=grad)
                 along = torch.mul(grad, out[b, i], out=space.take("along", grad.shape))
                 torch.sum(along, 2, keepdim=True, out=grad_norm).neg_()
-                product(features.mT, grad, out=part_values[b, part])
+                torch.bmm(features.mT, grad, out=part_values[b, part])
                 torch.bmm(features.mT, grad_norm, out=part_norm[b, part])
                 scaled = grad_sums if scale is None else grad_sums * scale
                 torch.sum(scaled, 1, out=part_eps[b, part])
@@ -624,7 +625,7 @@ def _tiles(v: Tensor, m: int, c_out: int) -> tuple[list[_Tile], int, int]:
     batch, n, c_in = v.shape
     limit = tile_limit(v.device, _CPU_TILE, _TILE)
     workers = num_workers(v.device) if batch * n * m >= _FEW_FEATURES else 1
-    tiles, group, width = cut(batch, n, max(m, c_in, c_out), limit, workers)
+    tiles, group, width = split_tiles(batch, n, max(m, c_in, c_out), limit, workers)
     numbered = [(b, i, i.start // width) for b, i in tiles]
     return numbered, group * width, math.ceil(n / width)
 
@@ -650,9 +651,9 @@ class _Space:
         return self._taken[name, shape]
 
     def product(self, a: Tensor, b: Tensor, name: str) -> Tensor:
-        """``a @ b``, in the memory of that name unless it is oneDNN's."""
+        """``a @ b``, in the memory of that name."""
         shape = (*a.shape[:2], b.shape[2])
-        return product(a, b, None if by_onednn(a, b) else self.take(name, shape))
+        return torch.bmm(a, b, out=self.take(name, shape))
 
 
 class _Kernel:

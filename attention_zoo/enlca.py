@@ -11,9 +11,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from .base import AttentionError
-from .cores.softmax import LOG2_E, no_autocast, refuse_second_derivative
-from .cores.tiles import cut, num_workers, scratch, share_tiles
+from .base import AttentionError, no_autocast
+from .cores.softmax import LOG2_E, refuse_second_derivative
+from .cores.tiles import num_workers, scratch, share_tiles, split_tiles
 from .enla import EfficientNonLocalAttention, normalise
 from .implementations import implementation, register_core, run
 from .registry import register_attention
@@ -159,7 +159,7 @@ def _tiles(q: Tensor) -> tuple[list[_Tile], int]:
     """Tiles (number, images, rows), and the scores that one of them holds at once."""
     batch, _, n = q.shape
     limit = _CPU_TILE if q.device.type == "cpu" else _TILE
-    tiles, group, rows = cut(batch, n, n, limit, num_workers(q.device, own_threads=True))
+    tiles, group, rows = split_tiles(batch, n, n, limit, num_workers(q.device, own_threads=True))
     return [(index, *tile) for index, tile in enumerate(tiles)], group * rows * n
 
 

@@ -7,8 +7,16 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..base import Attention, Cost, check_qkv, embedding_channels, require_at_least, to_rows
-from ..cores.softmax import no_autocast, sum_dtype
+from ..base import (
+    Attention,
+    Cost,
+    check_qkv,
+    embedding_channels,
+    no_autocast,
+    require_at_least,
+    sum_dtype,
+    to_rows,
+)
 from ..enla import (
     _shifted_features,
     orthogonal_gaussian,

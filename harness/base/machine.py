@@ -16,7 +16,6 @@ import psutil
 import torch
 
 from attention_zoo.cores.native import compiled_by
-from attention_zoo.cores.products import prefers_onednn
 
 from .. import __version__
 from .errors import UserError
@@ -123,8 +122,6 @@ def describe(device: torch.device) -> dict[str, Any]:
             "lapack": _build_setting("LAPACK_INFO"),
             "mkl": torch.backends.mkl.is_available(),
             "onednn": torch.backends.mkldnn.is_available(),
-            # Of the attention's large products in float32 on the CPU.
-            "products_by_onednn": prefers_onednn(),
             "matmul_precision": torch.get_float32_matmul_precision(),
             "cudnn_tf32": torch.backends.cudnn.allow_tf32,
             "cudnn_benchmark": torch.backends.cudnn.benchmark,

@@ -35,8 +35,8 @@ def describe_machine(record: Record) -> str:
 
 
 def rounding_of(record: Record) -> tuple[Any, ...]:
-    """What rounding depends on: model of CPU and GPU, vector instructions, whose products the
-    large ones are, kernels in C or not, number of threads, version of torch.
+    """What rounding depends on: model of CPU and GPU, vector instructions, the library of large
+    products, kernels in C or not, number of threads, version of torch.
 
     How threads wait, which decides on tiles, is left out: older records do not say.
     """
@@ -48,7 +48,7 @@ def rounding_of(record: Record) -> tuple[Any, ...]:
         ("torch", "threads"),
         ("packages", "torch"),
     )
-    by_onednn = bool(_at(machine, "torch", "products_by_onednn"))  # older records: by MKL
+    by_onednn = bool(_at(machine, "torch", "products_by_onednn"))  # in some older records
     compiled = bool(_at(machine, "compiler"))  # older records: no kernels in C
     return (*(_at(machine, *path) for path in at), by_onednn, compiled)
 
