@@ -38,13 +38,13 @@ def sparse_attention(
     2. Sort the positions by code; the sort is stable, so the result is defined.
     3. Chunk: split the sorted positions into chunks of S. The last sorted positions, repeated, fill
        up the last chunk.
-    4. Attend: ``y_i = sum_j exp(q_i·k_j) v_j / sum_j exp(q_i·k_j)``, j in the chunk of i and in the
-       two chunks beside it, circularly.
+    4. Attend: ``y_i = sum_j exp(q_i·k_j / |k_j|) v_j / sum_j exp(q_i·k_j / |k_j|)``, j in the chunk
+       of i and in the two chunks beside it, circularly.
     5. Merge: the mean over the rounds, weighted with the softmax of their log-sum-exps.
 
     Args:
         q: queries ``[B, c, H, W]``, which are also hashed.
-        k: keys ``[B, c, H, W]``, divided here by max(norm, 5e-5).
+        k: keys ``[B, c, H, W]``, whose norm counts as at least 5e-5.
         v: values ``[B, c_out, H, W]``.
         rotations: one random rotation per round, ``[r, c, nb / 2]`` for nb buckets.
         chunk_size: S.
