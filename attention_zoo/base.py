@@ -1,4 +1,12 @@
-"""The common interface of every attention module."""
+"""The common interface of every attention module.
+
+Numerics, in all docstrings: u is the unit roundoff of the dtype (float32 2^-24, bfloat16 2^-8,
+float16 2^-11), and S is the largest score in magnitude, norm of query times norm of key unless
+stated otherwise. Scores are summed in float32. Its rounding changes each weight by at most the
+relative ``g = exp(2 (c + 4) 2^-24 S) - 1``. Where g reaches 1 (S = 3e5 for c = 16), float32 cannot
+tell scores apart: weights mean nothing. Results stay finite as long as float32 can hold the squares
+of the norms (norms up to 1e19).
+"""
 
 from __future__ import annotations
 
@@ -25,11 +33,12 @@ class Cost:
         core: the attention operation in the convention of the ENLCA paper's Table 4
             (softmax, exp, sorting and residual not counted). It may be half-integer:
             ENLA's normaliser is N·m additions, half a MAC each.
-        executed: matrix-product MACs the attention operation really executes in this
-            implementation (padding, hash buckets and normaliser as they are); equal to
-            what ``torch.utils.flop_counter.FlopCounterMode`` counts on the meta device.
-        saved: MACs of projections that the module need not execute, because it projects sums over
-            positions instead of every position: the same result.
+        executed: matrix-product MACs of the attention operation as torch's operations execute it
+            (padding, hash buckets and normaliser as they are). By definition this is what
+            ``torch.utils.flop_counter.FlopCounterMode`` counts on the meta device, so it is the
+            same on every processor.
+        saved: MACs of projections that the module does not execute, because it projects sums over
+            positions instead of every position. The result is the same.
     """
 
     projections: int
@@ -44,17 +53,17 @@ class Cost:
 
     @property
     def module_executed(self) -> int:
-        """Of these, what this implementation executes: what a counter counts."""
+        """MACs of the whole module as executed: what a counter counts."""
         return self.module - self.saved
 
 
 class Attention(nn.Module):
     """Base of all modules: ``y = x + res_scale · attend(project(x))``.
 
-    A subclass sets the class attributes, builds its projections in ``__init__`` (first
-    parameter ``channels``, every further one keyword-only with a default: these are its
-    options, on the command line too) and implements :meth:`project`, :meth:`attend`,
-    :meth:`cost` and, if it has weights over positions, :meth:`correlation`.
+    A subclass sets the class attributes, builds its projections in ``__init__`` and implements
+    :meth:`project`, :meth:`attend`, :meth:`cost` and, if it has weights over positions,
+    :meth:`attention_weights`. The first parameter of ``__init__`` is ``channels``. All others are
+    keyword-only with a default: they are the module's options, on the command line too.
 
     Shapes: queries and keys ``[B, c, H, W]``, values and output ``[B, c_out, H, W]``,
     in any memory format, with ``N = H·W`` positions in row-major order.
@@ -101,7 +110,7 @@ class Attention(nn.Module):
         return None
 
     def redraw(self) -> None:
-        """Draw random projections anew from torch's global generator (no-op if none)."""
+        """Redraw random projections from torch's global generator (no-op if there are none)."""
 
     # -- what every module shares -------------------------------------------------------
 
@@ -109,7 +118,7 @@ class Attention(nn.Module):
         """``[B, C, H, W]`` to ``[B, C, H, W]``, any H, W >= 1.
 
         Raises:
-            AttentionError: x is not 4-dimensional or has not ``channels`` channels.
+            AttentionError: x is not 4-dimensional or does not have ``channels`` channels.
         """
         self._check_input(x)
         self._auxiliary = None
@@ -170,7 +179,7 @@ class Attention(nn.Module):
         """Row label of a variant; options left out take their defaults.
 
         Raises:
-            AttentionError: ``label_format`` asks for what is no option.
+            AttentionError: ``label_format`` names something that is not an option.
         """
         values = {name: p.default for name, p in cls.options().items()} | options
         text = cls.label_format or cls.name or cls.__name__
@@ -190,12 +199,12 @@ class Attention(nn.Module):
 
 
 def is_method(bound: object, function: object) -> bool:
-    """Whether an attribute of an object is this function of its class, replaced by nobody."""
+    """Whether an attribute of an object is still this function of its class, not a replacement."""
     return getattr(bound, "__func__", None) is function
 
 
 def require_at_least(option: str, value: float, least: float) -> None:
-    """Raise AttentionError unless ``value >= least`` (an int is wanted where least is one)."""
+    """Raise AttentionError unless ``value >= least``; value must be an int if least is one."""
     if isinstance(least, int) and (isinstance(value, bool) or not isinstance(value, int)):
         raise AttentionError(f"{option} must be an integer >= {least}, got {value!r}")
     if not value >= least:
@@ -211,7 +220,7 @@ def embedding_channels(channels: int, reduction: int) -> int:
 
 
 def check_heads(heads: int, *widths: int) -> None:
-    """Raise AttentionError unless every one of these numbers of channels is a multiple of heads."""
+    """Raise AttentionError unless heads divides each of these numbers of channels."""
     require_at_least("heads", heads, 1)
     for width in widths:
         if width % heads:

@@ -1,4 +1,4 @@
-"""A plain 3x3 convolution, the yardstick of the ENLCA paper's Table 4 and a control in training."""
+"""A plain 3x3 convolution: the yardstick of the ENLCA paper's Table 4 and a control in training."""
 
 from __future__ import annotations
 
@@ -12,7 +12,17 @@ from .registry import register_attention
 
 @register_attention("conv")
 class Conv(Attention):
-    """``y = x + res_scale · conv3x3(x)``: as many parameters as a local module can use."""
+    """``y = x + res_scale · (W * x + b)``, W being a 3x3 kernel with zero padding.
+
+    Shapes: ``[B, C, H, W]`` to ``[B, C, H, W]``.
+
+    Numerics: error up to ``(u + g) (max|v| max_o sum|weight| + max|bias|)``, see :mod:`.base`;
+    S = 9, the taps.
+
+    Args:
+        channels: channels C of input and output.
+        res_scale: weight of the convolution in the sum.
+    """
 
     label_format: ClassVar[str] = "Conv"
     source: ClassVar[str] = "ENLCA, Xia et al., AAAI 2022, Table 4"
@@ -27,11 +37,7 @@ class Conv(Attention):
         return x, x, x
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """3x3 convolution of v, ``[B, C, H, W]``.
-
-        Numerics: error up to ``(u + g) (max|v| max_o sum|weight| + max|bias|)``, S = 9 in g of
-        :mod:`.softmax`.
-        """
+        """3x3 convolution of v, ``[B, C, H, W]``."""
         return self.conv(v)
 
     def cost(self, height: int, width: int) -> Cost:

@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from .base import Attention, Cost, check_qkv, embedding_channels, to_map, to_rows
-from .cores.native import why_not_native
-from .cores.softmax import (
-    no_autocast,
-    prefers_fused,
-    softmax_attention_fused,
-    softmax_attention_lse,
-    softmax_attention_native,
-    softmax_macs,
-    why_not_fused,
-)
-from .implementations import implementation, register_core, run
+from .base import Attention, Cost, check_qkv, embedding_channels, no_autocast
+from .implementations import run
 from .registry import register_attention
+
+#: Up to this width the fused CPU kernel gets queries, keys and values of one width, see
+#: :mod:`.cores.nla`.
+FUSED_WIDTH = 32
 
 
 def non_local_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -37,45 +30,17 @@ def non_local_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     Raises:
         AttentionError: the shapes do not fit together.
 
-    Implementations: ``native``, ``sdpa``, ``tiled``, ``reference``; ``auto`` is native on the CPU
-    where it can run (not in float64, nor without a C compiler); else sdpa where that can run and is
-    the faster one, else tiled (on the CPU: c and c_out differ and exceed 32, or the processor's
-    products are oneDNN's, see :mod:`.products`; on CUDA: float64).
+    Implementations: ``native``, ``sdpa``, ``tiled``, ``reference``, ``released``. ``auto`` is
+    native on the CPU where it can run (not in float64, nor without a C compiler); else sdpa where
+    it can run and is faster; else tiled (on the CPU: c and c_out differ and exceed 32; on CUDA:
+    float64).
 
-    Numerics: error up to ``(2 u + 2 min(1, g)) max|v|``, see :mod:`.softmax`; where the processor
-    has units for bfloat16's products, values below 2^-126 count as zero in it. Off the CPU
+    Numerics: error up to ``(2 u + 2 min(1, g)) max|v|``, see :mod:`.base`. On processors with
+    units for bfloat16 products, values below 2^-126 count as zero in bfloat16. Off the CPU
     gradients are those of torch's fused kernels, finite for scores up to 2^24.
     """
     check_qkv(q, k, v)
     return run("nla", q, k, v)
-
-
-def _on_rows(function: Callable[..., Any]) -> Callable[..., Any]:
-    return lambda q, k, v: function(to_rows(q), to_rows(k), to_rows(v))
-
-
-def _rule(q: Tensor, k: Tensor, v: Tensor) -> str:
-    if why_not_native(q, k, v) is None:
-        return "native"
-    return "sdpa" if prefers_fused(q, k, v) else "tiled"
-
-
-register_core("nla", _on_rows(_rule))
-
-
-@implementation("nla", "native", why_not_native)
-def _native(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    return to_map(softmax_attention_native(to_rows(q), to_rows(k), to_rows(v)), like=v)
-
-
-@implementation("nla", "sdpa", _on_rows(why_not_fused))
-def _fused(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    return to_map(softmax_attention_fused(to_rows(q), to_rows(k), to_rows(v)), like=v)
-
-
-@implementation("nla", "tiled")
-def _tiled(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    return to_map(softmax_attention_lse(to_rows(q), to_rows(k), to_rows(v))[0], like=v)
 
 
 @register_attention("nla")
@@ -136,6 +101,16 @@ class NonLocalAttention(Attention):
         )
 
 
+def softmax_macs(n: int, m: int, c: int, c_out: int) -> int:
+    """MACs that torch's operations execute for n queries and m keys of one image.
+
+    The fused kernel fills up narrow queries, keys and values to one width.
+    """
+    if max(c, c_out) <= FUSED_WIDTH:
+        c = c_out = max(c, c_out)
+    return n * m * (c + c_out)
+
+
 def softmax_weights(q: Tensor, k: Tensor, row: int, col: int) -> Tensor:
     """Exact softmax weights of one query over all positions.
 
@@ -152,7 +127,7 @@ def softmax_weights(q: Tensor, k: Tensor, row: int, col: int) -> Tensor:
 
 
 def position_scores(q: Tensor, k: Tensor, row: int, col: int) -> Tensor:
-    """Scores ``[B, H, W]`` of one query with all keys, float32 at least: half would overflow."""
+    """Scores ``[B, H, W]`` of one query with all keys, in float32 at least: float16 overflows."""
     dtype = torch.promote_types(q.dtype, torch.float32)
     with no_autocast(q):
         return torch.einsum("bc,bchw->bhw", q[:, :, row, col].to(dtype), k.to(dtype))

@@ -1,4 +1,4 @@
-"""The baseline: no attention at all. With it the network is plain EDSR."""
+"""The baseline: no attention. With it the network is plain EDSR."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .registry import register_attention
 
 @register_attention("none")
 class Baseline(Attention):
-    """``y = x``; it has no parameters, costs nothing, and the backbone leaves it out."""
+    """``y = x``, exactly: no parameters, no cost. The backbone leaves the module out."""
 
     label_format: ClassVar[str] = "Baseline"
     source: ClassVar[str] = "EDSR, Lim et al., CVPRW 2017"
@@ -27,7 +27,7 @@ class Baseline(Attention):
         return x, x, x
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Nothing is added: zeros ``[B, C, H, W]``."""
+        """Zeros ``[B, C, H, W]``: nothing is added."""
         return torch.zeros_like(v)
 
     def residual(self, x: Tensor, y: Tensor) -> Tensor:

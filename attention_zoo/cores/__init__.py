@@ -12,5 +12,5 @@ from importlib import import_module as _import_module
 from pkgutil import iter_modules as _iter_modules
 
 for _info in _iter_modules(__path__):
-    if not _info.ispkg and _info.name != "released":
+    if not _info.ispkg:
         _import_module(f"{__name__}.{_info.name}")

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..implementations import implementation, register_core
 from .softmax import LOG2_E, refuse_second_derivative
-from .tiles import cut, num_workers, scratch, share_tiles
+from .tiles import num_workers, scratch, share_tiles, split_tiles
 
 # Elements of the correlation matrix that are alive at once, in each of four buffers: on the CPU
 # 2 MB in float32, see :mod:`.tiles`; elsewhere 32 MB.
@@ -104,7 +104,7 @@ def _tiles(q: Tensor) -> tuple[list[_Tile], int]:
     """Tiles (number, images, rows), and the scores that one of them holds at once."""
     batch, _, n = q.shape
     limit = _CPU_TILE if q.device.type == "cpu" else _TILE
-    tiles, group, rows = cut(batch, n, n, limit, num_workers(q.device, own_threads=True))
+    tiles, group, rows = split_tiles(batch, n, n, limit, num_workers(q.device, own_threads=True))
     return [(index, *tile) for index, tile in enumerate(tiles)], group * rows * n
 
 

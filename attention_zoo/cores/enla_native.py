@@ -19,9 +19,9 @@ from .enla import (
     attend_rows,
     can_stay_unshifted,
 )
-from .native import WIDTH, why_not_native
+from .native import WIDTH, float_rows, why_not_native
 from .native import enla as native
-from .softmax import LOG2_E, float_rows
+from .softmax import LOG2_E
 from .tiles import num_workers, pieces_of_image, scratch, share_tiles
 
 _Tile = tuple[int, slice, int]

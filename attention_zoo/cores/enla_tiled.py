@@ -20,7 +20,7 @@ from .enla import (
     like_values,
 )
 from .softmax import LOG2_E
-from .tiles import cut, in_cache, num_workers, scratch, share_tiles, tile_limit
+from .tiles import in_cache, num_workers, scratch, share_tiles, split_tiles, tile_limit
 
 # Features of one tile: on the CPU a fourth more than the cache holds, see :mod:`.tiles`, since
 # calls cost more than what leaves it; elsewhere 32 MB.
@@ -169,7 +169,7 @@ def _tiles(v: Tensor, m: int, c_out: int) -> tuple[list[_Tile], int, int]:
     batch, n, c_in = v.shape
     limit = tile_limit(v.device, _CPU_TILE, _TILE)
     workers = num_workers(v.device) if batch * n * m >= FEW_FEATURES else 1
-    tiles, group, width = cut(batch, n, max(m, c_in, c_out), limit, workers)
+    tiles, group, width = split_tiles(batch, n, max(m, c_in, c_out), limit, workers)
     numbered = [(b, i, i.start // width) for b, i in tiles]
     return numbered, group * width, math.ceil(n / width)
 

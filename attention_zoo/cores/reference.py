@@ -1,6 +1,6 @@
 """The implementations named ``reference``: whole matrices, plain operations, torch's gradients.
 
-They compute in float32 at least and give the dtype of v back, like all others.
+Like all others they compute in float32 at least and return the dtype of v.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from torch import Tensor
 from ..base import no_autocast, sum_dtype, to_map, to_rows
 from ..enla import normalise, stable_features
 from ..implementations import implementation
-from ..nlsa import hash_codes, normalise_keys, padded_order
+from ..nlsa import normalise_keys, padded_order, sort_positions
 
 
 @implementation("nla", "reference")
@@ -27,7 +27,7 @@ def non_local_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 def sparse_attention(q: Tensor, k: Tensor, v: Tensor, rotations: Tensor, chunk_size: int) -> Tensor:
     """Every chunk's rows and those of its neighbours copied, round after round."""
     queries, keys, values = _rows(q, normalise_keys(to_rows(k)), v)
-    order = torch.sort(hash_codes(to_rows(q), rotations), dim=-1, stable=True).indices
+    order = sort_positions(to_rows(q), rotations)
     n = values.shape[1]
     outs, lses = [], []
     with no_autocast(v):
@@ -46,7 +46,7 @@ def sparse_attention(q: Tensor, k: Tensor, v: Tensor, rotations: Tensor, chunk_s
 
 @implementation("criss-cross", "reference")
 def criss_cross_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Scores of column and row side by side, the own position masked out of the column."""
+    """Scores of column and row side by side; the column leaves out the position itself."""
     height, width = v.shape[2:]
     dtype = sum_dtype(v)
     q, k, values = (t.to(dtype) for t in (q, k, v))
@@ -55,9 +55,9 @@ def criss_cross_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         column = torch.einsum("bchw,bcgw->bhwg", q, k).masked_fill(own, -torch.inf)
         row = torch.einsum("bchw,bchx->bhwx", q, k)
         weights = torch.cat([column, row], dim=-1).softmax(-1)
-        of_column, of_row = weights.split([height, width], dim=-1)
-        out = torch.einsum("bhwg,bcgw->bchw", of_column, values)
-        return (out + torch.einsum("bhwx,bchx->bchw", of_row, values)).to(v.dtype)
+        on_column, on_row = weights.split([height, width], dim=-1)
+        out = torch.einsum("bhwg,bcgw->bchw", on_column, values)
+        return (out + torch.einsum("bhwx,bchx->bchw", on_row, values)).to(v.dtype)
 
 
 @implementation("enla", "reference")

@@ -1,37 +1,49 @@
-"""The obvious implementation of each method, to compare the speed of ours with.
+"""The implementations named ``released``: the authors' published code, tensor by tensor.
 
-Each function makes the tensors that the published code makes, one after the other: whole N x N
-matrices, full sorts, padding by copies, three copies of every chunk, transposed copies. It is
-written from the description of that code and serves float32; the results are those of the function
-of the same name in ``attention_zoo``, for sizes that the published code can do.
-
-The classes are our modules with nothing but these functions exchanged, so that both have the same
-weights: ``--attn harness.obvious:NLA`` works wherever a module is named.
+They make the tensors of that code, one after the other: whole N x N matrices, full sorts, padding
+by copies, three copies of every chunk, transposed copies. They are written from the description of
+that code, and give the results of the other implementations for sizes that it can do. ``python -m
+harness.speed`` compares them with ``auto``. Like all others they compute in float32 at least and
+return the dtype of v. They are never the choice of ``auto``.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Callable
+from functools import wraps
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from harness.config.variants import Variant
-
-from .. import Attention
-from ..criss_cross import CrissCrossAttention
+from ..base import no_autocast, sum_dtype
 from ..enla import MIN_NORM
-from ..enlca import EfficientNonLocalContrastiveAttention, contrast_groups
-from ..nla import NonLocalAttention
-from ..nlsa import NonLocalSparseAttention
+from ..implementations import Core, WhyNot, implementation
 
 
+def _released(core: str, why_not: WhyNot | None = None) -> Callable[[Core], Core]:
+    """Register a function as ``released``; it gets maps in the dtype of sums, without autocast."""
+
+    def register(function: Core) -> Core:
+        @wraps(function)
+        def run(q: Tensor, k: Tensor, v: Tensor, *rest: object) -> Tensor:
+            dtype = sum_dtype(v)
+            queries = q.to(dtype)
+            keys = queries if k is q else k.to(dtype)
+            with no_autocast(v):
+                return function(queries, keys, v.to(dtype), *rest).to(v.dtype)
+
+        return implementation(core, "released", why_not)(run)
+
+    return register
+
+
+@_released("nla")
 def non_local_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Eq. 1 of the ENLCA paper by two whole N x N matrices, scores and weights.
+    """Two whole N x N matrices, scores and weights.
 
-    Shapes as in :func:`attention_zoo.nla.non_local_attention`.
+    As :func:`attention_zoo.nla.non_local_attention`.
     """
     batch, c, height, width = q.shape
     queries = q.permute(0, 2, 3, 1).reshape(batch, height * width, c)
@@ -42,13 +54,21 @@ def non_local_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return torch.matmul(weights, values).permute(0, 2, 1).reshape(v.shape)
 
 
-def sparse_attention(
-    q: Tensor, k: Tensor, v: Tensor, rotations: Tensor, chunk_size: int = 144
-) -> Tensor:
-    """NLSA with all rounds at once: one long sort and its inverse, padding and neighbours copied.
+def _why_not_sparse(
+    q: Tensor, k: Tensor, v: Tensor, rotations: Tensor, chunk_size: int
+) -> str | None:
+    n = v.shape[2] * v.shape[3]
+    if -n % chunk_size > n:
+        return f"the released code cannot fill up a chunk of {chunk_size} from {n} positions"
+    return None
 
-    Shapes as in :func:`attention_zoo.nlsa.sparse_attention`. The sort is stable, which the
-    published one is not. The chunk that padding fills must hold no more than N copies.
+
+@_released("nlsa", _why_not_sparse)
+def sparse_attention(q: Tensor, k: Tensor, v: Tensor, rotations: Tensor, chunk_size: int) -> Tensor:
+    """All rounds at once: one long sort and its inverse, padding and neighbours copied.
+
+    As :func:`attention_zoo.nlsa.sparse_attention`. The published sort is not stable, so its result
+    depends on the sorting algorithm wherever codes are equal; the sort here is stable.
     """
     batch, c_out, height, width = v.shape
     n, rounds = height * width, rotations.shape[0]
@@ -101,10 +121,11 @@ def _take(rows: Tensor, positions: Tensor) -> Tensor:
     return rows.gather(1, positions[:, :, None].expand(-1, -1, rows.shape[-1]))
 
 
+@_released("criss-cross")
 def criss_cross_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Copies of columns and of rows, the own position masked out of the column, one softmax.
 
-    Shapes as in :func:`attention_zoo.criss_cross.criss_cross_attention`.
+    As :func:`attention_zoo.criss_cross.criss_cross_attention`.
     """
     batch, _, height, width = q.shape
 
@@ -114,7 +135,7 @@ def criss_cross_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     def rows(x: Tensor) -> Tensor:
         return x.permute(0, 2, 1, 3).contiguous().view(batch * height, -1, width)
 
-    # Each copy has a name: like the published code's, it lives until the end.
+    # Each copy has a name, so it lives until the end, as in the published code.
     q_columns, k_columns, v_columns = columns(q).permute(0, 2, 1), columns(k), columns(v)
     q_rows, k_rows, v_rows = rows(q).permute(0, 2, 1), rows(k), rows(v)
     mask = torch.diag(q.new_full((height,), -torch.inf)).unsqueeze(0).repeat(batch * width, 1, 1)
@@ -133,24 +154,27 @@ def criss_cross_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return from_column + from_row
 
 
+@_released("enla")
 def random_feature_attention(
-    q: Tensor, k: Tensor, v: Tensor, projection: Tensor, amplification: float, eps: float = 1e-4
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    projection: Tensor,
+    eps: float,
+    amplification: float | None,
+    value_map: tuple[Tensor, Tensor] | None,
 ) -> Tensor:
-    """Eq. 3–6 of the ENLCA paper: features ``[B, 1, N, m]`` kept whole, exp without a shift.
+    """Features ``[B, 1, N, m]`` kept whole, exp without a shift, values mapped at every position.
 
-    Args:
-        q: raw queries ``[B, c, H, W]``; they are normalised here.
-        k: raw keys ``[B, c, H, W]``, likewise.
-        v: values ``[B, c_out, H, W]``.
-        projection: F ``[m, c]``.
-        amplification: the factor k of Eq. 3.
-        eps: added to each exponential.
-
-    Returns:
-        ``[B, c_out, H, W]``.
+    As :func:`attention_zoo.enla.random_feature_attention`, as long as no exponential overflows.
     """
-    scale = math.sqrt(amplification)
-    q, k = (F.normalize(t, dim=1, eps=MIN_NORM) * scale for t in (q, k))
+    if amplification is not None:
+        scale = math.sqrt(amplification)
+        q, k = (F.normalize(t, dim=1, eps=MIN_NORM) * scale for t in (q, k))
+    if value_map is not None:
+        weight, bias = (t.to(v.dtype) for t in value_map)
+        v = F.conv2d(v, weight[:, :, None, None], bias)
+    projection = projection.to(v.dtype)
     batch, _, height, width = q.shape
     queries, keys, values = (
         t.permute(0, 2, 3, 1).reshape(batch, 1, height * width, -1) for t in (q, k, v)
@@ -170,73 +194,25 @@ def _features(rows: Tensor, projection: Tensor, eps: float) -> Tensor:
     return projection.shape[0] ** -0.5 * (torch.exp(products - half_square) + eps)
 
 
+@implementation("contrast", "released")
 def contrastive_loss(
-    q: Tensor,
-    k: Tensor,
-    *,
-    amplification: float = 6.0,
-    n1: float = 0.02,
-    n2: float = 0.08,
-    margin: float = 1.0,
-    hinge: bool = True,
+    q: Tensor, k: Tensor, count: int, start: int, margin: float, hinge: bool
 ) -> Tensor:
-    """Eq. 8–10 of the ENLCA paper by a whole N x N matrix, every row of it sorted.
+    """Eq. 8–10 of the ENLCA paper by a whole N x N matrix with every row sorted.
 
-    Arguments as in :func:`attention_zoo.enlca.contrastive_loss`.
+    Args:
+        q, k: amplified, normalised embeddings ``[B, c, N]``, float32 at least.
+        count: entries in each group.
+        start: start of the second group.
+        margin: b of Eq. 10.
+        hinge: clamp each row's loss at 0.
+
+    Returns:
+        A scalar.
     """
-    scale = math.sqrt(amplification)
-    q, k = (F.normalize(t, dim=1, eps=MIN_NORM) * scale for t in (q, k))
-    queries = q.permute(0, 2, 3, 1).reshape(q.shape[0], -1, q.shape[1])
-    keys = k.reshape(*k.shape[:2], -1)
-    count, start = contrast_groups(keys.shape[2], n1, n2)
-    scores = torch.exp(torch.matmul(queries, keys))
+    scores = torch.exp(torch.matmul(q.permute(0, 2, 1).contiguous(), k))
     scores = torch.sort(scores, dim=2, descending=True).values
     relevant = scores[:, :, :count].mean(dim=2)
     irrelevant = scores[:, :, start : start + count].mean(dim=2)
     loss = -torch.log(relevant / irrelevant) + margin
     return torch.mean(F.relu(loss) if hinge else loss)
-
-
-class NLA(NonLocalAttention):
-    """Ours with :func:`non_local_attention` of this file."""
-
-    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return non_local_attention(q, k, v)
-
-
-class NLSA(NonLocalSparseAttention):
-    """Ours with :func:`sparse_attention` of this file."""
-
-    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return sparse_attention(q, k, v, self.rotations(q), self.chunk_size)
-
-
-class CrissCross(CrissCrossAttention):
-    """Ours with :func:`criss_cross_attention` of this file."""
-
-    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return criss_cross_attention(q, k, v)
-
-
-class ENLCA(EfficientNonLocalContrastiveAttention):
-    """Ours with :func:`random_feature_attention` and :func:`contrastive_loss` of this file.
-
-    In training it normalises for each of the two; the published code does so once for both.
-    """
-
-    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return random_feature_attention(q, k, v, self.projection, self.k, self.eps)
-
-    def contrast(self, q: Tensor, k: Tensor) -> Tensor:
-        options: dict[str, Any] = {o: getattr(self, o) for o in ("n1", "n2", "margin", "hinge")}
-        return contrastive_loss(q, k, amplification=self.k, **options)
-
-
-_CLASSES: dict[str, type[Attention]] = {cls.name: cls for cls in (NLA, NLSA, CrissCross, ENLCA)}
-
-
-def obvious_variant(variant: Variant) -> Variant:
-    """The obvious implementation of a variant, with its options; ``none`` stays what it is."""
-    if variant.name == "none":
-        return variant
-    return Variant(f"{__name__}:{_CLASSES[variant.name].__name__}", variant.options)

@@ -1,11 +1,11 @@
-"""Work tile by tile, so that what is written is read again while it is in the cache.
+"""Work tile by tile, so that data is read again while it is still in the cache.
 
-On the CPU there are two ways, by what torch's threads do while they wait:
+On the CPU there are two ways, depending on what torch's threads do while they wait:
 
-- They sleep (``OMP_WAIT_POLICY=PASSIVE``, which the harness sets): waking them for every operation
-  is expensive, so threads of our own do whole tiles each (:func:`share_tiles`).
-- They spin for a while (the default): that holds the cores that other threads would need, and makes
-  sharing cheap, so torch's threads share every operation of a tile that is as many times larger.
+- They sleep (``OMP_WAIT_POLICY=PASSIVE``, which the harness sets). Waking them for every operation
+  is expensive, so threads of our own each do whole tiles (:func:`share_tiles`).
+- They spin for a while (the default). Spinning holds the cores that other threads would need, but
+  makes sharing cheap, so torch's threads share every operation, and tiles are as many times larger.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ Tile = TypeVar("Tile")
 
 # OpenMP reads it once, when torch is loaded.
 _THREADS_SPIN = os.environ.get("OMP_WAIT_POLICY", "").upper() != "PASSIVE"
-# Numbers in the largest piece of memory that a thread keeps, for each that uses it: 16 MB in
+# Numbers in the largest piece of memory that a thread keeps, for each of its users: 16 MB in
 # float32.
 _MOST_KEPT = 2**22
 _LEVEL_2 = Path("/sys/devices/system/cpu/cpu0/cache/index2/size")
-# Those of :func:`in_cache`, for caches of 1 and 2 MB.
+# Bounds of :func:`in_cache`, for caches of 1 and 2 MB.
 _LEAST_IN_CACHE, _MOST_IN_CACHE = 2**18, 2**19
-# Pieces of work for each worker, where they are few.
+# Pieces of work for each worker where a call for a piece is expensive.
 _PIECES = 4
 _memory = local()
 
 
 def leaves_cache() -> bool:
-    """Whether tiles leave a core's second-level cache in any case: it is known to be below 1 MB."""
+    """Whether tiles never fit a core's second-level cache: it is known to be below 1 MB."""
     numbers = _level_2()
     return numbers is not None and numbers < _LEAST_IN_CACHE
 
@@ -48,9 +48,9 @@ def leaves_cache() -> bool:
 def in_cache() -> int:
     """Numbers in float32 that a core's second-level cache holds: 2^18 to 2^19.
 
-    Larger tiles leave that cache, smaller ones are more: each costs as many calls as a larger one,
-    which threads make in turn. So where tiles leave it in any case, they are of the largest size.
-    A cache whose size cannot be read (off Linux) is taken for 1 MB.
+    Larger tiles do not fit the cache; smaller tiles cost more calls, which threads make in turn.
+    Where no tile fits, tiles have the largest size. A cache whose size cannot be read (off Linux)
+    counts as 1 MB.
     """
     if leaves_cache():
         return _MOST_IN_CACHE
@@ -71,7 +71,7 @@ def tile_limit(device: torch.device, on_cpu: int, elsewhere: int) -> int:
 
     Args:
         device: where the tensors are.
-        on_cpu: numbers for each thread that works on a tile, so that they fit a core's cache.
+        on_cpu: numbers per thread that works on the tile, so that they fit a core's cache.
         elsewhere: numbers off the CPU.
     """
     return on_cpu * _sharers() if device.type == "cpu" else elsewhere
@@ -82,37 +82,37 @@ def _sharers() -> int:
     return torch.get_num_threads() if _THREADS_SPIN else 1
 
 
-def even_step(count: int, size: int, limit: int, workers: int = 1) -> int:
-    """Into how large pieces to cut ``count`` things, so that all are about as large.
+def step_length(count: int, size: int, limit: int, workers: int = 1) -> int:
+    """Length of the steps that split ``count`` items into pieces of nearly the same size.
 
     Args:
-        count: how many things there are.
-        size: numbers that one of them takes.
-        limit: numbers that a piece may take, unless one thing takes more.
-        workers: of which each shall have as many pieces.
+        count: number of items.
+        size: numbers that one item takes.
+        limit: numbers that a piece may take, unless one item takes more.
+        workers: each gets the same number of pieces.
     """
     pieces = math.ceil(count / max(1, limit // size))
     pieces = min(count, math.ceil(pieces / workers) * workers)
     return math.ceil(count / pieces)
 
 
-def cut(
+def split_tiles(
     batch: int, n: int, size: int, limit: int, workers: int = 1
 ) -> tuple[list[tuple[slice, slice]], int, int]:
-    """Tiles of ``batch`` images of ``n`` positions: whole images, or positions of one.
+    """Tiles of ``batch`` images of ``n`` positions: whole images, or positions of one image.
 
     Args:
         batch: images.
         n: positions of an image.
         size: numbers that one position takes.
         limit: numbers that a tile may take, unless one position takes more.
-        workers: for which there shall be enough tiles.
+        workers: there are enough tiles for so many.
 
     Returns:
-        (images, positions) of each tile; images and positions of the largest.
+        (images, positions) of each tile; number of images and of positions of the largest tile.
     """
-    width = even_step(n, size, limit, workers if batch < workers else 1)
-    group = even_step(batch, n * size, limit, workers) if width == n else 1
+    width = step_length(n, size, limit, workers if batch < workers else 1)
+    group = step_length(batch, n * size, limit, workers) if width == n else 1
     tiles = [
         (slice(b, b + group), slice(i, i + width))
         for b in range(0, batch, group)
@@ -122,9 +122,9 @@ def cut(
 
 
 def pieces_of_image(batch: int, workers: int) -> int:
-    """Into how many pieces to cut each image of a batch where calls for a piece are expensive.
+    """Number of pieces per image of a batch where a call for a piece is expensive.
 
-    Few pieces, yet so many for each worker that none waits long for the last.
+    Few pieces, but enough for each worker that none waits long for the last one.
     """
     return 1 if workers == 1 else math.ceil(_PIECES * workers / max(1, batch))
 
@@ -138,21 +138,22 @@ def share_tiles(
 ) -> None:
     """Do the work of every tile, on the CPU by ``torch.get_num_threads()`` threads.
 
-    Whoever is free does the next tile, so that a core which is slower, or has other work, holds up
-    no other. What a tile gives must then not depend on who does it.
+    A free worker takes the next tile, so a slow or busy core does not hold up the others. The
+    result of a tile must therefore not depend on the worker that does it.
 
     Args:
         tiles: descriptions of the tiles.
         device: where the tensors are; off the CPU the caller does all tiles in turn.
-        worker: called on each thread with the worker's number, 0 … ``num_workers() - 1``; gives
-            the function that does a tile, with the memory that is this thread's own. No gradients
-            are recorded in either.
-        own_threads: use threads of our own though torch's spin: for work that torch's do not share.
-        fixed: which tiles a worker gets, and in which order, depends on their number and that of
-            the threads alone, so that what workers sum up is the same in every run.
+        worker: called on each thread with the worker's number, 0 … ``num_workers() - 1``; returns
+            the function that does a tile, with the memory of this thread. Neither records
+            gradients.
+        own_threads: use threads of our own even if torch's spin, for work that torch's threads do
+            not share.
+        fixed: the tiles of a worker, and their order, depend only on the number of tiles and of
+            threads, so that a worker's sums are the same in every run.
 
     Raises:
-        Exception: what a worker raised first, by number.
+        Exception: the error of the first worker, by number, that failed.
     """
     count = min(num_workers(device, own_threads), len(tiles))
     inference = torch.is_inference_mode_enabled()
@@ -160,7 +161,7 @@ def share_tiles(
 
     def run(numbers: range) -> None:
         with torch.inference_mode(inference), torch.no_grad():
-            # All of them first: a profiler shall see the memory of threads that run at once.
+            # All workers first, so that a profiler sees the memory of threads that run at once.
             works = [worker(number) for number in numbers]
             if fixed or len(works) > 1:
                 for number, work in zip(numbers, works, strict=True):
@@ -174,7 +175,7 @@ def share_tiles(
                     break
                 works[0](tile)
 
-    if count <= 1 or torch.autograd._profiler_enabled():  # it sees this thread only
+    if count <= 1 or torch.autograd._profiler_enabled():  # a profiler sees this thread only
         run(range(count))
     else:
         _pool(count).run(run)
@@ -184,15 +185,15 @@ def scratch(name: str, like: Tensor, *shape: int, dtype: torch.dtype | None = No
     """Memory that the calling thread keeps from one call to the next: fresh pages are expensive.
 
     Args:
-        name: what it is for; the next who asks for that on this thread gets the same memory.
+        name: its purpose; the next call with this name on this thread gets the same memory.
         like: a tensor on the device, and of the dtype if none is given.
-        shape: of the result, whose content is arbitrary.
-        dtype: of the result.
+        shape: shape of the result, whose content is arbitrary.
+        dtype: dtype of the result.
     """
     dtype = dtype or like.dtype
     count = math.prod(shape)
-    # A profiler shall see the memory as if it were taken in each call; a tracer, with which
-    # counters of operations work, knows no tensor of an earlier trace.
+    # A profiler must see the memory as if each call took it. A tracer, on which counters of
+    # operations are built, does not know tensors of an earlier trace.
     watched = torch.autograd._profiler_enabled() or torch.jit.is_tracing()
     if like.device.type != "cpu" or watched or count > _MOST_KEPT * _sharers():
         return torch.empty(shape, dtype=dtype, device=like.device)
@@ -205,7 +206,7 @@ def scratch(name: str, like: Tensor, *shape: int, dtype: torch.dtype | None = No
 
 
 def num_workers(device: torch.device, own_threads: bool = False) -> int:
-    """Most workers that :func:`share_tiles` will use, given the same arguments."""
+    """Largest number of workers that :func:`share_tiles` uses with the same arguments."""
     if device.type != "cpu" or (_THREADS_SPIN and not own_threads):
         return 1
     # Counters, tracers, fake tensors and the like see the operations of their own thread only.
@@ -217,7 +218,7 @@ _Job = tuple[Callable[[range], None], int, "SimpleQueue[tuple[int, BaseException
 
 
 class _Pool:
-    """Threads that run torch's operations alone; cheaper to call than an executor of Python's."""
+    """Threads that run torch's operations alone; a call is cheaper than Python's executors."""
 
     def __init__(self, count: int) -> None:
         threads = torch.get_num_threads()
@@ -226,12 +227,12 @@ class _Pool:
         for jobs in self._jobs:
             Thread(target=self._work, args=(jobs, started), name="tiles", daemon=True).start()
         started.wait()
-        # The number is each thread's own, but threads to come take that which was set last.
+        # The number is per thread, but a new thread takes the number that was set last.
         torch.set_num_threads(threads)
 
     @staticmethod
     def _work(jobs: SimpleQueue[_Job], started: Barrier) -> None:
-        torch.get_num_threads()  # the first operation would set what is set before it anew
+        torch.get_num_threads()  # else the first operation overwrites what is set before it
         torch.set_num_threads(1)
         started.wait()
         while True:
@@ -241,7 +242,7 @@ class _Pool:
                 function(range(number, number + 1))
             except BaseException as raised:
                 error = raised
-            del function  # and all that it holds
+            del function  # and everything it holds
             done.put((number, error))
 
     def run(self, function: Callable[[range], None]) -> None:
@@ -260,6 +261,6 @@ def _pool(count: int) -> _Pool:
     return _Pool(count)
 
 
-# A forked child has the pools, but not their threads.
+# A forked child inherits the pools, but not their threads.
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_pool.cache_clear)

@@ -1,4 +1,4 @@
-"""Everybody else's modules, one file each; every file registers its module on import."""
+"""The other methods, one file each; every file registers its module on import."""
 
 from importlib import import_module as _import_module
 from pkgutil import iter_modules as _iter_modules

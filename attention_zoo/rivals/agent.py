@@ -1,4 +1,13 @@
-"""Agent Attention: a few pooled queries gather from all positions and hand on to all positions."""
+"""Agent Attention: a few pooled queries gather from all positions and hand on to all positions.
+
+Paper: Agent Attention, Han et al., ECCV 2024, Section 3.
+Equation: ``y = softmax(Q Aᵀ / sqrt(c)) (softmax(A Kᵀ / sqrt(c)) V) + D(V)``. The agents A are mean
+queries of regions of the map; D is a depthwise 3x3 convolution.
+Shapes: q, k ``[B, c, H, W]``, v and y ``[B, C, H, W]``, A ``[B, n, c]``.
+Numerics, see :mod:`attention_zoo.base`: error up to ``(3 u + 4 min(1, g)) (max|v| (1 + max_o
+sum|weight|) + max|bias|)``, with the weight and bias of D. In g, c grows by the positions of a
+region. S is the largest norm of a query times the largest norm of a query or key, over sqrt(c).
+"""
 
 from __future__ import annotations
 
@@ -9,17 +18,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..base import Attention, Cost, check_qkv, embedding_channels, require_at_least
-from ..cores.softmax import no_autocast, sum_dtype
+from ..base import (
+    Attention,
+    Cost,
+    check_qkv,
+    embedding_channels,
+    no_autocast,
+    require_at_least,
+    sum_dtype,
+)
 from ..registry import register_attention
 
 
 def agent_attention(q: Tensor, k: Tensor, v: Tensor, grid: int = 7) -> Tensor:
-    """``softmax(Q Aᵀ / sqrt(c)) (softmax(A Kᵀ / sqrt(c)) V)``, Section 3 of the paper.
+    """``softmax(Q Aᵀ / sqrt(c)) (softmax(A Kᵀ / sqrt(c)) V)``.
 
-    Agents A are the mean queries of a ``grid x grid`` division of the map, whose regions overlap by
-    a row or column where the grid does not divide the map; a map of fewer rows or columns than
-    ``grid`` has as many regions as it has of them.
+    Agents A are the mean queries of a ``grid x grid`` division of the map. Its regions overlap by a
+    row or column where the grid does not divide the map. A map with fewer rows or columns than
+    ``grid`` has one region for each of them.
 
     Args:
         q: queries ``[B, c, H, W]``.
@@ -55,8 +71,8 @@ def regions(grid: int, height: int, width: int) -> tuple[int, int]:
 class AgentAttention(Attention):
     """Agent attention plus a depthwise 3x3 convolution of the values, with 1x1 embeddings.
 
-    One head, as in the first stage of the paper's Agent-PVT, and no 1x1 convolution after it. The
-    paper's agent bias, learned for one size of the map, is left out, as are LayerNorm and MLP.
+    It has one head, as in the first stage of the paper's Agent-PVT, and no 1x1 convolution after
+    it. The paper's agent bias, learned for one map size, is left out, as are LayerNorm and MLP.
 
     Args:
         channels: channels C of input and output.
@@ -86,17 +102,11 @@ class AgentAttention(Attention):
         return self.query(x), self.key(x), self.value(x)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """:func:`agent_attention` and the depthwise convolution of v, added up.
-
-        Numerics: error up to ``(3 u + 4 min(1, g)) (max|v| (1 + max_o sum|weight|) + max|bias|)``,
-        see :mod:`.softmax`, weight and bias being the convolution's, with c plus the positions of a
-        region in place of c; S is the largest norm of a query times that of a query or key, over
-        sqrt(c).
-        """
+        """:func:`agent_attention` plus the depthwise convolution of v."""
         return agent_attention(q, k, v, self.grid) + self.local(v)
 
     def cost(self, height: int, width: int) -> Cost:
-        """2 N n (c + C) MACs for n agents, and 9 N C for the convolution."""
+        """2 N n (c + C) MACs for n agents, plus 9 N C for the convolution."""
         n, c = height * width, self.embedding
         agents = math.prod(regions(self.grid, height, width))
         core = 2 * n * agents * (c + self.channels) + 9 * n * self.channels

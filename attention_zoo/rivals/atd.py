@@ -1,4 +1,14 @@
-"""Adaptive Token Dictionary: attention to learned tokens, and among positions of like tokens."""
+"""Adaptive Token Dictionary: attention to learned tokens, and among positions of like tokens.
+
+Paper: Adaptive Token Dictionary, Zhang et al., CVPR 2024, Section 3 (Eq. 3-5 and Section 3.4).
+Equation: ``y = W sum_j softmax_j(q_i·k_j / sqrt(d)) v_j + sum_m softmax_m(s_m cos(q_i, t_m)) u_m``.
+Positions j share i's group, which is made by sorting positions by their best token; t_m and u_m are
+keys and values of M learned tokens, s_m learned scales; W joins the heads of d channels.
+Shapes: q, k ``[B, c, H, W]``, v and y ``[B, C, H, W]``, t ``[M, c]``, u ``[M, C]``.
+Numerics, see :mod:`attention_zoo.base`: for the same groups, error up to ``(4 u + 4 min(1, g))
+(max|v| max_o sum|weight| + max|bias| + max|u_m|)``, with the weight and bias of W. S is the largest
+norm of query times norm of key over sqrt(d), or the largest scale s_m.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +26,13 @@ from ..base import (
     check_qkv,
     embedding_channels,
     linear,
+    no_autocast,
     require_at_least,
+    sum_dtype,
     to_map,
     to_rows,
 )
-from ..cores.softmax import no_autocast, softmax_attention_lse, sum_dtype
+from ..cores.softmax_rows import softmax_attention_lse
 from ..nlsa import normalise_keys
 from ..registry import register_attention
 
@@ -28,14 +40,13 @@ from ..registry import register_attention
 def token_attention(
     q: Tensor, keys: Tensor, values: Tensor, scale: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Token dictionary cross-attention, Eq. 3-5 of the ATD paper.
+    """Token dictionary cross-attention: ``sum_m softmax_m(scale_m cos(q_i, key_m)) value_m``.
 
-    ``softmax_m(scale_m cos(q_i, key_m)) value_m``, summed over the M tokens; norms count as 5e-5
-    at least.
+    Norms count as at least 5e-5.
 
     Args:
         q: queries ``[B, c, H, W]``.
-        keys: keys of the tokens, ``[M, c]``, float32 or float64 as all that follow.
+        keys: keys of the tokens, ``[M, c]``, float32 or float64 like the next two.
         values: values of the tokens, ``[M, c_out]``.
         scale: ``[M]``.
 
@@ -49,7 +60,7 @@ def token_attention(
 
 
 def token_categories(scores: Tensor) -> Tensor:
-    """The category of every position, its token of the largest score: ``[B, N, M]`` to ``[B, N]``.
+    """Category of every position, the token with its largest score: ``[B, N, M]`` to ``[B, N]``.
 
     No gradient flows through it.
     """
@@ -59,12 +70,12 @@ def token_categories(scores: Tensor) -> Tensor:
 def category_attention(
     q: Tensor, k: Tensor, v: Tensor, categories: Tensor, heads: int, size: int = 128
 ) -> Tensor:
-    """Adaptive category-based multi-head self-attention, Section 3.4 of the ATD paper.
+    """Adaptive category-based multi-head self-attention, Section 3.4.
 
-    Positions are sorted by category (stable, where the released sort leaves the order of equal
-    ones open) and cut into groups of n_s; each attends within its group, scores divided by
-    sqrt(d). As in the released code, a last incomplete group is filled up with the last sorted
-    positions once more; a map of fewer positions than n_s is one group.
+    Positions are sorted by category and split into groups of n_s; each attends within its group,
+    scores divided by sqrt(d). The sort is stable; the released one leaves the order of equal
+    categories open. As in the released code, the last sorted positions, repeated, fill up the last
+    group. A map with fewer positions than n_s is one group.
 
     Args:
         q: queries ``[B, c, H, W]``; heads are runs of c / heads channels.
@@ -121,11 +132,11 @@ def _head_rows(positions: Tensor, heads: int, n: int) -> Tensor:
 class AdaptiveTokenDictionaryAttention(Attention):
     """ATD-CA and AC-MSA added up, as in an ATD layer.
 
-    Of that layer are left out: the window attention (see ``window``), LayerNorm and feed-forward
-    network, and the refinement of the dictionary from layer to layer, since modules do not see
-    each other. One query embedding serves both attentions, where the released code has a further
-    one of 10 channels for the tokens. AC-MSA divides scores by sqrt(d); the released code
-    multiplies them by a learned factor that begins at 10, fit for features under LayerNorm.
+    The layer's window attention (see ``window``), LayerNorm and feed-forward network are left out,
+    and so is the refinement of the dictionary from layer to layer, since modules do not see each
+    other. One query embedding serves both attentions; the released code has a second one of 10
+    channels for the tokens. AC-MSA divides scores by sqrt(d); the released code multiplies them by
+    a learned factor that starts at 10, which suits features under LayerNorm.
 
     Args:
         channels: channels C of input and output.
@@ -171,13 +182,7 @@ class AdaptiveTokenDictionaryAttention(Attention):
         return self.query(x), self.key(x), self.value(x)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """:func:`token_attention` plus :func:`category_attention` with its heads joined.
-
-        Numerics: for the same categories, error up to ``(4 u + 4 min(1, g)) (max|v| max_o
-        sum|weight| + max|bias| + max|value|)``, see :mod:`.softmax`, weight and bias being the
-        convolution's, value a token's; S is the largest norm of query times norm of key over
-        sqrt(d), or scale of a token.
-        """
+        """:func:`token_attention` plus :func:`category_attention` with its heads joined."""
         check_qkv(q, k, v)
         from_tokens, scores = token_attention(q, *self.token_maps(sum_dtype(v)))
         categories = token_categories(scores)
@@ -195,7 +200,7 @@ class AdaptiveTokenDictionaryAttention(Attention):
         return keys, values, 1 + self.scale.to(dtype).clamp(0, 1) * math.log(len(dictionary))
 
     def cost(self, height: int, width: int) -> Cost:
-        """Core N (M + n_s)(c + C) MACs; executed: n_s at most N, the tokens' maps, and N C²."""
+        """Core N (M + n_s)(c + C) MACs; executed: n_s at most N, plus the tokens' maps and N C²."""
         n, c = height * width, self.embedding + self.channels
         tokens = len(self.dictionary)
         return Cost(

@@ -1,4 +1,13 @@
-"""Cross-scale non-local attention of CSNLN: patches attend to those of the map made smaller."""
+"""Cross-scale non-local attention of CSNLN: patches attend to those of the map made smaller.
+
+Paper: Cross-Scale Non-Local Attention, Mei et al., CVPR 2020, Section 3.2.
+Equation: ``w_ij = softmax_j(a Q_i·K_j / max(|K_j|, 5e-5))``, and ``sum_j w_ij V_j`` is a patch; a
+position's output is the mean of the patches that cover it. Q_i are 3x3 patches of q, K_j those of
+k's means over s x s blocks, V_j those of v at every s-th row and column; a = 10.
+Shapes: q, k ``[B, c, H, W]``, v and y ``[B, C, H, W]``.
+Numerics, see :mod:`attention_zoo.base`: error up to ``(2 u + 2 min(1, g)) max|v|``, with 9 c in
+place of c. S is a times the largest norm of a patch of queries.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +19,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..base import Attention, Cost, check_qkv, embedding_channels, require_at_least
-from ..cores.softmax import no_autocast, refuse_second_derivative, sum_dtype
-from ..cores.tiles import even_step
+from ..base import (
+    Attention,
+    Cost,
+    check_qkv,
+    embedding_channels,
+    no_autocast,
+    require_at_least,
+    sum_dtype,
+)
+from ..cores.softmax import refuse_second_derivative
+from ..cores.tiles import step_length
 from ..nlsa import MIN_NORM
 from ..registry import register_attention
 
@@ -24,17 +41,13 @@ _LEAST_SIDE = 8
 def cross_scale_attention(
     q: Tensor, k: Tensor, v: Tensor, scale: int = 2, sharpness: float = 10.0
 ) -> Tensor:
-    """Patches of 3 x 3 attend to those of the map made smaller, and overlap (CSNLN).
+    """3x3 patches attend to those of the map made smaller, and overlap.
 
-    Every patch of q is compared with every patch of k's means over blocks of ``scale x scale``:
-    ``w_ij = softmax_j(sharpness · Q_i·K_j / max(‖K_j‖, 5e-5))``. What it gets, ``sum_j w_ij V_j``,
-    is a patch of 3 x 3 values too, where the value of a block is that of its first position: v at
-    every scale-th row and column. A position's output is the mean of the patches that cover it.
+    Beyond the border, patches repeat it. A block that the border cuts is the mean of its part in
+    the map.
 
-    Beyond the border patches repeat it; a block that the border cuts is the mean of what is there.
-
-    Both sums over patches are shared: ``Q_i·K_j`` is the sum of nine products of positions, each
-    of which is made once, and weights are added up before they meet the values.
+    Patches share their sums: ``Q_i·K_j`` is the sum of nine products of positions, each computed
+    once, and weights are added up before they are multiplied with the values.
 
     Args:
         q: queries ``[B, c, H, W]``.
@@ -111,14 +124,14 @@ class _CrossScale(torch.autograd.Function):
             weights = torch.mul(plain, factors[b]).softmax(-1)
             grad = grads[0][b][tile].flatten(0, 1)
             grad_v[b] += torch.mm(_spread(weights, tile, k.shape).mT, grad).view(v.shape[1:])
-            by_score = _gather(torch.mm(grad, values.mT), tile, k.shape)
-            by_score.sub_((by_score * weights).sum(-1, keepdim=True)).mul_(weights)
-            grad_factors[b] += plain.mul_(by_score).sum(0)
-            by_product = _spread(by_score.mul_(factors[b]), tile, k.shape)
+            grad_scores = _gather(torch.mm(grad, values.mT), tile, k.shape)
+            grad_scores.sub_((grad_scores * weights).sum(-1, keepdim=True)).mul_(weights)
+            grad_factors[b] += plain.mul_(grad_scores).sum(0)
+            grad_products = _spread(grad_scores.mul_(factors[b]), tile, k.shape)
             into = grad_q[b][tile]
-            into.add_(torch.mm(by_product, keys).view(into.shape))
+            into.add_(torch.mm(grad_products, keys).view(into.shape))
             queries = q[b][tile].flatten(0, 1)
-            grad_k[b] += torch.mm(by_product.mT, queries).view(k.shape[1:])
+            grad_k[b] += torch.mm(grad_products.mT, queries).view(k.shape[1:])
         return grad_q, grad_k, grad_v, grad_factors
 
 
@@ -129,7 +142,7 @@ _Tile = tuple[slice, slice]
 def _sides(height: int, width: int, keys: int) -> tuple[int, int]:
     """Rows and columns of patches in a tile, for so many keys with their border."""
     side = max(_LEAST_SIDE, math.isqrt(_TILE // keys) - 2)
-    return even_step(height, 1, side), even_step(width, 1, side)
+    return step_length(height, 1, side), step_length(width, 1, side)
 
 
 def _tiles(q: Tensor, k: Tensor) -> Iterator[tuple[int, _Tile]]:
@@ -164,7 +177,7 @@ def _gather(products: Tensor, tile: _Tile, keys: tuple[int, ...]) -> Tensor:
 
 
 def _spread(weights: Tensor, tile: _Tile, keys: tuple[int, ...]) -> Tensor:
-    """The adjoint: numbers of two patches, added to each of their nine pairs of positions."""
+    """The adjoint: the number of two patches is added to each of their nine pairs of positions."""
     rows, columns = (s.stop - s.start for s in tile)
     height, width = keys[1:3]
     x = weights.view(rows - 2, columns - 2, height - 2, width - 2)
@@ -183,19 +196,19 @@ def _spread(weights: Tensor, tile: _Tile, keys: tuple[int, ...]) -> Tensor:
 class CrossScaleAttention(Attention):
     """CSNLN's cross-scale attention, its s-fold larger output brought back to the map's size.
 
-    In the paper a patch of 3s x 3s values of the full map stands for each patch of the smaller
-    one, patches overlap s positions apart, and what comes out is s times as large as the map; its
-    network then shrinks it by a strided convolution (of 3s x 3s), as here one of s x s does. That
-    one acts on blocks of the full map alone, so it goes before the attention: the value of a block
-    is its convolution, in which the 1x1 embedding of the values is contained.
+    In the paper each patch of the smaller map selects a patch of 3s x 3s values of the full map.
+    Patches overlap s positions apart, so the output is s times as large as the map, and a strided
+    convolution of 3s x 3s shrinks it. Here a convolution of s x s does that. It acts only on blocks
+    of the full map, so it stands before the attention: the value of a block is its convolution,
+    which contains the 1x1 embedding of the values.
 
-    Further: overlapping patches are averaged, not added up and divided by 6; borders are repeated,
-    not filled with zeros; blocks are averaged, which is bilinear interpolation for s = 2; the
-    norm of a key is at least 5e-5, not 1e-4; no PReLU after the embeddings.
+    Other differences: overlapping patches are averaged, not added up and divided by 6; borders are
+    repeated, not filled with zeros; blocks are averaged, which is bilinear interpolation for s = 2;
+    the norm of a key is at least 5e-5, not 1e-4; the embeddings have no PReLU.
 
     Args:
         channels: channels C of input and output.
-        scale: by which the map is made smaller for the keys (the paper: that of the network).
+        scale: side s of a block of keys (in the paper, the network's scale).
         sharpness: factor of the scores (10 in the released code).
         reduction: query and key have C / reduction channels (2 in the paper).
         res_scale: weight of the attention in ``y = x + res_scale · attention``.
@@ -233,11 +246,7 @@ class CrossScaleAttention(Attention):
         return self.query(x), self.key(x), self.value(F.pad(x, (0, beyond, 0, beyond)))
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """:func:`cross_scale_attention`.
-
-        Numerics: error up to ``(2 u + 2 min(1, g)) max|v|``, see :mod:`.softmax`, with 9 c in
-        place of c; S is the sharpness times the largest norm of a patch of queries.
-        """
+        """:func:`cross_scale_attention`."""
         return cross_scale_attention(q, k, v, self.scale, self.sharpness)
 
     def attention_weights(self, q: Tensor, k: Tensor, row: int, col: int) -> Tensor:
@@ -275,9 +284,9 @@ class CrossScaleAttention(Attention):
             return whole
 
     def cost(self, height: int, width: int) -> Cost:
-        """Core 9 N (N / s²) (c + C) MACs, patch by patch; executed: each pair of positions once.
+        """Core 9 N (N / s²) (c + C) MACs, patch by patch; projections N C (2c + s² C).
 
-        To that comes the border of tiles and maps. Projections N C (2c + s² C).
+        Executed: each pair of positions once, plus the borders of tiles and maps.
         """
         n, c, channels = height * width, self.embedding, self.channels
         h, w = (-(-length // self.scale) for length in (height, width))

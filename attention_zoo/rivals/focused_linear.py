@@ -1,4 +1,13 @@
-"""Focused linear attention (FLatten Transformer): powers of features in place of softmax."""
+"""Focused linear attention (FLatten Transformer): powers of features in place of softmax.
+
+Paper: FLatten Transformer, Han et al., ICCV 2023, Section 4.
+Equation: ``y_i = phi(q_i) sum_j phi(k_j)ᵀ v_j / sum_j phi(q_i)·phi(k_j) + D(v)_i`` with ``phi(x) =
+|x| / |x^p| · x^p`` after a ReLU, p = 3; D is a depthwise 5x5 convolution.
+Shapes: q, k ``[B, c, H, W]``, v and y ``[B, C, H, W]``.
+Numerics, see :mod:`attention_zoo.base`: error up to ``(3 u + 2 min(1, g)) (max|v| (1 + max_o
+sum|weight|) + max|bias|)``, with the weight and bias of D. In g, c + N stands in place of c, and
+S = p + 1 for any features: all terms of a sum have one sign, and there is no exp.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +16,15 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..base import Attention, Cost, check_qkv, embedding_channels, require_at_least
-from ..cores.softmax import no_autocast, sum_dtype
+from ..base import (
+    Attention,
+    Cost,
+    check_qkv,
+    embedding_channels,
+    no_autocast,
+    require_at_least,
+    sum_dtype,
+)
 from ..registry import register_attention
 
 #: What ReLU leaves counts as this at least; the released code adds it.
@@ -18,11 +34,11 @@ LEAST_POWER = 1e-18
 
 
 def focused_linear_attention(q: Tensor, k: Tensor, v: Tensor, focus: float = 3.0) -> Tensor:
-    """``phi(Q) (phi(K)ᵀ V)`` over its sum of weights; ``phi(x) = |x| / |x^p| · x^p`` after a ReLU.
+    """``phi(Q) (phi(K)ᵀ V)`` over the sums of its weights.
 
-    Powers are of features over the largest of their position, and the lengths ``|x|`` of keys are
-    taken over the longest of their image, so that nothing overflows; both cancel, and so do the
-    lengths of queries.
+    Features are divided by the largest of their position before powers are taken, and the lengths
+    ``|x|`` of keys by the longest of their image, so that nothing overflows. Both factors cancel,
+    and so do the lengths of queries.
 
     Args:
         q: queries ``[B, c, H, W]``.
@@ -31,8 +47,8 @@ def focused_linear_attention(q: Tensor, k: Tensor, v: Tensor, focus: float = 3.0
         focus: the power p.
 
     Returns:
-        ``[B, c_out, H, W]``. After the ReLU features are 1e-6 at least, and powers 1e-18 of the
-        largest of their position.
+        ``[B, c_out, H, W]``. After the ReLU features are at least 1e-6; powers are at least 1e-18
+        of the largest power of their position.
 
     Raises:
         AttentionError: the shapes do not fit together, or focus is below 1.
@@ -72,9 +88,9 @@ def focused_features(x: Tensor, focus: float) -> tuple[Tensor, Tensor]:
 class FocusedLinearAttention(Attention):
     """Focused linear attention plus a depthwise 5x5 convolution of the values.
 
-    One head, with 1x1 embeddings and no 1x1 convolution after it. What the released code has and
-    the paper's equations have not is left out: a learned scale of each channel, and a positional
-    encoding of the keys for one size of the map. So are LayerNorm and MLP.
+    It has one head, 1x1 embeddings and no 1x1 convolution after it. The released code also has a
+    learned scale of each channel and a positional encoding of the keys for one map size, which the
+    paper's equations do not have; they are left out, as are LayerNorm and MLP.
 
     Args:
         channels: channels C of input and output.
@@ -104,12 +120,7 @@ class FocusedLinearAttention(Attention):
         return self.query(x), self.key(x), self.value(x)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """:func:`focused_linear_attention` and the depthwise convolution of v, added up.
-
-        Numerics: error up to ``(3 u + 2 min(1, g)) (max|v| (1 + max_o sum|weight|) + max|bias|)``,
-        see :mod:`.softmax`, weight and bias being the convolution's, with c + N in place of c and
-        S = p + 1, whatever the features: only terms of one sign are summed, and there is no exp.
-        """
+        """:func:`focused_linear_attention` plus the depthwise convolution of v."""
         return focused_linear_attention(q, k, v, self.focus) + self.local(v)
 
     def cost(self, height: int, width: int) -> Cost:

@@ -1,4 +1,13 @@
-"""Multi-Dconv head Transposed Attention of Restormer: channels attend to channels."""
+"""Multi-Dconv head Transposed Attention of Restormer: channels attend to channels.
+
+Paper: Restormer, Zamir et al., CVPR 2022, Eq. 1.
+Equation: ``y_i = sum_j softmax_j(t cos(q_i, k_j)) v_j`` for the channels i, j of a head, then a 1x1
+convolution joins the heads. The cosine is that of whole channels, over all positions; t is learned.
+Shapes: q, k, v and y ``[B, C, H, W]``; C/heads x C/heads weights for any map.
+Numerics, see :mod:`attention_zoo.base`: error up to ``(3 u + 2 min(1, g)) max|v| max_o
+sum|weight|``, with the weight of the 1x1 convolution. In g, N + C stands in place of c. S is the
+largest t.
+"""
 
 from __future__ import annotations
 
@@ -7,17 +16,22 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..base import Attention, AttentionError, Cost, check_heads, check_qkv, split_heads
-from ..cores.softmax import no_autocast, sum_dtype
+from ..base import (
+    Attention,
+    AttentionError,
+    Cost,
+    check_heads,
+    check_qkv,
+    no_autocast,
+    split_heads,
+    sum_dtype,
+)
 from ..nlsa import MIN_NORM
 from ..registry import register_attention
 
 
 def transposed_attention(q: Tensor, k: Tensor, v: Tensor, temperature: Tensor) -> Tensor:
     """Eq. 1 of the Restormer paper, without its projections.
-
-    In each head, channel i of the output is ``sum_j softmax_j(t cos(q_i, k_j)) v_j``, the cosine
-    being that of whole channels, over all positions: c/heads x c/heads weights, whatever the map.
 
     Args:
         q: queries ``[B, C, H, W]``; heads are runs of C / heads channels.
@@ -26,7 +40,7 @@ def transposed_attention(q: Tensor, k: Tensor, v: Tensor, temperature: Tensor) -
         temperature: the factor t of each head, ``[heads]``.
 
     Returns:
-        ``[B, C, H, W]``. Norms of channels count as 5e-5 at least.
+        ``[B, C, H, W]``. Norms of channels count as at least 5e-5.
 
     Raises:
         AttentionError: the shapes do not fit together.
@@ -55,9 +69,9 @@ def transposed_attention(q: Tensor, k: Tensor, v: Tensor, temperature: Tensor) -
 class TransposedAttention(Attention):
     """MDTA: 1x1, then depthwise 3x3 convolutions make q, k and v; none of them has a bias.
 
-    The paper's LayerNorm and feed-forward network are left out. One head is what its stages at
-    full resolution have. Norms are clamped at 5e-5, not at the released 1e-12, whose inverse half
-    precision cannot hold.
+    The paper's LayerNorm and feed-forward network are left out. Its stages at full resolution have
+    one head. Norms are clamped at 5e-5, not at the released 1e-12, because half precision cannot
+    hold the inverse of the latter.
 
     Args:
         channels: channels C of input and output.
@@ -85,15 +99,11 @@ class TransposedAttention(Attention):
         return q, k, v
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """:func:`transposed_attention` and the 1x1 convolution that joins the heads.
-
-        Numerics: error up to ``(3 u + 2 min(1, g)) max|v| max_o sum|weight|``, see
-        :mod:`.softmax`, with N + C in place of c; S is the largest temperature.
-        """
+        """:func:`transposed_attention`, then the 1x1 convolution that joins the heads."""
         return self.output(transposed_attention(q, k, v, self.temperature))
 
     def cost(self, height: int, width: int) -> Cost:
-        """Core 2 N C² / heads MACs; executed: N C² more, to join the heads."""
+        """Core 2 N C² / heads MACs; executed: N C² more to join the heads."""
         n, c = height * width, self.channels
         core = 2 * n * c**2 // len(self.temperature)
         return Cost(projections=3 * n * c * (c + 9), core=core, executed=core + n * c**2)

@@ -1,4 +1,10 @@
-"""Non-Local Attention by the fused (flash, memory-efficient) kernel, or not at all."""
+"""Non-Local Attention by the fused (flash, memory-efficient) kernel, or not at all.
+
+Papers: Non-local Neural Networks, Wang et al., CVPR 2018; FlashAttention, Dao et al., NeurIPS 2022.
+Equation: ``y_i = sum_j exp(q_i·k_j) v_j / sum_j exp(q_i·k_j)``, as ``nla``.
+Shapes: q, k ``[B, c, H, W]``, v and y ``[B, C, H, W]``.
+Numerics: as :func:`attention_zoo.nla.non_local_attention`.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +22,11 @@ _DEVICES = ("cpu", "cuda", "meta")
 
 @register_attention("nla-flash")
 class FlashNonLocalAttention(NonLocalAttention):
-    """NLA whose implementation is ``sdpa`` whatever is chosen: the row that asks what exact costs.
+    """NLA whose implementation is always ``sdpa``: the row that shows what exact attention costs.
 
-    The mathematics, parameters and checkpoints are those of ``nla``, no 1/sqrt(c). Query and key
-    are filled up with zeros to the width of the value, or the value to theirs, as the kernel wants.
+    Mathematics, parameters and checkpoints are those of ``nla``, without 1/sqrt(c). The kernel
+    takes one width, so zeros fill up query and key to the width of the value, or the value to
+    theirs.
 
     Args:
         channels: channels C of input and output.
@@ -36,10 +43,10 @@ class FlashNonLocalAttention(NonLocalAttention):
     )
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """:func:`.nla.non_local_attention` by torch's fused kernel; numerics as there.
+        """:func:`attention_zoo.nla.non_local_attention` by torch's fused kernel.
 
         Raises:
-            AttentionError: the shapes do not fit together, or there is no such kernel here.
+            AttentionError: the shapes do not fit together, or torch has no such kernel here.
         """
         if q.device.type not in _DEVICES:
             raise AttentionError(
@@ -57,7 +64,7 @@ class FlashNonLocalAttention(NonLocalAttention):
             ) from error
 
     def cost(self, height: int, width: int) -> Cost:
-        """As ``nla``; executed: 2 N² max(c, c_out), the widths being filled up."""
+        """As ``nla``; executed: 2 N² max(c, c_out) MACs, since widths are filled up."""
         cost, n = super().cost(height, width), height * width
         widths = 2 * max(self.embedding, self.channels)
         return Cost(projections=cost.projections, core=cost.core, executed=n**2 * widths)

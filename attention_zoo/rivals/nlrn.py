@@ -1,4 +1,10 @@
-"""Neighbourhood non-local attention of NLRN: every position attends to the square around it."""
+"""Neighbourhood non-local attention of NLRN: every position attends to the square around it.
+
+Paper: Non-Local Recurrent Network, Liu et al., NeurIPS 2018, Section 3 (embedded Gaussian).
+Equation: ``y_i = sum_j exp(q_i·k_j) v_j / sum_j exp(q_i·k_j)``, j in the w x w window centred on i.
+Shapes: q, k ``[B, c, H, W]``, v and y ``[B, C, H, W]``; scores are not scaled by 1/sqrt(c).
+Numerics, see :mod:`attention_zoo.base`: error up to ``(2 u + 2 min(1, g)) max|v|``.
+"""
 
 from __future__ import annotations
 
@@ -9,22 +15,21 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from ..base import AttentionError, Cost, check_qkv, require_at_least
-from ..cores.softmax import LOG2_E, no_autocast, refuse_second_derivative, sum_dtype, tile_size
-from ..cores.tiles import even_step, num_workers, scratch, share_tiles
+from ..base import AttentionError, Cost, check_qkv, no_autocast, require_at_least, sum_dtype
+from ..cores.softmax import LOG2_E, refuse_second_derivative, tile_size
+from ..cores.tiles import num_workers, scratch, share_tiles, step_length
 from ..nla import NonLocalAttention, position_scores
 from ..registry import register_attention
 
-# Side of a tile of queries: wider ones score more pairs in vain, narrower ones make slow products.
+# Side of a tile of queries: wider tiles score more useless pairs, narrower ones have slow products.
 _SIDE = 10
 
 
 def neighbourhood_attention(q: Tensor, k: Tensor, v: Tensor, window: int = 45) -> Tensor:
-    """``y_i = sum_j exp(q_i·k_j) v_j / sum_j exp(q_i·k_j)``, j in the window around i.
+    """Softmax attention of every position to the part of its window that lies in the map.
 
-    The window is centred on i, and what lies outside the map is not in it. Tiles of 10 x 10 queries
-    attend to the map within reach of any of them, with -inf where it is out of a query's own reach:
-    no neighbourhood is copied out.
+    A tile of 10 x 10 queries attends to all positions within reach of any of them; scores are -inf
+    beyond a query's own reach. No neighbourhood is copied.
 
     Args:
         q: queries ``[B, c, H, W]``.
@@ -37,8 +42,6 @@ def neighbourhood_attention(q: Tensor, k: Tensor, v: Tensor, window: int = 45) -
 
     Raises:
         AttentionError: the shapes do not fit together, or the window is even or below 1.
-
-    Numerics: error up to ``(2 u + 2 min(1, g)) max|v|``, see :mod:`.softmax`.
     """
     check_qkv(q, k, v)
     reach = _reach(window)
@@ -49,7 +52,7 @@ def neighbourhood_attention(q: Tensor, k: Tensor, v: Tensor, window: int = 45) -
 
 
 def _reach(window: int) -> int:
-    """Positions on either side that a window holds."""
+    """Number of positions on either side of a window's centre."""
     require_at_least("window", window, 1)
     if window % 2 == 0:
         raise AttentionError(f"window must be odd, to have a centre, got {window}")
@@ -122,10 +125,10 @@ class _Neighbourhood(torch.autograd.Function):
                 weights = _scores(q, k, tile).sub_(_take(lse, queries)).clamp_max_(0).exp2_()
                 grad_out = _take(grad, queries)
                 _add(grad_v, keys, torch.bmm(weights.mT, grad_out))
-                by_weight = torch.bmm(grad_out, _take(v, keys).mT)
-                by_score = by_weight.sub_(_take(deltas, queries)).mul_(weights)
-                _put(grad_q, queries, torch.bmm(by_score, _take(k, keys)))
-                _add(grad_k, keys, torch.bmm(by_score.mT, _take(q, queries)))
+                grad_weights = torch.bmm(grad_out, _take(v, keys).mT)
+                grad_scores = grad_weights.sub_(_take(deltas, queries)).mul_(weights)
+                _put(grad_q, queries, torch.bmm(grad_scores, _take(k, keys)))
+                _add(grad_k, keys, torch.bmm(grad_scores.mT, _take(q, queries)))
 
             return attend
 
@@ -160,7 +163,7 @@ def _tiles(q: Tensor, reach: int) -> list[_Tile]:
     for rows, key_rows, far_rows in down:
         for columns, key_columns, far_columns in across:
             size = far_rows.numel() * far_columns.numel()
-            group = even_step(batch, size, tile_size(q.device) // workers)
+            group = step_length(batch, size, tile_size(q.device) // workers)
             for b in range(0, batch, group):
                 images = slice(b, min(b + group, batch))
                 queries, keys = (images, rows, columns), (images, key_rows, key_columns)
@@ -172,10 +175,10 @@ def _scores(q: Tensor, k: Tensor, tile: _Tile) -> Tensor:
     """``[images, queries, keys]`` in units of log 2, in memory that the thread keeps."""
     queries, keys = _take(q, tile.queries) * LOG2_E, _take(k, tile.keys)
     (h, key_h), (w, key_w) = (far.shape for far in tile.far)
-    space = scratch("scores", q, len(queries), h, w, key_h, key_w)
-    torch.add(tile.far[0][:, None, :, None], tile.far[1][:, None], out=space[0])
-    space[1:] = space[:1]
-    scores = space.view(len(queries), h * w, key_h * key_w)
+    workspace = scratch("scores", q, len(queries), h, w, key_h, key_w)
+    torch.add(tile.far[0][:, None, :, None], tile.far[1][:, None], out=workspace[0])
+    workspace[1:] = workspace[:1]
+    scores = workspace.view(len(queries), h * w, key_h * key_w)
     # Not in place by name: torch's counter of operations does not know that.
     return torch.baddbmm(scores, queries, keys.mT, out=scores)
 
@@ -199,8 +202,8 @@ def _add(x: Tensor, block: _Block, part: Tensor) -> None:
 class NeighbourhoodAttention(NonLocalAttention):
     """NLRN's non-local module: embedded Gaussian within a 45 x 45 neighbourhood, 1x1 embeddings.
 
-    NLRN applies it 12 times in a row and adds the scores of the time before to those of the next;
-    here it stands alone, and the scores are its own. Its batch normalisation is left out.
+    NLRN applies it 12 times in a row and adds the scores of each time to those of the next. Here it
+    stands alone, with its own scores. NLRN's batch normalisation is left out.
 
     Args:
         channels: channels C of input and output.
@@ -234,9 +237,9 @@ class NeighbourhoodAttention(NonLocalAttention):
         return scores.masked_fill(~near, -math.inf).flatten(1).softmax(1).view_as(scores)
 
     def cost(self, height: int, width: int) -> Cost:
-        """Core: (c + C) MACs for each pair within reach, N w² of them far from the border.
+        """Core: (c + C) MACs for each pair within reach, N w² pairs far from the border.
 
-        Executed: for each pair that a tile scores.
+        Executed: (c + C) MACs for each pair that a tile scores.
         """
         pairs, scored = 1, 1
         for length in (height, width):

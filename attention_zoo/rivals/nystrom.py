@@ -1,4 +1,16 @@
-"""Nyström attention (Nyströmformer): softmax attention through landmarks and a pseudo-inverse."""
+"""Nyström attention (Nyströmformer): softmax attention through landmarks and a pseudo-inverse.
+
+Paper: Nyströmformer, Xiong et al., AAAI 2021.
+Equation: ``y = softmax(Q K̃ᵀ / sqrt(c)) Z softmax(Q̃ Kᵀ / sqrt(c)) V + D(V)``. Landmarks Q̃, K̃ are
+means of queries and keys over regions of the map; Z is nearly the pseudo-inverse of
+``softmax(Q̃ K̃ᵀ / sqrt(c))``; D is a depthwise 3x3 convolution.
+Shapes: q, k ``[B, c, H, W]``, v and y ``[B, C, H, W]``, Q̃, K̃ ``[B, n, c]``, Z ``[B, n, n]``.
+Numerics, see :mod:`attention_zoo.base`: error up to ``(3 u + 8 min(1, g)) max|v| (ζ + max_o
+sum|weight|)``, with the weight of D. ζ is the largest sum of absolute values in a row of Z. It is
+below ``(13/4)^(steps / 2) sqrt(n)``, so outputs can leave the range of the values. In g, c grows by
+the positions of a region, and ``(13/4)^steps n S`` stands in place of S, because the pseudo-inverse
+magnifies errors. S is the largest norm of a query times that of a key, over sqrt(c).
+"""
 
 from __future__ import annotations
 
@@ -9,8 +21,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..base import Attention, Cost, check_qkv, embedding_channels, require_at_least
-from ..cores.softmax import no_autocast, sum_dtype
+from ..base import (
+    Attention,
+    Cost,
+    check_qkv,
+    embedding_channels,
+    no_autocast,
+    require_at_least,
+    sum_dtype,
+)
 from ..registry import register_attention
 from .agent import regions
 
@@ -19,8 +38,8 @@ def nystrom_attention(q: Tensor, k: Tensor, v: Tensor, grid: int = 8, steps: int
     """``softmax(Q K̃ᵀ / sqrt(c)) Z softmax(Q̃ Kᵀ / sqrt(c)) V``, Z from :func:`landmark_inverse`.
 
     Landmarks Q̃, K̃ are the means of queries and keys over the regions of a ``grid x grid`` division
-    of the map, where the paper's are means of segments of a sequence. Regions are those of
-    :func:`.agent.agent_attention`.
+    of the map, those of :func:`.agent.agent_attention`. The paper's are means of segments of a
+    sequence.
 
     Args:
         q: queries ``[B, c, H, W]``.
@@ -61,10 +80,11 @@ def landmarks(x: Tensor, grid: int) -> Tensor:
 def landmark_inverse(landmarks_q: Tensor, landmarks_k: Tensor, steps: int) -> Tensor:
     """Nearly the Moore-Penrose inverse of ``A = softmax(Q̃ K̃ᵀ / sqrt(c))``, in float64.
 
-    ``Z ← Z (13 I − A Z (15 I − A Z (7 I − A Z))) / 4``, from ``Aᵀ`` over its largest row and column
-    sums; singular values s of A below ``(13/4)^(-steps / 2)`` are not inverted, but damped.
+    ``Z ← Z (13 I − A Z (15 I − A Z (7 I − A Z))) / 4``, starting at ``Aᵀ`` over its largest row and
+    column sums. Singular values of A below ``(13/4)^(-steps / 2)`` are damped, not inverted.
 
-    The iteration magnifies rounding by up to ``(13/4)^steps``, and is cheap: hence float64.
+    The iteration is in float64 because it is cheap and magnifies rounding by up to
+    ``(13/4)^steps``.
 
     Args:
         landmarks_q: ``[B, n, c]``.
@@ -86,15 +106,15 @@ def landmark_inverse(landmarks_q: Tensor, landmarks_k: Tensor, steps: int) -> Te
 class NystromAttention(Attention):
     """Nyström attention with 1x1 embeddings, and a depthwise convolution of the values beside it.
 
-    One head. The convolution is 3x3 with weights of its own for each channel; the paper's runs
-    along the sequence with weights of each head. Z starts from each image's own sums, where the
-    released code divides by the largest of the batch. LayerNorm and MLP are left out.
+    It has one head. The convolution is 3x3 with separate weights for each channel; the paper's runs
+    along the sequence with weights for each head. Z starts from each image's own sums; the released
+    code divides by the largest sum of the batch. LayerNorm and MLP are left out.
 
     Args:
         channels: channels C of input and output.
         grid: landmarks along each side (64 landmarks in the paper).
         steps: iterations for the pseudo-inverse (6 in the paper).
-        skip: whether the convolution is there.
+        skip: whether the module has the convolution.
         reduction: query and key have C / reduction channels (1 in the paper).
         res_scale: weight of the attention in ``y = x + res_scale · attention``.
     """
@@ -132,14 +152,7 @@ class NystromAttention(Attention):
         return self.query(x), self.key(x), self.value(x)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """:func:`nystrom_attention`, and the convolution of v added to it.
-
-        Numerics: error up to ``(3 u + 8 min(1, g)) max|v| (ζ + max_o sum|weight|)``, see
-        :mod:`.softmax`, with c plus the positions of a region in place of c, and ``(13/4)^steps n
-        S`` in place of S, the largest norm of a query times that of a key over sqrt(c): that is
-        what a pseudo-inverse makes of an error. ζ is the largest sum of absolute values in a row of
-        Z; it is below ``(13/4)^(steps / 2) sqrt(n)``, so outputs can leave the range of the values.
-        """
+        """:func:`nystrom_attention` plus the convolution of v."""
         out = nystrom_attention(q, k, v, self.grid, self.steps)
         return out if self.local is None else out + self.local(v)
 

@@ -1,4 +1,11 @@
-"""Channel attention of RCAN, a control: it weighs channels, and no position sees another one."""
+"""Channel attention of RCAN, a control: it weighs channels, and no position sees another one.
+
+Paper: RCAN, Zhang et al., ECCV 2018, Eq. 8-10.
+Equation: ``y = x · sigmoid(W_U relu(W_D mean(x)))``, the mean over positions.
+Shapes: x and y ``[B, C, H, W]``; the weights are ``[B, C]``.
+Numerics, see :mod:`attention_zoo.base`: error up to ``(2 u + min(1, g)) max|x|``. In g, C + N
+stands in place of c. S is the largest sum of absolute terms that enters the sigmoid.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +13,13 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from ..base import Attention, Cost, linear, require_at_least
-from ..cores.softmax import no_autocast, sum_dtype
+from ..base import Attention, Cost, linear, no_autocast, require_at_least, sum_dtype
 from ..registry import register_attention
 
 
 @register_attention("channel-attention")
 class ChannelAttention(Attention):
-    """RCAN's channel attention, put on the features themselves: ``y = x + res_scale · s · x``.
+    """RCAN's channel attention of the features themselves: ``x + res_scale · y``.
 
     In RCAN it scales the output of two convolutions in a residual block.
 
@@ -34,15 +40,11 @@ class ChannelAttention(Attention):
         self.up = nn.Linear(self.down.out_features, channels)
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(x, x, x), each ``[B, C, H, W]``: the features are weighed as they are."""
+        """(x, x, x), each ``[B, C, H, W]``: the features themselves are weighed."""
         return x, x, x
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Eq. 10: every channel of v times its weight, ``[B, C, H, W]``.
-
-        Numerics: error up to ``(2 u + min(1, g)) max|v|``, see :mod:`.softmax`, with C + N in
-        place of c; S is the largest sum of absolute terms that enters the sigmoid.
-        """
+        """Eq. 10: every channel of v times its weight, ``[B, C, H, W]``."""
         dtype = sum_dtype(v)
         with no_autocast(v):
             return (v.to(dtype) * self.channel_weights(v)[:, :, None, None]).to(v.dtype)
@@ -54,6 +56,6 @@ class ChannelAttention(Attention):
             return linear(self.up, linear(self.down, mean).relu()).sigmoid()
 
     def cost(self, height: int, width: int) -> Cost:
-        """2 C · C / squeeze MACs, of whatever map."""
+        """2 C · C / squeeze MACs for any map."""
         macs = 2 * self.channels * self.down.out_features
         return Cost(projections=0, core=macs, executed=macs)

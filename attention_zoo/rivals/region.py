@@ -1,4 +1,10 @@
-"""Region-level non-local attention: exact attention within each cell of a coarse grid."""
+"""Region-level non-local attention: exact attention within each cell of a coarse grid.
+
+Paper: Second-order Attention Network (SAN), Dai et al., CVPR 2019, Section 3.2.
+Equation: ``y_i = sum_j exp(q_i·k_j) v_j / sum_j exp(q_i·k_j)``, j in the cell of i.
+Shapes: q, k ``[B, c, H, W]``, v and y ``[B, C, H, W]``; scores are not scaled by 1/sqrt(c).
+Numerics: as :func:`attention_zoo.nla.non_local_attention`.
+"""
 
 from __future__ import annotations
 
@@ -9,16 +15,15 @@ import torch
 from torch import Tensor
 
 from ..base import Cost, check_qkv, require_at_least
-from ..cores.softmax import softmax_macs
-from ..nla import NonLocalAttention, non_local_attention, softmax_weights
+from ..nla import NonLocalAttention, non_local_attention, softmax_macs, softmax_weights
 from ..registry import register_attention
 
 
 def region_attention(q: Tensor, k: Tensor, v: Tensor, grid: int = 2) -> Tensor:
     """Non-local attention in each cell of a ``grid x grid`` division of the map.
 
-    Cells have ``ceil(H / grid) x ceil(W / grid)`` positions, those at the lower and right edge
-    fewer; a map of fewer rows or columns than ``grid`` has fewer cells.
+    Cells have ``ceil(H / grid) x ceil(W / grid)`` positions; those at the lower and right edge may
+    have fewer. A map with fewer rows or columns than ``grid`` has fewer cells.
 
     Args:
         q: queries ``[B, c, H, W]``.
@@ -31,8 +36,6 @@ def region_attention(q: Tensor, k: Tensor, v: Tensor, grid: int = 2) -> Tensor:
 
     Raises:
         AttentionError: the shapes do not fit together, or grid is below 1.
-
-    Numerics: as :func:`.nla.non_local_attention`.
     """
     check_qkv(q, k, v)
     require_at_least("grid", grid, 1)
@@ -59,7 +62,7 @@ def _cuts(length: int, grid: int) -> Iterator[slice]:
 class RegionAttention(NonLocalAttention):
     """SAN's region-level non-local attention (RL-NL): NLA within each of ``grid²`` regions.
 
-    The attention alone, in this suite's residual form; SAN places it before and after its body.
+    Only the attention, in this suite's residual form. SAN places it before and after its body.
 
     Args:
         channels: channels C of input and output.

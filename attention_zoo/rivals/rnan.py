@@ -1,4 +1,14 @@
-"""Residual non-local attention of RNAN: a mask, made with a non-local block, weighs a trunk."""
+"""Residual non-local attention of RNAN: a mask, made with a non-local block, weighs a trunk.
+
+Paper: Residual Non-local Attention Networks, Zhang et al., ICLR 2019, Section 3.2-3.3.
+Equation: ``y = trunk(v) · sigmoid(mask(v + W(softmax(q kᵀ) g(v))))``; trunk and mask are
+convolutions.
+Shapes: q, k ``[B, c, H, W]``, v and y ``[B, C, H, W]``; g and W are 1x1 convolutions.
+Numerics, see :mod:`attention_zoo.base`: error up to ``(2 u + min(1, g)) T``. T is the largest sum
+of absolute values that the trunk adds up for a position. Values beyond the range of half precision
+become its largest number. In g, S is the sum of absolute terms that enters the sigmoid, and the
+number of terms of all its layers stands in place of c.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +18,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..base import Attention, Cost, check_qkv, embedding_channels, require_at_least
-from ..cores.softmax import no_autocast, softmax_macs, sum_dtype
-from ..nla import non_local_attention
+from ..base import (
+    Attention,
+    Cost,
+    check_qkv,
+    embedding_channels,
+    no_autocast,
+    require_at_least,
+    sum_dtype,
+)
+from ..nla import non_local_attention, softmax_macs
 from ..registry import register_attention
 
 
@@ -47,10 +64,10 @@ class ResidualNonLocalAttention(Attention):
     with what entered the strided one, ``blocks`` residual blocks, a 1x1 convolution and a sigmoid.
     W begins at zero, as released.
 
-    The residual blocks before and after both branches are left out: the backbone has its own. Rows
-    of the softmax are normalised, as in the paper; the released code does so with columns. Where H
-    or W is odd the transposed convolution makes a row or column too many, which is cut off. All is
-    computed in float32 at least, for the mask of long features.
+    The residual blocks before and after both branches are left out: the backbone has its own. The
+    softmax normalises rows, as in the paper; the released code normalises columns. Where H or W is
+    odd, the transposed convolution makes one row or column too many, which is cut off. Everything
+    is computed in float32 at least, for the mask of long features.
 
     Args:
         channels: channels C of input and output.
@@ -92,19 +109,13 @@ class ResidualNonLocalAttention(Attention):
         return self.query(x), self.key(x), x
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Both branches: ``trunk(v) · mask(q, k, v)``, ``[B, C, H, W]``.
-
-        Numerics: error up to ``(2 u + min(1, g)) T``, see :mod:`.softmax`, T being the sum of
-        absolute values that the trunk adds up for a position; what leaves the range of half
-        precision becomes its largest number. In g, the sum of absolute terms that
-        enters the sigmoid in place of S, and the terms of all its layers in place of c.
-        """
+        """Both branches: ``trunk(v) · mask(q, k, v)``, ``[B, C, H, W]``."""
         check_qkv(q, k, v)
         with no_autocast(v):
             x = v.to(sum_dtype(v))
             mask = self.mask(q.to(x.dtype), k.to(x.dtype), x)
             out = self.trunk(x) * mask
-            if v.dtype != x.dtype:  # the trunk of long features leaves float16's range
+            if v.dtype != x.dtype:  # the trunk of long features exceeds float16's range
                 most = torch.finfo(v.dtype).max
                 out = out.clamp(-most, most)
             return out.to(v.dtype)
@@ -118,7 +129,7 @@ class ResidualNonLocalAttention(Attention):
         return _convolve(self.last, self.after(x + above)).sigmoid()
 
     def cost(self, height: int, width: int) -> Cost:
-        """Core 2 N² c MACs, and the convolutions of both branches; projections 2 N C c."""
+        """Core 2 N² c MACs plus the convolutions of both branches; projections 2 N C c."""
         n, c, channels = height * width, self.embedding, self.channels
         below = -(-height // 2) * -(-width // 2)
         block = 18 * channels**2

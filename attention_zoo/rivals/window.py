@@ -1,4 +1,13 @@
-"""Window attention of Swin and SwinIR: every position attends to the square window it lies in."""
+"""Window attention of Swin and SwinIR: every position attends to the square window it lies in.
+
+Papers: Swin Transformer, Liu et al., ICCV 2021, Eq. 4; SwinIR, Liang et al., ICCVW 2021.
+Equation: ``softmax(Q Kᵀ / sqrt(d) + bias) V`` within a window of M x M positions and a head of d
+channels, with a learned bias per relative position; then a 1x1 convolution joins the heads.
+Shapes: q, k ``[B, c, H, W]``, v and y ``[B, C, H, W]``, bias ``[heads, 2M − 1, 2M − 1]``.
+Numerics, see :mod:`attention_zoo.base`: error up to ``(3 u + 2 min(1, g)) (max|v| max_o
+sum|weight| + max|bias|)``, with the weight and bias of the 1x1 convolution. S is the largest norm
+of query times norm of key over sqrt(d), plus the largest relative position bias.
+"""
 
 from __future__ import annotations
 
@@ -16,34 +25,28 @@ from ..base import (
     check_heads,
     check_qkv,
     embedding_channels,
+    no_autocast,
     require_at_least,
     split_heads,
-)
-from ..cores.softmax import (
-    LOG2_E,
-    no_autocast,
-    refuse_second_derivative,
     sum_dtype,
-    tile_size,
-    tile_workers,
 )
-from ..cores.tiles import even_step, num_workers, scratch, share_tiles
+from ..cores.softmax import LOG2_E, refuse_second_derivative, tile_size, tile_workers
+from ..cores.tiles import num_workers, scratch, share_tiles, step_length
 from ..registry import register_attention
 
 
 def window_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, shift: int = 0) -> Tensor:
     """Multi-head self-attention within windows of M x M positions, Eq. 4 of the Swin paper.
 
-    Within a window and a head of d channels: ``softmax(Q K^T / sqrt(d) + bias) V``. Windows begin
-    at rows and columns shift, shift + M, …; what the border cuts off a window is a window by
-    itself. That is what the paper's cyclic shift computes, whose masks keep apart what was not
-    adjacent, and it needs neither masks nor padding.
+    Windows begin at rows and columns shift, shift + M, … The border cuts windows; each part in the
+    map is a window of its own. The paper's cyclic shift computes the same with masks, which
+    separate positions that were not adjacent; here neither masks nor padding are needed.
 
     Args:
         q: queries ``[B, c, H, W]``; heads are runs of c / heads channels.
         k: keys ``[B, c, H, W]``.
         v: values ``[B, c_out, H, W]``.
-        bias: for each head and each offset (query − key + M − 1) of rows and of columns,
+        bias: per head and per offset (query − key + M − 1) of rows and of columns,
             ``[heads, 2M − 1, 2M − 1]``.
         shift: displacement of the windows, 0 … M − 1.
 
@@ -51,7 +54,7 @@ def window_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, shift: int =
         ``[B, c_out, H, W]``.
 
     Raises:
-        AttentionError: the shapes do not fit together, or the shift is not of that range.
+        AttentionError: the shapes do not fit together, or the shift is out of range.
     """
     check_qkv(q, k, v)
     if bias.dim() != 3 or bias.shape[1] != bias.shape[2] or bias.shape[1] % 2 == 0:
@@ -105,7 +108,7 @@ class _Windows(torch.autograd.Function):
     """Softmax attention of W windows with ``heads`` heads each; the heads of one stand together.
 
     q, k, v are ``[W · heads, d, L]``, contiguous; the bias is ``[heads, L, L]``, in the dtype of
-    the sums. A few windows at a time; the backward pass takes their weights anew.
+    the sums. A tile has a few windows; the backward pass computes their weights again.
     """
 
     @staticmethod
@@ -116,11 +119,11 @@ class _Windows(torch.autograd.Function):
         log2_bias = bias * LOG2_E
 
         def worker(_: int) -> Callable[[slice], None]:
-            space = scratch("scores", bias, size)
+            workspace = scratch("scores", bias, size)
 
             def attend(i: slice) -> None:
                 queries, keys, values = (t[i].to(bias.dtype) for t in (q, k, v))
-                weights = _scores(queries, keys, log2_bias, space)
+                weights = _scores(queries, keys, log2_bias, workspace)
                 top = weights.amax(-1, keepdim=True)
                 norm = weights.sub_(top).exp2_().sum(-1, keepdim=True)
                 torch.div(torch.bmm(values, weights.mT), norm.mT, out=out[i])
@@ -140,25 +143,25 @@ class _Windows(torch.autograd.Function):
         tiles, size = _tiles(q, bias)
         log2_bias, scale = bias * LOG2_E, 1 / math.sqrt(q.shape[1])
         found = [torch.empty_like(t) for t in (q, k, v)]
-        # Windows share the bias: each worker has a sum of its own.
+        # Windows share the bias: each worker has its own sum.
         sums = [
             torch.zeros_like(bias) for _ in range(max(1, min(len(tiles), num_workers(v.device))))
         ]
 
         def worker(number: int) -> Callable[[slice], None]:
-            space = scratch("scores", bias, 2, size)
-            by_bias = sums[number]
+            workspace = scratch("scores", bias, 2, size)
+            grad_bias = sums[number]
 
             def add(i: slice) -> None:
                 queries, keys, values, grad = (t[i].to(bias.dtype) for t in (q, k, v, grad_out))
                 # Rounding of a huge score must not lift it above the sum that holds it.
-                weights = _scores(queries, keys, log2_bias, space[0])
+                weights = _scores(queries, keys, log2_bias, workspace[0])
                 weights.sub_(lse[i]).clamp_max_(0).exp2_()
-                by_scores = space[1, : weights.numel()].view_as(weights)
-                torch.bmm(grad.mT, values, out=by_scores)
-                by_scores.sub_((grad * out[i]).sum(1).unsqueeze(2)).mul_(weights)
-                by_bias.add_(by_scores.unflatten(0, (-1, len(bias))).sum(0))
-                parts = keys @ by_scores.mT, queries @ by_scores, grad @ weights
+                grad_scores = workspace[1, : weights.numel()].view_as(weights)
+                torch.bmm(grad.mT, values, out=grad_scores)
+                grad_scores.sub_((grad * out[i]).sum(1).unsqueeze(2)).mul_(weights)
+                grad_bias.add_(grad_scores.unflatten(0, (-1, len(bias))).sum(0))
+                parts = keys @ grad_scores.mT, queries @ grad_scores, grad @ weights
                 for whole, part, factor in zip(found, parts, (scale, scale, 1.0), strict=True):
                     torch.mul(part, factor, out=whole[i])
 
@@ -170,10 +173,10 @@ class _Windows(torch.autograd.Function):
         return *found, sums[0]
 
 
-def _scores(q: Tensor, k: Tensor, log2_bias: Tensor, space: Tensor) -> Tensor:
-    """Scores ``[W · heads, L, L]`` in ``space``, in units of log 2."""
+def _scores(q: Tensor, k: Tensor, log2_bias: Tensor, workspace: Tensor) -> Tensor:
+    """Scores ``[W · heads, L, L]`` in ``workspace``, in units of log 2."""
     positions = q.shape[2]
-    scores = space[: len(q) * positions**2].view(len(q), positions, positions)
+    scores = workspace[: len(q) * positions**2].view(len(q), positions, positions)
     scores.view(-1, *log2_bias.shape).copy_(log2_bias)
     factor = LOG2_E / math.sqrt(q.shape[1])
     # Not in place by name: torch's counter of operations does not know that.
@@ -184,7 +187,7 @@ def _tiles(q: Tensor, bias: Tensor) -> tuple[list[slice], int]:
     """Tiles of whole windows, and the scores of one; the backward pass holds two such buffers."""
     heads, size = len(bias), bias.numel()
     workers = tile_workers(len(q) // heads * size, q.device)
-    step = even_step(len(q) // heads, size, tile_size(q.device, buffers=2), workers)
+    step = step_length(len(q) // heads, size, tile_size(q.device, buffers=2), workers)
     return [slice(i, i + step * heads) for i in range(0, len(q), step * heads)], step * size
 
 
@@ -193,7 +196,7 @@ class WindowAttention(Attention):
     """W-MSA of Swin and SwinIR with 1x1 embeddings: windows side by side, relative position bias.
 
     The papers' LayerNorm and MLP are left out. Their transformers alternate this module with the
-    shifted one; in the network all modules are of one kind.
+    shifted one; here all modules of a network are of one kind.
 
     Args:
         channels: channels C of input and output.
@@ -240,16 +243,11 @@ class WindowAttention(Attention):
         return self.query(x), self.key(x), self.value(x)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """:func:`window_attention` and the 1x1 convolution that joins the heads.
-
-        Numerics: error up to ``(3 u + 2 min(1, g)) (max|v| max_o sum|weight| + max|bias|)``, see
-        :mod:`.softmax`, weight and bias being the convolution's; S is the largest norm of query
-        times norm of key over sqrt(d), plus the largest relative position bias.
-        """
+        """:func:`window_attention`, then the 1x1 convolution that joins the heads."""
         return self.output(window_attention(q, k, v, self.bias, self.shift))
 
     def cost(self, height: int, width: int) -> Cost:
-        """Core N M² (c + C) MACs; executed: windows as the border cuts them, and N C² to join."""
+        """Core N M² (c + C) MACs; executed: windows cut by the border, plus N C² to join heads."""
         n, c = height * width, self.embedding + self.channels
         pairs = math.prod(
             sum(positions * size for positions, size in _cuts(length, self.window, self.shift))

@@ -1,4 +1,4 @@
-"""Each method's released implementation and ours, timed in turn, beside the machine's limits."""
+"""The ``released`` and ``auto`` implementations, timed in turn, and the machine's limits."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from attention_zoo import enlca
-from attention_zoo.cores import released as obvious
-from attention_zoo.cores.products import by_onednn, product
+from attention_zoo.implementations import AUTO, use_implementation
 
 from ..base import machine
 from ..base.errors import is_out_of_memory
@@ -29,28 +28,29 @@ from .latency import Case, without_numbers
 from .memory import peak_memory
 from .timing import MAX_RUNS, Timing, median_ratio, sample_in_turn, time_in_turn
 
-_SIDES = ("obvious", "ours")
+#: The sides of a row, as records name them, and their implementations.
+_SIDES = {"obvious": "released", "ours": AUTO}
 _SCALE = 4
 # As in training, see harness.run.
 _AUXILIARY_WEIGHT = 1e-3
-# Large enough that neither is held up by anything but arithmetic or memory.
+# Large enough that only arithmetic or memory limits them.
 _MATMUL_SIDE = {"cpu": 2048, "cuda": 8192}
 _COPY_NUMBERS = 2**26
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One thing that is done by the obvious implementation and by ours.
+    """One computation that is done by the released implementation and by ours, ``auto``.
 
     Attributes:
         part: "core" (attention at c = c_out = 64) or "module" (as inserted, 256 channels), as in
             :mod:`.latency`; "contrast", the contrastive loss of 64 channels; "step", a training
             step of EDSR x4: forward, L1 + 1e-3 · auxiliary loss, backward, Adam.
-        variant: ours.
+        variant: the attention.
         targets: least ratio of the two times on a CPU, by pass: "forward", "forward+backward"
-            and, for the part of that name, "step".
-        memory_mb: most memory of ours in the first pass, on a CPU; None where nothing is asked.
-        side: height and width of the maps, in a step of the patches.
+            or, for the part of that name, "step".
+        memory_mb: largest peak memory of ours in the first pass, on a CPU; None for no target.
+        side: height and width of the maps; in a step, of the patches.
         batch: images.
         network: blocks and channels, for a step.
     """
@@ -84,53 +84,50 @@ class Comparison:
     def function(
         self, side: str, passes: str, device: torch.device, seed: int = 0
     ) -> Callable[[], Any]:
-        """What is timed of the "obvious" or "ours": the same weights and inputs for both.
+        """What is timed for the side "obvious" or "ours": the same weights and inputs for both.
 
-        The obvious implementation gets NCHW maps and weights and torch's plain Adam, ours
-        channels-last ones and the fused Adam of the trainer.
+        The sides differ in the implementation, and in what surrounds it in the authors' code and
+        in ours: NCHW maps and weights and torch's plain Adam, or channels-last maps and weights
+        and the fused Adam of the trainer.
         """
         ours = side == "ours"
         memory_format = torch.channels_last if ours else torch.contiguous_format
-        variant = self.variant if ours else obvious.obvious_variant(self.variant)
         if self.part == "step":
-            return self._step(variant, memory_format, device, seed, ours and fused_adam(device))
-        if self.part == "contrast":
-            loss = enlca.contrastive_loss if ours else obvious.contrastive_loss
-            return self._contrast(loss, memory_format, device, seed)
-        return Case(
-            self.part,
-            passes,
-            self.side,
-            self.side,
-            self.batch,
-            device=device,
-            seed=seed,
-            memory_format=memory_format,
-        ).function(variant)
+            function = self._step(memory_format, device, seed, ours and fused_adam(device))
+        elif self.part == "contrast":
+            function = self._contrast(memory_format, device, seed)
+        else:
+            function = Case(
+                self.part,
+                passes,
+                self.side,
+                self.side,
+                self.batch,
+                device=device,
+                seed=seed,
+                memory_format=memory_format,
+            ).function(self.variant)
+
+        def run() -> Any:
+            with use_implementation(_SIDES[side]):
+                return function()
+
+        return run
 
     def _contrast(
-        self,
-        loss: Callable[..., Tensor],
-        memory_format: torch.memory_format,
-        device: torch.device,
-        seed: int,
+        self, memory_format: torch.memory_format, device: torch.device, seed: int
     ) -> Callable[[], Any]:
         torch.manual_seed(seed)
         shape = (self.batch, CORE_CHANNELS, self.side, self.side)
         maps = [torch.randn(shape).to(device, memory_format=memory_format) for _ in range(2)]
         for q_or_k in maps:
             q_or_k.requires_grad_()
-        return lambda: torch.autograd.grad(loss(*maps), maps)
+        return lambda: torch.autograd.grad(enlca.contrastive_loss(*maps), maps)
 
     def _step(
-        self,
-        variant: Variant,
-        memory_format: torch.memory_format,
-        device: torch.device,
-        seed: int,
-        fused: bool,
+        self, memory_format: torch.memory_format, device: torch.device, seed: int, fused: bool
     ) -> Callable[[], Any]:
-        network = self._network(variant, seed).to(device)
+        network = self._network(seed).to(device)
         network.to(memory_format=memory_format)  # type: ignore[call-overload]
         optimizer = torch.optim.Adam(network.train().parameters(), fused=fused)
         torch.manual_seed(seed)
@@ -148,9 +145,11 @@ class Comparison:
 
         return run
 
-    def _network(self, variant: Variant, seed: int = 0) -> EDSR:
+    def _network(self, seed: int = 0) -> EDSR:
         blocks, channels = self.network
-        return build_network(variant, blocks=blocks, channels=channels, scale=_SCALE, seed=seed)
+        return build_network(
+            self.variant, blocks=blocks, channels=channels, scale=_SCALE, seed=seed
+        )
 
     def work(self, passes: str) -> tuple[float, float]:
         """Least work: (FLOPs of matrix products, bytes that are read and written once).
@@ -166,7 +165,7 @@ class Comparison:
             numbers = 2 * CORE_CHANNELS * n
             parameters = 0
         elif self.part == "step":
-            network = self._network(self.variant)
+            network = self._network()
             macs = factor * count_network(network, self.side, self.side) * 1e9 / 2
             if self.variant.name == "enlca":
                 embedding = self.network[1] // self.variant.resolved["reduction"]
@@ -236,21 +235,21 @@ def measure(
     command: str = "",
     on_run: OnRun | None = None,
 ) -> dict[str, Any]:
-    """Time the obvious implementation and ours in turn, and return a speed record.
+    """Time the released implementation and ours in turn, and return a speed record.
 
     Before that the machine's rates of matrix products and of copying are measured, for the limits.
-    All is float32, without TF32. Memory is the peak of one call above its start, in MB.
+    Everything is float32, without TF32. Memory is the peak of one call above its start, in MB.
 
     Args:
         comparisons: what to time.
-        device: where; targets stand for a CPU.
+        device: where; targets apply to a CPU.
         max_seconds: for each comparison and pass.
-        min_runs: runs at least of each.
-        max_runs: runs at most of each.
+        min_runs: least number of runs of each.
+        max_runs: largest number of runs of each.
         seed: of weights, inputs, orders and the bootstrap.
-        apart: each comparison and pass in a process of its own, both sides in the same. What large
-            temporaries cost on a CPU depends on the memory that a process gave back before.
-        command: recorded as what asked for this.
+        apart: each comparison and pass in its own process, both sides in the same one. The cost of
+            large temporaries on a CPU depends on the memory that a process gave back before.
+        command: the command to record.
         on_run: told about progress.
     """
     cuda = device.type == "cuda"
@@ -280,7 +279,7 @@ def measure(
         "order": "in turn, newly drawn each round",
         "clock": "CUDA events" if cuda else "host clock, device synchronised",
         "processes": "one for each row" if apart else "one",
-        "memory_format": "NCHW for the obvious implementation, channels-last for ours",
+        "memory_format": "NCHW for the released implementation, channels-last for ours",
     }
     content = {
         "command": command,
@@ -295,7 +294,7 @@ def measure(
 def _head(
     one: Comparison, passes: str, device: torch.device, rates: dict[str, float]
 ) -> dict[str, Any]:
-    """What is known of a row before anything is timed."""
+    """The part of a row that is known before anything is timed."""
     flops, touched = one.work(passes)
     targets = device.type == "cpu"
     return {
@@ -350,7 +349,7 @@ def _times_apart(*case: Any) -> dict[str, Any]:
     try:
         times: dict[str, Any] = call_apart(_times, *arguments, on_run=on_run)
     except ProcessEnded as error:
-        # So Linux ends the process that takes most of the memory, when that runs out.
+        # When memory runs out, Linux kills the largest process so.
         if error.code != KILLED:
             raise
         return _out_of_memory()
@@ -366,15 +365,12 @@ def _out_of_memory() -> dict[str, Any]:
 def machine_limits(
     device: torch.device, dtype: torch.dtype = torch.float32, max_seconds: float = 2.0
 ) -> dict[str, float]:
-    """Best measured rates: of a large matrix product and of copying (read + write).
-
-    The product is by the faster of torch's libraries, see :mod:`attention_zoo.products`.
-    """
+    """Best measured rates: of a large matrix product of torch's, and of copying (read + write)."""
     side = _MATMUL_SIDE.get(device.type, 2048)
-    a, out = (torch.randn(1, side, side, device=device, dtype=dtype) for _ in range(2))
+    a, out = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
     source, copy = (torch.randn(_COPY_NUMBERS, device=device, dtype=dtype) for _ in range(2))
     functions = {
-        "matmul": lambda: product(a, a, None if by_onednn(a, a) else out),
+        "matmul": lambda: torch.mm(a, a, out=out),
         "copy": lambda: copy.copy_(source),
     }
     times = time_in_turn(functions, device, max_seconds=max_seconds)

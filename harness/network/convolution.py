@@ -1,13 +1,7 @@
-"""3x3 convolution of the backbone: torch's, or on the CPU by Winograd's algorithm in C.
-
-On the CPU torch's library computes every one of the 36 products of 2x2 outputs; Winograd's
-F(2x2, 3x3) (Lavin and Gray, Fast Algorithms for Convolutional Neural Networks, CVPR 2016), which
-GPU libraries use for small kernels as well, needs 16. Results differ by rounding.
-"""
+"""3x3 convolutions of the backbone: torch's, or on the CPU by :mod:`.winograd`."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -15,21 +9,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attention_zoo.cores.native import WIDTH, why_not_native
-from attention_zoo.cores.native import winograd as native
-from attention_zoo.cores.tiles import cut, num_workers, scratch, share_tiles
+from attention_zoo.cores.tiles import num_workers, share_tiles, split_tiles
 from attention_zoo.implementations import implementation, register_core, run
+
+from . import winograd
+from .winograd import rows_on_cpu
 
 
 class UpsamplingConv(nn.Conv2d):
     """3x3 convolution to factor² · C channels and pixel shuffle.
 
-    Channels-last on the CPU, the convolution's outputs are ordered by subpixel, then channel: the
-    shuffle then copies runs of factor · C numbers instead of single ones.
+    For channels-last maps on the CPU the convolution's outputs are ordered by subpixel, then
+    channel, so that the shuffle copies runs of factor · C numbers instead of single numbers.
 
     Args:
         channels: C, of input and output.
-        factor: height and width grow by it.
+        factor: of the height and the width.
     """
 
     def __init__(self, channels: int, factor: int) -> None:
@@ -54,9 +49,9 @@ class UpsamplingConv(nn.Conv2d):
 class NarrowConv(nn.Conv2d):
     """3x3 convolution to a few channels.
 
-    A convolution to 3 channels leaves most of a CPU's vector lanes idle. Channels-last in float32
-    on the CPU, the 9 · 3 products of every position are one matrix product, whose planes are then
-    shifted and summed.
+    A convolution to 3 channels leaves most of a CPU's vector lanes idle. For channels-last maps in
+    float32 on the CPU, the 9 · 3 products of every position are one matrix product, whose planes
+    are then shifted and summed.
     """
 
     def __init__(self, channels: int, out_channels: int) -> None:
@@ -119,7 +114,7 @@ class _ShiftedSums(torch.autograd.Function):
         taps = weight.permute(2, 3, 0, 1).reshape(9 * outputs, channels)
         images = x.permute(0, 2, 3, 1)
         padded = F.pad(grad.contiguous(), (1, 1, 1, 1))
-        by_images = torch.empty_like(images)
+        grad_images = torch.empty_like(images)
         tiles = [(i, *tile) for i, tile in enumerate(_image_rows(x, outputs))]
         parts = x.new_empty(len(tiles), 9 * outputs, channels)
 
@@ -132,31 +127,27 @@ class _ShiftedSums(torch.autograd.Function):
                     for j in range(3):
                         top, left = first + 2 - i, 2 - j
                         planes[i, j] = padded[image, :, top : top + count, left : left + width]
-                by_taps = planes.view(9 * outputs, -1)
+                grad_taps = planes.view(9 * outputs, -1)
                 inputs = images[image, rows].reshape(-1, channels)
-                torch.mm(by_taps, inputs, out=parts[index])
-                torch.mm(by_taps.T, taps, out=by_images[image, rows].view(-1, channels))
+                torch.mm(grad_taps, inputs, out=parts[index])
+                torch.mm(grad_taps.T, taps, out=grad_images[image, rows].view(-1, channels))
 
             return add
 
         share_tiles(tiles, x.device, worker)
-        by_weight = parts.sum(0).view(3, 3, outputs, channels).permute(2, 3, 0, 1)
-        by_weight = by_weight.contiguous(memory_format=torch.channels_last)
-        return by_images.permute(0, 3, 1, 2), by_weight, grad.sum((0, 2, 3))
+        grad_weight = parts.sum(0).view(3, 3, outputs, channels).permute(2, 3, 0, 1)
+        grad_weight = grad_weight.contiguous(memory_format=torch.channels_last)
+        return grad_images.permute(0, 3, 1, 2), grad_weight, grad.sum((0, 2, 3))
 
 
 def _image_rows(x: Tensor, outputs: int) -> list[_Rows]:
     """Tiles (one image, rows) of ``[B, C, H, W]``."""
     batch, _, height, width = x.shape
     size = 9 * outputs * width
-    tiles, group, _ = cut(batch, height, size, _PRODUCTS, num_workers(x.device))
+    tiles, group, _ = split_tiles(batch, height, size, _PRODUCTS, num_workers(x.device))
     if group == 1:
         return tiles
     return [(slice(b, b + 1), slice(0, height)) for b in range(batch)]
-
-
-# Fewer products are not worth a second thread.
-_FEW_MACS = 2**20
 
 
 def conv3x3(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -171,10 +162,11 @@ def conv3x3(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         ``[B, outputs, H, W]``.
 
     Raises:
-        AttentionError: an implementation was chosen that cannot run on these.
+        AttentionError: the chosen implementation cannot run on these.
 
-    Implementations (of ``conv3x3``): ``native``, ``reference``, which is torch's; ``auto`` is
-    native on the CPU where it can run: in float32, channels-last, C and outputs multiples of 16.
+    Implementations (of ``conv3x3``): ``native``, and torch's, named ``reference`` and ``released``.
+    ``auto`` is native on the CPU where it can run (in float32, channels-last, C and outputs
+    multiples of 16), else reference.
     """
     return run("conv3x3", x, weight, bias)
 
@@ -191,96 +183,11 @@ class Conv3x3(nn.Conv2d):
         return conv3x3(x, self.weight, self.bias)
 
 
-def rows_on_cpu(x: Tensor) -> bool:
-    """Whether x is channels-last on the CPU, and not NCHW as well."""
-    channels_last = x.is_contiguous(memory_format=torch.channels_last)
-    return x.device.type == "cpu" and channels_last and not x.is_contiguous()
+register_core("conv3x3", lambda *args: "reference" if winograd.why_not(*args) else "native")
+implementation("conv3x3", "native", winograd.why_not)(winograd.convolve)
 
 
-def _why_not_native(x: Tensor, weight: Tensor, bias: Tensor) -> str | None:
-    if reason := why_not_native(bias, weight, x):
-        return reason
-    if x.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
-        return "convolution in C is in float32"
-    if not rows_on_cpu(x):
-        return "convolution in C takes channels-last maps"
-    if any(count % WIDTH for count in weight.shape[:2]):
-        return f"convolution in C takes multiples of {WIDTH} channels"
-    return None
-
-
-register_core("conv3x3", lambda *args: "reference" if _why_not_native(*args) else "native")
-
-
+@implementation("conv3x3", "released")  # the authors' code calls torch's too
 @implementation("conv3x3", "reference")
 def _by_torch(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return F.conv2d(x, weight, bias, padding=1)
-
-
-@implementation("conv3x3", "native", _why_not_native)
-def _native(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    out: Tensor = _Winograd.apply(x, weight, bias)
-    return out
-
-
-class _Winograd(torch.autograd.Function):
-    """Winograd's F(2x2, 3x3), forward and backward; ``[B, H, W, ·]`` inside."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        return _convolve(x, weight, bias)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
-        grad = grad.contiguous(memory_format=torch.channels_last)
-        needs_x, needs_weight, needs_bias = ctx.needs_input_grad
-        # Convolved with the kernels turned round, gradients go back to the inputs.
-        turned = weight.flip(2, 3).transpose(0, 1)
-        by_x = _convolve(grad, turned, None) if needs_x else None
-        by_weight = _by_weight(x, grad) if needs_weight else None
-        return by_x, by_weight, grad.sum((0, 2, 3)) if needs_bias else None
-
-
-def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    maps = x.permute(0, 2, 3, 1)
-    outputs, inputs = weight.shape[:2]
-    weights = native.transform(weight)
-    # No view, which could not be overwritten, as by a ReLU in place.
-    shape = (x.shape[0], outputs, *x.shape[2:])
-    out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
-    rows = out.permute(0, 2, 3, 1)
-
-    def convolve(_: int) -> Callable[[slice], None]:
-        space = scratch("native", maps, native.space_of(inputs, outputs))
-        return lambda tiles: native.convolve(maps, weights, bias, rows, tiles, space)
-
-    share_tiles(_pieces(maps, outputs), x.device, convolve, own_threads=True)
-    return out
-
-
-def _by_weight(x: Tensor, grad: Tensor) -> Tensor:
-    maps, grads = (t.permute(0, 2, 3, 1) for t in (x, grad))
-    inputs, outputs = maps.shape[3], grads.shape[3]
-    # One piece for each worker: what it finds is large.
-    pieces = _pieces(maps, outputs, 1)
-    found = maps.new_empty(len(pieces), 16, inputs, outputs)
-
-    def add(_: int) -> Callable[[tuple[int, slice]], None]:
-        space = scratch("native", maps, native.space_of(inputs, outputs))
-        return lambda tile: native.by_weights(maps, grads, found[tile[0]], tile[1], space)
-
-    share_tiles(list(enumerate(pieces)), x.device, add, own_threads=True)
-    by_weight = native.transform_back(found.sum(0))
-    return by_weight.contiguous(memory_format=torch.channels_last)
-
-
-def _pieces(maps: Tensor, outputs: int, of_worker: int = 4) -> list[slice]:
-    """Tiles of maps ``[B, H, W, C]`` in pieces, so many for each worker."""
-    count = native.tiles_of(maps)
-    many = maps.numel() * 9 * outputs >= _FEW_MACS
-    workers = num_workers(maps.device, own_threads=True) if many else 1
-    step = math.ceil(count / (of_worker * workers if workers > 1 else 1))
-    return [slice(i, min(i + step, count)) for i in range(0, count, step)]

@@ -169,3 +169,21 @@ def test_costs_grow_with_the_area_and_are_whole_numbers(name: str) -> None:
     assert isinstance(small.projections, int)
     assert isinstance(small.executed, int)
     assert module.cost(20, 30) == module.cost(30, 20)
+
+
+@pytest.mark.parametrize("name", list_attentions())
+def test_costs_are_the_same_on_every_processor(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """They ask neither for the compiler, nor the cache, vector instructions or threads."""
+    module = create_attention(name, channels=16)
+
+    def fail(*_: Any) -> None:
+        pytest.fail("the cost depends on the processor")
+
+    for asked in (
+        "attention_zoo.cores.native._library",
+        "attention_zoo.cores.tiles._level_2",
+        "torch.backends.cpu.get_cpu_capability",
+        "torch.get_num_threads",
+    ):
+        monkeypatch.setattr(asked, fail)
+    assert module.cost(20, 30).executed >= 0

@@ -16,13 +16,13 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from attention_zoo import AttentionError
-from attention_zoo.cores import native
-from attention_zoo.cores.softmax import softmax_attention_native
+from attention_zoo.cores import native, nlsa_native
+from attention_zoo.cores.softmax_rows import softmax_attention_native
 from attention_zoo.criss_cross import criss_cross_attention
 from attention_zoo.enla import orthogonal_gaussian, random_feature_attention
 from attention_zoo.implementations import use_implementation, watch_implementations
 from attention_zoo.nla import non_local_attention
-from attention_zoo.nlsa import _native_hash_codes, hash_codes, sparse_attention
+from attention_zoo.nlsa import hash_codes, sparse_attention
 from tests.reference import softmax as oracle
 from tests.reference.cases import FORMATS, assert_agrees, assert_close, random_qkv
 
@@ -166,7 +166,7 @@ def test_hash_codes_are_those_of_torch(n: int, c: int, half: int) -> None:
     # Halves have exact products: no rounding can make one code of two that are as good.
     x = torch.randint(-4, 5, (2, n, c), generator=generator) / 2
     rotations = torch.randint(-8, 9, (4, c, half), generator=generator) / 4
-    assert torch.equal(_native_hash_codes(x, rotations), hash_codes(x, rotations))
+    assert torch.equal(nlsa_native.hash_codes(x, rotations), hash_codes(x, rotations))
 
 
 @needs_compiler

@@ -104,7 +104,7 @@ def test_where_there_is_no_kernel_it_says_so(monkeypatch: pytest.MonkeyPatch) ->
     def refuse(*_: Any) -> None:
         raise RuntimeError("No available kernel. Aborting execution.")
 
-    monkeypatch.setattr("attention_zoo.nla.softmax_attention_fused", refuse)
+    monkeypatch.setattr("attention_zoo.cores.nla.softmax_attention_fused", refuse)
     with pytest.raises(AttentionError, match=r"no fused kernel for torch\.float64 and 4 channels"):
         module.attend(*qkv)
 
@@ -120,7 +120,7 @@ def test_other_errors_are_let_through(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any) -> None:
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr("attention_zoo.nla.softmax_attention_fused", fail)
+    monkeypatch.setattr("attention_zoo.cores.nla.softmax_attention_fused", fail)
     with pytest.raises(RuntimeError, match="out of memory"):
         create_attention("nla-flash", channels=8).attend(*random_qkv(0, (3, 4)))
 

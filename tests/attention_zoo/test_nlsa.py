@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,7 +11,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from attention_zoo import AttentionError, create_attention
-from attention_zoo.nlsa import hash_codes, num_buckets, sort_codes, sparse_attention
+from attention_zoo.cores import nlsa_tiled
+from attention_zoo.cores.nlsa import sort_codes
+from attention_zoo.nlsa import hash_codes, num_buckets, sparse_attention
 from tests.reference import nlsa as oracle
 from tests.reference.cases import (
     FORMATS,
@@ -150,16 +154,19 @@ def test_equal_codes_in_a_long_row() -> None:
         torch.testing.assert_close(out[0, 0, row, column], seen.mean())
 
 
-def test_hash_codes_are_the_first_of_the_largest() -> None:
+@pytest.mark.parametrize("hashed", [hash_codes, nlsa_tiled.hash_codes])
+def test_hash_codes_are_the_first_of_the_largest(
+    hashed: Callable[[Tensor, Tensor], Tensor],
+) -> None:
     """Also where several are largest (no position, one, all), and where one is not a number."""
     x = torch.randn(2, 300, 8, dtype=torch.float64)
     rotations = torch.randn(3, 8, 5, dtype=torch.float64)
     for many in (0, 1, 150, 300):
         x[:, :many] = 0
         rotated = torch.einsum("bnc,rch->brnh", x, rotations)
-        assert (hash_codes(x, rotations) == torch.cat([rotated, -rotated], -1).argmax(-1)).all()
+        assert (hashed(x, rotations) == torch.cat([rotated, -rotated], -1).argmax(-1)).all()
     x[0, 7, 3] = torch.nan
-    assert (hash_codes(x, rotations)[0, :, 7] == 0).all()
+    assert (hashed(x, rotations)[0, :, 7] == 0).all()
 
 
 @pytest.mark.parametrize("buckets", [2, 70, 2**14])

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from attention_zoo.cores.softmax import (
+from attention_zoo.cores.softmax_rows import (
     softmax_attention_fused,
     softmax_attention_lse,
     why_not_fused,
@@ -45,7 +45,7 @@ def test_any_tiling_agrees_with_the_oracle(
     monkeypatch: pytest.MonkeyPatch, tile: int, key_tile: int, most_above: float
 ) -> None:
     """Tiles of queries, keys (online softmax or not) and images, whole and broken, two threads."""
-    names = {"_CPU_TILE": tile, "_CPU_KEYS": key_tile, "_MOST_ABOVE": most_above}
+    names = {"CPU_TILE": tile, "_CPU_KEYS": key_tile, "_MOST_ABOVE": most_above}
     for name, size in (names | {"_FEW_SCORES": 0}).items():
         monkeypatch.setattr(f"attention_zoo.cores.softmax.{name}", size)
     inputs = rows(5, 5, 9, batch=3)

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from attention_zoo import create_attention
-from attention_zoo.cores.softmax import softmax_attention_fused
+from attention_zoo.cores.softmax_rows import softmax_attention_fused
 from attention_zoo.criss_cross import criss_cross_attention
 from attention_zoo.enla import normalise, orthogonal_gaussian, phi, random_feature_attention
 from attention_zoo.enlca import contrastive_loss

@@ -20,11 +20,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from attention_zoo import create_attention
 from attention_zoo.cores.tiles import (
-    even_step,
     in_cache,
     num_workers,
     scratch,
     share_tiles,
+    step_length,
     tile_limit,
 )
 from attention_zoo.enlca import contrastive_loss
@@ -168,10 +168,10 @@ def test_a_forked_child_has_threads_of_its_own() -> None:
     limit=st.integers(1, 10**7),
     workers=st.integers(1, 9),
 )
-def test_even_steps_keep_the_limit_and_busy_all_workers(
+def test_steps_keep_the_limit_and_busy_all_workers(
     count: int, size: int, limit: int, workers: int
 ) -> None:
-    step = even_step(count, size, limit, workers)
+    step = step_length(count, size, limit, workers)
     assert 1 <= step <= count
     assert step * size <= max(limit, size)
     sizes = [min(step, count - i) for i in range(0, count, step)]

@@ -75,7 +75,7 @@ def test_agrees_with_the_oracle_for_drawn_shapes(
 
 def test_many_tiles_agree_with_the_oracle(monkeypatch: pytest.MonkeyPatch) -> None:
     """Three windows at a time, out of eight."""
-    monkeypatch.setattr("attention_zoo.cores.softmax._CPU_TILE", 2 * 3 * 2 * 9**2)
+    monkeypatch.setattr("attention_zoo.cores.softmax.CPU_TILE", 2 * 3 * 2 * 9**2)
     assert_windows_agree(random_qkv(2, (6, 12), c_out=6, batch=1), random_bias(2, 3), shift=0)
 
 

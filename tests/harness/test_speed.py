@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 import torch
 
+from attention_zoo.implementations import watch_implementations
 from harness import speed
 from harness.base.errors import UserError
 from harness.config.variants import Variant
 from harness.measuring.apart import ProcessEnded
+from harness.measuring.memory import peak_memory
 from harness.measuring.speed import CASES, Comparison, machine_limits, measure
 from harness.records.store import load_records, save_record
 from harness.reporting.tables.speed import find_speeds, speed_table
@@ -60,6 +62,27 @@ def test_both_sides_compute_the_same_from_the_same_weights(one: Comparison) -> N
             pairs = zip(mine, wanted, strict=True) if isinstance(mine, tuple) else [(mine, wanted)]
             for a, b in pairs:
                 torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("one", TINY, ids=lambda one: one.name)
+def test_one_side_is_released_and_the_other_auto(one: Comparison) -> None:
+    """Of all cores that the case runs, the backbone's convolution too."""
+    for passes in one.targets:
+        with watch_implementations() as seen:
+            one.function("obvious", passes, CPU)()
+        assert set(seen.values()) == {"released"}
+        with watch_implementations() as seen:
+            one.function("ours", passes, CPU)()
+        assert "released" not in seen.values()
+
+
+@pytest.mark.parametrize(("name", "megabytes"), [("nlsa", 286), ("criss-cross", 48)])
+def test_the_tensors_are_those_of_the_published_code(name: str, megabytes: float) -> None:
+    """Peak memory at 100x100 is what was measured of the published code, in MB of 2^20 bytes."""
+    one = Comparison("core", Variant(name), {"forward": 1.0})
+    peak = peak_memory(one.function("obvious", "forward", CPU), CPU)
+    assert peak is not None
+    assert peak / 2**20 == pytest.approx(megabytes, rel=0.03)
 
 
 def test_each_side_has_its_own_memory_format() -> None:

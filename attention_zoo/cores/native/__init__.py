@@ -1,9 +1,8 @@
-"""Kernels for the CPU in C, compiled for this very processor when they are first asked for.
+"""Kernels in C for the CPU, compiled for this very processor on first use.
 
-A C compiler (``cc``, ``gcc``, ``clang``, or the variable ``CC``) is all that they need; where there
-is none, :func:`why_not_native` says so, and what is written with torch's operations runs instead.
-The compiled library is kept in the user's cache folder, under a name that tells its sources, the
-compiler and the processor.
+They need only a C compiler (``cc``, ``gcc``, ``clang``, or the variable ``CC``). Where there is
+none, :func:`why_not_native` says so, and torch's operations run instead. A compiled library is kept
+in the user's cache folder, under a name made from its sources, the compiler and the processor.
 """
 
 from __future__ import annotations
@@ -23,11 +22,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils import _python_dispatch
 
 _FOLDER = Path(__file__).parent
-_SOURCES = ("enla.c", "nlsa.c", "softmax.c", "winograd.c")
+#: The C files of one library; none are those of this folder.
+Sources = tuple[Path, ...]
 _COMPILERS = ("cc", "gcc", "clang")
 _FLAGS = (
     *("-std=gnu11", "-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno"),
@@ -36,14 +37,18 @@ _FLAGS = (
 _COMPILE_SECONDS = 120
 _CPU_INFO = Path("/proc/cpuinfo")
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-#: Rows that receive gradients must be multiples of this wide: the widest vector.
+#: The width of rows that receive gradients must be a multiple of this: the widest vector.
 WIDTH = 16
 
 
-def why_not_native(*maps: Tensor) -> str | None:
+def why_not_native(*maps: Tensor, sources: Sources = ()) -> str | None:
     """Why the kernels cannot run on these tensors; None if they can.
 
     The first use compiles them, which takes a few seconds.
+
+    Args:
+        maps: the tensors; the last decides on device and dtype.
+        sources: C files of the kernels, elsewhere than here; they may include ``vectors.h``.
     """
     first = maps[-1]
     if first.device.type != "cpu":
@@ -51,8 +56,8 @@ def why_not_native(*maps: Tensor) -> str | None:
     if first.dtype not in _DTYPES:
         return f"the kernels in C do not take {str(first.dtype).removeprefix('torch.')}"
     if _watched(maps):
-        return "operations are traced or counted, which sees torch's only"
-    found = _library()
+        return "operations are traced or counted, which sees only torch's"
+    found = _library(sources)
     return found if isinstance(found, str) else None
 
 
@@ -66,59 +71,66 @@ def _watched(maps: Iterable[Tensor]) -> bool:
     )
 
 
-def library() -> Any:
-    """The compiled functions.
+def library(*sources: Path) -> Any:
+    """The compiled functions of these C files; of the files in this folder if none are named.
 
     Raises:
-        RuntimeError: there are none, see :func:`why_not_native`.
+        RuntimeError: they cannot be compiled, see :func:`why_not_native`.
     """
-    found = _library()
+    found = _library(sources)
     if isinstance(found, str):
         raise RuntimeError(found)
     return found
 
 
+def float_rows(x: Tensor, multiple: int = 1) -> Tensor:
+    """Rows ``[…, w]`` in float32, contiguous, padded with zeros to a multiple of the width."""
+    missing = -x.shape[-1] % multiple
+    x = x.to(torch.float32)
+    return (F.pad(x, (0, missing)) if missing else x).contiguous()
+
+
 def compiled_by() -> str | None:
-    """The first line of what the compiler says of itself; None where the kernels cannot run."""
+    """The first line of the compiler's version text; None where the kernels cannot run."""
     command = _compiler()
-    if command is None or isinstance(_library(), str):
+    if command is None or isinstance(_library(()), str):
         return None
     return (_version(command).splitlines() or [command[0]])[0]
 
 
 @cache
-def _library() -> ctypes.CDLL | str:
+def _library(sources: Sources) -> ctypes.CDLL | str:
     """The library, or why there is none."""
     command = _compiler()
     if command is None:
         return f"no C compiler was found ({', '.join(_COMPILERS)}, or the variable CC)"
-    sources = {path.name: path.read_bytes() for path in sorted(_FOLDER.glob("*.[ch]"))}
+    sources = sources or tuple(sorted(_FOLDER.glob("*.c")))
+    content = [path.read_bytes() for path in (*sources, *sorted(_FOLDER.glob("*.h")))]
     made_by = repr((command, _version(command), _FLAGS, _processor()))
-    digest = hashlib.sha256(b"\0".join([*sources.values(), made_by.encode()])).hexdigest()[:16]
+    digest = hashlib.sha256(b"\0".join([*content, made_by.encode()])).hexdigest()[:16]
     try:
         kept = _cache_folder()
         fresh = tempfile.TemporaryDirectory(prefix="attention-zoo-") if kept is None else None
         with fresh or nullcontext(kept) as folder:
             path = Path(str(folder)) / f"native-{digest}.so"
             if not path.exists():
-                _compile(command, path)
+                _compile(command, sources, path)
             return ctypes.CDLL(str(path))
     except (OSError, subprocess.SubprocessError) as error:
         return f"the kernels in C could not be compiled: {_reason(error)}"
 
 
-def _compile(command: list[str], path: Path) -> None:
+def _compile(command: list[str], sources: Sources, path: Path) -> None:
     with tempfile.TemporaryDirectory(dir=path.parent, prefix="compile-") as folder:
         made = Path(folder) / path.name
-        sources = [str(_FOLDER / name) for name in _SOURCES]
         subprocess.run(
-            [*command, *_FLAGS, "-o", str(made), *sources, "-lm"],
+            [*command, *_FLAGS, "-I", str(_FOLDER), "-o", str(made), *map(str, sources), "-lm"],
             check=True,
             capture_output=True,
             text=True,
             timeout=_COMPILE_SECONDS,
         )
-        ctypes.CDLL(str(made))  # else nobody shall find it
+        ctypes.CDLL(str(made))  # a library that cannot be loaded must not be found
         made.replace(path)
 
 
@@ -139,12 +151,12 @@ def _version(command: list[str]) -> str:
 
 
 def _processor() -> str:
-    """What tells processors apart by their instructions: many machines may share the cache."""
+    """What distinguishes processors by their instructions: many machines may share the cache."""
     try:
         first = _CPU_INFO.read_text().split("\n\n")[0].splitlines()
     except OSError:
         first = []
-    told = (
+    names = (
         "model name",
         "cpu family",
         "model\t",
@@ -153,7 +165,7 @@ def _processor() -> str:
         "CPU part",
         "Features",
     )
-    lines = [line for line in first if line.startswith(told)]
+    lines = [line for line in first if line.startswith(names)]
     return "\n".join([platform.machine(), platform.processor(), *lines])
 
 
@@ -169,7 +181,7 @@ def _cache_folder() -> Path | None:
 
 
 def _reason(error: Exception) -> str:
-    """The first line that tells what is wrong."""
+    """The first line that names the error."""
     text = str(error)
     if isinstance(error, subprocess.CalledProcessError):
         lines = [line for line in error.stderr.splitlines() if "error" in line]

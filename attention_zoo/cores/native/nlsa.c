@@ -1,17 +1,17 @@
 /* Hash codes of NLSA: see hash_codes in attention_zoo/nlsa.py. */
 #include "vectors.h"
 
-/* Positions of a tile, and the distance of its rows, in no power of 2. */
+/* Positions of a tile, and the distance of its rows, which is no power of 2. */
 enum { POSITIONS = 144, LINE = POSITIONS + 16 };
 
-/* Floats of memory that nlsa_hash takes, for half as many buckets. */
-size nlsa_space(size c, size half) { return (c + half) * LINE + POSITIONS; }
+/* Floats of memory that nlsa_hash needs; half is half the number of buckets. */
+size nlsa_workspace(size c, size half) { return (c + half) * LINE + POSITIONS; }
 
 /* Codes [rounds], by_round apart, of n embeddings x [n][c]: the first of the largest of [xR, -xR]; rotations are
    [rounds][half][c]. */
 void nlsa_hash(const float *x, const float *rotations, size n, size c, size rounds, size half, int64_t *codes,
-               size by_round, float *space) {
-    float *columns = space, *rotated = columns + c * LINE, *code = rotated + half * LINE;
+               size by_round, float *workspace) {
+    float *columns = workspace, *rotated = columns + c * LINE, *code = rotated + half * LINE;
     for (size g = 0; g < n; g += POSITIONS) {
         size count = n - g < POSITIONS ? n - g : POSITIONS, vectors = (count + W - 1) / W;
         transpose_padded(x + g * c, count, c, columns, LINE);

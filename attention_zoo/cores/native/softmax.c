@@ -1,25 +1,25 @@
-/* Softmax attention of rows, tile by tile with online softmax: the CPU's counterpart of
-   attention_zoo/cores/softmax.py, whose names and numerics it shares. Scores stand in columns: keys by queries. */
+/* Softmax attention of rows, tile by tile with online softmax: the counterpart of attention_zoo/cores/softmax.py, with
+   the same names and numerics. Scores stand in columns: keys by queries. */
 #include "vectors.h"
 
-/* Queries of a tile, the distance of its rows, in no power of 2, and keys: scores stay in the cache. */
+/* Queries of a tile, the distance of its rows, which is no power of 2, and keys: scores stay in the cache. */
 enum { QUERIES = 144, LINE = QUERIES + 16, KEYS = 144 };
 static const float LOG2_E = 1.44269504088896340736f;
 /* How far, in units of log 2, later scores may exceed the first keys' maximum before it is raised. */
 static const float MOST_ABOVE = 40;
 static const float LEFT_OUT = -1.2e38f;
 
-/* Floats of memory that softmax_attend and softmax_gradients take. */
-size softmax_space(size c, size d) { return (2 * c + d + 2 * KEYS + 2) * LINE + (KEYS + QUERIES) * (c + d); }
+/* Floats of memory that softmax_attend and softmax_gradients need. */
+size softmax_workspace(size c, size d) { return (2 * c + d + 2 * KEYS + 2) * LINE + (KEYS + QUERIES) * (c + d); }
 
-/* The score of row i and column i + first is LEFT_OUT, before high is taken. */
+/* The score of row i and column i + first becomes LEFT_OUT, before high is taken. */
 INLINE void leave_out_diagonal(float *scores, size first, size rows, size columns) {
     for (size i = 0; i < rows; i++)
         if (i + first >= 0 && i + first < columns) scores[i * LINE + i + first] = LEFT_OUT;
 }
 
-/* Scores [keys][vectors W], no larger than highest, become weights 2^(score - top), which norm grows by; sums are
-   of d rows. */
+/* Scores [keys][vectors W], no larger than highest, become weights 2^(score - top), which are added to norm; sums have
+   d rows. */
 INLINE void weigh_of(const int vectors, float *scores, size keys, const float *highest, float *top, float *norm,
                      float *sums, size d, int first) {
     vec high[MOST_VECTORS], total[MOST_VECTORS];
@@ -58,15 +58,15 @@ static void weigh(int vectors, float *scores, size keys, const float *high, floa
     if (vectors == 1) weigh_of(1, scores, keys, high, top, norm, sums, d, first);
 }
 
-/* Of every line from first_line on, n queries from first on attend to m keys: q and k are c wide, v and out d,
-   top and norm 1.
-   before: out, top and norm hold the sums, largest scores and norms after other keys.
-   finish: out receives the output and top log2 of the whole norm; else all three hold such sums again.
+/* In every line from first_line on, n queries from first on attend to m keys. q and k are c wide, v and out d, top and
+   norm 1.
+   before: out, top and norm hold the sums, largest scores and norms after earlier keys.
+   finish: out receives the output, and top log2 of the whole norm; else all three hold such sums again.
    leave_out: query i leaves out key i. */
 void softmax_attend(const struct lines *q, const struct lines *k, const struct lines *v, const struct lines *out,
                     const struct lines *top_of, const struct lines *norm_of, size m, size c, size d, int before,
-                    int finish, int leave_out, size first_line, size lines, size first, size n, float *space) {
-    float *queries = space, *sums = queries + c * LINE, *scores = sums + d * LINE, *top = scores + KEYS * LINE;
+                    int finish, int leave_out, size first_line, size lines, size first, size n, float *workspace) {
+    float *queries = workspace, *sums = queries + c * LINE, *scores = sums + d * LINE, *top = scores + KEYS * LINE;
     float *norm = top + LINE, *rows_k = norm + LINE, *rows_v = rows_k + KEYS * c, *rows = rows_v + KEYS * d;
     float high[MOST_VECTORS * W];
     for (size line = first_line; line < first_line + lines; line++)
@@ -112,8 +112,8 @@ void softmax_attend(const struct lines *q, const struct lines *k, const struct l
         }
 }
 
-/* Scores become weights, and what is in by_score, products of gradients and values, gradients by scores. */
-INLINE void weigh_gradients_of(const int vectors, float *scores, float *by_score, size keys, const float *lse,
+/* Scores become weights. grad_scores holds products of gradients and values, which become gradients of the scores. */
+INLINE void weigh_gradients_of(const int vectors, float *scores, float *grad_scores, size keys, const float *lse,
                                const float *delta) {
     vec high[MOST_VECTORS], less[MOST_VECTORS];
     UNROLL for (int j = 0; j < vectors; j++) {
@@ -122,7 +122,7 @@ INLINE void weigh_gradients_of(const int vectors, float *scores, float *by_score
     }
     for (size i = 0; i < keys; i++) {
         UNROLL for (int j = 0; j < vectors; j++) {
-            float *s = scores + i * LINE + j * W, *g = by_score + i * LINE + j * W;
+            float *s = scores + i * LINE + j * W, *g = grad_scores + i * LINE + j * W;
             /* Rounding of a huge score must not lift it above the sum that holds it. */
             vec weight = power_of_2(-larger((vec){0}, high[j] - load(s)));
             store(s, weight);
@@ -131,39 +131,39 @@ INLINE void weigh_gradients_of(const int vectors, float *scores, float *by_score
     }
 }
 
-static void weigh_gradients(int vectors, float *scores, float *by_score, size keys, const float *lse,
+static void weigh_gradients(int vectors, float *scores, float *grad_scores, size keys, const float *lse,
                             const float *delta) {
-    if (vectors == 3) weigh_gradients_of(3, scores, by_score, keys, lse, delta);
-    if (vectors == 2) weigh_gradients_of(2, scores, by_score, keys, lse, delta);
-    if (vectors == 1) weigh_gradients_of(1, scores, by_score, keys, lse, delta);
+    if (vectors == 3) weigh_gradients_of(3, scores, grad_scores, keys, lse, delta);
+    if (vectors == 2) weigh_gradients_of(2, scores, grad_scores, keys, lse, delta);
+    if (vectors == 1) weigh_gradients_of(1, scores, grad_scores, keys, lse, delta);
 }
 
-/* Gradients by the queries, keys and values of such lines, given those by out; lse is what softmax_attend left in top.
+/* Gradients of the queries, keys and values of such lines, given those of out; lse is what softmax_attend left in top.
    c and d are multiples of W.
-   add_q, add_kv: to what is there already. */
+   add_q, add_kv: add to the content of grad_q, of grad_k and grad_v. */
 void softmax_gradients(const struct lines *q, const struct lines *k, const struct lines *v, const struct lines *out,
                        const struct lines *lse_of, const struct lines *grad,
                        const struct lines *grad_q, const struct lines *grad_k, const struct lines *grad_v, size m,
                        size c, size d, int add_q, int add_kv, int leave_out, size first_line, size lines, size first,
-                       size n, float *space) {
-    float *queries = space, *by_query = queries + c * LINE, *grads = by_query + c * LINE, *scores = grads + d * LINE;
-    float *by_score = scores + KEYS * LINE, *lse = by_score + KEYS * LINE, *delta = lse + LINE;
-    float *rows_k = delta + LINE, *rows_v = rows_k + KEYS * c, *rows_q = rows_v + KEYS * d;
+                       size n, float *workspace) {
+    float *queries = workspace, *grad_queries = queries + c * LINE, *grads = grad_queries + c * LINE;
+    float *scores = grads + d * LINE, *grad_scores = scores + KEYS * LINE, *lse = grad_scores + KEYS * LINE;
+    float *delta = lse + LINE, *rows_k = delta + LINE, *rows_v = rows_k + KEYS * c, *rows_q = rows_v + KEYS * d;
     float *rows_grad = rows_q + QUERIES * c;
     for (size line = first_line; line < first_line + lines; line++)
         for (size g = first; g < first + n; g += QUERIES) {
             size count = first + n - g < QUERIES ? first + n - g : QUERIES, vectors = (count + W - 1) / W;
             const float *query = in_one_piece(q, line, g, count, c, rows_q);
-            const float *by_out = in_one_piece(grad, line, g, count, d, rows_grad);
+            const float *grad_out = in_one_piece(grad, line, g, count, d, rows_grad);
             transpose_padded(query, count, c, queries, LINE);
             for (size i = 0; i < c; i++)
                 for (size x = 0; x < vectors; x++)
                     store(queries + i * LINE + x * W, load(queries + i * LINE + x * W) * LOG2_E);
-            transpose_padded(by_out, count, d, grads, LINE);
+            transpose_padded(grad_out, count, d, grads, LINE);
             store(lse + (vectors - 1) * W, (vec){0});
             store(delta + (vectors - 1) * W, (vec){0});
             for (size i = 0; i < count; i++) {
-                delta[i] = dot(row(out, line, g + i), by_out + i * d, d);
+                delta[i] = dot(row(out, line, g + i), grad_out + i * d, d);
                 lse[i] = *row(lse_of, line, g + i);
             }
             for (size j = 0; j < m; j += KEYS) {
@@ -173,17 +173,17 @@ void softmax_gradients(const struct lines *q, const struct lines *k, const struc
                 int add = g > first || add_kv, now;
                 for (size x = 0; x < vectors; x += now) {
                     now = next_vectors(vectors - x);
-                    float *s = scores + x * W, *b = by_score + x * W;
+                    float *s = scores + x * W, *b = grad_scores + x * W;
                     product(key, c, 1, queries + x * W, LINE, s, LINE, keys, c, now, 0);
                     product(value, d, 1, grads + x * W, LINE, b, LINE, keys, d, now, 0);
                     if (leave_out) leave_out_diagonal(s, j - g - x * W, keys, now * W);
                     weigh_gradients(now, s, b, keys, lse + x * W, delta + x * W);
-                    product(key, 1, c, b, LINE, by_query + x * W, LINE, c, keys, now, j > 0);
+                    product(key, 1, c, b, LINE, grad_queries + x * W, LINE, c, keys, now, j > 0);
                 }
-                wide_product(scores, LINE, 1, by_out, d, row(grad_v, line, j), grad_v->by_row, keys, count, d, add);
-                wide_product(by_score, LINE, 1, query, c, row(grad_k, line, j), grad_k->by_row, keys, count, c, add);
+                wide_product(scores, LINE, 1, grad_out, d, row(grad_v, line, j), grad_v->by_row, keys, count, d, add);
+                wide_product(grad_scores, LINE, 1, query, c, row(grad_k, line, j), grad_k->by_row, keys, count, c, add);
             }
-            transpose(by_query, LINE, c, count, queries, c);
+            transpose(grad_queries, LINE, c, count, queries, c);
             for (size i = 0; i < count; i++) {
                 float *to = row(grad_q, line, g + i);
                 if (add_q)

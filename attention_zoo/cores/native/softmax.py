@@ -10,17 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..tiles import scratch
 from . import library
 
-#: Queries that share what is read of the keys.
+#: Queries that are done together: they share one reading of the keys.
 QUERIES = 144
 
-#: Lines ``[L, n, w]``; or rows ``[N, w]`` and which of them make up the lines, ``[L, n]``.
+#: Lines ``[L, n, w]``; or rows ``[N, w]`` with the indices of the rows of each line, ``[L, n]``.
 Rows = Tensor | tuple[Tensor, Tensor]
 
 
 class _Lines(ctypes.Structure):
-    """Lines of rows, as ``struct lines`` in ``vectors.h``; it does not keep the memory alive."""
+    """Lines of rows, ``struct lines`` of ``vectors.h``; it does not keep the memory alive."""
 
     _fields_ = (
         ("at", ctypes.c_void_p),
@@ -31,9 +32,9 @@ class _Lines(ctypes.Structure):
 
 
 class Work:
-    """A function of ``softmax.c`` on its tensors, to be called for some queries of some lines.
+    """A function of ``softmax.c`` with its tensors; a call does some queries of some lines.
 
-    It keeps the tensors alive, and may be called by several threads at once.
+    It keeps the tensors alive. Several threads may call it at once.
     """
 
     def __init__(
@@ -48,18 +49,18 @@ class Work:
         places = map(ctypes.addressof, self._structures)
         self._arguments = (*places, *sizes, *map(int, flags))
 
-    def __call__(self, lines: slice, queries: slice, space: Tensor) -> None:
-        """Do these queries of these lines; space is of :func:`space_of` numbers, overwritten."""
+    def __call__(self, lines: slice, queries: slice, workspace: Tensor) -> None:
+        """Do these queries of these lines; the :func:`workspace` is overwritten."""
         span = (lines.start, lines.stop - lines.start)
         those = (queries.start, queries.stop - queries.start)
-        self._function(*self._arguments, *span, *those, space.data_ptr())
+        self._function(*self._arguments, *span, *those, workspace.data_ptr())
 
 
 @cache
 def _functions() -> Any:
     found = library()
     size, flag, memory = ctypes.c_ssize_t, ctypes.c_int, ctypes.c_void_p
-    found.softmax_space.argtypes, found.softmax_space.restype = [size] * 2, size
+    found.softmax_workspace.argtypes, found.softmax_workspace.restype = [size] * 2, size
     for name, count in (("softmax_attend", 6), ("softmax_gradients", 9)):
         function = getattr(found, name)
         function.argtypes = [memory] * count + [size] * 3 + [flag] * 3 + [size] * 4 + [memory]
@@ -67,9 +68,10 @@ def _functions() -> Any:
     return found
 
 
-def space_of(c: int, c_out: int) -> int:
-    """Numbers in float32 of the memory that the work takes, which it overwrites."""
-    return int(_functions().softmax_space(c, c_out))
+def workspace(c: int, c_out: int) -> Tensor:
+    """Memory of the calling thread for one call of :class:`Work`."""
+    like = torch.empty(0, dtype=torch.float32, device="cpu")
+    return scratch("native", like, int(_functions().softmax_workspace(c, c_out)))
 
 
 def attend(
@@ -84,22 +86,23 @@ def attend(
     finish: bool = True,
     leave_out: bool = False,
 ) -> Work:
-    """The queries of every line attend to its keys, by online softmax. Float32.
+    """The queries of every line attend to its keys, by online softmax, in float32.
 
     Args:
-        q: queries, n of each line, c wide.
-        k: keys, m of each line, c wide.
-        v: values, m of each line, c_out wide.
-        out: receives the output ``[L, n, c_out]``, or the sum of ``2^(score - top) · value``.
-        top: receives log2 of the sum of 2^score ``[L, n, 1]``, scores being in units of log 2; or
-            the largest score, or one not far below.
+        q: queries, n per line, c wide.
+        k: keys, m per line, c wide.
+        v: values, m per line, c_out wide.
+        out: receives the output ``[L, n, c_out]`` or, unless ``finish``, the sum of
+            ``2^(score - top) · value``.
+        top: receives log2 of the sum of 2^score ``[L, n, 1]``, scores being in units of log 2, or,
+            unless ``finish``, the largest score or one not far below it.
         norm: receives the sum of ``2^(score - top)`` ``[L, n, 1]``, unless ``finish``.
-        before: go on with what the queries attended to before, the sums in the last three.
+        before: continue after earlier keys, whose sums are in the last three.
         finish: divide by the norm; else leave the sums.
         leave_out: query i leaves out key i.
 
     Returns:
-        What does the work when it is called.
+        The work, which is done when it is called.
     """
     sizes = (_count(k), _width(q), _width(v))
     flags = (before, finish, leave_out)
@@ -121,20 +124,20 @@ def gradients(
     add_kv: bool = False,
     leave_out: bool = False,
 ) -> Work:
-    """Gradients by the queries, keys and values of every line. Float32.
+    """Gradients of the queries, keys and values of every line, in float32.
 
     Args:
         q, k, v: as for :func:`attend`; widths are multiples of ``native.WIDTH``.
         out, lse: what :func:`attend` left in ``out`` and ``top``, ``finish`` being set.
-        grad: gradient by ``out``.
+        grad: gradient of ``out``.
         grad_q, grad_k, grad_v: receive the gradients, ``[L, n, c]``, ``[L, m, c]`` and
             ``[L, m, c_out]``. Keys and values of different lines may be the same.
-        add_q: add to what is in ``grad_q``.
-        add_kv: add to what is in ``grad_k`` and ``grad_v``; else the first queries set them.
+        add_q: add to the content of ``grad_q``.
+        add_kv: add to the content of ``grad_k`` and ``grad_v``; else the first queries set them.
         leave_out: query i leaves out key i.
 
     Returns:
-        What does the work when it is called.
+        The work, which is done when it is called.
     """
     places = (q, k, v, out, lse, grad, grad_q, grad_k, grad_v)
     sizes = (_count(k), _width(q), _width(v))
@@ -143,7 +146,7 @@ def gradients(
 
 
 def _lines(x: Rows) -> _Lines:
-    """Lines of float32, in one piece along w; which of the rows, int64, in one piece along n."""
+    """Lines of float32, contiguous along w; indices of rows, int64, contiguous along n."""
     rows, which = x if isinstance(x, tuple) else (x, None)
     assert rows.dtype == torch.float32
     assert rows.shape[-1] == 1 or rows.stride(-1) == 1

@@ -1,13 +1,13 @@
 /* 3x3 convolution with zero padding by Winograd's F(2x2, 3x3), 16 products for 4 outputs instead of 36: Lavin and
-   Gray, Fast Algorithms for Convolutional Neural Networks, CVPR 2016. Maps are [B][H][W][channels], and channels
-   multiples of W. */
+   Gray, Fast Algorithms for Convolutional Neural Networks, CVPR 2016. Maps are [B][H][W][channels]; channels are
+   multiples of W. vectors.h is that of attention_zoo/cores/native. */
 #include "vectors.h"
 
 /* Tiles of 2x2 outputs that are done together, and outputs' channels. */
 enum { TILES = 24, MOST_OUTPUTS = 64 };
 
-/* Floats of memory that the passes take. */
-size winograd_space(size inputs, size outputs) {
+/* Floats of memory that the passes need. */
+size winograd_workspace(size inputs, size outputs) {
     size most = outputs < MOST_OUTPUTS ? outputs : MOST_OUTPUTS;
     return 16 * TILES * (inputs + most) + (inputs > outputs ? inputs : outputs);
 }
@@ -17,8 +17,8 @@ struct map {
     size height, width, channels;
 };
 
-/* Where a tile's side x side pixels lie, the first one above and left of its outputs by from; outside the map that is
-   outside. */
+/* Addresses of a tile's side x side pixels, the first one above and left of its outputs by from; pixels beyond the map
+   are at outside. */
 static void pixels(const struct map *map, size tile, int side, int from, float *outside, float **at) {
     size across = (map->width + 1) / 2, down = (map->height + 1) / 2;
     size image = tile / (across * down), top = tile / across % down * 2 - from, left = tile % across * 2 - from;
@@ -80,7 +80,7 @@ static void transform_outputs(const float *m, size first, size tiles, size first
     }
 }
 
-/* to[16][TILES][count] is A g A^T of the gradients g by every tile's 2x2 outputs. */
+/* to[16][TILES][count] is A g A^T of the gradients g of every tile's 2x2 outputs. */
 static void transform_gradients(const struct map *map, size first, size tiles, size first_output, size count,
                                 float *zeros, float *to) {
     size by = TILES * count;
@@ -107,11 +107,11 @@ static void transform_gradients(const struct map *map, size first, size tiles, s
     }
 }
 
-/* Outputs of count tiles from first on, given weights [16][inputs][outputs], G g G^T of each kernel g. */
+/* Outputs of count tiles from first on. Weights [16][inputs][outputs] are G g G^T of each kernel g. */
 void winograd_convolve(const struct map *x, const float *weights, const float *bias, const struct map *y, size first,
-                       size count, float *space) {
+                       size count, float *workspace) {
     size inputs = x->channels, outputs = y->channels, most = outputs < MOST_OUTPUTS ? outputs : MOST_OUTPUTS;
-    float *v = space, *m = v + 16 * TILES * inputs, *outside = m + 16 * TILES * most;
+    float *v = workspace, *m = v + 16 * TILES * inputs, *outside = m + 16 * TILES * most;
     for (size t = first; t < first + count; t += TILES) {
         size tiles = first + count - t < TILES ? first + count - t : TILES;
         for (size c = 0; c < inputs; c++) outside[c] = 0; /* outputs outside of the map are written there */
@@ -126,11 +126,11 @@ void winograd_convolve(const struct map *x, const float *weights, const float *b
     }
 }
 
-/* Gradients [16][inputs][outputs] by the weights of winograd_convolve, of count tiles from first on. */
-void winograd_by_weights(const struct map *x, const struct map *grad, float *by_weights, size first, size count,
-                         float *space) {
+/* Gradients [16][inputs][outputs] of the weights of winograd_convolve, from count tiles, first and following. */
+void winograd_grad_weights(const struct map *x, const struct map *grad, float *grad_weights, size first, size count,
+                         float *workspace) {
     size inputs = x->channels, outputs = grad->channels, most = outputs < MOST_OUTPUTS ? outputs : MOST_OUTPUTS;
-    float *v = space, *m = v + 16 * TILES * inputs, *zeros = m + 16 * TILES * most;
+    float *v = workspace, *m = v + 16 * TILES * inputs, *zeros = m + 16 * TILES * most;
     size widest = inputs > outputs ? inputs : outputs;
     for (size c = 0; c < widest; c++) zeros[c] = 0;
     for (size t = first; t < first + count; t += TILES) {
@@ -141,7 +141,7 @@ void winograd_by_weights(const struct map *x, const struct map *grad, float *by_
             transform_gradients(grad, t, tiles, o, some, zeros, m);
             for (int i = 0; i < 16; i++)
                 wide_product(v + i * TILES * inputs, 1, inputs, m + i * TILES * some, some,
-                             by_weights + i * inputs * outputs + o, outputs, inputs, tiles, some, t > first);
+                             grad_weights + i * inputs * outputs + o, outputs, inputs, tiles, some, t > first);
         }
     }
 }
