@@ -36,6 +36,7 @@ WhyNot = Callable[..., str | None]
 @dataclass
 class _Registered:
     rule: Callable[..., str]
+    auxiliary: bool = False
     functions: dict[str, Core] = field(default_factory=dict)
     why_not: dict[str, WhyNot] = field(default_factory=dict)
 
@@ -45,15 +46,18 @@ _choice: ContextVar[str] = ContextVar("implementation", default=AUTO)
 _watch: ContextVar[dict[str, str] | None] = ContextVar("implementations in use", default=None)
 
 
-def register_core(core: str, rule: Callable[..., str]) -> None:
+def register_core(core: str, rule: Callable[..., str], *, auxiliary: bool = False) -> None:
     """Make a core known.
 
     Args:
         core: its name, that of the attention where there is one: ``nla``, ``enla``, …
         rule: takes what the core takes; gives the name of the implementation that ``auto`` means
             for it, which can run on it.
+        auxiliary: whether it runs beside an attention, as a loss or a convolution does. A name
+            chosen for all cores is not asked of it.
     """
-    _registered(core).rule = rule
+    known = _registered(core)
+    known.rule, known.auxiliary = rule, auxiliary
 
 
 def implementation(core: str, name: str, why_not: WhyNot | None = None) -> Callable[[Core], Core]:
@@ -114,7 +118,7 @@ def choose_implementation(choice: str) -> None:
 
     Args:
         choice: a name, for all cores, or pairs such as ``enla=triton,contrast=tiled``. Cores that
-            are not named take ``auto``.
+            are not named take ``auto``; so does an auxiliary core that has none of that name.
 
     Raises:
         AttentionError: an unknown core or name.
@@ -168,7 +172,11 @@ def _parse(choice: str) -> dict[str, str]:
             raise AttentionError(
                 f"unknown implementation {choice!r}: choose from {', '.join(every)}"
             )
-        return dict.fromkeys(_cores, choice)
+        return {
+            core: choice
+            for core, known in _cores.items()
+            if choice in known.functions or not known.auxiliary
+        }
     chosen = {}
     for pair in choice.split(","):
         core, _, name = pair.partition("=")

@@ -30,7 +30,7 @@ _NETWORK = 512
 
 _Tile = tuple[int, slice, slice]
 
-register_core("contrast", lambda *_: "tiled")
+register_core("contrast", lambda *_: "tiled", auxiliary=True)
 
 
 @implementation("contrast", "tiled")

@@ -250,8 +250,15 @@ class _Pool:
         done: SimpleQueue[tuple[int, BaseException | None]] = SimpleQueue()
         for number, jobs in enumerate(self._jobs):
             jobs.put((function, number, done))
-        results = sorted((done.get() for _ in self._jobs), key=lambda result: result[0])
-        for _, error in results:
+        results: list[tuple[int, BaseException | None]] = []
+        try:
+            results += (done.get() for _ in self._jobs)
+        finally:
+            # A signal may end the wait. Were threads inside of torch when the interpreter ends,
+            # that would abort the process.
+            while len(results) < len(self._jobs):
+                results.append(done.get())
+        for _, error in sorted(results, key=lambda result: result[0]):
             if error is not None:
                 raise error
 

@@ -183,7 +183,9 @@ class Conv3x3(nn.Conv2d):
         return conv3x3(x, self.weight, self.bias)
 
 
-register_core("conv3x3", lambda *args: "reference" if winograd.why_not(*args) else "native")
+register_core(
+    "conv3x3", lambda *args: "reference" if winograd.why_not(*args) else "native", auxiliary=True
+)
 implementation("conv3x3", "native", winograd.why_not)(winograd.convolve)
 
 
