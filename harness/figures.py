@@ -1,9 +1,9 @@
 """Figures of the ENLCA paper, and our own, from the records alone.
 
-``python -m harness.figures`` draws, for every setting, those that its runs suffice for, and those
-of every scaling and approximation record, each as PNG and PDF. No model, image or GPU is used, and
-the same records give the same bytes. Figures that need weights are ``harness.maps``'s and
-``harness.visual``'s.
+``python -m harness.figures`` draws every figure that the runs of a setting suffice for, and the
+figures of every scaling and approximation record, each as PNG and PDF. It uses no model, image or
+GPU, and the same records give the same bytes. ``harness.maps`` and ``harness.visual`` draw the
+figures that need weights.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from pathlib import Path
 import tyro
 
 from .base.errors import command_line, usage_errors
-from .reporting.figures.all import write_figures
 
 
 @dataclass(frozen=True)
@@ -24,7 +23,7 @@ class Options:
     results: Path = Path("results")
     """Folder that holds records/."""
     output: Path | None = None
-    """Where the figures go; by default figures/ in the results folder."""
+    """Folder for the figures; by default figures/ in the results folder."""
 
 
 @command_line
@@ -32,6 +31,8 @@ def main() -> None:
     """Entry point of ``python -m harness.figures``."""
     with usage_errors():
         options = tyro.cli(Options, prog="python -m harness.figures")
+    from .reporting.figures.all import write_figures  # after --help: it loads matplotlib
+
     for path in write_figures(options.results, options.output):
         print(path)
 

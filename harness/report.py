@@ -1,10 +1,11 @@
 r"""One page of everything that was measured, and a folder for LaTeX: ``python -m harness.report``.
 
-The page is a single HTML file that opens offline and loads nothing: all tables and figures, scatter
-plots that tell their numbers, how each number was measured, machines, and every record's command.
-Tables sort by a click or key, and filters show one preset, training data or device. Beside it,
-``latex/`` has the tables for ``\input``, the figures as PDF, and a document of all of them.
-Built from the records alone; the same records give the same bytes.
+The page is a single HTML file that opens offline and loads nothing. It holds all tables and
+figures, how each number was measured, the machines, and every record's command. Points of the
+plots against cost show their numbers under the pointer; tables sort by a click or key; filters show
+one preset, training data or device. Beside it, ``latex/`` has the tables for ``\input``, the
+figures as PDF, and one document that includes them all. The report is built from the records
+alone, and the same records give the same bytes.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ from pathlib import Path
 import tyro
 
 from .base.errors import command_line, usage_errors
-from .reporting.report.page import write_report
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Options:
     results: Path = Path("results")
     """Folder that holds records/."""
     output: Path | None = None
-    """Where index.html and latex/ go; by default report/ in the results folder."""
+    """Folder for index.html and latex/; by default report/ in the results folder."""
 
 
 @command_line
@@ -41,6 +41,8 @@ def main() -> None:
         options = tyro.cli(
             Options, prog="python -m harness.report", description=inspect.getdoc(Options)
         )
+    from .reporting.report.page import write_report  # after --help: it loads matplotlib
+
     for path in write_report(options.results, options.output):
         print(path)
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.patches import Rectangle
@@ -22,6 +23,7 @@ from ..images.sources import TestImage
 from ..measuring.quality import MAX_PSNR, within_memory
 from ..network.weights import TrainedNetwork
 from ..reporting.figures.style import PAGE, house_style, new_figure
+from .networks import network_labels
 
 #: Most panels in a row beside the image.
 COLUMNS = 5
@@ -53,7 +55,7 @@ class Panel:
     tile: int | None = None
 
     def numbers(self) -> dict[str, Any]:
-        """The panel as the file beside the figure holds it."""
+        """The panel in numbers, for the file beside the figure."""
         return {
             "label": self.label,
             "run": self.run,
@@ -67,7 +69,7 @@ class Panel:
 
 @dataclass(frozen=True)
 class Comparison:
-    """One image: HR uint8 ``[H, W, 3]``, the crop in it, and every result's.
+    """One image: HR uint8 ``[H, W, 3]``, its crop, and every result's crop.
 
     Attributes:
         spread: largest less smallest mean squared error of Y in the crop.
@@ -82,7 +84,7 @@ class Comparison:
     panels: Sequence[Panel]
 
     def numbers(self) -> dict[str, Any]:
-        """The image as the file beside the figure holds it."""
+        """The image in numbers, for the file beside the figure."""
         return {
             "image": self.name,
             "hr_sha256": hashlib.sha256(self.hr.tobytes()).hexdigest(),
@@ -98,8 +100,8 @@ def find_crop(
 ) -> tuple[int, int, float]:
     """Top, left and spread of the window in which the results' errors lie farthest apart.
 
-    The spread is the largest less the smallest mean squared error of Y among the results; sums
-    are of whole numbers, so exact. Of equal windows it is the first by rows, then columns.
+    The spread is the largest less the smallest mean squared error of Y among the results, from
+    exact integer sums. The first of equal windows counts, by rows, then columns.
 
     Args:
         hr: uint8 ``[H, W, 3]``.
@@ -144,10 +146,10 @@ def compare(
         runs: networks of one scale.
         labels: of the networks.
         size: side of the crop in HR pixels.
-        tile: as for :func:`harness.evaluate.super_resolve`.
+        tile: as for :func:`harness.measuring.quality.super_resolve`.
 
     Raises:
-        UserError: the crop does not fit into the image, or the image not into memory.
+        UserError: the crop does not fit into the image, or the image into memory.
     """
     scale = runs[0].architecture.scale
     outputs = [within_memory(run.network, image, scale, tile, chop=False) for run in runs]
@@ -171,6 +173,34 @@ def compare(
     return Comparison(image.name, image.hr, top, left, size, spread, panels)
 
 
+@torch.inference_mode()
+def most_different(
+    images: Iterable[TestImage],
+    runs: Sequence[TrainedNetwork],
+    size: int,
+    count: int,
+    tile: int | None = None,
+) -> list[Comparison]:
+    """The ``count`` images whose crops have the largest spread, that of the largest first.
+
+    Args:
+        images: HR and LR at the networks' scale.
+        runs: networks of one scale.
+        size: side of the crop in HR pixels.
+        count: how many images; earlier ones come first among equals.
+        tile: as for :func:`harness.measuring.quality.super_resolve`.
+
+    Raises:
+        UserError: as :func:`compare`.
+    """
+    labels = network_labels(runs)
+    chosen: list[Comparison] = []
+    for image in images:
+        chosen.append(compare(image, runs, labels, size, tile))
+        chosen = sorted(chosen, key=lambda c: -c.spread)[:count]  # stable
+    return chosen
+
+
 def draw(comparisons: Sequence[Comparison]) -> Figure:
     """A block for each image: HR with the crop marked, then the crops, HR's first."""
     count = len(comparisons[0].panels) + 1
@@ -179,10 +209,10 @@ def draw(comparisons: Sequence[Comparison]) -> Figure:
     side = PAGE * (1 - _IMAGE) / columns
     with house_style():
         runs = ", ".join(panel.run for panel in comparisons[0].panels if panel.run)
-        told = textwrap.wrap(f"PSNR (dB) / SSIM of Y, of the crop; runs: {runs}", 130)
-        height = len(comparisons) * rows * (side + 0.33) + 0.08 + 0.12 * len(told)
+        lines = textwrap.wrap(f"PSNR (dB) / SSIM of Y, of the crop; runs: {runs}", 130)
+        height = len(comparisons) * rows * (side + 0.33) + 0.08 + 0.12 * len(lines)
         figure = new_figure(PAGE, height)
-        figure.supxlabel("\n".join(told), fontsize=7)
+        figure.supxlabel("\n".join(lines), fontsize=7)
         blocks = figure.subfigures(len(comparisons), 1, squeeze=False)[:, 0]
         for block, comparison in zip(blocks, comparisons, strict=True):
             _draw_block(block, comparison, rows, columns)

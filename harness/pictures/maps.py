@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -16,17 +16,19 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from attention_zoo import Attention
-
 from ..base.errors import UserError
-from ..config.labels import distinct_labels
+from ..images.bicubic import crop_to_multiple, downscale
 from ..network.edsr import EDSR, to_tensor
 from ..network.weights import TrainedNetwork
 from ..reporting.figures.style import PAGE, house_style, new_figure
+from .networks import network_labels
+
+if TYPE_CHECKING:
+    from attention_zoo import Attention
 
 #: Most panels in a row.
 COLUMNS = 4
-#: Colours begin here, in multiples of the uniform weight 1/N; black is less, or no weight at all.
+#: Least weight with a colour, in multiples of the uniform weight 1/N; lower weights are black.
 LEAST = 0.01
 
 
@@ -36,8 +38,7 @@ class CorrelationMap:
 
     Attributes:
         label: the variant's row label.
-        kind: which weights: ``exact``, ``random features``, or nothing for a module that has only
-            one kind.
+        kind: ``exact`` or ``random features``; "" for a module with one kind of weights.
         run: the run's id, or the stem of its weight file.
         weights: ``[H, W]``, float64; they sum to 1.
     """
@@ -49,12 +50,12 @@ class CorrelationMap:
 
     @property
     def effective_positions(self) -> float:
-        """``exp(entropy)``: 1 if one position has all the weight, N if all have the same."""
+        """``exp(entropy)``: 1 if one position has all the weight, N if all are equal."""
         positive = self.weights[self.weights > 0]
         return math.exp(-float((positive * np.log(positive)).sum()))
 
     def statistics(self) -> dict[str, Any]:
-        """The map in numbers, as the file beside the figure holds it."""
+        """The map in numbers, for the file beside the figure."""
         return {
             "label": self.label,
             "weights": self.kind or "as used",
@@ -67,10 +68,38 @@ class CorrelationMap:
 
 
 class _Reached(Exception):
-    """Ends a forward pass at the module whose input was wanted."""
+    """Ends a forward pass at a module, with the module's input."""
 
     def __init__(self, features: Tensor) -> None:
         self.features = features
+
+
+def low_resolution(
+    image: NDArray[np.uint8], position: tuple[int, int], name: str, scale: int, hr: bool
+) -> tuple[NDArray[np.uint8], tuple[int, int]]:
+    """The LR image and the position in it.
+
+    Args:
+        image: uint8 ``[H, W, 3]``.
+        position: row and column in ``image``.
+        name: the image's name, for the error.
+        scale: the networks' scale.
+        hr: whether ``image`` is an HR image, to be cropped to a multiple of the scale and reduced.
+
+    Raises:
+        UserError: the position lies outside the (cropped) image.
+    """
+    if hr:
+        image = crop_to_multiple(image, scale)
+    if not (position[0] < image.shape[0] and position[1] < image.shape[1]):
+        cropped = f", cropped to a multiple of {scale}" if hr else ""
+        raise UserError(
+            f"position {position[0]},{position[1]} lies outside {name} "
+            f"({image.shape[0]} rows, {image.shape[1]} columns{cropped})"
+        )
+    if not hr:
+        return image, position
+    return downscale(image, scale), (position[0] // scale, position[1] // scale)
 
 
 @torch.inference_mode()
@@ -102,25 +131,24 @@ def correlation_maps(
     position: tuple[int, int],
     module: int,
 ) -> list[CorrelationMap]:
-    """Maps of every run, in their order; two for ENLA and ENLCA.
+    """Maps of every run, in the order of runs; two for ENLA and ENLCA.
 
-    NLSA's weights are those within the buckets of its evaluation hashes, Criss-Cross's those of
-    its (first) pass.
+    NLSA's weights lie within the buckets of its evaluation hashes; Criss-Cross's are those of its
+    (first) pass.
 
     Args:
         runs: networks in evaluation mode.
         lr: uint8 ``[H, W, 3]``.
         position: row and column in ``lr``.
-        module: which module, from 1; see :func:`module_number`.
+        module: number of the module, from 1; see :func:`module_number`.
 
     Raises:
-        UserError: a run whose weights are not finite.
+        UserError: the weights of a run are not finite.
         AttentionError: a position outside the image.
     """
     modules = [run.network.attention_modules[module - 1] for run in runs]
-    labels = distinct_labels([run.architecture.variant.to_dict() for run in runs])
     maps = []
-    for run, attention, label in zip(runs, modules, labels, strict=True):
+    for run, attention, label in zip(runs, modules, network_labels(runs), strict=True):
         features = features_before(run.network, attention, lr)
         for kind, weights in _weights(attention, features, position):
             if not weights.isfinite().all():
@@ -130,7 +158,7 @@ def correlation_maps(
 
 
 def module_number(runs: Sequence[TrainedNetwork], wanted: int | None = None) -> tuple[int, int]:
-    """Which attention module to draw, from 1, and how many each of the runs has.
+    """Number of the attention module to draw, from 1, and number of modules of each run.
 
     Args:
         runs: at least one.
@@ -138,8 +166,10 @@ def module_number(runs: Sequence[TrainedNetwork], wanted: int | None = None) -> 
 
     Raises:
         UserError: a run without weights over positions, runs with different numbers of modules
-            (an official network may have other than five), or no module of that number.
+            (an official network may not have five), or no module of that number.
     """
+    from attention_zoo import Attention
+
     counts = {}
     for run in runs:
         modules = run.network.attention_modules
@@ -149,8 +179,8 @@ def module_number(runs: Sequence[TrainedNetwork], wanted: int | None = None) -> 
             )
         counts[run.name] = len(modules)
     if len({*counts.values()}) > 1:
-        said = ", ".join(f"{name} {count}" for name, count in counts.items())
-        raise UserError(f"the runs differ in their number of attention modules ({said})")
+        found = ", ".join(f"{name} {count}" for name, count in counts.items())
+        raise UserError(f"the runs differ in their number of attention modules ({found})")
     (count,) = {*counts.values()}
     if wanted is not None and not 1 <= wanted <= count:
         raise UserError(f"module must be 1 to {count}, got {wanted}")
@@ -180,14 +210,14 @@ def draw(
 ) -> Figure:
     """The image and the maps side by side under one logarithmic colour scale.
 
-    Colours show weight x N, so 1 is a uniform weight; under each map stands its
+    Colours show weight x N, so 1 is a uniform weight. Below each map stands its
     :attr:`CorrelationMap.effective_positions`.
 
     Args:
         lr: uint8 ``[H, W, 3]``.
         position: row and column, marked by a red ring.
         maps: weights ``[H, W]`` each.
-        module: stands under the image.
+        module: text below the image.
     """
     height, width = lr.shape[:2]
     n = height * width
@@ -199,7 +229,7 @@ def draw(
     cmap = colormaps["magma"].with_extremes(under="black", bad="black")
     with house_style():
         panel = 0.95 * PAGE / columns
-        # Pixels stay as they are where the panel has room for all; else none may be skipped.
+        # Where the panel has fewer pixels than the map, none may be skipped.
         interpolation = "none" if width <= panel * rcParams["savefig.dpi"] else "auto"
         figure = new_figure(PAGE, rows * (panel * height / width + 0.55) + 0.5)
         figure.set_layout_engine("compressed")

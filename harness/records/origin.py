@@ -48,7 +48,7 @@ def rounding_of(record: Record) -> tuple[Any, ...]:
         (machine.gpu or {}).get("name"),
         torch.threads,
         (machine.packages or {}).get("torch"),
-        torch.products_by_onednn,
+        bool(torch.products_by_onednn),
         bool(machine.compiler),  # older records: no kernels in C
     )
 

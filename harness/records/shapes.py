@@ -54,7 +54,7 @@ class Torch(_Shape, frozen=True, kw_only=True):
     mkl: bool | None = None
     onednn: bool | None = None
     #: Whether the attention's large products were oneDNN's; records of November 2026 have it.
-    products_by_onednn: bool = False
+    products_by_onednn: bool | None = None
     matmul_precision: str | None = None
     cudnn_tf32: bool | None = None
     cudnn_benchmark: bool | None = None

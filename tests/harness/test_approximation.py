@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import synthetic_records as synthetic
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -369,9 +370,9 @@ def run_main(monkeypatch: pytest.MonkeyPatch, *words: str | Path) -> None:
 @pytest.fixture
 def few_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Most figures are empty, to save time."""
-    for name in ("error", "variance", "positions", "output", "modules"):
+    for name in ("_grid", "_modules_figure"):
         monkeypatch.setattr(
-            f"harness.reporting.figures.approximation._{name}_figure", lambda _: new_figure()
+            f"harness.reporting.figures.approximation.{name}", lambda *_, **__: new_figure()
         )
 
 
@@ -483,11 +484,11 @@ def test_an_nlsa_network_is_measured_for_nlsa_alone(
 
 def test_the_summary_says_what_the_numbers_say() -> None:
     rows = measure({8: synthetic_features(8, 0)}, Sweep(m=(128,), k=(6.0,), queries=16, draws=3))
-    record: dict[str, Any] = {**rows, "network": [], "id": "made-up"}
-    record["settings"] = {"network": None, "sides": [8], "draws": 3, "rounds": 8, "top": 16}
-    row = next(r for r in record["enla"] if r["features"] == "Gaussian")
+    settings = {"network": None, "sides": [8], "draws": 3, "rounds": 8, "top": 16}
+    record = synthetic.approximation(None, **rows, settings=settings)
+    row = next(r for r in record.enla if r["features"] == "Gaussian")
     row |= {"output_error": 0.5, "variance_closed": 2.0, "variance_independent": 1.0}
-    exact = next(r for r in record["exact"] if r["features"] == "Gaussian")
+    exact = next(r for r in record.exact if r["features"] == "Gaussian")
     for distance, words in ((0.6, "; nearer than the plain mean, at 60.0%"), (0.4, "no nearer")):
         exact["mean_distance"] = distance
         text = "\n".join(statements(record)).partition("NLSA")[0]

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import synthetic_records as synthetic
 from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.axes import Axes
 
+from harness.config.rows import table_rows
+from harness.config.variants import Variant
+from harness.records.shapes import Run
 from harness.reporting.benches import find_benches
 from harness.reporting.figures.pareto import (
+    Point,
     family_label,
-    gflops_points,
+    gflops_plot,
+    latency_plot,
     pareto_front,
-    pareto_gflops,
-    pareto_latency,
 )
 from harness.reporting.settings import Setting, paper_table
 
@@ -31,7 +32,7 @@ def test_the_front_is_what_no_other_pair_beats(points: list[tuple[float, float]]
     assert pareto_front(points) == sorted({p for p in points if not beaten(p)})
 
 
-def some_runs() -> list[dict[str, Any]]:
+def some_runs() -> list[Run]:
     return [
         synthetic.run(),
         synthetic.run("NLA", values=[26.1, 27.3, 28.2]),
@@ -53,8 +54,9 @@ def step_of(axis: Axes) -> list[list[float]]:
 
 def test_gflops_are_the_records_and_the_papers_are_beside() -> None:
     costs = [synthetic.cost("NLA", 4.0), synthetic.cost("NLSA-r4", 1.0)]
-    figure = pareto_gflops(Setting(some_runs(), costs))
-    assert figure is not None
+    plot = gflops_plot(Setting(some_runs(), costs))
+    assert plot is not None
+    figure = plot.draw()
     ours, theirs = figure.axes
     approx = {(round(x, 6), round(y, 6)) for x, y in points_of(ours)}
     assert approx == {(4.0, 27.2), (1.0, 27.4)}  # Criss-Cross has no cost record
@@ -84,9 +86,9 @@ def test_latency_is_the_benchs_and_its_machine_is_named() -> None:
         synthetic.latency_row("Criss-Cross", None),
     ]
     (bench,) = find_benches([synthetic.latency(rows)])
-    figure = pareto_latency(Setting(some_runs(), []), bench)
-    assert figure is not None
-    ours, theirs = figure.axes
+    plot = latency_plot(Setting(some_runs(), []), bench)
+    assert plot is not None
+    ours, theirs = plot.draw().axes
     assert {x for x, _ in points_of(ours)} == {9.0, 3.0}
     assert "Made-up CPU" in ours.get_title()
     assert "RTX 2080 Ti" in theirs.get_title()
@@ -95,13 +97,39 @@ def test_latency_is_the_benchs_and_its_machine_is_named() -> None:
 
 
 def test_two_counted_variants_are_needed() -> None:
-    assert pareto_gflops(Setting(some_runs(), [synthetic.cost("NLA", 4.0)])) is None
-    assert pareto_gflops(Setting([], [])) is None
+    assert gflops_plot(Setting(some_runs(), [synthetic.cost("NLA", 4.0)])) is None
+    assert gflops_plot(Setting([], [])) is None
 
 
-def test_family_label() -> None:
-    assert family_label(["ENLCA-m2", "ENLCA-m16"]) == "ENLCA"
-    assert family_label(["NLSA-r4", "NLSA-r4"]) == "NLSA-r4"
+def test_a_family_is_called_by_what_its_labels_share() -> None:
+    two, sixteen = (Point("enlca", f"ENLCA-m{m}", 1.0, 26.0) for m in (2, 16))
+    assert family_label([two, sixteen]) == "ENLCA"
+    assert family_label([two, two]) == "ENLCA-m2"
+
+
+def test_the_papers_points_are_of_the_modules_that_have_these_labels() -> None:
+    costs = [synthetic.cost("NLA", 4.0), synthetic.cost("NLSA-r4", 1.0)]
+    plot = gflops_plot(Setting(some_runs(), costs))
+    assert plot is not None
+    labels = {v.label: v.name for v in table_rows("table4")}
+    assert {p.label: p.name for p in plot.paper}.items() <= labels.items()
+
+
+def test_every_drawn_point_is_known_by_its_lines_gid() -> None:
+    costs = [synthetic.cost("NLA", 4.0)]
+    runs = [*some_runs()]
+    for m, gflops in ((16, 0.5), (2, 0.1)):
+        variant = Variant("enlca", {"m": m}).describe()
+        runs.append(synthetic.run(variant))
+        costs.append(synthetic.cost(variant, gflops))
+    plot = gflops_plot(Setting(runs, costs))
+    assert plot is not None
+    lines = {line.get_gid(): line for axis in plot.draw().axes for line in axis.get_lines()}
+    marked = plot.marked()
+    assert [p.label for p in marked["measured-enlca"]] == ["ENLCA-m2", "ENLCA-m16"]
+    assert {*marked} == {*lines} - {None}
+    for gid, points in marked.items():
+        assert lines[gid].get_xydata().tolist() == [[p.cost, p.psnr] for p in points]
 
 
 def test_a_variant_with_fewer_seeds_stands_at_its_paired_difference() -> None:
@@ -111,5 +139,8 @@ def test_a_variant_with_fewer_seeds_stands_at_its_paired_difference() -> None:
         synthetic.run(values=[27.0, 28.0, 29.0], seed=1),
         synthetic.run("NLA", values=[26.1, 27.1, 28.1]),
     ]
-    (point,) = gflops_points(Setting(runs, [synthetic.cost("NLA", 4.0)]))
-    assert point.psnr == pytest.approx(27.5 + 0.1)
+    runs.append(synthetic.run("NLSA-r4"))
+    costs = [synthetic.cost("NLA", 4.0), synthetic.cost("NLSA-r4", 1.0)]
+    plot = gflops_plot(Setting(runs, costs))
+    assert plot is not None
+    assert plot.measured[0].psnr == pytest.approx(27.5 + 0.1)

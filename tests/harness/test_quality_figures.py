@@ -11,17 +11,18 @@ import synthetic_records as synthetic
 from attention_zoo import list_attentions
 from harness.config.rows import table_rows
 from harness.config.variants import Variant
+from harness.records.shapes import Run
 from harness.reporting.figures.marks import FAMILIES, style_of
 from harness.reporting.figures.quality import figure6, paired_figure, psnr_m
-from harness.reporting.figures.style import COLOURS, MARKERS
+from harness.reporting.figures.style import look
 from harness.reporting.settings import Setting, paper_table
 
 
 def enlca(k: float, **options: Any) -> dict[str, Any]:
-    return Variant("enlca", {"k": k, **options}).to_dict()
+    return Variant("enlca", {"k": k, **options}).describe()
 
 
-def runs(*ks: float) -> list[dict[str, Any]]:
+def runs(*ks: float) -> list[Run]:
     found = [synthetic.run(values=[25.0, 26.0, 27.0])]
     for k in ks:
         values = [25.5 + k / 100, 26.4, 27.6]
@@ -49,7 +50,7 @@ def test_figure_6_shows_psnr_with_intervals_against_k() -> None:
         [4.0, pytest.approx((25.54 + 26.4 + 27.6) / 3)],
     ]
     assert list(baseline.get_ydata()) == [26.0, 26.0]
-    summary = setting.summary(next(k for k in setting.runs_of if '"k":2.0' in k), "Set5")
+    summary = setting.summary(Variant("enlca", {"k": 2.0}), "Set5")
     assert summary is not None
     assert summary.low is not None
     (bars,) = (c for c in axis.collections if hasattr(c, "get_segments"))
@@ -85,15 +86,15 @@ def test_without_a_baseline_there_are_no_intervals() -> None:
     assert all(low[1] == high[1] for low, high in bars.get_segments())
 
 
-def over_m(*ms: int, seeds: int = 1, **options: Any) -> list[dict[str, Any]]:
+def over_m(*ms: int, seeds: int = 1, **options: Any) -> list[Run]:
     """A baseline of 26 dB, and ENLCA of 26 + log2(m) / 10 dB on average."""
     values = np.array([25.0, 26.0, 27.0])
-    found = [synthetic.run(seed=seed, values=list(values)) for seed in range(seeds)]
+    found = [synthetic.run(seed=seed, values=values.tolist()) for seed in range(seeds)]
     for m in ms:
-        variant = Variant("enlca", {"m": m, **options}).to_dict()
+        variant = Variant("enlca", {"m": m, **options}).describe()
         better = values + np.log2(m) / 10 + np.array([-0.1, 0, 0.1])
         found += [
-            synthetic.run(variant, seed, list(better), identifier=f"enlca-m{m}-s{seed}")
+            synthetic.run(variant, seed, better.tolist(), identifier=f"enlca-m{m}-s{seed}")
             for seed in range(seeds)
         ]
     return found
@@ -144,8 +145,8 @@ def test_paired_differences_show_every_image_and_the_tables_interval() -> None:
         assert np.all(np.abs(heights - row) < 0.5)
         assert len({*heights}) == len(heights)
     bars = [c.get_segments() for c in axis.collections if hasattr(c, "get_segments")]
-    for (_, key), (((low, _), (high, _)),) in zip(setting.trained[1:], bars, strict=True):
-        summary = setting.summary(key, "Urban100")
+    for (_, variant), (((low, _), (high, _)),) in zip(setting.trained[1:], bars, strict=True):
+        summary = setting.summary(variant, "Urban100")
         assert summary is not None
         assert (low, high) == pytest.approx((summary.low, summary.high))
 
@@ -156,7 +157,7 @@ def test_paired_differences_need_a_baseline_of_the_same_seed() -> None:
 
 
 def test_no_two_modules_look_alike() -> None:
-    styles = [style_of(name) for name in list_attentions()]
-    looks = {(s % len(COLOURS), s % len(MARKERS)) for s in [*styles, style_of("my.module:My")]}
-    assert len(looks) == len(styles) + 1
-    assert [style_of(name) for name in FAMILIES] == list(range(len(FAMILIES)))
+    assert {*FAMILIES} <= {*list_attentions()}
+    looks = [look(style_of(name)) for name in (*FAMILIES, "my.module:My")]
+    assert all(looks.count(one) == 1 for one in looks)
+    assert style_of("my.module:My") == style_of("other.module:Other")

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+import msgspec
 import numpy as np
+import pandas as pd
 import pytest
 import synthetic_records as synthetic
 
+from harness.records.shapes import Run
 from harness.reporting.figures.training import (
     difference_percent,
     loss_curves,
-    table_of,
+    smooth,
     training_figure,
 )
 from harness.reporting.settings import Setting
@@ -19,11 +20,12 @@ from harness.reporting.settings import Setting
 STEPS = 40
 
 
-def logged(variant: str, seed: int, factor: float) -> dict[str, Any]:
-    """A run whose loss at step s is factor / s, in the log's columns step, loss."""
+def logged(variant: str, seed: int, factor: float) -> Run:
+    """A run whose loss at step s is factor · (1 + seed) / s."""
     record = synthetic.run(variant, seed)
-    record["training"]["log"] = [[s, factor * (1 + seed) / s, 0.0] for s in range(1, STEPS + 1)]
-    return record
+    log = [[s, factor * (1 + seed) / s, 0.0] for s in range(1, STEPS + 1)]
+    training = msgspec.structs.replace(record.training, log=log)
+    return msgspec.structs.replace(record, training=training)
 
 
 def test_differences_are_by_seed_and_step() -> None:
@@ -31,18 +33,20 @@ def test_differences_are_by_seed_and_step() -> None:
     curves = difference_percent(
         loss_curves(runs), loss_curves([logged("Baseline", seed, 1.0) for seed in (0, 1, 2)])
     )
-    assert sorted(curves) == [0, 1]
-    for seed, percent in ((0, -10.0), (1, 10.0)):
-        assert sorted(curves[seed]) == list(range(1, STEPS + 1))
-        assert all(value == pytest.approx(percent) for value in curves[seed].values())
+    assert list(curves.columns) == [0, 1]
+    assert sorted(curves.index) == list(range(1, STEPS + 1))
+    assert curves[0].to_numpy() == pytest.approx(-10.0)
+    assert curves[1].to_numpy() == pytest.approx(10.0)
 
 
 def test_running_means_are_over_steps_that_all_seeds_have() -> None:
     short = {s: float(s) for s in range(1, 31)}
     long = {s: 2.0 * s for s in range(1, 41)}
-    steps, values = table_of({0: short, 1: long})  # a window of 2 of 30 steps
-    assert steps.tolist() == [s + 0.5 for s in range(1, 30)]
-    assert values.tolist() == [steps.tolist(), (2 * steps).tolist()]
+    values = smooth(pd.DataFrame({0: short, 1: long}))  # a window of 2 of 30 steps
+    steps = [s + 0.5 for s in range(1, 30)]
+    assert values.index.tolist() == steps
+    assert values[0].tolist() == steps
+    assert values[1].tolist() == [2 * step for step in steps]
 
 
 def test_a_panel_for_the_loss_and_for_each_difference() -> None:

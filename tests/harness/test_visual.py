@@ -56,7 +56,7 @@ def test_the_crop_is_the_widest_spread_of_all_windows(
     assert (spread, top, left) == (pytest.approx(best[0]), *best[1:])
 
 
-def test_a_crop_that_does_not_fit_is_told() -> None:
+def test_a_crop_that_does_not_fit_is_an_error() -> None:
     hr = picture(0, 20, 30)
     with pytest.raises(UserError, match="a crop of 17x17 does not fit into 30x20 pixels inside"):
         find_crop(hr, [hr, hr], 17, 2)
@@ -130,7 +130,7 @@ def test_command_line(
     assert [path.read_bytes() for path in files] == before
     with pytest.raises(SystemExit):
         command(monkeypatch, folder, *words, "--count", "2")
-    assert "describes another figure" in capsys.readouterr().err
+    assert "another figure" in capsys.readouterr().err
     assert [path.read_bytes() for path in files] == before
     command(monkeypatch, folder, *words, "--count", "2", "--output", folder / "both")
     both = json.loads((folder / "both.json").read_text())

@@ -13,7 +13,7 @@ from harness.records.store import save_record
 
 resource = pytest.importorskip("resource")
 ROOT = Path(__file__).parents[2]
-COMMANDS = ["tables"]
+COMMANDS = ["tables", "figures", "report"]
 HEAVY = ("torch", "attention_zoo")
 HEAVY += tuple(f"harness.{wing}" for wing in ("measuring", "network", "training", "images", "runs"))
 # Runs a command, then fails with the names of what it should not have imported.

@@ -3,61 +3,82 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
 from ...base.errors import UserError
-from ...records.origin import Record
-from ...records.store import load_records
+from ...records.shapes import Approximation, Cost, Latency, Record, Run, Scaling
+from ...records.store import load_all_records, load_records
 from ..benches import Bench, find_benches
 from ..settings import Setting, find_settings
 from .approximation import figures as approximation_figures
-from .pareto import pareto_gflops, pareto_latency
+from .pareto import Pareto, pareto_plots
 from .quality import figure6, paired_figure, psnr_m
 from .scaling import scaling_figure
 from .style import house_style, save_figure
 from .training import training_figure
 
 
+@dataclass(frozen=True)
+class Drawn:
+    """A figure and what it was drawn from.
+
+    Attributes:
+        stem: its file in ``figures/``, without suffix.
+        kind: what it shows: ``psnr-m``, ``pareto-latency``, ``scaling``, ….
+        figure: the figure.
+        source: the setting or record that it shows.
+        which: the bench or record that sets it apart from others of its kind.
+        plot: the points of a figure of PSNR against cost.
+    """
+
+    stem: Path
+    kind: str
+    figure: Figure
+    source: Setting | Approximation | Scaling
+    which: str = ""
+    plot: Pareto | None = None
+
+
 def setting_figures(
-    setting: Setting, approximations: Sequence[Record], benches: Sequence[Bench]
-) -> Iterator[tuple[str, Figure]]:
-    """Every figure that a setting's runs suffice for, with its name."""
-    drawn = {
+    setting: Setting, approximations: Sequence[Approximation], benches: Sequence[Bench]
+) -> Iterator[Drawn]:
+    """Every figure that a setting's runs suffice for."""
+    folder = Path(setting.label)
+    figures = {
         "figure6": figure6(setting, approximations),
         "psnr-m": psnr_m(setting),
         "paired-differences": paired_figure(setting),
         "training-curves": training_figure(setting),
-        "pareto-gflops": pareto_gflops(setting),
     }
-    for bench in benches:
-        where = bench.label.removeprefix("table5-")
-        drawn[f"pareto-latency-{where}"] = pareto_latency(setting, bench)
-    yield from ((name, figure) for name, figure in drawn.items() if figure)
+    for kind, figure in figures.items():
+        if figure:
+            yield Drawn(folder / kind, kind, figure, setting)
+    for kind, which, plot in pareto_plots(setting, benches):
+        name = f"{kind}-{which}" if which else kind
+        yield Drawn(folder / name, kind, plot.draw(), setting, which, plot)
 
 
-def all_figures(results: Path) -> Iterator[tuple[Path, Figure]]:
-    """Every figure of a results folder, with its file's path, without suffix, in ``figures/``.
-
-    Raises:
-        UserError: no records, or a bad one.
-    """
-    kinds = ("run", "cost", "latency", "approximation", "scaling")
-    records = [load_records(results, kind) for kind in kinds]
-    if not any(records) and not load_records(results):
-        raise UserError(f"no records under {results / 'records'}; run python -m harness.run first")
-    runs, costs, latency, approximations, scaling = records
-    benches = find_benches(latency)
+def draw_all(records: Sequence[Record]) -> Iterator[Drawn]:
+    """Every figure of these records: by setting, then by record."""
+    approximations = [record for record in records if isinstance(record, Approximation)]
+    benches = find_benches(record for record in records if isinstance(record, Latency))
+    runs = [record for record in records if isinstance(record, Run)]
+    costs = [record for record in records if isinstance(record, Cost)]
     for setting in find_settings(runs, costs) if runs else []:
         with house_style():
             drawn = list(setting_figures(setting, approximations, benches))
-        yield from ((Path(setting.label) / name, figure) for name, figure in drawn)
+        yield from drawn
     for record in approximations:
-        for name, figure in approximation_figures(record).items():
-            yield Path(f"approximation-{record['id']}-{name}"), figure
-    for record in scaling:
-        yield Path(f"scaling-{record['id']}"), scaling_figure(record)
+        for kind, figure in approximation_figures(record).items():
+            stem = Path(f"approximation-{record.id}-{kind}")
+            yield Drawn(stem, kind, figure, record, record.id)
+    for one in records:
+        if isinstance(one, Scaling):
+            stem = Path(f"scaling-{one.id}")
+            yield Drawn(stem, "scaling", scaling_figure(one), one, one.id)
 
 
 def write_figures(results: Path, output: Path | None = None) -> list[Path]:
@@ -72,10 +93,18 @@ def write_figures(results: Path, output: Path | None = None) -> list[Path]:
             cannot be written.
     """
     output = output or results / "figures"
-    paths = []
-    for stem, figure in all_figures(results):
-        paths += save_figure(figure, output / stem)
+    kinds = (Run, Cost, Latency, Approximation, Scaling)
+    records = [record for kind in kinds for record in load_records(results, kind)]
+    paths = [
+        path
+        for drawn in draw_all(records)
+        for path in save_figure(drawn.figure, output / drawn.stem)
+    ]
     if not paths:
+        if not load_all_records(results):
+            raise UserError(
+                f"no records under {results / 'records'}; run python -m harness.run first"
+            )
         raise UserError(
             f"the records under {results / 'records'} suffice for no figure: train "
             "variants and their baseline, e.g. python -m harness.run --attn none enlca"

@@ -1,71 +1,109 @@
-"""Marks shared by figures: family styles, error bars, the baseline."""
+"""What figures share: a look for each module, lines with bars, the baseline, titles."""
 
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Literal, get_args
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from attention_zoo import list_attentions
-
-from ...records.origin import Record
+from ...config.rows import TableName, table_rows
+from ...config.variants import Variant
+from ...records.shapes import UNSET
+from ..approximation import Row
 from ..cells import seed_count
-from ..settings import Setting
+from ..settings import Setting, paper_table
 from ..statistics import Summary
+from .style import look
 
+_PAPER = ("enlca", "nla", "nlsa", "criss-cross", "conv", "enla")
+_NAMES = {variant.name for table in get_args(TableName) for variant in table_rows(table)}
 #: Modules in the order of their colours and markers, the same in all figures.
-FAMILIES = ("enlca", "nla", "nlsa", "criss-cross", "conv", "enla")
+FAMILIES = (*_PAPER, *sorted(_NAMES - {*_PAPER}))
 #: Title of what was measured.
 MEASURED = "measured, bars: 95 % interval"
-#: What the paper trained; said where its points are drawn.
+#: What the paper trained, for panels that show its results.
 PAPER_NETWORK = "32×256, 1000 epochs of DIV2K"
 
 
 def style_of(name: str) -> int:
-    """Index of a module's colour and marker: FAMILIES first, the suite's others, then users'."""
-    known = list(dict.fromkeys([*FAMILIES, *list_attentions()]))
-    return known.index(name) if name in known else len(known)
+    """Index of a module's colour and marker for :func:`.style.look`; users' modules share one."""
+    return FAMILIES.index(name) if name in FAMILIES else len(FAMILIES)
 
 
-def plain_variants(setting: Setting) -> list[tuple[str, str]]:
-    """(label, key) of the trained variants with no option beyond what the label tells.
+def plain_variants(setting: Setting) -> list[tuple[str, Variant]]:
+    """(label, variant) of the trained variants whose label shows all their options.
 
-    The others are the ablations', which have tables of their own.
+    The others belong to ablations, which have tables of their own.
     """
     return [
-        (label, key)
-        for label, key in setting.trained
-        if label == setting.runs_of[key][0]["variant"]["label"]
+        (label, variant)
+        for label, variant in setting.trained
+        if label == setting.recorded[variant].label
     ]
 
 
 def draw_title(figure: Figure, setting: Setting) -> None:
     """Preset, scale, protocol, steps, device, seeds and training data above a figure."""
     config = setting.config
-    start = config.get("start")
-    steps = f"{start['steps']}+{config['steps']}" if start else config["steps"]
+    start = "" if config.start is UNSET else f"{config.start.steps}+"
     lines = (
-        f"{config['preset']} ({config['blocks']}×{config['channels']}), ×{config['scale']}, "
-        f"{config['protocol']}, {steps} steps, {config['device']}, {seed_count(setting)}",
-        f"trained on {' + '.join(config['data']['train'])}",
+        f"{config.preset} ({config.blocks}×{config.channels}), ×{config.scale}, "
+        f"{config.protocol}, {start}{config.steps} steps, {config.device}, {seed_count(setting)}",
+        f"trained on {' + '.join(config.data.train)}",
     )
     columns = round(20.3 * figure.get_figwidth())
     figure.suptitle("\n".join(textwrap.fill(line, columns) for line in lines), fontsize=6.3)
 
 
-def error_bars(summaries: Sequence[Summary]) -> list[list[float]]:
-    """How far the 95 % intervals of the differences to the baseline reach below and above.
+def points_of(rows: Iterable[Row], x: str, y: str) -> list[tuple[float, float, float]]:
+    """Two quantities of each row and the standard deviation of the second, 0 if it has none."""
+    return [(row[x], row[y], row.get(f"{y}_std", 0.0)) for row in rows]
 
-    Zero where there is none.
+
+def plot_line(
+    axis: Axes,
+    points: Iterable[tuple[float, float, float]],
+    label: str,
+    style: int,
+    fill: Literal["none", "full"] = "none",
+) -> None:
+    """One line through (x, y, standard deviation), with bars of ± one standard deviation.
+
+    Markers are outlines unless filled, so that they hide nothing. On a log axis, which must be
+    set before, a bar that would reach below zero has its upper half only.
     """
-    bars: list[list[float]] = [[], []]
-    for s in summaries:
-        known = s.difference is not None and s.low is not None and s.high is not None
-        bars[0].append(s.difference - s.low if known else 0.0)  # type: ignore[operator]
-        bars[1].append(s.high - s.difference if known else 0.0)  # type: ignore[operator]
-    return bars
+    ordered = sorted(points)
+    x, y, above = ([point[i] for point in ordered] for i in range(3))
+    log = axis.get_yscale() == "log"
+    below = [0.0 if log and b >= v else b for v, b in zip(y, above, strict=True)]
+    axis.errorbar(
+        x,
+        y,
+        yerr=[below, above] if any(above) else None,
+        label=label,
+        **look(style),
+        fillstyle=fill,
+        capsize=1.5,
+        elinewidth=0.8,
+    )
+
+
+def reach(summary: Summary) -> tuple[float, float]:
+    """How far the 95 % interval of the difference reaches below and above it; 0 if there is none.
+
+    The unit is that of the difference.
+    """
+    if summary.difference is None or summary.low is None or summary.high is None:
+        return 0.0, 0.0
+    return summary.difference - summary.low, summary.high - summary.difference
+
+
+def error_bars(summaries: Sequence[Summary]) -> list[list[float]]:
+    """:func:`reach` of several, as matplotlib takes it: all below, then all above."""
+    return [[reach(summary)[side] for summary in summaries] for side in (0, 1)]
 
 
 def draw_baseline(axis: Axes, level: float | None) -> None:
@@ -76,12 +114,24 @@ def draw_baseline(axis: Axes, level: float | None) -> None:
 
 def baseline_psnr(setting: Setting, test_set: str | None) -> float | None:
     """Mean PSNR of the baseline in dB; None if it was not trained."""
-    key = next((k for k, runs in setting.runs_of.items() if runs is setting.baseline), None)
-    summary = setting.summary(key, test_set)
+    baseline = next((v for v, runs in setting.runs_of.items() if runs is setting.baseline), None)
+    summary = setting.summary(baseline, test_set)
     return summary.mean if summary else None
 
 
-def _network(approximation: Record) -> str | None:
-    """Id of the run whose features were measured; None for synthetic features."""
-    network = approximation["settings"]["network"]
-    return network and network["name"]
+def paper_baseline() -> float:
+    """The baseline's PSNR on Urban100 x4 in the paper's Table 4, in dB."""
+    (row,) = (row for row in paper_table(4) if row["method"] == "Baseline")
+    return float(row["psnr_db"])
+
+
+def drawn_psnr(setting: Setting, test_set: str | None, summary: Summary) -> float:
+    """PSNR in dB at which a variant is drawn: the baseline's mean plus the paired difference.
+
+    A variant that lacks some of the baseline's seeds is thus not displaced by them. Without a
+    difference it is the variant's own mean.
+    """
+    level = baseline_psnr(setting, test_set)
+    if level is None or summary.difference is None:
+        return summary.mean
+    return level + summary.difference

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from matplotlib.axes import Axes
@@ -13,6 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 
 from ...config.rows import table_rows
+from ...config.variants import Variant
 from ...records.origin import describe_machine
 from ..benches import Bench
 from ..settings import PAPER_SET, Setting, paper_table
@@ -23,24 +23,160 @@ from .marks import (
     baseline_psnr,
     draw_baseline,
     draw_title,
-    error_bars,
+    drawn_psnr,
+    paper_baseline,
     plain_variants,
+    reach,
     style_of,
 )
-from .quality import drawn_psnr
-from .style import COLOURS, COLUMN, MARKERS, label_within_decades, new_figure
+from .style import COLUMN, label_within_decades, look, new_figure
+
+#: Device of the paper's latencies.
+PAPER_DEVICE = "RTX 2080 Ti"
+# Characters of a panel's title that fit its width.
+_TITLE_COLUMNS = 40
+# Highest over lowest of a log scale that needs labels between its powers of ten.
+_FEW_DECADES = 100
 
 
 @dataclass(frozen=True)
 class Point:
-    """One variant: cost above 0, PSNR in dB, and how far its interval reaches below and above."""
+    """One variant: its module's name, label, cost above 0, and PSNR in dB as drawn.
+
+    Attributes:
+        summary: what was measured; None for the paper's points.
+    """
 
     name: str
     label: str
     cost: float
     psnr: float
-    below: float = 0.0
-    above: float = 0.0
+    summary: Summary | None = None
+
+    @property
+    def bars(self) -> tuple[float, float]:
+        """How far its interval reaches below and above, in dB."""
+        return reach(self.summary) if self.summary else (0.0, 0.0)
+
+
+@dataclass(frozen=True)
+class Pareto:
+    """Measured points, drawn above, and the paper's, drawn below in outline.
+
+    Attributes:
+        setting: whose runs were measured.
+        cost: name of the cost with its unit.
+        details: what the cost depends on.
+        machine: where the cost was measured; "" if that does not matter.
+        measured: at least two points.
+        paper: the paper's points.
+    """
+
+    setting: Setting
+    cost: str
+    details: str
+    machine: str
+    measured: Sequence[Point]
+    paper: Sequence[Point]
+
+    def draw(self) -> Figure:
+        """Two panels, each with its own PSNR axis; they share the cost axis if no machine is named.
+
+        Bars are 95 % intervals of the differences to the baseline, whose cost is 0. The front
+        joins means, the baseline's included.
+        """
+        shared = not self.machine
+        figure = new_figure(COLUMN, 4.9 if shared else 5.3)
+        draw_title(figure, self.setting)
+        ours, theirs = figure.subplots(2, 1, sharex=shared)
+        handles: dict[str, Line2D] = {}
+        level = baseline_psnr(self.setting, self.setting.test_set)
+        for axis, points, baseline, fill in (
+            (ours, self.measured, level, "full"),
+            (theirs, self.paper, paper_baseline(), "none"),
+        ):
+            ranged = [*self.measured, *self.paper] if shared else points
+            low = min(point.cost for point in ranged) / 3
+            high = max(point.cost for point in ranged) * 2
+            axis.set_xscale("log")
+            axis.set_xlim(low, high)
+            if high < _FEW_DECADES * low:  # else matplotlib labels so many that they overlap
+                label_within_decades(axis.xaxis)
+            _draw_front(axis, points, baseline, low, high)
+            draw_baseline(axis, baseline)
+            handles = _draw_points(axis, points, fill) | handles
+            axis.margins(y=0.12)
+            axis.ticklabel_format(axis="y", useOffset=False)
+        place = textwrap.fill(self.machine, _TITLE_COLUMNS)
+        ours.set_title("\n".join(filter(None, (MEASURED, place))))
+        theirs.set_title(f"paper: {PAPER_NETWORK}" + ("" if shared else f"\n{PAPER_DEVICE}"))
+        ours.set_ylabel(f"PSNR (dB), {self.setting.test_set} ×{self.setting.config.scale}")
+        theirs.set_ylabel(f"PSNR (dB), {PAPER_SET} ×4")
+        for axis in (theirs,) if shared else (theirs, ours):
+            axis.set_xlabel(f"{self.cost}, {self.details}")
+        families = by_module([*self.measured, *self.paper])
+        names = {family_label(families[name]): line for name, line in handles.items()}
+        names |= {str(line.get_label()): line for line in theirs.get_lines()[:2]}
+        figure.legend(
+            names.values(),
+            names.keys(),
+            loc="outside lower center",
+            ncols=3,
+            frameon=False,
+            fontsize=6,
+            handlelength=1.5,
+            columnspacing=1,
+        )
+        return figure
+
+    def marked(self) -> dict[str, list[Point]]:
+        """Points of every drawn line in their order, by the line's gid."""
+        return {
+            _gid(fill, name): family
+            for fill, points in (("full", self.measured), ("none", self.paper))
+            for name, family in by_module(points).items()
+        }
+
+
+def pareto_plots(setting: Setting, benches: Iterable[Bench]) -> Iterator[tuple[str, str, Pareto]]:
+    """(kind, bench, plot) against GFLOPs and each bench's latency, where two variants are known."""
+    if plot := gflops_plot(setting):
+        yield "pareto-gflops", "", plot
+    for bench in benches:
+        if plot := latency_plot(setting, bench):
+            yield "pareto-latency", bench.label.removeprefix("table5-"), plot
+
+
+def gflops_plot(setting: Setting) -> Pareto | None:
+    """PSNR against the GFLOPs of the core at 100x100, 64 channels, in the paper's convention.
+
+    Returns:
+        None if fewer than two variants beside the baseline were trained and counted.
+    """
+    costs = {variant: cost.parts.core.paper_gflops for variant, cost in setting.cost_of.items()}
+    measured = _points(setting, costs)
+    if len(measured) < 2:
+        return None
+    details = "100×100, C = 64"
+    return Pareto(setting, "core GFLOPs", details, "", measured, _paper_points(4, "gflops"))
+
+
+def latency_plot(setting: Setting, bench: Bench) -> Pareto | None:
+    """PSNR against the mean latency in ms of the core's forward pass at 100x100, 64 channels.
+
+    The paper's latencies come from another device.
+
+    Returns:
+        None if fewer than two variants beside the baseline were trained and timed.
+    """
+    rows = {variant: bench.find(variant, "core", "forward", 100)[0] for variant in setting.runs_of}
+    measured = _points(setting, {variant: row.mean_ms for variant, row in rows.items() if row})
+    if len(measured) < 2:
+        return None
+    machine = describe_machine(bench.records[-1]).partition(", torch")[0]
+    details = f"100×100, C = 64, {bench.row.dtype}"
+    paper = _paper_points(5, "latency_ms_100x100")
+    return Pareto(setting, "core latency (ms)", details, machine, measured, paper)
 
 
 def pareto_front(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -55,151 +191,39 @@ def pareto_front(points: Iterable[tuple[float, float]]) -> list[tuple[float, flo
     return front
 
 
-def gflops_points(setting: Setting) -> list[Point]:
-    """Trained variants by the GFLOPs of the core at 100x100, 64 channels, as the paper counts."""
-    costs = {key: cost["parts"]["core"]["paper_gflops"] for key, cost in setting.cost_of.items()}
-    return _points(setting, costs)
+def by_module(points: Iterable[Point]) -> dict[str, list[Point]]:
+    """Points by their module's name, each module's in the order of their costs."""
+    families: dict[str, list[Point]] = {}
+    for point in points:
+        families.setdefault(point.name, []).append(point)
+    return {name: sorted(family, key=lambda p: p.cost) for name, family in families.items()}
 
 
-def latency_points(setting: Setting, bench: Bench) -> list[Point]:
-    """Trained variants by mean latency in ms of the core's forward at 100x100, 64 channels."""
-    found = {key: bench.find(key, "core", "forward", 100)[0] for _, key in setting.trained}
-    return _points(setting, {key: row["mean_ms"] for key, row in found.items() if row})
+def family_label(points: Sequence[Point]) -> str:
+    """The common label of a module's variants: ``ENLCA`` of ENLCA-m2 and ENLCA-m16."""
+    common = points[0].label.rpartition("-")[0]
+    return common if common and len({p.label for p in points}) > 1 else points[0].label
 
 
-def paper_gflops_points() -> list[Point]:
-    """Table 4 of the paper: GFLOPs and PSNR on Urban100 x4."""
-    names = _paper_names()
+def _points(setting: Setting, costs: Mapping[Variant, float | None]) -> list[Point]:
     return [
-        Point(names[row["method"]], row["method"], float(row["gflops"]), float(row["psnr_db"]))
-        for row in paper_table(4)
-        if row["psnr_db"] and row["method"] != "Baseline"
+        Point(variant.name, label, cost, drawn_psnr(setting, setting.test_set, summary), summary)
+        for label, variant in plain_variants(setting)
+        if variant.name != "none"  # the dotted line
+        and (cost := costs.get(variant))
+        and (summary := setting.psnr_of.get(variant))
     ]
 
 
-def paper_latency_points() -> list[Point]:
-    """Table 5 of the paper: latency at 100x100 in ms on an RTX 2080 Ti, and PSNR."""
-    names, column = _paper_names(), "latency_ms_100x100"
+def _paper_points(number: int, column: str) -> list[Point]:
+    """A column of the paper's Table 4 or 5 against PSNR on Urban100 x4."""
+    methods = [row["method"] for row in paper_table(4)]
+    names = {m: v.name for m, v in zip(methods, table_rows("table4"), strict=True)}
     return [
         Point(names[row["method"]], row["method"], float(row[column]), float(row["psnr_db"]))
-        for row in paper_table(5)
+        for row in paper_table(number)
+        if row["psnr_db"] and row["method"] != "Baseline"
     ]
-
-
-def pareto_gflops(setting: Setting) -> Figure | None:
-    """PSNR against the GFLOPs of the core at 100x100, 64 channels, in the paper's convention.
-
-    Below are the paper's points, in outline. Bars are 95 % intervals of the differences to the
-    baseline, which costs nothing; the front is that of the means, the baseline included.
-
-    Returns:
-        None if fewer than two variants beside the baseline were trained and counted.
-    """
-    points, paper = gflops_points(setting), f"paper: {PAPER_NETWORK}"
-    label = "core GFLOPs, 100×100, C = 64"
-    return _figure(setting, points, paper_gflops_points(), label, MEASURED, paper, shared=True)
-
-
-# Characters of a panel's title that fit its width.
-_TITLE_COLUMNS = 40
-# Highest over lowest of a log scale that needs labels between its powers of ten.
-_FEW_DECADES = 100
-
-
-def pareto_latency(setting: Setting, bench: Bench) -> Figure | None:
-    """PSNR against the mean latency of the core's forward pass at 100x100, 64 channels.
-
-    As :func:`pareto_gflops`; the paper's latencies are of another device.
-    """
-    points, paper = latency_points(setting, bench), f"paper: {PAPER_NETWORK}\nRTX 2080 Ti"
-    machine = describe_machine(bench.records[-1]).partition(", torch")[0]
-    measured = f"{MEASURED}\n{textwrap.fill(machine, _TITLE_COLUMNS)}"
-    label = f"core latency (ms), 100×100, C = 64, {bench.row['dtype']}"
-    return _figure(setting, points, paper_latency_points(), label, measured, paper, shared=False)
-
-
-def _paper_names() -> dict[str, str]:
-    return {variant.label: variant.name for variant in table_rows("table4")}
-
-
-def _figure(
-    setting: Setting,
-    measured: Sequence[Point],
-    paper: Sequence[Point],
-    cost_label: str,
-    measured_title: str,
-    paper_title: str,
-    *,
-    shared: bool,
-) -> Figure | None:
-    """Measured above, the paper's below, each with a PSNR axis of its own."""
-    if len(measured) < 2:
-        return None
-    printed = {row["method"]: row["psnr_db"] for row in paper_table(4)}
-    figure = new_figure(COLUMN, 4.9 if shared else 5.3)
-    draw_title(figure, setting)
-    ours, theirs = figure.subplots(2, 1, sharex=shared)
-    handles: dict[str, Line2D] = {}
-    for axis, points, level, fill in (
-        (ours, measured, baseline_psnr(setting, setting.test_set), "full"),
-        (theirs, paper, float(printed["Baseline"]), "none"),
-    ):
-        ranged = [*measured, *paper] if shared else points
-        low = min(point.cost for point in ranged) / 3
-        high = max(point.cost for point in ranged) * 2
-        axis.set_xscale("log")
-        axis.set_xlim(low, high)
-        if high < _FEW_DECADES * low:  # else matplotlib labels so many that they overlap
-            label_within_decades(axis.xaxis)
-        _draw_front(axis, points, level, low, high)
-        draw_baseline(axis, level)
-        handles = _draw_points(axis, points, fill) | handles
-        axis.margins(y=0.12)
-        axis.ticklabel_format(axis="y", useOffset=False)
-    ours.set_title(measured_title)
-    ours.set_ylabel(f"PSNR (dB), {setting.test_set} ×{setting.config['scale']}")
-    theirs.set_title(paper_title)
-    theirs.set_ylabel(f"PSNR (dB), {PAPER_SET} ×4")
-    theirs.set_xlabel(cost_label)
-    if not shared:
-        ours.set_xlabel(cost_label)
-    labels: dict[str, list[str]] = {}
-    for point in (*measured, *paper):
-        labels.setdefault(point.name, []).append(point.label)
-    names = {family_label(labels[name]): line for name, line in handles.items()}
-    names |= {str(line.get_label()): line for line in theirs.get_lines()[:2]}
-    figure.legend(
-        names.values(),
-        names.keys(),
-        loc="outside lower center",
-        ncols=3,
-        frameon=False,
-        fontsize=6,
-        handlelength=1.5,
-        columnspacing=1,
-    )
-    return figure
-
-
-def family_label(labels: Sequence[str]) -> str:
-    """The common name of a module's variants: ``ENLCA`` of ENLCA-m2 and ENLCA-m16."""
-    common = labels[0].rpartition("-")[0]
-    return common if common and len({*labels}) > 1 else labels[0]
-
-
-def _points(setting: Setting, costs: dict[str, float | None]) -> list[Point]:
-    return [
-        _point(label, key, cost, summary, drawn_psnr(setting, setting.test_set, summary))
-        for label, key in plain_variants(setting)
-        if json.loads(key)[0] != "none"  # the dotted line
-        and (cost := costs.get(key))
-        and (summary := setting.psnr_by_key.get(key))
-    ]
-
-
-def _point(label: str, key: str, cost: float, summary: Summary, psnr: float) -> Point:
-    (below,), (above,) = error_bars([summary])
-    return Point(json.loads(key)[0], label, cost, psnr, below, above)
 
 
 def _draw_front(
@@ -221,28 +245,26 @@ def _draw_front(
 
 
 def _draw_points(axis: Axes, points: Sequence[Point], fill: str) -> dict[str, Line2D]:
-    """A marker for each point; those of one module are joined, and the ends of the line named.
+    """A marker for each point; those of one module are joined, and the line's ends labelled.
 
     Returns:
-        The marker of each module.
+        The line of each module.
     """
     handles = {}
-    for name in dict.fromkeys(point.name for point in points):
-        family = sorted((p for p in points if p.name == name), key=lambda p: p.cost)
-        style, first = style_of(name), family[0]
+    for name, family in by_module(points).items():
         line = axis.errorbar(
             [point.cost for point in family],
             [point.psnr for point in family],
-            yerr=[[p.below for p in family], [p.above for p in family]] if fill == "full" else None,
-            color=COLOURS[style % len(COLOURS)],
-            marker=MARKERS[style % len(MARKERS)],
+            yerr=list(zip(*(p.bars for p in family), strict=True)) if fill == "full" else None,
+            **look(style_of(name)),
             fillstyle=fill,
             lw=0.8,
             capsize=2,
         ).lines[0]
+        line.set_gid(_gid(fill, name))
         handles[name] = line
         if len(family) > 1:
-            for point, side in ((first, "right"), (family[-1], "left")):
+            for point, side in ((family[0], "right"), (family[-1], "left")):
                 axis.annotate(
                     point.label.rpartition("-")[2],
                     (point.cost, point.psnr),
@@ -253,3 +275,7 @@ def _draw_points(axis: Axes, points: Sequence[Point], fill: str) -> dict[str, Li
                     path_effects=[withStroke(linewidth=2, foreground="white")],
                 )
     return handles
+
+
+def _gid(fill: str, name: str) -> str:
+    return f"{'measured' if fill == 'full' else 'paper'}-{name}"

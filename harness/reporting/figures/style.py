@@ -1,12 +1,13 @@
-"""The house style of all figures: two-column width, colour-blind-safe, fonts embedded.
+"""The style of all figures: widths of a two-column page, colour-blind-safe colours, embedded fonts.
 
-Figures are written as PNG and PDF; the same content gives the same bytes.
+Figures are written as PNG and PDF. The same content gives the same bytes.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,14 @@ from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
+from numpy.typing import NDArray
 from PIL import Image
 
 from ...base.files import write_atomic
 
 #: Width in inches of one column, and of the page, in the usual two-column style.
 COLUMN, PAGE = 3.3, 6.9
-#: Okabe-Ito colours as seaborn orders them, apart in greyscale with the markers beside them.
+#: Okabe-Ito colours in seaborn's order; markers tell lines apart in greyscale.
 COLOURS = seaborn.color_palette("colorblind")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 _SETTINGS: Any = {  # matplotlib types the keys by its own version
@@ -41,6 +43,7 @@ _SETTINGS: Any = {  # matplotlib types the keys by its own version
     "axes.spines.top": False,
     "axes.spines.right": False,
     "pdf.fonttype": 42,  # TrueType: text stays text
+    "svg.fonttype": "none",  # the same
     "savefig.dpi": 200,
     "figure.constrained_layout.use": True,
 }
@@ -60,8 +63,38 @@ def new_figure(width: float = COLUMN, height: float = 2.4) -> Figure:
     return figure
 
 
+def panel_grid(
+    count: int,
+    most: int,
+    height: Callable[[int], float],
+    *,
+    sharex: bool = False,
+    sharey: bool = False,
+) -> tuple[Figure, NDArray[Any]]:
+    """A figure with ``count`` panels and its grid of axes ``[rows, columns]``.
+
+    Args:
+        count: number of panels; further axes of the grid are hidden.
+        most: most panels in a row.
+        height: inches of a figure with so many rows.
+        sharex, sharey: whether all panels share the axis.
+    """
+    columns = min(most, count)
+    rows = math.ceil(count / columns)
+    figure = new_figure(COLUMN if columns == 1 else PAGE, height(rows))
+    grid = figure.subplots(rows, columns, squeeze=False, sharex=sharex, sharey=sharey)
+    for unused in grid.flat[count:]:
+        unused.set_visible(False)
+    return figure, grid
+
+
+def look(index: int) -> dict[str, Any]:
+    """Colour and marker of the line of this index; they repeat after 40 lines."""
+    return {"color": COLOURS[index % len(COLOURS)], "marker": MARKERS[index % len(MARKERS)]}
+
+
 def label_within_decades(axis: Axis) -> None:
-    """Label 1, 2, 5, 10 … of a log scale, for one that spans few powers of ten."""
+    """Label 1, 2, 5, 10 … on a log scale that spans few powers of ten."""
     axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axis.set_minor_locator(NullLocator())
@@ -73,25 +106,38 @@ def save_figure(figure: Figure, stem: Path) -> list[Path]:
     Raises:
         UserError: the folder cannot be written.
     """
-    paths = []
-    for suffix in ("png", "pdf"):
-        path, content = stem.with_name(f"{stem.name}.{suffix}"), figure_bytes(figure, suffix)
-        write_atomic(path, lambda file, content=content: file.write(content))  # type: ignore[misc]
-        paths.append(path)
-    return paths
+    return [
+        write_figure(figure, stem.with_name(f"{stem.name}.{suffix}")) for suffix in ("png", "pdf")
+    ]
+
+
+def write_figure(figure: Figure, path: Path) -> Path:
+    """Write the figure in the format of the path's suffix.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    content = figure_bytes(figure, path.suffix[1:])
+    write_atomic(path, lambda file: file.write(content))
+    return path
 
 
 def figure_bytes(figure: Figure, suffix: str) -> bytes:
-    """The figure as ``png`` or ``pdf``.
+    """The figure as ``png``, ``pdf`` or ``svg``.
 
     A PNG without pictures in it has a palette, which makes it a third of the size.
     """
-    metadata = {"png": {"Software": None}, "pdf": {"CreationDate": None, "Producer": None}}
+    dated = {
+        "png": ("Software",),
+        "pdf": ("CreationDate", "Producer"),
+        "svg": ("Date", "Creator", "Format", "Type"),
+    }
     drawn = io.BytesIO()
     with house_style():
-        figure.savefig(drawn, format=suffix, metadata=metadata[suffix])
-    pictures = any(axes.images for axes in figure.axes)
-    return drawn.getvalue() if suffix == "pdf" or pictures else _with_palette(drawn.getvalue())
+        figure.savefig(drawn, format=suffix, metadata=dict.fromkeys(dated[suffix]))
+    if suffix != "png" or any(axes.images for axes in figure.axes):
+        return drawn.getvalue()
+    return _with_palette(drawn.getvalue())
 
 
 def _with_palette(png: bytes) -> bytes:

@@ -1,4 +1,4 @@
-"""What the report's page is made of: tables and figures, and what the page's filters go by."""
+"""What the report's page is made of: tables and figures, with the values that its filters match."""
 
 from __future__ import annotations
 
@@ -8,107 +8,24 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 
-from matplotlib.figure import Figure
-
 from ...base.names import slug
-from ...records.origin import Record, describe_machine, plural
+from ...records.origin import describe_machine, plural
+from ...records.shapes import Config, Cpu, Record, Run
 from ..cells import setting_text
-from ..figures.style import PAGE, figure_bytes
+from ..figures.style import PAGE
 from ..settings import Setting
 from ..tables.render import Table
+from .captions import CAPTIONS
 
-#: Values by filter (preset, data, device). A filter that is not named here does not apply.
+#: Values by filter (preset, data, device). A filter without values here does not apply.
 Tags = Mapping[str, Sequence[str]]
 
-_PUBLISHED = ("paper", "published", "at least", "at most")
 _TEXT = re.compile(r"[^\W\d]{2}|[✓–]")
-#: What each kind of figure shows: title, description. A name is matched by its longest beginning.
-_FIGURES = {
-    "figure6": (
-        "PSNR and variance against the amplification k (Figure 6)",
-        "Above ENLCA's PSNR with the 95 % interval of its difference to the baseline (dotted), "
-        "below the variance of the approximation where it was measured, both against k.",
-    ),
-    "psnr-m": (
-        "PSNR against the number of random features m",
-        "Above what was measured, with the 95 % interval of the difference to the baseline "
-        "(dotted); below, in outline, the paper's Table 4.",
-    ),
-    "paired-differences": (
-        "Every image's difference to the baseline",
-        "A panel for each test set, a row for each variant; a dot is an image's difference in "
-        "PSNR, the marker their mean, the bar its 95 % interval.",
-    ),
-    "training-curves": (
-        "Training curves",
-        "The baseline's L1 loss against the step, then each variant's loss relative to it, seed "
-        "by seed and step by step; running means.",
-    ),
-    "pareto-gflops": (
-        "PSNR against GFLOPs with the Pareto front",
-        "Above what was measured, with 95 % intervals; below, in outline, the paper's Table 4. "
-        "GFLOPs are the core's at 100×100; the grey steps are the Pareto front.",
-    ),
-    "pareto-latency": (
-        "PSNR against latency with the Pareto front",
-        "Above what was measured, with 95 % intervals; below, in outline, the paper's Table 5, "
-        "from another device. Latency is the core's at 100×100; the grey steps are the front.",
-    ),
-    "scaling": (
-        "Cost against the number of positions N",
-        "Time and peak memory of each method's core against N, both logarithmic, with the fitted "
-        "exponents.",
-    ),
-    "error": (
-        "Relative error of ENLA's output",
-        "Against the number of random features m (above) and of positions N (below), for several "
-        "amplifications k; bars are standard deviations over redraws.",
-    ),
-    "variance": (
-        "Variance and error of ENLA's kernel values",
-        "Variance of φ(q)·φ(k) against k and against m: Eq. 7's closed form, and redraws with "
-        "independent and with orthogonal features. Bottom: median relative error of a value.",
-    ),
-    "positions": (
-        "Positions that exact attention and ENLA attend to",
-        "Effective number of positions, as exp(entropy) and as 1 / sum of squares of the weights, "
-        "against k, m and N.",
-    ),
-    "output": (
-        "What ENLA keeps of the exact output",
-        "Above the share of the output's norm that lies away from the plain mean of all values, "
-        "and that varies over queries; below the cosine of ENLA's variation and the exact one.",
-    ),
-    "nlsa": (
-        "What NLSA's hash buckets catch",
-        "Share of the softmax, of its part on other positions, of the 16 largest weights, and of "
-        "the positions seen, against the rounds r and the positions N.",
-    ),
-    "modules": (
-        "The attention modules of the trained network, one by one",
-        "Attended positions and distance from the plain mean of the exact attention, and the "
-        "cosine of ENLA's variation, against k.",
-    ),
-    "psnr": (
-        "PSNR with the attention replaced",
-        "PSNR of the trained network with its attention exact, approximated with another m, "
-        "replaced by the mean of all values, or left out.",
-    ),
-    "maps": (
-        "Correlation maps (Figures 1, 7 and 8)",
-        "To which positions one query attends: weight × N on a logarithmic scale; 1 is uniform, "
-        "black is none.",
-    ),
-    "visual": (
-        "Visual comparison (Figure 5)",
-        "A crop chosen by a rule: HR, bicubic, and each variant, with PSNR and SSIM of the crop.",
-    ),
-}
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell of a table's body; kind is its CSS classes."""
+    """A cell of a table's body; ``kind`` holds its CSS classes."""
 
     text: str
     kind: str = ""
@@ -117,7 +34,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Head:
-    """A head over some columns; with a column's number it is one that can be sorted by."""
+    """A head over some columns; the head of one column sorts by it."""
 
     text: str
     column: int | None
@@ -129,7 +46,7 @@ class Head:
 
 @dataclass(frozen=True)
 class Row:
-    """A row of a table; tags are None where filters do not look at rows."""
+    """A row of a table; ``tags`` are None where filters leave rows alone."""
 
     cells: Sequence[Cell]
     tags: Tags | None = None
@@ -150,18 +67,17 @@ class TableBlock:
 
 
 @dataclass(frozen=True)
-class FigureBlock:
-    """A picture for the page; width and height in pixels, png in base64."""
+class Picture:
+    """A PNG in base64; width and height in pixels."""
 
-    anchor: str
-    title: str
-    about: str
-    alt: str
     png: str
     width: int
     height: int
-    tags: Tags = field(default_factory=dict)
-    command: str = ""
+
+    @classmethod
+    def of(cls, png: bytes) -> Picture:
+        width, height = (int.from_bytes(png[i : i + 4], "big") for i in (16, 20))  # IHDR
+        return cls(base64.b64encode(png).decode(), width, height)
 
     @property
     def wide(self) -> bool:
@@ -169,47 +85,64 @@ class FigureBlock:
         return self.width > 200 * PAGE / 2
 
 
+@dataclass(frozen=True)
+class FigureBlock:
+    """A figure for the page.
+
+    Attributes:
+        image: a picture, or an ``svg`` element.
+        alt: the picture in words.
+        points: the points of a plot as a table.
+        command: what drew it, if it needed more than the records.
+    """
+
+    anchor: str
+    title: str
+    about: str
+    image: Picture | str
+    alt: str
+    tags: Tags = field(default_factory=dict)
+    points: TableBlock | None = None
+    command: str = ""
+
+
 def hardware(record: Record) -> str:
     """Device and hardware of a record, for the filter: ``cpu: AMD EPYC``."""
-    machine = record["machine"]
-    gpu = (machine.get("gpu") or {}).get("name")
-    model = gpu or (machine.get("cpu") or {}).get("model") or "unknown"
-    return f"{machine.get('device') or ('cuda' if gpu else 'cpu')}: {model}"
+    machine = record.machine
+    gpu = (machine.gpu or {}).get("name")
+    model = gpu or (machine.cpu or Cpu()).model or "unknown"
+    return f"{machine.device or ('cuda' if gpu else 'cpu')}: {model}"
 
 
-def data_text(config: Mapping[str, object]) -> str:
+def data_text(config: Config) -> str:
     """Training data of a run, for the filter."""
-    data = config["data"]
-    assert isinstance(data, dict)
-    sets = " + ".join(data["train"])
-    return f"{data['name']}: {sets} ({plural(data['train_images'], 'image')})"
+    data = config.data
+    return f"{data.name}: {' + '.join(data.train)} ({plural(data.train_images, 'image')})"
 
 
-def record_tags(record: Record) -> dict[str, list[str]]:
-    """Device of a record and, if it is a run, preset and data."""
-    tags = {"device": [hardware(record)]}
-    if record["kind"] == "run":
-        config = record["config"]
-        tags |= {"preset": [config["preset"]], "data": [data_text(config)]}
-    return tags
+def record_tags(*records: Record) -> Tags:
+    """Devices of the records, and presets and data of the runs among them."""
+    runs = [record for record in records if isinstance(record, Run)]
+    tags = {
+        "preset": {run.config.preset for run in runs},
+        "data": {data_text(run.config) for run in runs},
+        "device": {hardware(record) for record in records},
+    }
+    return {name: sorted(values) for name, values in tags.items() if values}
 
 
-def setting_tags(setting: Setting) -> dict[str, list[str]]:
+def setting_tags(setting: Setting) -> Tags:
     """Preset, data and all devices of a setting's runs."""
-    if not setting.runs:
-        return {}
-    config = setting.config
-    devices = sorted({hardware(run) for run in setting.runs})
-    return {"preset": [config["preset"]], "data": [data_text(config)], "device": devices}
+    return record_tags(*setting.runs)
 
 
 def devices_by_machine(records: Iterable[Record]) -> dict[str, str]:
-    """:func:`hardware` by :func:`.settings.describe_machine`, which the tables name."""
+    """:func:`hardware` by :func:`.origin.describe_machine`, which tables name."""
     return {describe_machine(record): hardware(record) for record in records}
 
 
-def table_tags(table: Table, devices: Mapping[str, str]) -> dict[str, list[str]]:
-    """Devices of a table that belongs to no setting, by the machines that its rows name."""
+def table_tags(table: Table, devices: Mapping[str, str]) -> Tags:
+    """Devices of a table that belongs to no setting, from the machines that its rows name."""
     named = {name for row in table.data for name in str(row.get("machine") or "").split("; ")}
     found = sorted({devices[name] for name in named if name in devices})
     return {"device": found} if found else {}
@@ -218,9 +151,9 @@ def table_tags(table: Table, devices: Mapping[str, str]) -> dict[str, list[str]]
 def table_block(
     table: Table, folder: str, tags: Tags, setting: Setting | None = None
 ) -> TableBlock:
-    """A table for the page; its caption is split into what it shows and on what.
+    """A table for the page; its caption is split into a title and what was measured.
 
-    The setting's own text, which begins its section, is left out.
+    The setting's own text begins its section and is left out here.
     """
     title, about = table.caption, ""
     if setting and setting.runs and (text := setting_text(setting)) in title:
@@ -284,48 +217,34 @@ def table_head(headers: Sequence[tuple[str, str]], kinds: Sequence[str]) -> list
     return [above, below]
 
 
-def figure_text(name: str) -> tuple[str, str]:
-    """Title and description of a figure by its file's name, without a record's id."""
-    kinds = [kind for kind in _FIGURES if name == kind or name.startswith(f"{kind}-")]
-    return _FIGURES[max(kinds, key=len)] if kinds else (name, "")
-
-
 def figure_block(
-    stem: str, kind: str, where: str, figure: Figure, tags: Tags, title: str = ""
+    stem: str,
+    kind: str,
+    image: Picture | str,
+    where: str,
+    tags: Tags,
+    *,
+    which: str = "",
+    command: str = "",
 ) -> FigureBlock:
-    """A drawn figure for the page.
+    """A figure for the page.
 
     Args:
         stem: its file's path without suffix.
-        kind: its name without setting and record, which tells what it shows.
-        where: what was measured: the setting, or machine and record.
-        figure: what was drawn.
+        kind: of ``CAPTIONS``.
+        image: a picture, or an ``svg`` element.
+        where: what was measured.
         tags: for the filters.
-        title: what sets it apart from others of its kind.
+        which: tells it from others of its kind.
+        command: what drew it, if it needed more than the records.
     """
-    return _picture(stem, kind, figure_bytes(figure, "png"), where, tags, title)
-
-
-def published_figure(stem: str, png: bytes, where: str, tags: Tags, command: str) -> FigureBlock:
-    """A figure that needed weights or images: as it lies in the results folder."""
-    title = stem.partition("-")[2]
-    return _picture(stem, stem, png, where, tags, title, command)
-
-
-def _picture(
-    stem: str, kind: str, png: bytes, where: str, tags: Tags, suffix: str, command: str = ""
-) -> FigureBlock:
-    title, about = figure_text(kind)
-    width, height = (int.from_bytes(png[i : i + 4], "big") for i in (16, 20))  # the IHDR chunk
-    alt = f"{title}. {about} Measured: {where}."
+    title, about = CAPTIONS.get(kind, (kind, ""))
     return FigureBlock(
         anchor=slug(f"figure-{stem}"),
-        title=f"{title}{f': {suffix}' if suffix else ''}",
+        title=f"{title}{f': {which}' if which else ''}",
         about=about,
-        alt=alt,
-        png=base64.b64encode(png).decode(),
-        width=width,
-        height=height,
+        image=image,
+        alt=f"{title}. {about} Measured: {where}.",
         tags=tags,
         command=command,
     )

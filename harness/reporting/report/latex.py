@@ -1,4 +1,4 @@
-"""The report's folder for LaTeX: tables for ``\\input``, figures as PDF, and a document of all."""
+"""The report's folder for LaTeX: tables for ``\\input``, figures as PDF, and one document."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ from matplotlib.figure import Figure
 
 from ...base.files import write_atomic, write_text
 from ...base.names import slug
-from ..figures.style import figure_bytes
+from ..figures.style import write_figure
 from ..tables.render import Table, latex_escape
-from .blocks import column_kinds, figure_text
+from .blocks import column_kinds
+from .captions import CAPTIONS
 
-#: Width of the text in points, and the most that a table is scaled down to fit it.
+#: Width of the text in points, and the smallest scale at which a table still fits it.
 _TEXT_WIDTH, _LEAST_SCALE = 498.0, 0.72
 #: Points of an average character at 10 pt, and between two columns.
 _CHARACTER, _BETWEEN = 5.0, 12.0
 #: Most rows of a table on one page.
 _ROWS = 36
-#: What is wider than the text is scaled down to it; nothing is scaled up.
+#: Scales down what is wider than the text; nothing is scaled up.
 _FITTED = r"\resizebox{\ifdim\width>\textwidth\textwidth\else\width\fi}{!}{%"
 _HEAD = r"""% Every table and figure of the report; compile with pdflatex, twice.
 % A single table: \input{tables/NAME} with the packages booktabs and graphicx.
@@ -57,7 +58,7 @@ class LatexFigure:
 
     Attributes:
         stem: its file's path without suffix.
-        kind: its name without setting and record, which tells what it shows.
+        kind: of ``CAPTIONS``.
         where: what was measured.
         source: the figure, or where its PDF lies.
     """
@@ -74,7 +75,7 @@ def write_latex(
     figures: Sequence[LatexFigure],
     titles: dict[str, str],
 ) -> Path:
-    """Write ``tables/*.tex``, ``figures/*.pdf`` and ``main.tex``, which takes them all in.
+    """Write ``tables/*.tex``, ``figures/*.pdf`` and ``main.tex``, which includes them all.
 
     Args:
         folder: where.
@@ -96,10 +97,7 @@ def write_latex(
         sections.setdefault(section, []).append(rf"\input{{tables/{name}}}")
     for figure in figures:
         name = slug(figure.stem)
-        pdf = figure.source
-        content = figure_bytes(pdf, "pdf") if isinstance(pdf, Figure) else pdf.read_bytes()
-        target = folder / "figures" / f"{name}.pdf"
-        write_atomic(target, lambda file, content=content: file.write(content))  # type: ignore[misc]
+        _write_pdf(figure.source, folder / "figures" / f"{name}.pdf")
         section = titles.get(figure.stem.partition("/")[0], "Further figures")
         sections.setdefault(section, []).append(_latex_figure(figure, name))
     body = [
@@ -113,12 +111,12 @@ def write_latex(
 
 
 def latex_table(table: Table) -> str:
-    """A table as one float or, if it is too wide or too long for a page, as several.
+    """A table as one float, or as several if it is too wide or too long for a page.
 
-    Each begins with the first column; only the first has the label, only the last the notes.
+    Each begins with the first column. Only the first has the label, only the last the notes.
     """
     parts = [part for columns in _by_columns(table) for part in _by_rows(columns)]
-    # LaTeX numbers its tables anew.
+    # LaTeX gives its own numbers to tables.
     caption = re.sub(r"^(Table \d)", r"The paper's \1", table.caption)
     floats = []
     for number, part in enumerate(parts, 1):
@@ -143,7 +141,7 @@ def _alignment(table: Table) -> str:
 
 
 def _by_columns(table: Table) -> Iterator[Table]:
-    """The table, or parts of its groups of columns that fit the width, each with the first."""
+    """The table, or parts that fit the width: the first column and some groups of columns each."""
     widths = [
         _CHARACTER * max(len(text) for text in (header, *(row[column] for row in table.rows)))
         + _BETWEEN
@@ -157,9 +155,9 @@ def _by_columns(table: Table) -> Iterator[Table]:
     numbered = list(enumerate(table.headers))[1:]
     for group, found in groupby(numbered, key=lambda item: item[1][0]):
         members = [column for column, _ in found]
-        # Columns without a group may be parted.
+        # Columns without a group may be separated.
         groups += [members] if group else [[column] for column in members]
-    # The fewest parts that fit; of these the most even ones.
+    # The fewest parts that fit, as even as possible.
     for count in range(1, len(groups) + 1):
         ways = [
             [[column for group in groups[start:end] for column in group] for start, end in runs]
@@ -190,8 +188,16 @@ def _by_rows(table: Table) -> Iterator[Table]:
         yield replace(table, rows=rows, rule_after=table.rule_after - start)
 
 
+def _write_pdf(source: Figure | Path, path: Path) -> None:
+    if isinstance(source, Figure):
+        write_figure(source, path)
+    else:
+        content = source.read_bytes()
+        write_atomic(path, lambda file: file.write(content))
+
+
 def _latex_figure(figure: LatexFigure, name: str) -> str:
-    title, about = figure_text(figure.kind)
+    title, about = CAPTIONS.get(figure.kind, (figure.kind, ""))
     text = latex_escape(f"{title}. {about} Measured: {figure.where}.")
     lines = [
         r"\begin{figure}[htbp]",

@@ -71,40 +71,12 @@
       return `${found.filter((e) => !e.closest("[hidden]")).length} of ${found.length}`;
     };
     form.querySelector("output").textContent =
-      `Shown: ${shown(".table-block")} tables, ${shown("figure:not(.plot-block)")} figures, `
+      `Shown: ${shown(".table-block")} tables, ${shown("figure")} figures, `
       + `${shown("#records tbody tr")} records`;
-    for (const plot of all(".plot.js-plotly-plot")) {
-      if (!plot.closest("[hidden]")) window.Plotly.Plots.resize(plot);
-    }
   }
   form.addEventListener("change", filter);
   form.addEventListener("reset", () => setTimeout(filter));
   form.addEventListener("submit", (event) => event.preventDefault());
-
-  // Scatter plots, in the colours of the page.
-  const dark = window.matchMedia("(prefers-color-scheme: dark)");
-  function colours() {
-    const style = getComputedStyle(document.documentElement);
-    const get = (name) => style.getPropertyValue(name).trim();
-    const axes = {};
-    for (const axis of ["xaxis", "yaxis", "xaxis2", "yaxis2"]) {
-      axes[`${axis}.gridcolor`] = get("--line");
-      axes[`${axis}.linecolor`] = get("--soft");
-    }
-    return {
-      "font.color": get("--ink"), "hoverlabel.bgcolor": get("--page"),
-      "hoverlabel.font.color": get("--ink"), ...axes,
-    };
-  }
-  const plots = all(".plot");
-  for (const plot of plots) {
-    const drawn = JSON.parse(document.getElementById(`${plot.id}-data`).textContent);
-    window.Plotly.newPlot(plot, drawn.data, drawn.layout, { displayModeBar: false, responsive: true })
-      .then(() => window.Plotly.relayout(plot, colours()));
-  }
-  dark.addEventListener("change", () => {
-    for (const plot of plots) window.Plotly.relayout(plot, colours());
-  });
 
   // On paper everything is open.
   window.addEventListener("beforeprint", () => {

@@ -1,0 +1,92 @@
+"""Plots of PSNR against cost as inline SVG: points show their numbers under the pointer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from xml.etree import ElementTree
+
+import matplotlib
+from matplotlib.figure import Figure
+
+from ..cells import difference_cell, fixed, milliseconds, setting_text
+from ..figures.pareto import PAPER_DEVICE, Pareto, Point
+from ..figures.style import figure_bytes
+from .blocks import Cell, Row, TableBlock, column_kinds, setting_tags, table_head
+
+_SVG, _HREF = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}href"
+# Fonts of equal width, so that text stays in place on machines that lack the first.
+_FONTS = ["DejaVu Sans", "Verdana"]
+
+ElementTree.register_namespace("", _SVG[1:-1])
+
+
+def inline_svg(figure: Figure, titles: Mapping[str, Sequence[str]], salt: str) -> str:
+    """The figure as an ``svg`` element for HTML, the same text each time.
+
+    Args:
+        figure: what was drawn.
+        titles: by the gid of a line, a text for each of its points.
+        salt: makes the ids unlike those of the page's other figures.
+    """
+    with matplotlib.rc_context({"svg.hashsalt": salt, "font.sans-serif": _FONTS}):
+        root = ElementTree.fromstring(figure_bytes(figure, "svg"))
+    root.remove(root[0])  # a style that would apply to the whole page; report.css has it
+    for group in root.iter(f"{_SVG}g"):
+        # Ids of groups repeat in every figure; those of marks and clips depend on the salt.
+        found = titles.get(group.attrib.pop("id", ""), ())
+        marks = list(group.iter(f"{_SVG}use")) if found else []
+        for mark, text in zip(marks, found, strict=True):
+            ElementTree.SubElement(mark, f"{_SVG}title").text = text
+    for mark in root.iter(f"{_SVG}use"):
+        mark.set("href", mark.attrib.pop(_HREF))
+    return ElementTree.tostring(root, encoding="unicode")
+
+
+def plot_svg(plot: Pareto, figure: Figure, salt: str) -> str:
+    """A drawn plot as SVG; see :func:`inline_svg`."""
+    titles = {
+        gid: ["\n".join(_numbers(plot, point)) for point in points]
+        for gid, points in plot.marked().items()
+    }
+    return inline_svg(figure, titles, salt)
+
+
+def points_table(plot: Pareto, title: str, anchor: str) -> TableBlock:
+    """The points of a plot as a table."""
+    names = ("Method", "from", plot.cost, "PSNR (dB)", "difference to baseline", "seeds")
+    headers = [("", name) for name in names]
+    measured, paper = "measured", "paper"
+    if plot.machine:
+        measured, paper = f"measured on {plot.machine}", f"paper, {PAPER_DEVICE}"
+    rows = [
+        [
+            point.label,
+            measured if point.summary else paper,
+            milliseconds(point.cost),
+            fixed(point.psnr, 2),
+            difference_cell(point.summary),
+            str(point.summary.seeds) if point.summary else "",
+        ]
+        for point in (*plot.measured, *plot.paper)
+    ]
+    kinds = column_kinds(headers, rows)
+    return TableBlock(
+        anchor=anchor,
+        title=f"Points: {title}",
+        about=f"{setting_text(plot.setting)}; tested on {plot.setting.test_set}",
+        head=table_head(headers, kinds),
+        rows=[Row([Cell(t, k) for t, k in zip(row, kinds, strict=True)]) for row in rows],
+        tags=setting_tags(plot.setting),
+    )
+
+
+def _numbers(plot: Pareto, point: Point) -> list[str]:
+    """A point's label and numbers, a line each."""
+    summary = point.summary
+    lines = [point.label, f"{plot.cost}: {milliseconds(point.cost)}"]
+    lines.append(f"PSNR: {fixed(point.psnr, 3 if summary else 2)} dB")
+    if summary is None:
+        return [*lines, "paper, not measured here"]
+    if difference := difference_cell(summary):
+        lines.append(f"to baseline: {difference} dB")
+    return [*lines, f"seeds: {summary.seeds}"]
