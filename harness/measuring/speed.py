@@ -16,23 +16,23 @@ from attention_zoo.cores import released as obvious
 from attention_zoo.cores.products import by_onednn, product
 
 from ..base import machine
-from ..base.errors import is_out_of_memory
+from ..base.errors import UserError, is_out_of_memory
 from ..base.progress import OnRun
 from ..base.signals import KILLED
+from ..config.network import NetworkConfig
+from ..config.run import AUXILIARY_WEIGHT
 from ..config.variants import CORE_CHANNELS, MODULE_CHANNELS, Variant, create_core
 from ..network.edsr import EDSR, build_network
-from ..records.store import record_id
+from ..records.shapes import Speed
+from ..records.store import new_record, record_id
 from ..training.trainer import fused_adam
-from .apart import ProcessEnded, call_apart
+from .apart import ProcessEnded, run_in_subprocess
 from .flops import count_network
-from .latency import Case, without_numbers
+from .latency import SCALE, Case, without_numbers
 from .memory import peak_memory
 from .timing import MAX_RUNS, Timing, median_ratio, sample_in_turn, time_in_turn
 
 _SIDES = ("obvious", "ours")
-_SCALE = 4
-# As in training, see harness.run.
-_AUXILIARY_WEIGHT = 1e-3
 # Large enough that neither is held up by anything but arithmetic or memory.
 _MATMUL_SIDE = {"cpu": 2048, "cuda": 8192}
 _COPY_NUMBERS = 2**26
@@ -134,13 +134,13 @@ class Comparison:
         network.to(memory_format=memory_format)  # type: ignore[call-overload]
         optimizer = torch.optim.Adam(network.train().parameters(), fused=fused)
         torch.manual_seed(seed)
-        sides = (self.side, _SCALE * self.side)
+        sides = (self.side, SCALE * self.side)
         lr, hr = (
             torch.rand(self.batch, 3, s, s).to(device, memory_format=memory_format) for s in sides
         )
 
         def run() -> Tensor:
-            loss = F.l1_loss(network(lr), hr) + _AUXILIARY_WEIGHT * network.auxiliary_loss()
+            loss = F.l1_loss(network(lr), hr) + AUXILIARY_WEIGHT * network.auxiliary_loss()
             loss.backward()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)  # now: a call releases no older memory
@@ -149,8 +149,7 @@ class Comparison:
         return run
 
     def _network(self, variant: Variant, seed: int = 0) -> EDSR:
-        blocks, channels = self.network
-        return build_network(variant, blocks=blocks, channels=channels, scale=_SCALE, seed=seed)
+        return build_network(variant, NetworkConfig(*self.network), SCALE, seed=seed)
 
     def work(self, passes: str) -> tuple[float, float]:
         """Least work: (FLOPs of matrix products, bytes that are read and written once).
@@ -171,7 +170,7 @@ class Comparison:
             if self.variant.name == "enlca":
                 embedding = self.network[1] // self.variant.resolved["reduction"]
                 macs += len(network.attention_modules) * self._contrast_macs(embedding)
-            numbers = 3 * n * (1 + _SCALE**2)
+            numbers = 3 * n * (1 + SCALE**2)
             parameters = sum(p.numel() for p in network.parameters())
         else:
             core = self.part == "core"
@@ -224,6 +223,19 @@ def _cases() -> list[Comparison]:
 CASES = _cases()
 
 
+def choose(only: Sequence[str]) -> list[Comparison]:
+    """The comparisons whose names begin with one of these words; all without a word.
+
+    Raises:
+        UserError: no name begins with a word.
+    """
+    for word in only:
+        if not any(one.name.startswith(word) for one in CASES):
+            names = ", ".join(one.name for one in CASES)
+            raise UserError(f"no case begins with {word!r}: choose from {names}")
+    return [one for one in CASES if not only or one.name.startswith(tuple(only))]
+
+
 def measure(
     comparisons: Sequence[Comparison],
     *,
@@ -235,7 +247,7 @@ def measure(
     apart: bool = False,
     command: str = "",
     on_run: OnRun | None = None,
-) -> dict[str, Any]:
+) -> Speed:
     """Time the obvious implementation and ours in turn, and return a speed record.
 
     Before that the machine's rates of matrix products and of copying are measured, for the limits.
@@ -289,7 +301,7 @@ def measure(
         "settings": settings,
         "rows": rows,
     }
-    return {"kind": "speed", "id": record_id(f"{device.type}-float32", content), **content}
+    return new_record(Speed, record_id(f"{device.type}-float32", content), content)
 
 
 def _head(
@@ -301,7 +313,7 @@ def _head(
     return {
         "name": one.name,
         "case": str(one),
-        "variant": one.variant.to_dict(),
+        "variant": one.variant.describe(),
         "passes": passes,
         "dtype": "float32",
         "device": device.type,
@@ -348,7 +360,7 @@ def _times(
 def _times_apart(*case: Any) -> dict[str, Any]:
     *arguments, on_run = case
     try:
-        times: dict[str, Any] = call_apart(_times, *arguments, on_run=on_run)
+        times: dict[str, Any] = run_in_subprocess(_times, *arguments, on_run=on_run)
     except ProcessEnded as error:
         # So Linux ends the process that takes most of the memory, when that runs out.
         if error.code != KILLED:

@@ -24,6 +24,7 @@ from attention_zoo.nlsa import NonLocalSparseAttention, hash_codes
 from harness import approximation
 from harness.approximation import Options, run
 from harness.base.errors import UserError
+from harness.config.network import NetworkConfig
 from harness.config.variants import Variant
 from harness.images.metrics import quality
 from harness.images.sources import find_data
@@ -248,7 +249,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 
     def make(name: str, **options: Any) -> Path:
         path = tmp_path_factory.mktemp("weights") / f"{name}-1a2b.safetensors"
-        architecture = Architecture(Variant(name, options), blocks=4, channels=8, scale=4)
+        architecture = Architecture(Variant(name, options), NetworkConfig(4, 8), 4)
         save_weights(path, architecture.build(seed=1), architecture, path.stem)
         return path
 
@@ -256,7 +257,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 
 
 def test_features_are_what_the_modules_see(image_folder: Path) -> None:
-    network = Architecture(Variant("enlca", {"m": 4}), blocks=4, channels=8, scale=4).build(2)
+    network = Architecture(Variant("enlca", {"m": 4}), NetworkConfig(4, 8), 4).build(2)
     (image,) = cropped(find_data(image_folder).test_set("Tiny", 4), 1, 9)
     assert image.lr.shape == (9, 9, 3)
     assert image.hr.shape == (36, 36, 3)
@@ -293,7 +294,7 @@ def test_synthetic_features_are_what_they_say() -> None:
 
 def test_attention_is_replaced_and_put_back(image_folder: Path) -> None:
     architecture = Architecture(
-        Variant("enlca", {"m": 4, "k": 3.0, "res_scale": 5.0}), blocks=4, channels=8, scale=4
+        Variant("enlca", {"m": 4, "k": 3.0, "res_scale": 5.0}), NetworkConfig(4, 8), 4
     )
     network = architecture.build(2).eval()
     images = list(cropped(find_data(image_folder).test_set("Tiny", 4), 2, 8))

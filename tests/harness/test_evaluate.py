@@ -15,6 +15,7 @@ from torch import nn
 from harness import convert
 from harness import evaluate as evaluation
 from harness.base.errors import UserError
+from harness.config.network import NetworkConfig
 from harness.config.variants import Variant
 from harness.images.bicubic import upscale
 from harness.images.metrics import quality
@@ -84,10 +85,10 @@ def test_an_image_too_large_for_the_gpu_is_cut_into_tiles(
     assert [row["psnr"] for row in tiled["images"]] == [row["psnr"] for row in whole["images"]]
     told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning")]
     assert told == [
-        "warning: wall (LR 150x140) does not fit into memory whole: taking tiles of 75 "
-        "LR pixels, as the result will say",
-        "warning: wall (LR 150x140) does not fit into memory in tiles of 75: taking "
-        "tiles of 37 LR pixels, as the result will say",
+        "warning: wall (LR 150x140) does not fit into memory whole: using tiles of 75 "
+        "LR pixels, as the result records",
+        "warning: wall (LR 150x140) does not fit into memory in tiles of 75: using "
+        "tiles of 37 LR pixels, as the result records",
     ]
 
 
@@ -267,7 +268,7 @@ def test_a_run_of_ours_is_evaluated(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    architecture = Architecture(Variant("none"), 4, 8, 2)
+    architecture = Architecture(Variant("none"), NetworkConfig(4, 8), 2)
     path = tmp_path / "runs" / "none-1" / "weights.safetensors"
     save_weights(path, architecture.build(), architecture, "none-1")
     words = ("--weights", "none", "--results", tmp_path, "--data", image_folder, "--tile", 16)
@@ -280,7 +281,7 @@ def test_the_papers_figures_stand_beside_a_published_network() -> None:
     results = {name: image | {"images": [{}]} for name in ("Urban100", "Mine")}
 
     def rows(scale: int, blocks: int = 32) -> list[list[str]]:
-        architecture = Architecture(Variant("enlca"), blocks, 256, scale, 0.1)
+        architecture = Architecture(Variant("enlca"), NetworkConfig(blocks, 256, 0.1), scale)
         table = evaluation.table(TrainedNetwork("x", architecture, nn.Identity()), results)  # type: ignore[arg-type]
         return [[str(column.header), *map(str, column.cells)] for column in table.columns]
 
@@ -341,7 +342,7 @@ def test_a_whole_large_image_stays_under_4_gb(name: str) -> None:
     """256x256 LR pixels, 1024x1024 HR: the largest in Urban100."""
     from harness.measuring.memory import peak_memory
 
-    network = build_network(Variant(name), blocks=8, channels=32, scale=4)
+    network = build_network(Variant(name), NetworkConfig(8, 32), 4)
     lr = np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8)
     peak = peak_memory(lambda: super_resolve(network, lr, 4), torch.device("cpu"))
     assert peak is not None

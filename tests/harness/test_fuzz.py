@@ -28,6 +28,7 @@ from safetensors.torch import save
 
 from attention_zoo import AttentionError, find_attention, list_attentions
 from harness.base.errors import UserError
+from harness.config.network import NetworkConfig
 from harness.config.options import parse
 from harness.config.presets import PRESETS
 from harness.config.run import PROTOCOLS, RunConfig
@@ -141,7 +142,7 @@ def options_of(command: str) -> list[str]:
 def places(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """A folder of images and a file of weights."""
     path = tmp_path_factory.mktemp("weights") / "a.safetensors"
-    architecture = Architecture(Variant("enla", {"m": 2}), 4, 4, 4)
+    architecture = Architecture(Variant("enla", {"m": 2}), NetworkConfig(4, 4), 4)
     save_weights(path, architecture.build(), architecture, "a")
     return {"IMAGES": str(image_folder), "WEIGHTS": str(path)}
 
@@ -271,7 +272,7 @@ STATE = Checkpoint(3, {"config": "abc", "log": [[1, 0.5]]}, {"network.a": torch.
 def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """A state, weights and a pickled state dict, as they are written."""
     folder = tmp_path_factory.mktemp("written")
-    architecture = Architecture(Variant("enla", {"m": 2}), 4, 4, 2)
+    architecture = Architecture(Variant("enla", {"m": 2}), NetworkConfig(4, 4), 2)
     save_weights(folder / "a", architecture.build(), architecture, "a")
     torch.save({"head.0.weight": torch.ones(2, 3)}, folder / "b")
     return {
@@ -329,14 +330,14 @@ def test_any_bytes_as_weights(
 @fuzz
 @given(data=st.data(), value=anything)
 def test_any_architecture_in_the_header(data: st.DataObject, value: Any, tmp_path: Path) -> None:
-    content = Architecture(Variant("enla", {"m": 2}), 4, 4, 2).to_dict()
+    content = Architecture(Variant("enla", {"m": 2}), NetworkConfig(4, 4), 2).to_dict()
     place: dict[str, Any] = content
     while isinstance(place[key := data.draw(st.sampled_from(sorted(place)))], dict):
         if not place[key] or data.draw(st.booleans()):
             break
         place = place[key]
     place[key] = value
-    tensors = build_network(Variant("enla", {"m": 2}), blocks=4, channels=4, scale=2).state_dict()
+    tensors = build_network(Variant("enla", {"m": 2}), NetworkConfig(4, 4), 2).state_dict()
     header = {"network": json.dumps({"name": "a", "architecture": content})}
     path = tmp_path / "a.safetensors"
     path.write_bytes(save({k: v.contiguous() for k, v in tensors.items()}, metadata=header))

@@ -17,6 +17,7 @@ from attention_zoo.cores.native import why_not_native
 from harness import latency
 from harness.base.errors import UserError
 from harness.base.progress import progress
+from harness.config.network import NetworkConfig
 from harness.config.options import parse_size
 from harness.config.rows import table_rows
 from harness.config.variants import Variant
@@ -83,7 +84,7 @@ def probe(**options: Any) -> Variant:
 
 
 def network(variant: Variant) -> EDSR:
-    return build_network(variant, blocks=4, channels=16, scale=2)
+    return build_network(variant, NetworkConfig(4, 16), 2)
 
 
 def test_rows_and_record(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from attention_zoo import AttentionError
 from attention_zoo.nlsa import NonLocalSparseAttention
 from attention_zoo.official import find_official
 from harness.base.errors import UserError
+from harness.config.network import NetworkConfig
 from harness.config.variants import Variant
 from harness.network.edsr import EDSR
 from harness.network.official import load_official, published_method, read_state_dict
@@ -254,13 +255,13 @@ def test_what_is_read_off_the_tensors(tmp_path: Path) -> None:
         ).architecture
 
     enlca = Variant("enlca", {"m": 5, "reduction": 4, "res_scale": 0.1})
-    assert load(ENLCN, 32) == Architecture(enlca, 32, 8, 2, 0.1)
-    assert load(ENLCN, 12) == Architecture(enlca, 12, 8, 2, 0.1, positions=(0, 8))
+    assert load(ENLCN, 32) == Architecture(enlca, NetworkConfig(32, 8, 0.1), 2)
+    assert load(ENLCN, 12) == Architecture(enlca, NetworkConfig(12, 8, 0.1), 2, positions=(0, 8))
     nla = load(released.NLA).variant
     assert (nla.name, nla.options["released"]) == ("nla", True)
     nlsa = load(NLSN, rounds=2).variant.options
     assert (nlsa["rounds"], nlsa["chunk_size"]) == (2, 144)
-    assert load(None) == Architecture(Variant("none"), 8, 8, 2, 1.0)
+    assert load(None) == Architecture(Variant("none"), NetworkConfig(8, 8, 1.0), 2)
     with pytest.raises(AttentionError, match="rounds must be at least 1"):
         load(NLSN, rounds=0)
 
@@ -386,12 +387,14 @@ def mixed(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def test_published_methods() -> None:
     for name, method in [("none", "EDSR"), ("nlsa", "NLSN"), ("enlca", "ENLCN"), ("nla", None)]:
-        assert published_method(Architecture(Variant(name), 32, 256, 4, 0.1)) == method
+        assert (
+            published_method(Architecture(Variant(name), NetworkConfig(32, 256, 0.1), 4)) == method
+        )
     for other in (
-        Architecture(Variant("enlca", {"m": 16}), 32, 256, 4, 0.1),
-        Architecture(Variant("enlca"), 32, 64, 4, 0.1),
-        Architecture(Variant("none"), 32, 256, 4, 1.0),
-        Architecture(Variant("enlca"), 32, 256, 4, 0.1, positions=(0,)),
+        Architecture(Variant("enlca", {"m": 16}), NetworkConfig(32, 256, 0.1), 4),
+        Architecture(Variant("enlca"), NetworkConfig(32, 64, 0.1), 4),
+        Architecture(Variant("none"), NetworkConfig(32, 256, 1.0), 4),
+        Architecture(Variant("enlca"), NetworkConfig(32, 256, 0.1), 4, positions=(0,)),
     ):
         assert published_method(other) is None
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from harness.config.network import NetworkConfig
 from harness.config.variants import Variant
 from harness.images.sources import find_data
 from harness.measuring.redraws import measure, redrawn
@@ -21,7 +22,9 @@ from harness.reporting.tables.redraws import redraw_table
 
 def trained(name: str, **options: object) -> TrainedNetwork:
     """A network of random weights in which attention weighs much."""
-    architecture = Architecture(Variant(name, {"res_scale": 1.0, **options}), 4, 8, 4)
+    architecture = Architecture(
+        Variant(name, {"res_scale": 1.0, **options}), NetworkConfig(4, 8), 4
+    )
     return TrainedNetwork(f"some-{name}", architecture, architecture.build().eval())
 
 
@@ -120,7 +123,7 @@ def test_mistakes_are_told_in_a_line(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     options = {} if name == "none" else {"res_scale": 1.0}
-    architecture = Architecture(Variant(name, options), 4, 8, 4)
+    architecture = Architecture(Variant(name, options), NetworkConfig(4, 8), 4)
     path = tmp_path / "network.safetensors"
     save_weights(path, architecture.build(), architecture, "network")
     with pytest.raises(SystemExit) as stop:

@@ -11,6 +11,7 @@ import torch
 
 from harness.base.errors import UserError
 from harness.base.signals import Stopped
+from harness.config.network import NetworkConfig
 from harness.config.run import RunConfig, StartConfig
 from harness.config.variants import Variant
 from harness.images.cache import TrainingCache
@@ -32,9 +33,7 @@ def cache(image_folder: Path) -> TrainingCache:
 
 
 def network_of(config: RunConfig) -> EDSR:
-    return build_network(
-        config.variant, blocks=4, channels=config.channels, scale=4, seed=config.seed
-    )
+    return build_network(config.variant, config.network, 4, seed=config.seed)
 
 
 def trained(config: RunConfig, cache: TrainingCache, folder: Path | None = None) -> Trainer:
@@ -358,7 +357,7 @@ def test_the_backward_pass_is_outside_of_autocast(
 @pytest.mark.parametrize("name", ["none", "nla", "nlsa", "criss-cross", "enlca"])
 def test_cuda_trains(name: str, cache: TrainingCache) -> None:
     config = make_config(name, device="cuda")
-    network = build_network(Variant(name), blocks=4, channels=8, scale=4).cuda()
+    network = build_network(Variant(name), NetworkConfig(4, 8), 4).cuda()
     trainer = Trainer(config, network, cache)
     trainer.train("test")
     assert trainer.step == config.steps

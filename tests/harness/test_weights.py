@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from harness.base.errors import UserError
+from harness.config.network import NetworkConfig
 from harness.config.variants import Variant
 from harness.network.weights import (
     Architecture,
@@ -21,7 +22,7 @@ from harness.network.weights import (
     weights_path,
 )
 
-ENLCA = Architecture(Variant("enlca", {"m": 4}), blocks=4, channels=8, scale=2)
+ENLCA = Architecture(Variant("enlca", {"m": 4}), NetworkConfig(4, 8), 2)
 
 
 @pytest.fixture
