@@ -93,7 +93,7 @@ def main() -> None:
         records = [_measure(options, variants, describe_command("harness.scaling", argv))]
     console = Console(soft_wrap=True, highlight=False, markup=False)
     for record in records:
-        for path in _write(record, options.results):
+        for path in write_report(record, options.results):
             console.print(path)
         for line in statements(record):
             console.print(line)
@@ -133,7 +133,7 @@ def _measure(options: Options, variants: Sequence[Variant], command: str) -> Sca
     return record
 
 
-def _write(record: Scaling, results: Path) -> list[Path]:
+def write_report(record: Scaling, results: Path) -> list[Path]:
     """Write the record's table under ``tables/`` and its figure under ``figures/``."""
     from .reporting.figures.scaling import scaling_figure
     from .reporting.figures.style import save_figure

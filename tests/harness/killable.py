@@ -226,12 +226,14 @@ def main() -> None:
     phases = Phases(folder, sys.argv[2], int(sys.argv[3]))
     watch_changes(folder, phases.count)
 
-    from harness import data, run
-    from harness.training import trainer as train
+    from harness.images import sources
+    from harness.run import main as main_job
+    from harness.runs import run
+    from harness.training import trainer
 
-    phases.mark(data, "training_cache", "decoding")
+    phases.mark(sources, "training_cache", "decoding")
     phases.mark(run.Trainer, "train", "training")
-    phases.mark(train, "save_checkpoint", "saving")
+    phases.mark(trainer, "save_checkpoint", "saving")
     phases.mark(run, "save_weights", "saving")
     phases.mark(run, "evaluate", "evaluating")
     phases.mark(run, "save_record", "recording")
@@ -240,7 +242,7 @@ def main() -> None:
     phases.mark(run, "measure_cost", "counting")
     phases.enter("preparing")
     sys.argv = ["harness.run", *sys.argv[4:]]
-    run.main()
+    main_job()
     phases.enter("importing")
     measured = {"seconds": phases.seconds, "changes": phases.changes}
     (folder / "measured.json").write_text(json.dumps(measured))

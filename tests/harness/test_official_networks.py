@@ -102,7 +102,7 @@ def test_a_network_computes_what_the_released_one_does(
     trained = load_official(write(theirs.state_dict(), tmp_path / "a.pt"), chunk_size=6)
     ours, architecture = trained.network, trained.architecture
     image_range = options.get("image_range", 1.0)
-    assert (architecture.blocks, architecture.channels) == (blocks, 8)
+    assert (architecture.network.blocks, architecture.network.channels) == (blocks, 8)
     assert (architecture.scale, architecture.image_range) == (scale, image_range)
     assert [int(key) for key in ours.attention] == list(
         range(0, blocks + 1, 8) if attention else []
@@ -254,12 +254,12 @@ def test_what_is_read_off_the_tensors(tmp_path: Path) -> None:
             write(make(*args).state_dict(), tmp_path / "a.pt"), **options
         ).architecture
 
-    enlca = Variant("enlca", {"m": 5, "reduction": 4, "res_scale": 0.1})
+    enlca = Variant("enlca", {"m": 5})
     assert load(ENLCN, 32) == Architecture(enlca, NetworkConfig(32, 8, 0.1), 2)
     assert load(ENLCN, 12) == Architecture(enlca, NetworkConfig(12, 8, 0.1), 2, positions=(0, 8))
     nla = load(released.NLA).variant
     assert (nla.name, nla.options["released"]) == ("nla", True)
-    nlsa = load(NLSN, rounds=2).variant.options
+    nlsa = load(NLSN, rounds=2).variant.resolved
     assert (nlsa["rounds"], nlsa["chunk_size"]) == (2, 144)
     assert load(None) == Architecture(Variant("none"), NetworkConfig(8, 8, 1.0), 2)
     with pytest.raises(AttentionError, match="rounds must be at least 1"):
@@ -268,7 +268,7 @@ def test_what_is_read_off_the_tensors(tmp_path: Path) -> None:
 
 def test_residual_scale(tmp_path: Path) -> None:
     wide = write(released.Network(1, 256, 2).state_dict(), tmp_path / "wide.pt")
-    assert load_official(wide).architecture.block_res_scale == 0.1
+    assert load_official(wide).architecture.network.block_res_scale == 0.1
     path = write(make().state_dict(), tmp_path / "enlcn.pt")
     network = load_official(path, block_res_scale=0.5).network
     assert {block.res_scale for block in network.blocks} == {0.5}

@@ -1,21 +1,15 @@
-"""Scaling: which sizes are timed, exponents against exact power laws, verdict, files, command."""
+"""Scaling: which sizes are timed and how, files, and the command line."""
 
 from __future__ import annotations
 
-import csv
-import io
 import json
-import math
 import sys
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
+import msgspec
 import pytest
-import synthetic_records as synthetic
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import Tensor
 
 from attention_zoo import Attention, Cost
@@ -24,10 +18,9 @@ from harness.base.errors import UserError
 from harness.config.rows import table_rows
 from harness.config.variants import Variant
 from harness.measuring.scaling import measure, projected_seconds
+from harness.records.shapes import Scaling, untyped
 from harness.records.store import load_records, save_record
-from harness.reporting.figures.scaling import scaling_figure
-from harness.reporting.scaling import Fit, fit_exponent, methods, statements, unmeasured, verdict
-from harness.reporting.tables.scaling import scaling_table
+from harness.reporting.scaling import statements, unmeasured, verdict
 
 CPU = torch.device("cpu")
 QUICK: dict[str, Any] = {"device": CPU, "min_runs": 1, "max_runs": 1}
@@ -68,22 +61,22 @@ def test_rows_smallest_size_first(tmp_path: Path) -> None:
     variants = [Variant("enlca", {"m": 4}), Variant("none")]
     record = measure(variants, **QUICK, sizes=[(9, 9), (4, 5), (9, 9)], command="asked")
     save_record(tmp_path, record)
-    (loaded,) = load_records(tmp_path, "scaling")
-    assert loaded["rows"] == record["rows"]
-    shapes = [(r["variant"]["name"], r["height"], r["width"]) for r in record["rows"]]
+    (loaded,) = load_records(tmp_path, Scaling)
+    assert loaded.rows == record.rows
+    shapes = [(r.variant.name, r.height, r.width) for r in record.rows]
     assert shapes == [("enlca", 4, 5), ("none", 4, 5), ("enlca", 9, 9), ("none", 9, 9)]
-    for row in record["rows"]:
-        assert (row["part"], row["passes"], row["channels"]) == ("core", "forward", 64)
-        assert row["median_ms"] > 0
-        assert row["peak_memory_mb"] > 0
-    assert record["command"] == "asked"
-    assert record["settings"]["fit_from"] == 10_000
-    assert (record["settings"]["max_seconds"], record["settings"]["size_seconds"]) == (20.0, 10.0)
+    for row in record.rows:
+        assert (row.part, row.passes, row.channels) == ("core", "forward", 64)
+        assert row.median_ms > 0
+        assert row.peak_memory_mb > 0
+    assert record.command == "asked"
+    assert record.settings.fit_from == 10_000
+    assert (record.settings.max_seconds, record.settings.size_seconds) == (20.0, 10.0)
 
 
 def test_backward_takes_the_gradient() -> None:
-    rows = measure([Variant("conv")], **QUICK, sizes=[(4, 4)], backward=True)["rows"]
-    assert [row["passes"] for row in rows] == ["forward+backward"]
+    rows = measure([Variant("conv")], **QUICK, sizes=[(4, 4)], backward=True).rows
+    assert [row.passes for row in rows] == ["forward+backward"]
 
 
 def test_a_size_is_skipped_where_the_closed_form_projects_too_long() -> None:
@@ -95,15 +88,15 @@ def test_a_size_is_skipped_where_the_closed_form_projects_too_long() -> None:
     variants = [slow(power=3), Variant("conv")]
     sizes = [(1, 1), (10, 100), (20, 100)]
     record = measure(variants, **QUICK, sizes=sizes, max_seconds=100.0)
-    first, _, second, conv, third, _ = record["rows"]
+    first, _, second, conv, third, _ = record.rows
     assert set(Slow.sizes) == {1}
-    assert first["median_ms"] is not None
-    assert conv["median_ms"] is not None
+    assert first.median_ms is not None
+    assert conv.median_ms is not None
     for row, n in ((second, 1000), (third, 2000)):
-        assert row["median_ms"] is row["runs"] is row["peak_memory_mb"] is None
-        assert (row["height"] * row["width"], row["variant"]) == (n, variants[0].to_dict())
-        seconds = first["median_ms"] / 1e3 * n**3
-        assert row["note"] == f"skipped, as a call would take {seconds:.3g} s (bound 100)"
+        assert row.median_ms is row.runs is row.peak_memory_mb is None
+        assert (row.positions, row.variant.name) == (n, variants[0].name)
+        seconds = first.median_ms / 1e3 * n**3
+        assert row.note == f"skipped, as a call would take {seconds:.3g} s (bound 100)"
 
 
 def test_memory_of_what_is_too_slow_to_time(tmp_path: Path) -> None:
@@ -113,14 +106,14 @@ def test_memory_of_what_is_too_slow_to_time(tmp_path: Path) -> None:
     limits = {"max_seconds": 1e-3, "memory_seconds": 1e5}
     record = measure(variants, **QUICK, sizes=sizes, **limits)
     save_record(tmp_path, record)
-    _, _, second, _, third, _ = record["rows"]
+    _, _, second, _, third, _ = record.rows
     assert Slow.sizes.count(100) == 1
     assert 10_000 not in Slow.sizes
-    assert second["median_ms"] is second["runs"] is None
-    assert second["peak_memory_mb"] == pytest.approx(100 * 64 * 4 / 1e6, rel=0.1)
-    assert second["note"].startswith("not timed, as a call would take")
-    assert third["peak_memory_mb"] is None
-    assert third["note"].startswith("skipped, as a call would take")
+    assert second.median_ms is second.runs is None
+    assert second.peak_memory_mb == pytest.approx(100 * 64 * 4 / 1e6, rel=0.1)
+    assert second.note.startswith("not timed, as a call would take")
+    assert third.peak_memory_mb is None
+    assert third.note.startswith("skipped, as a call would take")
     label = variants[0].label
     assert f"{label} not measured beyond 10x10)" in verdict(record)[-1]
     assert [text.partition(",")[0] for text in unmeasured(record)[:2]] == [
@@ -132,17 +125,18 @@ def test_memory_of_what_is_too_slow_to_time(tmp_path: Path) -> None:
 def test_out_of_memory_where_memory_alone_is_measured() -> None:
     limits = {"max_seconds": 1e-3, "memory_seconds": 1e5}
     record = measure([slow(power=3, full=9)], **QUICK, sizes=[(1, 1), (10, 10)], **limits)
-    assert record["rows"][1]["peak_memory_mb"] is None
-    assert record["rows"][1]["note"].endswith("s (bound 0.001); out of memory")
+    assert record.rows[1].peak_memory_mb is None
+    assert record.rows[1].note.endswith("s (bound 0.001); out of memory")
 
 
 def test_sizes_where_all_are_skipped_have_rows_too() -> None:
     record = measure([slow(power=3)], **QUICK, sizes=[(1, 1), (30, 30)], max_seconds=0.5)
-    assert [row["median_ms"] is None for row in record["rows"]] == [False, True]
+    assert [row.median_ms is None for row in record.rows] == [False, True]
 
 
 def test_projection_by_the_closed_form_and_by_n_without_one() -> None:
-    row = {"median_ms": 500.0, "height": 10, "width": 10}
+    (timed,) = measure([Variant("none")], **QUICK, sizes=[(10, 10)]).rows
+    row = msgspec.structs.replace(timed, median_ms=500.0)
     assert projected_seconds(Variant("nla"), row, (20, 30)) == pytest.approx(0.5 * 6**2)
     assert projected_seconds(slow(power=0), row, (20, 30)) == pytest.approx(0.5 * 6)
     before = torch.get_rng_state()
@@ -153,7 +147,7 @@ def test_projection_by_the_closed_form_and_by_n_without_one() -> None:
 def test_out_of_memory_is_a_note_and_ends_nothing(tmp_path: Path) -> None:
     variants = [slow(full=9), Variant("conv")]
     record = measure(variants, **QUICK, sizes=[(2, 2), (3, 3)])
-    assert [row.get("note") for row in record["rows"]] == [None, None, "out of memory", None]
+    assert [row.note for row in record.rows] == [None, None, "out of memory", None]
     save_record(tmp_path, record)
     assert unmeasured(record) == [f"{variants[0].label} at 3x3: out of memory."]
 
@@ -178,180 +172,6 @@ def test_progress_over_all_sizes() -> None:
     }
 
 
-# -- fit ------------------------------------------------------------------------------------------
-
-
-@given(
-    st.floats(-3, 3),
-    st.floats(1e-6, 1e6),
-    st.lists(st.integers(1, 10**6), min_size=3, max_size=9, unique=True),
-)
-def test_exact_power_laws_are_found(slope: float, factor: float, ns: list[int]) -> None:
-    fit = fit_exponent(ns, [factor * n**slope for n in ns])
-    spread = np.std(np.log(ns))
-    assert fit is not None
-    tolerance = 1e-12 + 1e-12 / spread  # a fit is rounded
-    assert fit.slope == pytest.approx(slope, abs=tolerance)
-    assert fit.error == pytest.approx(0, abs=tolerance)
-
-
-@given(st.lists(st.floats(0.01, 100), min_size=3, max_size=9))
-def test_slope_and_error_are_those_of_the_normal_equations(values: list[float]) -> None:
-    ns = [10 * 2**i for i in range(len(values))]
-    design = np.stack([np.ones(len(ns)), np.log(ns)], axis=1)
-    beta = np.linalg.solve(design.T @ design, design.T @ np.log(values))
-    residual = np.log(values) - design @ beta
-    variance = residual @ residual / (len(ns) - 2) * np.linalg.inv(design.T @ design)
-    fit = fit_exponent(ns, values)
-    assert fit is not None
-    assert fit.slope == pytest.approx(beta[1], abs=1e-9)
-    assert fit.error == pytest.approx(math.sqrt(variance[1, 1]), abs=1e-9)
-
-
-@pytest.mark.parametrize("slope", [1, 1.5, 2])
-def test_a_fit_has_no_rounding_noise(slope: float) -> None:
-    """It differs between processors; tables of the same record must not."""
-    ns = [32**2, 64**2, 100**2, 128**2, 512**2]
-    assert fit_exponent(ns, [1e-3 * n**slope for n in ns]) == Fit(slope, 0)
-
-
-def test_no_fit_of_too_little() -> None:
-    assert fit_exponent([1, 2], [1.0, 2.0]) is None
-    assert fit_exponent([1, 2, 2], [1.0, 2.0, 2.0]) is None
-    assert fit_exponent([1, 2, 3], [1.0, 0.0, 2.0]) is None
-
-
-def test_small_sizes_are_left_out_of_the_fit() -> None:
-    record = synthetic.scaling({"NLA": (2.0, 1.0)})
-    for row in record["rows"][:1]:  # 50x50
-        row["median_ms"] = row["peak_memory_mb"] = 1e6
-    (method,) = methods(record)
-    assert str(method.fits["median_ms"]) == "2.00 ± 0.00"
-    assert str(method.fits["peak_memory_mb"]) == "1.00 ± 0.00"
-    (method,) = methods(record | {"settings": {"fit_from": 2500}})
-    assert method.fits["median_ms"].slope < 1.5
-
-
-# -- words ----------------------------------------------------------------------------------------
-
-
-def test_verdict_holds() -> None:
-    record = synthetic.scaling({"NLA": (2, 1), "NLSA-r4": (1.15, 1), "Criss-Cross": (1.5, 1)})
-    assert verdict(record) == [
-        "NLSA-r4 grows at most as N^1.15: holds (time 1.15 ± 0.00, memory 1.00 ± 0.00).",
-        "Criss-Cross grows at most as N^1.6: holds (time 1.50 ± 0.00, memory 1.00 ± 0.00).",
-        "No method needs more than 4 GB: holds (most 0.00012 GB, NLA at 200x200).",
-    ]
-
-
-def test_verdict_does_not_hold() -> None:
-    laws = {"NLSA-r4": (1.0, 1.2), "User_Attention-8": (1.7, 1), "NLA": (2, 2)}
-    record = synthetic.scaling(laws)
-    assert verdict(record) == [
-        "NLSA-r4 grows at most as N^1.15: does not hold (time 1.00 ± 0.00, memory 1.20 ± 0.00).",
-        "User_Attention-8 grows at most as N^1.6: does not hold "
-        "(time 1.70 ± 0.00, memory 1.00 ± 0.00).",
-        "No method needs more than 4 GB: does not hold (most 4.8 GB, NLA at 200x200).",
-    ]
-
-
-def test_verdict_is_withheld_where_too_little_was_measured() -> None:
-    record = synthetic.scaling({"NLSA-r4": (1, 1), "NLA": (2, 1)}, skipped={"NLSA-r4": 200})
-    assert verdict(record) == [
-        "NLSA-r4 grows at most as N^1.15: cannot be judged (time not fitted, memory not fitted).",
-        "No method needs more than 4 GB: holds where measured (most 0.00012 GB, NLA at 200x200; "
-        "NLSA-r4 not measured beyond 150x150).",
-    ]
-    assert unmeasured(record) == ["NLSA-r4 at 200x200: skipped, as it is slow."]
-    for row in record["rows"]:
-        row["peak_memory_mb"] = None  # as on a device that reports none
-    assert verdict(record)[-1].endswith("cannot be judged (no peak memory was measured).")
-    assert set(unmeasured(record)) < set(statements(record))
-    assert "N >= 10000" in statements(record)[0]
-    scaling_figure(record)
-
-
-def test_memory_counts_where_times_are_missing() -> None:
-    record = synthetic.scaling({"NLA": (2, 1), "Criss-Cross": (1.5, 1)})
-    for row in record["rows"]:
-        if row["variant"]["name"] == "nla" and row["height"] == 200:
-            row |= dict.fromkeys(("mean_ms", "median_ms", "iqr_ms", "min_ms", "runs"))
-            row["note"] = "not timed, as it is slow"
-    (nla, _) = methods(record)
-    assert nla.fits["median_ms"] is None
-    assert str(nla.fits["peak_memory_mb"]) == "1.00 ± 0.00"
-    assert verdict(record)[-1].endswith("holds (most 0.00012 GB, NLA at 200x200).")
-    assert unmeasured(record) == ["NLA at 200x200: not timed, as it is slow."]
-    figure = scaling_figure(record)
-    lengths = [[len(line.get_xdata()) for line in axis.get_lines()] for axis in figure.axes]
-    assert lengths == [[3, 4], [4, 4]]
-    assert figure.legends[0].get_texts()[0].get_text().endswith("; timed to 150x150")
-
-
-def test_a_method_without_any_number() -> None:
-    record = synthetic.scaling({"NLSA-r4": (1, 1), "NLA": (2, 1)}, skipped={"NLSA-r4": 1})
-    assert "NLSA-r4 not measured)" in verdict(record)[-1]
-    assert len(scaling_figure(record).axes[0].get_lines()) == 1
-    record = synthetic.scaling({"NLA": (2, 1)}, skipped={"NLA": 1})
-    figure = scaling_figure(record)
-    assert not figure.axes[0].get_lines()
-    figure.draw_without_rendering()
-    assert "cannot be judged" in verdict(record)[-1]
-
-
-# -- table and figure -----------------------------------------------------------------------------
-
-
-def test_table() -> None:
-    laws = {"NLA": (2.0, 1.0), "NLSA-r4": (1.0, 1.1)}
-    record = synthetic.scaling(laws, skipped={"NLA": 200})
-    table = scaling_table(record)
-    assert [header for _, header in table.headers[2:]] == [
-        *("50x50", "100x100", "150x150", "200x200"),
-        "exponent",
-    ]
-    nla = ["NLA", "ms", "12.5", "200", "1012", "", ""]
-    assert table.rows[0] == nla
-    further = [["NLSA-r4", "ms"], ["NLA", "MB"], ["NLSA-r4", "MB"]]
-    assert [row[:2] for row in table.rows[1:]] == further
-    assert table.rows[3][-1] == "1.10 ± 0.00"
-    assert "NLA at 200x200: skipped, as it is slow." in table.notes
-    rows = list(csv.DictReader(io.StringIO(table.csv())))
-    assert len(rows) == len(record["rows"])
-    assert [r["fitted"] for r in rows[:4]] == ["False", "True", "True", "True"]
-    assert rows[3]["median_ms"] == "" != rows[3]["note"]
-    assert float(rows[-1]["memory_exponent"]) == pytest.approx(1.1)
-    assert float(rows[-1]["median_ms"]) == pytest.approx(2e-6 * 40_000)
-
-
-def test_figure_has_a_line_a_method_with_its_own_look() -> None:
-    laws = {"NLA": (2.0, 1.0), "NLSA-r4": (1.0, 1.1), "Criss-Cross": (1.5, 1.0)}
-    figure = scaling_figure(synthetic.scaling(laws, skipped={"NLA": 200}))
-    time, memory = figure.axes
-    for axis in (time, memory):
-        assert (axis.get_xscale(), axis.get_yscale()) == ("log", "log")
-        looks = {(line.get_color(), line.get_marker()) for line in axis.get_lines()}
-        assert len(looks) == len(axis.get_lines()) == 3
-    assert time.get_lines()[0].get_xdata().tolist() == [2500, 10_000, 22_500]
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == [
-        "NLA: time not fitted, memory not fitted; measured to 150x150",
-        "NLSA-r4: time 1.00 ± 0.00, memory 1.10 ± 0.00",
-        "Criss-Cross: time 1.50 ± 0.00, memory 1.00 ± 0.00",
-    ]
-
-
-def test_twelve_methods_look_different() -> None:
-    record = synthetic.scaling({"NLA": (1.0, 1.0)})
-    record["rows"] = [
-        row | {"variant": variant.to_dict()}
-        for variant in table_rows("table4")
-        for row in record["rows"]
-    ]
-    for axis in scaling_figure(record).axes:
-        looks = {(line.get_color(), line.get_marker()) for line in axis.get_lines()}
-        assert len(looks) == 12
-
-
 # -- command --------------------------------------------------------------------------------------
 
 
@@ -370,12 +190,12 @@ def test_command_line(
         *("--threads", str(torch.get_num_threads()), "--results", str(tmp_path)),
     )
     out = capsys.readouterr().out
-    (record,) = load_records(tmp_path, "scaling")
-    assert [row["height"] for row in record["rows"]] == [4, 6, 8]
-    assert {row["variant"]["label"] for row in record["rows"]} == {"ENLCA-m4"}
-    assert record["command"].startswith("python -m harness.scaling --attn enlca --m 4")
-    assert str(tmp_path) not in json.dumps(record)
-    files = [tmp_path / "tables" / f"scaling-{record['id']}.{s}" for s in ("csv", "md", "tex")]
+    (record,) = load_records(tmp_path, Scaling)
+    assert [row.height for row in record.rows] == [4, 6, 8]
+    assert {row.variant.label for row in record.rows} == {"ENLCA-m4"}
+    assert record.command.startswith("python -m harness.scaling --attn enlca --m 4")
+    assert str(tmp_path) not in json.dumps(untyped(record))
+    files = [tmp_path / "tables" / f"scaling-{record['id']}.{s}" for s in ("csv", "md")]
     files += [tmp_path / "figures" / f"scaling-{record['id']}.{s}" for s in ("png", "pdf")]
     assert out == "".join(f"{line}\n" for line in (*files, *statements(record)))
 
@@ -385,15 +205,15 @@ def test_command_line(
     command(monkeypatch, "--from-records", "--results", str(tmp_path))
     assert capsys.readouterr().out == out
     assert [path.read_bytes() for path in files] == before
-    assert len(load_records(tmp_path)) == 1
+    assert len(load_records(tmp_path, Scaling)) == 1
 
 
 def test_rows_of_table_5_are_the_default(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(scaling, "write_report", lambda *_: [])  # drawing takes seconds
     command(monkeypatch, "--sizes", "3x3", "--max-runs", "1", "--results", str(tmp_path))
-    (record,) = load_records(tmp_path, "scaling")
+    (record,) = load_records(tmp_path, Scaling)
     labels = [variant.label for variant in table_rows("table5")]
-    assert [row["variant"]["label"] for row in record["rows"]] == labels
+    assert [row.variant.label for row in record.rows] == labels
 
 
 @pytest.mark.parametrize(

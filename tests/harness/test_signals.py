@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from harness.base.signals import Stopped, held, resumable
+from harness.records.shapes import Run
 from harness.records.store import load_records
 from harness.training.checkpoints import find_checkpoints
 from tests.harness import killable
@@ -140,11 +141,11 @@ def test_the_printed_line_finishes_the_run(
     assert process.returncode == 128 + signum, told
     # The one that was seen, and the one at the end, unless no step was between them.
     assert states[0] in find_checkpoints(states[0].parent)
-    assert load_records(tmp_path, "run") == []
+    assert load_records(tmp_path, Run) == []
     line = told.strip().splitlines()[-1]
     done = subprocess.run(shlex.split(line), check=True, capture_output=True, env=os.environ)
     assert b"400/400" in done.stdout
-    assert len(load_records(tmp_path, "run")) == 1
+    assert len(load_records(tmp_path, Run)) == 1
 
 
 @pytest.mark.slow
@@ -201,14 +202,14 @@ def test_a_signal_leaves_nothing_half_written(
     """Real processes and random moments; the line that is told brings the work to its end."""
     chance = random.Random(name)
     subprocess.run(command(image_folder, tmp_path, steps=2, save_every=9), check=True)
-    (run,) = load_records(tmp_path, "run")
+    (run,) = load_records(tmp_path, Run)
     line = [sys.executable, "-m", f"harness.{name}", *SHORT[name].split()]
     line = [word.format(results=tmp_path) for word in line] + ["--results", str(tmp_path)]
     if name in ("redraws", "evaluate"):
         option = {"redraws": "--runs", "evaluate": "--weights"}[name]
         # Work of some seconds: the moments below vary as much as imports do.
         write_image(tmp_path / "data" / "Large" / "HR" / "e0.png", 1440, 1920, 0)
-        line += [option, run["id"], "--data", str(tmp_path / "data")]
+        line += [option, run.id, "--data", str(tmp_path / "data")]
     stopped = 0
     begin = time.monotonic()
     subprocess.run([*line, "--help"], check=True, capture_output=True)

@@ -259,9 +259,7 @@ def test_an_exploding_run_keeps_its_last_good_state(
     good = load_checkpoint(tmp_path)
     assert good is not None
     assert good.step == 3
-    assert str(stop.value).endswith(
-        f"the last good state is kept: {find_checkpoints(tmp_path)[-1]}"
-    )
+    assert str(find_checkpoints(tmp_path)[-1]) in str(stop.value)
     # From there, an undisturbed run goes on.
     resumed = trained(config, cache, tmp_path)
     assert same_state(resumed.network, trained(config, cache).network)
@@ -280,7 +278,8 @@ def test_out_of_memory_says_what_to_lower(
         return step()
 
     monkeypatch.setattr(trainer, "train_step", full)
-    with pytest.raises(UserError, match=r"step 2: cpu .* 2 patches of 8x8; lower --batch .*kept"):
+    told = r"step 2: .*memory on cpu for 2 patches of 8x8; lower --batch"
+    with pytest.raises(UserError, match=told):
         trainer.train("test")
     assert [p.name[6:15] for p in find_checkpoints(tmp_path)] == ["000000001", "000000002"]
 
