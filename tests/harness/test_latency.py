@@ -21,6 +21,7 @@ from harness.config.options import parse_size
 from harness.config.rows import table_rows
 from harness.config.variants import Variant
 from harness.measuring.latency import measure
+from harness.measuring.timing import Timing
 from harness.records.shapes import Latency, untyped
 from harness.records.store import load_records, save_record
 
@@ -207,7 +208,10 @@ def test_mistakes(options: dict[str, Any], message: str) -> None:
 
 
 def test_default_limits_depend_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("harness.measuring.latency.time_in_turn", lambda *_, **__: {})
+    monkeypatch.setattr(
+        "harness.measuring.latency.time_in_turn",
+        lambda functions, *_, **__: dict.fromkeys(functions, Timing.of([1.0])),
+    )
     one: dict[str, Any] = {"sizes": ((2, 2),), "parts": ("core",), "passes": ("forward",)}
     settings = measure([Variant("none")], device=CPU, **one).settings
     assert (settings.warmup, settings.max_runs, settings.max_seconds) == (1, 1000, 20.0)

@@ -117,8 +117,8 @@ def test_a_value_arrives_as_what_it_is(
     write: Write, options: str, words: list[str], expected: object
 ) -> None:
     (variant,) = chosen(write("values", options), *words)
-    assert variant.options == {"size": expected}
-    assert type(variant.options["size"]) is type(expected)
+    assert variant.resolved == {"size": expected}
+    assert type(variant.resolved["size"]) is type(expected)
     assert chosen(variant.name, *option_words(variant)) == [variant]  # as a sweep writes them
 
 

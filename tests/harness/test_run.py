@@ -80,7 +80,7 @@ def test_main_job_leaves_records_and_prints_a_table(
     run_main(monkeypatch, *words, "--skip-latency")
     told = " ".join(capsys.readouterr().out.split())
     assert "ENLCA-m16 seed 0 is finished: 20" in told
-    assert f"records/runs/{record['id']}.json; another --results" in told
+    assert f"records/runs/{record.id}.json; another --results" in told
     assert before == {p: p.read_bytes() for p in (tmp_path / "records" / "runs").iterdir()}
 
     # And the tables come out of the records alone.
@@ -281,7 +281,7 @@ def test_folder_of_another_configuration(
     words = ["--attn", "none", *TINY, "--data", image_folder, "--results", tmp_path]
     run_main(monkeypatch, *words, "--skip-latency")
     (record,) = load_records(tmp_path, Run)
-    (tmp_path / "records" / "runs" / f"{record['id']}.json").unlink()
+    (tmp_path / "records" / "runs" / f"{record.id}.json").unlink()
     path = tmp_path / "runs" / record.id / "config.json"
     content: dict[str, Any] = json.loads(path.read_text())
     content["config"]["steps"] = 4
@@ -346,10 +346,10 @@ def test_a_warm_start_trains_every_variant_on_from_one_baseline(
     assert path.read_bytes() == before
     # Published weights stand in for those of a training here, if they are that run's.
     other = tmp_path / "other"
-    published = other / "weights" / f"{start['id']}.safetensors"
+    published = other / "weights" / f"{start.id}.safetensors"
     published.parent.mkdir(parents=True)
     shutil.copyfile(path, published)
-    record = Path("records", "runs", f"{start['id']}.json")
+    record = Path("records", "runs", f"{start.id}.json")
     (other / record).parent.mkdir(parents=True)
     shutil.copyfile(tmp_path / record, other / record)
     elsewhere = [other if word == tmp_path else word for word in common]

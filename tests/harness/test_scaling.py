@@ -195,8 +195,8 @@ def test_command_line(
     assert {row.variant.label for row in record.rows} == {"ENLCA-m4"}
     assert record.command.startswith("python -m harness.scaling --attn enlca --m 4")
     assert str(tmp_path) not in json.dumps(untyped(record))
-    files = [tmp_path / "tables" / f"scaling-{record['id']}.{s}" for s in ("csv", "md")]
-    files += [tmp_path / "figures" / f"scaling-{record['id']}.{s}" for s in ("png", "pdf")]
+    files = [tmp_path / "tables" / f"scaling-{record.id}.{s}" for s in ("csv", "md")]
+    files += [tmp_path / "figures" / f"scaling-{record.id}.{s}" for s in ("png", "pdf")]
     assert out == "".join(f"{line}\n" for line in (*files, *statements(record)))
 
     before = [path.read_bytes() for path in files]

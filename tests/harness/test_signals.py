@@ -18,7 +18,7 @@ import pytest
 
 from harness.base.signals import Stopped, held, resumable
 from harness.records.shapes import Run
-from harness.records.store import load_records
+from harness.records.store import load_all_records, load_records
 from harness.training.checkpoints import find_checkpoints
 from tests.harness import killable
 from tests.harness.conftest import write_image
@@ -224,7 +224,7 @@ def test_a_signal_leaves_nothing_half_written(
         _, told = process.communicate(timeout=120)
         assert process.returncode in (0, -signum, 128 + signum), told
         assert not list(tmp_path.rglob("*.tmp"))
-        load_records(tmp_path)
+        load_all_records(tmp_path)
         if process.returncode == 128 + signum and "this line" in told:
             assert shlex.split(told.splitlines()[-1]) == line
             stopped += 1
@@ -232,7 +232,7 @@ def test_a_signal_leaves_nothing_half_written(
             break
     assert stopped
     subprocess.run(line, check=True, capture_output=True)
-    load_records(tmp_path)
+    load_all_records(tmp_path)
 
 
 def test_the_line_that_goes_on_names_the_launcher(capsys: pytest.CaptureFixture[str]) -> None:
