@@ -1,4 +1,4 @@
-"""Whether an attention module keeps to this suite's contract.
+"""Whether an attention module meets this suite's contract.
 
 ``python -m harness.check my_package.my_module:MyAttention [--my-option 3]`` prints a verdict for
 each check of :mod:`attention_zoo.contract`, and how time grows with the number of positions.
@@ -10,7 +10,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from rich.console import Console
 from rich.text import Text
 
@@ -21,13 +20,11 @@ from .base.errors import UserError, command_line
 from .config.options import parse
 from .config.rows import TableName
 from .config.variants import Variant
-from .measuring.scaling import measure
-from .reporting.scaling import fit_exponent
 
 #: Feature maps on which growth is measured: large enough that a call's fixed cost is small.
 SIDES = (96, 128, 192, 256)
-# Exponents of the growth that a class may state, and by how much the measured one may exceed it:
-# time grows faster than the operations where tensors leave a cache.
+# Exponents of the growth that a class may state, and how far the measured exponent may exceed it:
+# time grows faster than the operations once tensors outgrow a cache.
 _EXPONENTS = {"0": 0.0, "O(1)": 0.0, "O(N)": 1.0, "O(N√N)": 1.5, "O(N²)": 2.0}
 _MARGIN = 0.5
 _MARKS = {True: ("ok", "green"), False: ("FAILED", "bold red"), None: ("skipped", "yellow")}
@@ -47,13 +44,18 @@ class Options:
     skip_timing: bool = False
     """Do not measure how time grows with the number of positions."""
     attn: tuple[str, ...] = ()
-    """The same as naming the module without --attn."""
+    """The modules, as without --attn."""
     rows: TableName | None = None
     """The modules of one of the paper's tables, or rivals."""
 
 
 def growth(variant: Variant) -> Verdict:
-    """How the time of the core grows with N, beside the growth that the class states."""
+    """Compare the growth of the core's time with N to the growth that the class states."""
+    import torch
+
+    from .measuring.scaling import measure
+    from .reporting.scaling import fit_exponent
+
     record = measure(
         [variant],
         device=torch.device("cpu"),
@@ -61,24 +63,22 @@ def growth(variant: Variant) -> Verdict:
         max_seconds=2.0,
         size_seconds=1.0,
     )
-    rows = [row for row in record["rows"] if row["median_ms"] is not None]
+    times = {row.positions: row.median_ms for row in record.rows if row.median_ms is not None}
     stated = find_attention(variant.name).complexity or "nothing"
     name = "growth of time"
-    fit = fit_exponent(
-        [row["height"] * row["width"] for row in rows], [row["median_ms"] for row in rows]
-    )
+    fit = fit_exponent(list(times), list(times.values()))
     if fit is None:
         return Verdict(name, None, f"too slow to time at {len(SIDES)} sizes; stated: {stated}")
-    detail = f"as N^({fit}), {len(rows)} sizes; stated: {stated}"
+    detail = f"as N^({fit}), {len(times)} sizes; stated: {stated}"
     exponent = _EXPONENTS.get(stated)
     faster = exponent is not None and fit.slope - 2 * fit.error > exponent + _MARGIN
     return Verdict(name, not faster, detail + ", which it exceeds" * faster)
 
 
 def examine(variant: Variant, options: Options, console: Console) -> bool:
-    """Print the verdicts on a variant; whether nothing failed."""
+    """Print the verdicts on a variant; gives whether all checks passed."""
     console.print(Text(f"{variant.label}: {variant.name}", style="bold"))
-    subject = Subject(variant.name, variant.options, options.channels)
+    subject = Subject(variant.name, dict(variant.options), options.channels)
     subject.build()
     failed = 0
     for verdict in judge(subject):
@@ -88,7 +88,7 @@ def examine(variant: Variant, options: Options, console: Console) -> bool:
         verdict = growth(variant)
         failed += verdict.passed is False
         _print(verdict, console)
-    console.print(f"{failed} failed" if failed else "It keeps to the contract.")
+    console.print(f"{failed} failed" if failed else "All contract checks passed.")
     return not failed
 
 
@@ -100,7 +100,7 @@ def _print(verdict: Verdict, console: Console) -> None:
 
 
 def _arguments(argv: Sequence[str]) -> list[str]:
-    """Names before the first option stand behind ``--attn``."""
+    """Put ``--attn`` before names that come before the first option."""
     words = list(argv)
     if words and not words[0].startswith("-"):
         words.insert(0, "--attn")

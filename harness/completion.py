@@ -1,7 +1,7 @@
 """Shell completion of this project's commands.
 
-``eval "$(python -m harness.completion bash)"`` (or ``zsh``) completes, after ``python -m``,
-the commands and their options, modules, presets and tables.
+After ``eval "$(python -m harness.completion bash)"`` (or ``zsh``) the shell completes commands
+after ``python -m``, and their options, modules, presets and tables.
 """
 
 from __future__ import annotations
@@ -17,24 +17,9 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from attention_zoo import find_attention, list_attentions
-from attention_zoo.implementations import AUTO
-
 from .base.errors import command_line, usage_errors
-from .config.options import module_option, own_options
-from .config.presets import PRESETS
 
 _FOLDER = Path(__file__).parent
-#: What an option takes, where its type does not tell.
-_VALUES: dict[str, Callable[[], list[str]]] = {
-    "attn": lambda: [*list_attentions(), "all"],
-    "preset": lambda: list(PRESETS),
-    "protocol": lambda: ["scratch", "warm-start"],
-    "schedule": lambda: ["halving", "one-cycle"],
-    "precision": lambda: ["float32", "tf32", "bfloat16"],
-    "device": lambda: ["auto", "cpu", "cuda", "mps"],
-    "impl": lambda: [AUTO, "reference", "tiled", "sdpa", "triton"],
-}
 _BASH = """\
 _harness_complete() {
     local current=${COMP_WORDS[COMP_CWORD]} command= option= at i
@@ -65,7 +50,7 @@ _ZSH = "autoload -U +X compinit && compinit\nautoload -U +X bashcompinit && bash
 
 
 def commands() -> list[str]:
-    """What can be typed after ``python -m``: the modules that have an entry point."""
+    """What can be typed after ``python -m``: the modules with an entry point."""
     return [
         f"harness.{path.stem}"
         for path in sorted(_FOLDER.glob("*.py"))
@@ -74,11 +59,15 @@ def commands() -> list[str]:
 
 
 def options_of(command: str) -> dict[str, list[str]]:
-    """Options of a command, each with the values it may be completed to (none: files).
+    """Options of a command, each with the values that complete it (none: files).
 
-    Under "" stands what is typed without an option. The options of all modules are among those of
-    a command with ``--attn``.
+    The key "" has what is typed without an option. A command with ``--attn`` has the options of
+    all modules.
     """
+    from attention_zoo import find_attention, list_attentions
+
+    from .config.options import module_option, own_options
+
     module = importlib.import_module(command)
     subcommands: dict[str, Callable[..., None]] = getattr(module, "COMMANDS", {})
     found: dict[str, list[str]] = {"": list(subcommands), "--help": []}
@@ -97,7 +86,7 @@ def options_of(command: str) -> dict[str, list[str]]:
 
 
 def completion(shell: Literal["bash", "zsh"]) -> str:
-    """The script that teaches a shell to complete every command."""
+    """The script with which a shell completes every command."""
     known = {command: options_of(command) for command in commands()}
     options, values = [], []
     for command, takes in known.items():
@@ -117,18 +106,33 @@ def _reply(words: str) -> str:
 
 
 def _add(found: dict[str, list[str]], name: str, hint: Any) -> None:
-    """Add the option of a parameter, and the values that its type or its name tell."""
+    """Add the option of a parameter, with the values that its type or its name implies."""
     parts = list(_parts(hint))
     positional = "Positional" in map(str, parts)
     flag = "" if positional else "--" + name.replace("_", "-")
     values = [str(v) for p in parts if typing.get_origin(p) is Literal for v in typing.get_args(p)]
-    found[flag] = values or (_VALUES[name]() if name in _VALUES else [])
+    found[flag] = values or _values(name)
     if bool in parts:
         found["--no-" + flag[2:]] = []
 
 
+def _values(name: str) -> list[str]:
+    """Values of an option whose type does not list them."""
+    from attention_zoo import list_attentions
+
+    from .config.options import implementation_names
+    from .config.presets import PRESETS
+
+    return {
+        "attn": [*list_attentions(), "all"],
+        "preset": list(PRESETS),
+        "device": ["auto", "cpu", "cuda", "mps"],
+        "impl": implementation_names(),
+    }.get(name, [])
+
+
 def _parts(hint: Any) -> Iterator[Any]:
-    """A type, and what its unions, annotations and containers are made of."""
+    """A type, and the parts of its unions, annotations and containers."""
     yield hint
     if typing.get_origin(hint) in (Annotated, typing.Union, types.UnionType, tuple):
         for part in typing.get_args(hint):

@@ -12,8 +12,6 @@ from typing import Annotated
 import tyro
 
 from .base.errors import UserError, command_line, usage_errors
-from .network.official import load_official
-from .network.weights import save_weights
 
 
 @dataclass
@@ -25,7 +23,7 @@ class Options:
     output: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="OUT.safetensors")]
     """File to write; it must not exist."""
     block_res_scale: float | None = None
-    """The released --res_scale, of blocks and attention alike; by default the published one."""
+    """The released --res_scale, of blocks and attention; by default as published."""
 
 
 @command_line
@@ -35,6 +33,9 @@ def main() -> None:
         options = tyro.cli(Options, prog="python -m harness.convert")
     if options.output.exists():
         raise UserError(f"{options.output} exists already: choose another name or delete it")
+    from .network.official import load_official
+    from .network.weights import save_weights
+
     trained = load_official(options.file, block_res_scale=options.block_res_scale)
     save_weights(options.output, trained.network, trained.architecture, trained.name)
     print(f"{trained.architecture.description}: {options.output}")

@@ -9,22 +9,15 @@ import inspect
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
 
 from .base import machine
 from .base.errors import UserError, command_line, usage_errors
-from .base.files import write_json
-from .config.options import describe_command
-from .images.sources import find_data
-from .measuring.quality import evaluate
-from .network.official import load_official, published_method
-from .network.weights import TrainedNetwork, find_weights, load_weights
-from .reporting.settings import paper_table
+
+if TYPE_CHECKING:
+    from .network.weights import TrainedNetwork
 
 
 @dataclass(kw_only=True)
@@ -39,7 +32,7 @@ class Options:
     official: Path | None = None
     """The authors' file of EDSR, NLSN or ENLCN: pickled tensors or safetensors."""
     weights: str | None = None
-    """A run's id (or an unambiguous beginning of one), or a file of this project's."""
+    """A run's id (or an unambiguous prefix of one), or a weight file of this project."""
     data: Path | None = None
     """Folder of images (see README); else SR_DATA, else images that ship with scikit-image."""
     test_sets: tuple[str, ...] = ()
@@ -49,63 +42,19 @@ class Options:
     chop: bool = False
     """Cut every image into overlapping quarters, as the released NLSN and ENLCN are evaluated."""
     psnr: Literal["rounded", "released"] = "rounded"
-    """rounded: on Y rounded to 8 bits, as MATLAB's rgb2ycbcr gives it. released: what the code of
-    EDSR, NLSN and ENLCN prints, on Y not rounded; it is higher, by more the better the image."""
+    """rounded: on Y rounded to 8 bits, as MATLAB's rgb2ycbcr gives it. released: as the code of
+    EDSR, NLSN and ENLCN prints it, on unrounded Y, which is higher, the more so for good images."""
     block_res_scale: float | None = None
-    """With --official: the released --res_scale, of blocks and attention alike, which the file
-    does not hold; by default that of the published networks."""
+    """With --official: the released --res_scale of blocks and attention, which the file does not
+    hold; by default that of the published networks."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:<n> or mps."""
     threads: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
     """CPU threads; all cores by default."""
     results: Path = Path("results")
-    """Folder whose runs --weights names."""
+    """Folder of the runs that --weights names."""
     output: Path | None = None
     """Write the figures of every image here, as JSON."""
-
-
-def _load(options: Options) -> TrainedNetwork:
-    if (options.official is None) == (options.weights is None):
-        raise UserError("give one of --official FILE and --weights RUN-OR-FILE")
-    if options.official is not None:
-        return load_official(options.official, block_res_scale=options.block_res_scale)
-    if options.block_res_scale is not None:
-        raise UserError("--block-res-scale is read off the file of --weights: leave it out")
-    return load_weights(find_weights(options.weights or "", options.results))
-
-
-def table(trained: TrainedNetwork, results: dict[str, dict[str, Any]]) -> Table:
-    """The short table that the command prints: a row a test set, the paper's figures beside."""
-    architecture = trained.architecture
-    method = published_method(architecture)
-    paper = {
-        row["dataset"]: f"{row['psnr_db']} / {row['ssim']}"
-        for row in paper_table(1)
-        if (row["method"], row["scale"]) == (method, str(architecture.scale))
-    }
-    headers = ["set", "PSNR", "SSIM", "bicubic", "images"]
-    if paper:
-        headers.append(f"paper's\n{method}")
-    grid = Table(
-        title=f"{trained.name}: {architecture.description}",
-        title_justify="left",
-        box=SIMPLE_HEAD,
-        pad_edge=False,
-        show_edge=False,
-    )
-    for header in headers:
-        grid.add_column(header, justify="left" if header == "set" else "right", no_wrap=True)
-    for name, result in results.items():
-        cells = [
-            name,
-            f"{result['psnr']:.2f}",
-            f"{result['ssim']:.4f}",
-            f"{result['bicubic_psnr']:.2f} / {result['bicubic_ssim']:.4f}",
-            str(len(result["images"])),
-            paper.get(name, ""),
-        ]
-        grid.add_row(*cells[: len(headers)])
-    return grid
 
 
 @command_line
@@ -118,6 +67,16 @@ def main() -> None:
     if options.tile is not None and (options.chop or options.tile < 16):
         wrong = "and --chop exclude each other" if options.chop else "must be at least 16 LR pixels"
         raise UserError(f"--tile {wrong}")
+    from rich.console import Console
+
+    from .base.files import write_json
+    from .config.options import describe_command
+    from .images.sources import find_data
+    from .measuring.quality import evaluate
+    from .network.official import published_method
+    from .records.shapes import untyped
+    from .reporting.tables.evaluation import evaluation_table
+
     device = machine.pick_device(options.device)
     machine.use_threads(options.threads)
     source = find_data(options.data)
@@ -125,8 +84,8 @@ def main() -> None:
     if not names:
         raise UserError(f"{source.name} has no test sets: put images into <Set>/HR/")
     trained = _load(options)
-    scale = trained.architecture.scale
-    test_sets = [source.test_set(name, scale) for name in names]
+    architecture = trained.architecture
+    test_sets = [source.test_set(name, architecture.scale) for name in names]
     network = trained.network.to(device)
     with machine.use_tf32(False):
         results = {
@@ -134,7 +93,7 @@ def main() -> None:
                 network,
                 images,
                 len(images),
-                scale,
+                architecture.scale,
                 f"{trained.label} on {images.name}",
                 options.tile,
                 chop=options.chop,
@@ -142,22 +101,37 @@ def main() -> None:
             )
             for images in test_sets
         }
-    Console().print(table(trained, results))
+    title = f"{trained.name}: {architecture.description}"
+    method = published_method(architecture)
+    Console().print(evaluation_table(title, results, architecture.scale, method))
     if options.output is not None:
         record = {
             "kind": "evaluation",
             "name": trained.name,
             "command": describe_command("harness.evaluate", sys.argv[1:]),
             "machine": machine.describe(device),
-            "architecture": trained.architecture.to_dict(),
+            "architecture": architecture.to_dict(),
             "data": source.name,
             "tile": options.tile,
             "chop": options.chop,
             "psnr": options.psnr,
-            "quality": results,
+            "quality": {name: untyped(result) for name, result in results.items()},
         }
         write_json(options.output, record)
-        print(f"Figures of every image: {options.output}")
+        print(f"Quality of every image: {options.output}")
+
+
+def _load(options: Options) -> TrainedNetwork:
+    from .network.official import load_official
+    from .network.weights import find_weights, load_weights
+
+    if (options.official is None) == (options.weights is None):
+        raise UserError("give one of --official FILE and --weights RUN-OR-FILE")
+    if options.official is not None:
+        return load_official(options.official, block_res_scale=options.block_res_scale)
+    if options.block_res_scale is not None:
+        raise UserError("--block-res-scale is read from the file of --weights: leave it out")
+    return load_weights(find_weights(options.weights or "", options.results))
 
 
 if __name__ == "__main__":

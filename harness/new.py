@@ -16,14 +16,14 @@ import tyro
 from .base.errors import UserError, command_line, usage_errors
 from .base.files import write_text
 
-# Names of modules without which nothing here runs; a file of that name would stand before them.
+# Modules that the suite needs; a file of the same name would hide them.
 _TAKEN = ("attention_zoo", "harness", "numpy", "torch", "scipy", "tyro", "rich", "safetensors")
 _TEMPLATE = Path(__file__).parent / "templates"
 
 
 @dataclass(frozen=True)
 class Options:
-    """Write a working attention module to start from, and its test.
+    """Write a working attention module as a start, and its test.
 
     Examples:
       python -m harness.new my_attention
@@ -39,17 +39,19 @@ def write_module(name: str, folder: Path) -> list[Path]:
     """Write ``<name>.py`` and ``test_<name>.py`` from the templates; returns both.
 
     Raises:
-        UserError: a name that Python cannot import, a file that exists, or no such folder.
+        UserError: Python cannot import the name, a file exists, or the folder does not.
     """
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or keyword.iskeyword(name):
         raise UserError(
-            f"{name!r} cannot be a module's name: take small letters, digits and underscores, "
+            f"{name!r} cannot be a module's name: use small letters, digits and underscores, "
             "e.g. my_attention"
         )
     if name in sys.stdlib_module_names or name in _TAKEN:
-        raise UserError(f"{name!r} is the name of a module that Python or the suite needs")
+        raise UserError(
+            f"{name!r} is the name of a module that Python or the suite needs: choose another"
+        )
     if not folder.is_dir():
-        raise UserError(f"there is no folder {folder}: make it, or choose another --folder")
+        raise UserError(f"folder {folder} does not exist: create it, or choose another --folder")
     words = [word for word in name.split("_") if word]
     values = {
         "module": name,
@@ -59,7 +61,7 @@ def write_module(name: str, folder: Path) -> list[Path]:
     paths = [folder / f"{name}.py", folder / f"test_{name}.py"]
     there = " and ".join(str(path) for path in paths if path.exists())
     if there:
-        raise UserError(f"{there} exists already: choose another name, or remove it")
+        raise UserError(f"{there} exists already: choose another name, or delete it")
     for path, template in zip(paths, ("module", "test"), strict=True):
         text = (_TEMPLATE / f"{template}.py.txt").read_text(encoding="utf-8")
         write_text(path, Template(text).substitute(values))
@@ -77,7 +79,7 @@ def main() -> None:
     cls = re.search(r"^class (\w+)", paths[0].read_text(encoding="utf-8"), re.MULTILINE)
     assert cls is not None
     spec = f"{options.name}:{cls[1]}"
-    print(f"{paths[0]} and {paths[1].name} are there. Next, in that folder:")
+    print(f"Wrote {paths[0]} and {paths[1].name}. Next, in that folder:")
     print(f"  python -m harness.check {spec}")
     print(f"  python -m harness.run --attn {spec}")
 

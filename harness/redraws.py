@@ -1,13 +1,12 @@
-"""Quality of trained networks under newly drawn projections and rotations, and with another m.
+"""Quality of trained networks under other random projections and rotations, and with another m.
 
 Command line: ``python -m harness.redraws --runs RUN … --draws 8 --m 2 16 256``. Nothing is trained:
-the networks' weights stay as they are. ENLA's and ENLCA's F is drawn anew, with the m of the
-training and with every other m that is asked for; NLSA's rotations come from other seeds.
+the networks' weights do not change. ENLA's and ENLCA's F is redrawn, with the m of the training and
+every other m given; NLSA's rotations come from other seeds.
 """
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import sys
 from dataclasses import dataclass
@@ -19,27 +18,22 @@ import tyro
 from .base import machine
 from .base.errors import UserError, command_line, usage_errors
 from .base.signals import resumable
-from .config.options import describe_command
-from .images.sources import find_data
-from .measuring.redraws import measure
-from .network.weights import find_weights, load_weights
-from .records.store import record_id, record_path, save_record
 
 
 @dataclass(kw_only=True)
 class Options:
-    """Evaluate trained networks under newly drawn projections and rotations, and with another m.
+    """Evaluate trained networks under other random projections and rotations, and with another m.
 
     Examples:
       python -m harness.redraws --runs enlca-m128-small nlsa-r4-small --m 2 16 256 --data DIR
     """
 
     runs: tuple[str, ...]
-    """Run ids (or unambiguous beginnings), run folders or weight files."""
+    """Run ids (or unambiguous prefixes), run folders or weight files."""
     draws: int = 8
     """Redraws of each network."""
     m: tuple[int, ...] = ()
-    """Further numbers of random features to evaluate networks of ENLA and ENLCA with."""
+    """Further numbers of random features, for networks of ENLA and ENLCA."""
     data: Path | None = None
     """Folder of images (see README); else SR_DATA, else images that ship with scikit-image."""
     test_sets: tuple[str, ...] = ()
@@ -68,6 +62,15 @@ def main() -> None:
         raise UserError(f"--draws must be at least 1, got {options.draws}")
     if options.tile is not None and options.tile < 16:
         raise UserError("--tile must be at least 16 LR pixels")
+    import hashlib
+
+    from .config.options import describe_command
+    from .images.sources import find_data
+    from .measuring.redraws import measure
+    from .network.weights import find_weights, load_weights
+    from .records.shapes import Redraw, untyped
+    from .records.store import new_record, record_id, record_path, save_record
+
     device = machine.pick_device(options.device)
     machine.use_threads(options.threads)
     source = find_data(options.data)
@@ -86,24 +89,20 @@ def main() -> None:
             "device": device.type,
         }
         identifier = record_id("redraw", settings)
-        if (finished := record_path(options.results, "redraw", identifier)).exists():
-            print(f"{trained.name}: measured already, see {finished}")
+        if (finished := record_path(options.results, Redraw, identifier)).exists():
+            print(f"{trained.name}: already measured, see {finished}")
             continue
         trained.network.to(device)
         with machine.use_tf32(False):
             rows = measure(trained, test_sets, draws=options.draws, m=options.m, tile=options.tile)
-        saved = save_record(
-            options.results,
-            {
-                "kind": "redraw",
-                "id": identifier,
-                "command": describe_command("harness.redraws", sys.argv[1:]),
-                "machine": machine.describe(device),
-                "variant": trained.architecture.variant.to_dict(),
-                "settings": settings,
-                "rows": rows,
-            },
-        )
+        content = {
+            "command": describe_command("harness.redraws", sys.argv[1:]),
+            "machine": machine.describe(device),
+            "variant": trained.architecture.variant.describe(),
+            "settings": settings,
+            "rows": [untyped(row) for row in rows],
+        }
+        saved = save_record(options.results, new_record(Redraw, identifier, content))
         print(f"{trained.name}: {saved}")
 
 

@@ -6,72 +6,14 @@ Command line: ``python -m harness.run --attn enlca --m 16``.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from functools import partial
-from typing import Any
-
-import torch
-from rich.console import Console
-
-from attention_zoo.implementations import choose_implementation
 
 from .base import machine
 from .base.errors import UserError, command_line
-from .base.progress import timing_bar
 from .base.signals import resumable
 from .config.options import describe_command, parse
-from .config.presets import find_preset
-from .config.variants import Variant
-from .images.patches import check_patch
-from .images.sources import find_data
-from .measuring import flops
-from .measuring.latency import measure
-from .network.edsr import build_network
-from .records.store import save_record
-from .reporting.tables.printed import summary
 from .runs.options import RunOptions as Options
-from .runs.options import _given_or_preset, configure
-from .runs.run import measure_cost, run
+from .runs.options import configure, network_of
 from .training import distributed
-
-#: Seconds of timing for each part in the main job; ``harness.latency`` measures at length.
-LATENCY_SECONDS = 5.0
-
-
-def measure_latency(
-    variants: Sequence[Variant],
-    options: Options,
-    device: torch.device,
-    command: str,
-) -> dict[str, Any]:
-    """Latencies of the variants beside NLA's, in turn, as a record under ``records/latency``."""
-    value = partial(_given_or_preset, options, find_preset(options.preset))
-    nla = Variant("nla")
-    # The baseline has no core and no module to time, and NLA is the yardstick of the table.
-    chosen = [v for v in variants if v.name != "none"]
-    if nla not in chosen:
-        chosen.append(nla)
-
-    network = partial(
-        build_network,
-        blocks=value("blocks"),
-        channels=value("channels"),
-        scale=options.scale,
-        block_res_scale=value("block_res_scale"),
-    )
-    with timing_bar() as on_run:
-        record = measure(
-            chosen,
-            device=device,
-            sizes=((100, 100),),
-            passes=("forward",),
-            max_seconds=LATENCY_SECONDS,
-            network=network,
-            command=command,
-            on_run=on_run,
-        )
-    save_record(options.results, record)
-    return record
 
 
 @command_line
@@ -79,8 +21,17 @@ def measure_latency(
 def main() -> None:
     """Entry point of ``python -m harness.run``."""
     options, variants = parse(Options, sys.argv[1:], "harness.run")
-    console = Console()
-    preset = find_preset(options.preset)
+    from rich.console import Console
+
+    from attention_zoo.implementations import choose_implementation
+
+    from .images.patches import check_patch
+    from .images.sources import find_data
+    from .measuring.flops import check_cost
+    from .reporting.tables.printed import summary
+    from .runs.run import measure_cost, measure_latency, run
+
+    network = network_of(options)
     device = distributed.start(options.device)
     command = describe_command("harness.run", sys.argv[1:], distributed.launcher())
     machine.use_threads(options.threads)
@@ -89,9 +40,8 @@ def main() -> None:
         raise UserError(f"--save-every must be at least 0 seconds, got {options.save_every}")
     if not options.seeds:
         raise UserError("--seeds needs at least one number")
-    channels = _given_or_preset(options, preset, "channels")
     for variant in variants:  # a bad option or module shows before any work is done
-        flops.check_cost(variant, channels)
+        check_cost(variant, network.channels)
     runs = []
     if not options.skip_training:
         source = find_data(
@@ -107,22 +57,24 @@ def main() -> None:
         ]
         check_patch(cache, configs[0].patch)
         distributed.check_batch(configs[0].batch)
-        # What a warm start begins with has a record too, of another setting than the runs.
-        for config in {c.baseline.run_id: c.baseline for c in configs if c.start}.values():
-            run(config, source, cache, options.results, device, command, options.save_every)
-        for config in configs:
-            runs.append(
-                run(config, source, cache, options.results, device, command, options.save_every)
-            )
+        # The baseline of a warm start has a record too, of another setting than the runs.
+        baselines = {c.baseline.run_id: c.baseline for c in configs if c.start}
+        for config in [*baselines.values(), *configs]:
+            done = run(config, source, cache, options.results, device, command, options.save_every)
+            if config.run_id not in baselines:
+                runs.append(done)
     first = distributed.is_main()
     distributed.stop()
     if not first:
         return
     costs = [measure_cost(variant, options.results, command) for variant in variants]
-    timed = None
+    latency = None
     if not options.skip_latency:
-        timed = measure_latency(variants, options, device, command)
-    console.print(summary(runs, costs, timed))
+        latency = measure_latency(
+            variants, network, options.scale, device, options.results, command
+        )
+    console = Console()
+    console.print(summary(runs, costs, latency))
     console.print(f"Records: {options.results / 'records'}; tables: python -m harness.tables")
 
 

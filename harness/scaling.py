@@ -1,46 +1,31 @@
 """How time and memory of the attention modules grow with the number of positions.
 
 ``python -m harness.scaling`` times the modules' cores in turn at growing sizes and writes a record,
-and from it a table, a figure and the fitted exponents. ``--from-records`` redraws alone.
+and from it a table, a figure and the fitted exponents. ``--from-records`` only writes these again.
 """
 
 from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
-
-from rich.console import Console
+from typing import TYPE_CHECKING
 
 from .base import machine
 from .base.errors import UserError, command_line
 from .base.progress import timing_bar
 from .config.options import describe_command, parse, parse_size
 from .config.rows import TableName
-from .config.variants import Variant
-from .measuring.scaling import FIT_FROM, SIZES, measure
+from .measuring.latency import Dtype
+from .measuring.scaling import FIT_FROM, SIZES
 from .measuring.timing import MAX_RUNS
-from .records.origin import Record
-from .records.store import load_records, save_record
-from .reporting.figures.scaling import scaling_figure
-from .reporting.figures.style import save_figure
-from .reporting.scaling import statements
-from .reporting.tables.render import write_table
-from .reporting.tables.scaling import scaling_table
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
-def write_report(record: Record, results: Path) -> list[Path]:
-    """Write ``tables/scaling-<id>.{csv,md,tex}`` and ``figures/scaling-<id>.{png,pdf}``; the paths.
-
-    Raises:
-        UserError: a folder cannot be written.
-    """
-    table = scaling_table(record)
-    figure = results / "figures" / table.name
-    return write_table(table, results / "tables") + save_figure(scaling_figure(record), figure)
+    from .config.variants import Variant
+    from .records.shapes import Scaling
 
 
 @dataclass(kw_only=True)
@@ -61,18 +46,18 @@ class Options:
     backward: bool = False
     """Forward and backward instead of forward alone."""
     fit_from: int = FIT_FROM
-    """Smallest number of positions that counts in the fit."""
+    """Smallest number of positions in the fit."""
     max_seconds: float = 20.0
-    """A method is skipped at a size where a single call is projected to take longer."""
+    """Longest projected time of a call; a method is skipped at sizes where it would take longer."""
     memory_seconds: float = 0.0
-    """There its peak memory is measured all the same, by one call, if that takes no longer."""
+    """Longest projected time of a call for peak memory alone, where a method is skipped."""
     size_seconds: float = 10.0
-    """Time for the runs of all methods at a size; three runs each at least."""
+    """Seconds for the runs of all methods at a size; each runs at least three times."""
     max_runs: int = MAX_RUNS
-    """Most runs of each method at a size."""
+    """Largest number of runs of each method at a size."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:<n> or mps."""
-    dtype: Literal["float32", "tf32", "bfloat16", "float16"] = "float32"
+    dtype: Dtype = "float32"
     """tf32 needs CUDA."""
     threads: int | None = None
     """CPU threads; all cores by default."""
@@ -82,12 +67,40 @@ class Options:
     """Measure nothing; write table and figure of every scaling record again."""
 
 
-def run(options: Options, variants: Sequence[Variant], command: str) -> dict[str, Any]:
-    """Measure what the options ask for and save the record, which is returned as it is read back.
+@command_line
+def main() -> None:
+    """Entry point of ``python -m harness.scaling``."""
+    argv = sys.argv[1:]
+    if not any(word.startswith(("--attn", "--rows")) for word in argv):
+        argv = ["--rows", "table5", *argv]
+    options, variants = parse(Options, argv, "harness.scaling")
+    from rich.console import Console
 
-    Raises:
-        UserError: a value out of range, or as :func:`measure`.
-    """
+    from .records.shapes import Scaling
+    from .records.store import load_records
+    from .reporting.scaling import statements
+
+    if options.from_records:
+        records = load_records(options.results, Scaling)
+        if not records:
+            raise UserError(
+                f"no scaling records under {options.results / 'records'}; measure first: "
+                "python -m harness.scaling"
+            )
+    else:
+        records = [_measure(options, variants, describe_command("harness.scaling", argv))]
+    console = Console(soft_wrap=True, highlight=False, markup=False)
+    for record in records:
+        for path in write_report(record, options.results):
+            console.print(path)
+        for line in statements(record):
+            console.print(line)
+
+
+def _measure(options: Options, variants: Sequence[Variant], command: str) -> Scaling:
+    from .measuring.scaling import measure
+    from .records.store import save_record
+
     device = machine.pick_device(options.device)
     sizes = [parse_size(text) for text in options.sizes]
     for name in ("fit_from", "max_runs"):
@@ -95,11 +108,9 @@ def run(options: Options, variants: Sequence[Variant], command: str) -> dict[str
         if value < 1:
             raise UserError(f"--{flag} must be at least 1, got {value}")
     for name in ("max_seconds", "memory_seconds", "size_seconds"):
-        if not 0 <= getattr(options, name) < math.inf:
-            flag = name.replace("_", "-")
-            raise UserError(
-                f"--{flag} must be finite and not negative, got {getattr(options, name)}"
-            )
+        value, flag = getattr(options, name), name.replace("_", "-")
+        if not 0 <= value < math.inf:
+            raise UserError(f"--{flag} must be finite and not negative, got {value}")
     machine.use_threads(options.threads)
     with timing_bar() as on_run:
         record = measure(
@@ -116,32 +127,20 @@ def run(options: Options, variants: Sequence[Variant], command: str) -> dict[str
             command=command,
             on_run=on_run,
         )
-    path = save_record(options.results, record)
-    return next(r for r in load_records(options.results, "scaling") if r["id"] == path.stem)
+    save_record(options.results, record)
+    return record
 
 
-@command_line
-def main() -> None:
-    """Entry point of ``python -m harness.scaling``."""
-    argv = sys.argv[1:]
-    if not any(word.startswith(("--attn", "--rows")) for word in argv):
-        argv = ["--rows", "table5", *argv]
-    options, variants = parse(Options, argv, "harness.scaling")
-    if options.from_records:
-        records = load_records(options.results, "scaling")
-        if not records:
-            raise UserError(
-                f"no scaling records under {options.results / 'records'}; measure first: "
-                "python -m harness.scaling"
-            )
-    else:
-        records = [run(options, variants, describe_command("harness.scaling", argv))]
-    console = Console(soft_wrap=True, highlight=False, markup=False)
-    for record in records:
-        for path in write_report(record, options.results):
-            console.print(path)
-        for line in statements(record):
-            console.print(line)
+def write_report(record: Scaling, results: Path) -> list[Path]:
+    """Write the record's table under ``tables/`` and its figure under ``figures/``."""
+    from .reporting.figures.scaling import scaling_figure
+    from .reporting.figures.style import save_figure
+    from .reporting.tables.render import write_table
+    from .reporting.tables.scaling import scaling_table
+
+    table = scaling_table(record)
+    figure = results / "figures" / table.name
+    return write_table(table, results / "tables") + save_figure(scaling_figure(record), figure)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,10 +15,6 @@ import tyro
 from .base import machine
 from .base.errors import UserError, command_line, usage_errors
 from .base.progress import timing_bar
-from .config.options import describe_command
-from .measuring.speed import CASES, Comparison, measure
-from .records.store import load_records, save_record
-from .reporting.tables.speed import find_speeds, speed_table
 
 
 @dataclass(kw_only=True)
@@ -32,28 +27,15 @@ class Options:
     """
 
     only: tuple[str, ...] = ()
-    """Cases by the beginning of their names, e.g. core-nla or step; all by default."""
+    """Cases whose names begin so, e.g. core-nla or step; all by default."""
     seconds: float = 10.0
-    """Time for each case and pass; each runs five times at least."""
+    """Seconds for each case and pass; each runs at least five times."""
     device: str = "cpu"
-    """auto, cpu, cuda, cuda:<n> or mps; the targets stand for a CPU."""
+    """auto, cpu, cuda, cuda:<n> or mps; the targets are for a CPU."""
     threads: int | None = None
-    """CPU threads; all cores by default, the targets stand for 2."""
+    """CPU threads; all cores by default, the targets are for 2."""
     results: Path = field(default_factory=lambda: Path("results"))
     """Folder for the record."""
-
-
-def choose(only: Sequence[str]) -> list[Comparison]:
-    """The comparisons whose names begin with one of these words; all without a word.
-
-    Raises:
-        UserError: a word with which no name begins.
-    """
-    for word in only:
-        if not any(one.name.startswith(word) for one in CASES):
-            names = ", ".join(one.name for one in CASES)
-            raise UserError(f"no case begins with {word!r}: choose from {names}")
-    return [one for one in CASES if not only or one.name.startswith(tuple(only))]
 
 
 @command_line
@@ -63,6 +45,11 @@ def main() -> None:
         options = tyro.cli(
             Options, prog="python -m harness.speed", description=inspect.getdoc(Options)
         )
+    from .config.options import describe_command
+    from .measuring.speed import choose, measure
+    from .records.store import save_record
+    from .reporting.tables.speed import find_speeds, speed_table
+
     comparisons = choose(options.only)
     if not options.seconds > 0:
         raise UserError(f"seconds must be above 0, got {options.seconds}")
@@ -78,8 +65,7 @@ def main() -> None:
             on_run=on_run,
         )
     path = save_record(options.results, record)
-    saved = [r for r in load_records(options.results, "speed") if r["id"] == record["id"]]
-    for rows in find_speeds(saved):
+    for rows in find_speeds([record]):
         table = speed_table(rows)
         print(f"{table.caption}\n\n{table.markdown_grid()}\n{table.notes[0]}\n")
     print(f"Record: {path}")

@@ -1,10 +1,11 @@
 """Sweeps: a grid of variants and seeds, each a run of its own.
 
-Command line: ``python -m harness.sweep --rows table4 --seeds 0 1 2``. What is finished is skipped,
-what is not is resumed, and a run that fails does not end the others.
+Command line: ``python -m harness.sweep --rows table4 --seeds 0 1 2``. Finished runs are skipped,
+unfinished ones are resumed, and a run that fails does not end the others.
 
-Exit status: 0, all is finished; 1, runs failed (the last lines name their logs); 2, a mistake on
-the command line; 75, the budget is used up and the same command goes on; 130 or 143, a signal.
+Exit status: 0, all runs are finished; 1, runs failed (the last lines name their logs); 2, a mistake
+on the command line; 75, the time budget is used up (the same command continues); 130 or 143, a
+signal.
 """
 
 from __future__ import annotations
@@ -13,23 +14,18 @@ import math
 import sys
 import time
 from dataclasses import dataclass
-from typing import Literal
-
-import psutil
-import torch
+from typing import TYPE_CHECKING, Literal
 
 from .base import machine
 from .base.errors import UserError, command_line
 from .base.signals import resumable
 from .config.options import parse
-from .config.presets import find_preset
-from .images.patches import check_patch
-from .images.sources import find_data
-from .runs.engines import Place, open_engine
-from .runs.jobs import GRACE, find_members
-from .runs.options import TrainingOptions, configure
-from .runs.plan import print_plan
-from .runs.sweep import _close, seconds_of, sweep
+from .runs.options import TrainingOptions, configure, network_of
+
+if TYPE_CHECKING:
+    import torch
+
+    from .runs.engines import EngineOptions
 
 
 @dataclass(kw_only=True)
@@ -43,17 +39,17 @@ class Options(TrainingOptions):
     """
 
     engine: Literal["local", "ray", "slurm"] = "local"
-    """local (processes here), ray (a cluster, or one started here) or slurm (by submitit)."""
+    """local (processes here), ray (a cluster, or one started here) or slurm (with submitit)."""
     workers: int | None = None
-    """Runs at once; 1 with local, which divides --threads among them, else as many as fit."""
+    """Runs at once; 1 with local, which shares --threads among them, else as many as fit."""
     gpus: float = 1.0
     """Share of a GPU for each run, with --engine ray."""
     ray_address: str | None = None
-    """Address of a Ray cluster, or auto; else RAY_ADDRESS, else one is started here."""
+    """Address of a Ray cluster, or auto; else RAY_ADDRESS, else a cluster started here."""
     slurm: tuple[str, ...] = ()
     """Parameters for submitit, e.g. slurm_partition=gpu timeout_min=600."""
     budget: str | None = None
-    """Stop in time, e.g. 9m or 1h30m; exit status 75 if work is left, which goes on then."""
+    """Time budget, e.g. 9m or 1h30m; exit status 75 if work is left: run the same again."""
     plan: bool = False
     """Estimate time, memory and GPU-hours from a few steps, print them, and run nothing."""
 
@@ -63,36 +59,46 @@ class Options(TrainingOptions):
 def main() -> None:
     """Entry point of ``python -m harness.sweep``."""
     options, variants = parse(Options, sys.argv[1:], "harness.sweep")
+    import psutil
+
+    from .images.patches import check_patch
+    from .images.sources import find_data
+    from .runs.engines import open_engine
+    from .runs.jobs import find_jobs
+    from .runs.plan import print_plan
+    from .runs.sweep import conclude, seconds_of, sweep
+
     began = time.monotonic() - (time.time() - psutil.Process().create_time())
     budget = seconds_of(options.budget) if options.budget else math.inf
     device = _pick_device(options)
-    place = _place(options, device, budget)
+    engine_options = _engine_options(options, device, budget)
     if not options.seeds:
         raise UserError("--seeds needs at least one number")
-    preset = find_preset(options.preset)
-    channels = preset.channels if options.channels is None else options.channels
+    channels = network_of(options).channels
     for variant in variants:  # a bad option shows before any work is done
         variant.create(channels)
     source = find_data(options.data, train_sets=options.train_sets or None, holdout=options.holdout)
     configure(options, variants[0], 0, device, source, None)
     cache = source.training_images(options.scale)
-    members = find_members(options, variants, device, source, cache)
-    check_patch(cache, members[0].config.patch)
+    jobs = find_jobs(options, variants, device, source, cache)
+    check_patch(cache, jobs[0].config.patch)
     at_once = options.workers or (1 if options.engine == "local" else None)
     if options.plan:
-        machine.use_threads(place.threads_each)
+        machine.use_threads(engine_options.threads_each)
         gpus = options.gpus if options.engine == "ray" else 1.0
-        print_plan(members, source, cache, device, at_once, gpus)
+        print_plan(jobs, source, cache, device, at_once, gpus)
         return
-    with open_engine(options.engine, place, options.results.absolute()) as engine:
+    with open_engine(options.engine, engine_options, options.results.absolute()) as engine:
         # The last seconds are for saving: once to stop in time, once more to kill what does not.
-        deadline = began + budget - 1.25 * place.grace
-        report = sweep(members, engine, place.stop, at_once=at_once, deadline=deadline)
-    _close(report, options.results)
+        deadline = began + budget - 1.25 * engine_options.grace
+        report = sweep(jobs, engine, engine_options.stop, at_once=at_once, deadline=deadline)
+    conclude(report, options.results)
 
 
 def _pick_device(options: Options) -> torch.device:
-    """The kind of device that members train on; elsewhere it need not be one of this machine."""
+    """The kind of device that jobs train on; with Ray or Slurm this machine need not have it."""
+    import torch
+
     if options.engine == "local" or options.device == "auto":
         return machine.pick_device(options.device)
     if options.device not in ("cpu", "cuda"):
@@ -103,14 +109,17 @@ def _pick_device(options: Options) -> torch.device:
     return torch.device(options.device)
 
 
-def _place(options: Options, device: torch.device, budget: float) -> Place:
+def _engine_options(options: Options, device: torch.device, budget: float) -> EngineOptions:
+    from .runs.engines import EngineOptions
+    from .runs.jobs import GRACE
+
     for name in ("workers", "threads"):
         value = getattr(options, name)
         if value is not None and value < 1:
             raise UserError(f"--{name} must be at least 1, got {value}")
     if not 0 < options.gpus <= 1:
         raise UserError(f"--gpus must be a share of a GPU, above 0 and up to 1, got {options.gpus}")
-    return Place(
+    return EngineOptions(
         device=device,
         workers=options.workers,
         threads=options.threads,

@@ -1,7 +1,7 @@
-"""Command-line options of the attention modules, taken literally from their signatures.
+"""Command-line options of the attention modules, taken from their signatures.
 
-An option that the command has too, such as nystrom's ``steps`` with ``harness.run``, is
-``--attn-steps`` there: the plain flag stays the command's. ``--attn-`` may stand before any other.
+Where a command has an option of the same name, such as ``steps`` of ``harness.run`` and of nystrom,
+the module's is ``--attn-steps``. Every option of a module may be written with ``--attn-``.
 """
 
 from __future__ import annotations
@@ -23,17 +23,36 @@ from typing import Annotated, Any, TypeVar
 import tyro
 
 from attention_zoo import AttentionError, find_attention, list_attentions
+from attention_zoo.implementations import AUTO, list_implementations
 
 from ..base.errors import UserError, usage_errors
 from .rows import table_rows
 from .variants import Variant
+
+T = TypeVar("T")
+
+
+def implementation_names() -> list[str]:
+    """What ``--impl`` takes for all cores: ``auto``, then every implementation of any core."""
+    names = {name for core in list_implementations().values() for name in core}
+    return [AUTO, *sorted(names - {AUTO})]
+
+
+#: The type of ``--impl``, in every command that has it.
+Implementation = Annotated[
+    str,
+    tyro.conf.arg(
+        help=f"Implementation of the attention: {', '.join(implementation_names())}; or core by "
+        "core, e.g. enla=triton,nla=sdpa."
+    ),
+]
 
 
 def parse_size(text: str) -> tuple[int, int]:
     """(height, width) of ``HEIGHTxWIDTH``.
 
     Raises:
-        UserError: it is none, or a side is 0.
+        UserError: the text has another form, or a side is 0.
     """
     match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)
     if not match:
@@ -41,11 +60,8 @@ def parse_size(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-T = TypeVar("T")
-
-
 def parse(cls: type[T], argv: Sequence[str], module: str) -> tuple[T, list[Variant]]:
-    """Parse a command line whose ``--attn`` modules bring options of their own.
+    """Parse a command line whose ``--attn`` modules have options of their own.
 
     Args:
         cls: dataclass of the command's own options, with fields ``attn`` and ``rows``; ``--help``
@@ -57,8 +73,8 @@ def parse(cls: type[T], argv: Sequence[str], module: str) -> tuple[T, list[Varia
         An instance of ``cls`` and the chosen variants, without repetition.
 
     Raises:
-        UserError: an unknown option, one of another module, or ``--attn`` with ``--rows``.
-        AttentionError: an unknown module.
+        UserError: an unknown option, an option of another module, or ``--attn`` with ``--rows``.
+        AttentionError: an unknown module, or an option that no record can hold.
     """
     names = _chosen(argv)
     own = own_options(cls)
@@ -89,7 +105,7 @@ def parse(cls: type[T], argv: Sequence[str], module: str) -> tuple[T, list[Varia
     present = {_name(word) for word in argv if word.startswith("--")}
     given = {o: getattr(values, name) for o, name in options.items() if name in present}
     variants = [
-        Variant(
+        Variant.of(
             name,
             {
                 option: _of_type(value, types_of[option][name], option, name)
@@ -108,9 +124,9 @@ def own_options(cls: type) -> frozenset[str]:
 
 
 def module_option(option: str, own: Collection[str]) -> str:
-    """What a module's option is called among a command's ``own``: ``attn_steps`` for a taken one.
+    """Name of a module's option in a command: ``attn_steps`` if ``steps`` is among its ``own``.
 
-    Flags are that with dashes: ``--attn-steps``.
+    Flags are names with dashes: ``--attn-steps``.
     """
     return f"attn_{option}" if option in own else option
 
@@ -125,18 +141,18 @@ def _shortened(word: str, options: Mapping[str, str]) -> str:
 
 
 def describe_command(module: str, argv: Sequence[str], launcher: str = "python -m") -> str:
-    """The command as typed, absolute paths cut to their last part: records name no machine."""
+    """The command as typed, with the last part alone of absolute paths: records name no machine."""
     return shlex.join([*launcher.split(), module, *map(_without_folders, argv)])
 
 
 def _without_folders(word: str) -> str:
-    """A path, alone or as ``--option=PATH``, cut to its last part if it is absolute."""
+    """The word; of an absolute path, alone or as ``--option=PATH``, the last part."""
     flag, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
     return flag + equals + (Path(value).name if Path(value).is_absolute() else value)
 
 
 def _chosen(argv: Sequence[str]) -> list[str]:
-    """Modules named after ``--attn``; the command's default if none are; none with ``--rows``."""
+    """Modules named after ``--attn``, or the command's default; none with ``--rows``."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--attn", nargs="*")
     parser.add_argument("--rows")
@@ -159,7 +175,7 @@ def _chosen(argv: Sequence[str]) -> list[str]:
 
 
 def _is_sound(name: str) -> bool:
-    """Whether a module can be imported; of an installed package's that cannot, a line tells."""
+    """Whether a module can be imported; a line names a module that cannot."""
     try:
         find_attention(name)
     except AttentionError as error:
@@ -192,7 +208,7 @@ def _refuse_unknown(
 
 
 def _options_of(name: str) -> Collection[str]:
-    """Of a module that need not work: somebody's installed package may be broken."""
+    """Options of a module; none if it cannot be imported: an installed package may be broken."""
     try:
         return find_attention(name).options()
     except AttentionError:
@@ -223,10 +239,10 @@ def _with_values(argv: Sequence[str], switches: Collection[str]) -> Iterator[str
 
 
 def _types(option: str, names: Sequence[str]) -> dict[str, Any]:
-    """Type of an option in each module that has it: as annotated, else that of its default.
+    """Type of an option in each module that has it: the annotation, else the default's type.
 
     Raises:
-        AttentionError: an annotation names what is not there.
+        AttentionError: an annotation cannot be resolved.
     """
     found = {}
     for name in names:
@@ -246,15 +262,16 @@ def _types(option: str, names: Sequence[str]) -> dict[str, Any]:
 
 
 def _default(option: str, types_of: Mapping[str, Any]) -> Any:
-    """For the parser; which options are given is seen from their flags."""
+    """A default for the parser; the flags show which options are given."""
     default = find_attention(next(iter(types_of))).options()[option].default
     return dataclasses.field(default_factory=lambda: default)
 
 
 def _annotation(option: str, types_of: Mapping[str, Any]) -> Any:
-    """What the command takes for an option, with its help: docstring's words, modules' defaults.
+    """Type of an option in the command, with its help: the docstring and the modules' defaults.
 
-    Of several types numbers come before text, integers first: see :func:`_of_type`.
+    Numbers come before text, integers first, so that tyro tries them in this order; then see
+    :func:`_of_type`.
     """
     classes = {name: find_attention(name) for name in types_of}
     defaults = ", ".join(f"{n}: {cls.options()[option].default}" for n, cls in classes.items())
@@ -274,7 +291,7 @@ def _annotation(option: str, types_of: Mapping[str, Any]) -> Any:
 
 
 def _of_type(value: Any, kind: Any, option: str, name: str) -> Any:
-    """The value for one of several modules that take the option as numbers of other kinds."""
+    """The value as the module's own type: modules may take one option as different types."""
     if kind is float and type(value) is int:
         return float(value)
     if kind is str and isinstance(value, (int, float)):

@@ -3,31 +3,37 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from ..base.errors import UserError
+from .network import NetworkConfig
+
+Schedule = Literal["halving", "one-cycle"]
 
 
 @dataclass(frozen=True)
 class Preset:
-    """Size of network and training; each value can be overridden on the command line."""
+    """Size of network and training; each value can be overridden on the command line.
 
-    blocks: int
-    channels: int
-    block_res_scale: float
+    Attributes:
+        patch: side of an LR patch in pixels, by scale.
+        batch: patches in a batch.
+        steps_per_epoch: steps between redraws of random projections.
+    """
+
+    network: NetworkConfig
     patch: dict[int, int]
     batch: int
     steps: int
     steps_per_epoch: int
     learning_rate: float
-    schedule: str
+    schedule: Schedule
     purpose: str
 
 
 PRESETS = {
     "quick": Preset(
-        blocks=8,
-        channels=32,
-        block_res_scale=1.0,
+        network=NetworkConfig(blocks=8, channels=32),
         patch={2: 28, 3: 28, 4: 28},
         batch=16,
         steps=300,
@@ -37,9 +43,7 @@ PRESETS = {
         purpose="a newcomer: embedded images, under 5 minutes on 2 cores",
     ),
     "small": Preset(
-        blocks=8,
-        channels=32,
-        block_res_scale=1.0,
+        network=NetworkConfig(blocks=8, channels=32),
         patch={2: 28, 3: 28, 4: 28},
         batch=16,
         steps=1000,
@@ -49,9 +53,7 @@ PRESETS = {
         purpose="a real image folder on a laptop or in CI",
     ),
     "base": Preset(
-        blocks=16,
-        channels=64,
-        block_res_scale=1.0,
+        network=NetworkConfig(blocks=16, channels=64),
         patch={2: 48, 3: 48, 4: 48},
         batch=16,
         steps=50_000,
@@ -61,9 +63,7 @@ PRESETS = {
         purpose="DIV2K or a real folder, one GPU, minutes to an hour a variant",
     ),
     "paper": Preset(
-        blocks=32,
-        channels=256,
-        block_res_scale=0.1,
+        network=NetworkConfig(blocks=32, channels=256, block_res_scale=0.1),
         patch={2: 46, 3: 28, 4: 28},
         batch=16,
         steps=1_000_000,

@@ -18,6 +18,8 @@ TableName = Literal[
     "figure6",
     "rivals",
 ]
+#: Feature maps (height, width) of the paper's Table 5.
+TABLE5_SIZES = ((100, 100), (150, 150))
 # What the paper writes out and the modules have as defaults: a variant names it by leaving it out.
 _DEFAULTS = {"m": 128, "k": 6.0, "n1": 0.02, "n2": 0.08, "window": 8}
 
@@ -27,10 +29,10 @@ def table_rows(table: str) -> list[Variant]:
 
     Table 1: the modules of its networks EDSR, NLSN and ENLCN, and NLA. Table 2: base, ENLA, + k,
     + contrastive learning, both; without k is k = 1, no amplification, in the attention (Eq. 3)
-    and in the loss (Eq. 8). Table 3: ENLCA with each n1, and for each with every n2. Table 5 goes
-    on with the methods that the paper counts or trains but does not time. Figure 6 begins with
-    the baseline, which the differences are to. So do the rivals: what docs/modules.md lists under
-    that name, windows of 8 and of 16.
+    and in the loss (Eq. 8). Table 3: ENLCA with each n1, and for each with every n2. Table 5
+    continues with the methods that the paper counts or trains but does not time. Figure 6 and the
+    rivals begin with the baseline, to which the differences refer. The rivals are those of
+    docs/modules.md, with windows of 8 and of 16.
 
     Raises:
         UserError: no such table.

@@ -5,13 +5,24 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 from ..base.errors import UserError
 from ..base.names import digest
+from .network import NetworkConfig
+from .presets import Schedule, find_preset
 from .variants import Variant
 
-#: ``attention_zoo.implementations.AUTO``, which would bring torch.
+Protocol = Literal["scratch", "warm-start"]
+Precision = Literal["float32", "tf32", "bfloat16"]
+PROTOCOLS: tuple[str, ...] = get_args(Protocol)
+SCHEDULES: tuple[str, ...] = get_args(Schedule)
+PRECISIONS: tuple[str, ...] = get_args(Precision)
+#: The paper's weight of the contrastive loss, and share of the steps before it sets in.
+AUXILIARY_WEIGHT, AUXILIARY_WARMUP = 1e-3, 0.15
+#: Seconds between checkpoints of a training.
+SAVE_EVERY = 60.0
+#: ``attention_zoo.implementations.AUTO``, which would import torch.
 AUTO = "auto"
 
 
@@ -32,68 +43,79 @@ class StartConfig:
 
     steps: int
     learning_rate: float
-    schedule: str
+    schedule: Schedule
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """Everything that decides a run's result. Equal configurations have equal ids.
 
     Protocol ``scratch`` has no ``start``. In ``warm-start`` the backbone begins with the weights
     of :attr:`baseline`, the same for every variant of a seed, and trains ``steps`` further.
-    ``implementation`` is a choice of ``attention_zoo.implementations``; ``auto`` is left out of
-    records and ids.
+    ``implementation`` is a choice of ``attention_zoo.implementations``; records and ids leave out
+    ``auto``.
+
+    Raises:
+        UserError: a value is out of range.
+        AttentionError: unknown module or option.
     """
 
     variant: Variant
     preset: str
-    protocol: str
+    protocol: Protocol = "scratch"
     scale: int
     seed: int
-    blocks: int
-    channels: int
-    block_res_scale: float
+    network: NetworkConfig
     patch: int
     batch: int
     steps: int
     steps_per_epoch: int
     learning_rate: float
-    schedule: str
-    betas: tuple[float, float]
-    auxiliary_weight: float
-    auxiliary_warmup: float
-    precision: str
+    schedule: Schedule
+    betas: tuple[float, float] = (0.9, 0.99)
+    auxiliary_weight: float = AUXILIARY_WEIGHT
+    auxiliary_warmup: float = AUXILIARY_WARMUP
+    precision: Precision = "float32"
     device: str
-    tile: int | None
+    tile: int | None = None
     data: DataConfig
     start: StartConfig | None = None
     implementation: str = AUTO
 
+    @classmethod
+    def of_preset(cls, preset: str, *, scale: int, **values: Any) -> RunConfig:
+        """The configuration of a preset; ``values`` that are not None override the preset's.
+
+        Raises:
+            UserError: unknown preset or scale, or as for the class.
+            AttentionError: as for the class.
+        """
+        found = find_preset(preset)
+        if scale not in found.patch:
+            raise UserError(f"scale must be 2, 3 or 4, got {scale}")
+        names = ("network", "batch", "steps", "steps_per_epoch", "learning_rate", "schedule")
+        own = {name: getattr(found, name) for name in names} | {"patch": found.patch[scale]}
+        given = {name: value for name, value in values.items() if value is not None}
+        return cls(preset=preset, scale=scale, **own | given)
+
     def __post_init__(self) -> None:
-        if self.protocol not in PROTOCOLS:
-            raise UserError(
-                f"unknown protocol {self.protocol!r}: choose from {', '.join(PROTOCOLS)}"
-            )
+        self.variant.check()
+        _check_choice("protocol", self.protocol, PROTOCOLS)
         if self.start is not None:
             _ = self.baseline  # its values are checked too
-        for name in ("blocks", "channels", "patch", "batch", "steps", "steps_per_epoch"):
+        self.network.check()
+        for name in ("patch", "batch", "steps", "steps_per_epoch"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.blocks < 4:
-            raise UserError(
-                f"blocks must be at least 4 (attention follows each quarter), got {self.blocks}"
-            )
         if not 0 <= self.seed < 2**32:
             raise UserError(f"seed must be 0 to {2**32 - 1}, got {self.seed}")
-        if not math.isfinite(self.block_res_scale):
-            raise UserError(f"block res scale must be finite, got {self.block_res_scale}")
         if not 0 <= self.auxiliary_weight < math.inf:
             raise UserError(
                 f"auxiliary weight must be a finite number, at least 0, got {self.auxiliary_weight}"
             )
         if self.scale not in (2, 3, 4):
             raise UserError(f"scale must be 2, 3 or 4, got {self.scale}")
-        if not 0 < self.learning_rate < float("inf"):
+        if not 0 < self.learning_rate < math.inf:
             raise UserError(
                 f"learning rate must be a finite number above 0, got {self.learning_rate}"
             )
@@ -101,22 +123,17 @@ class RunConfig:
             raise UserError(
                 f"auxiliary warm-up must be a share, 0 to 1, got {self.auxiliary_warmup}"
             )
-        if self.schedule not in SCHEDULES:
-            raise UserError(
-                f"unknown schedule {self.schedule!r}: choose from {', '.join(SCHEDULES)}"
-            )
-        if self.precision not in PRECISIONS:
-            raise UserError(
-                f"unknown precision {self.precision!r}: choose from {', '.join(PRECISIONS)}"
-            )
+        _check_choice("schedule", self.schedule, SCHEDULES)
+        _check_choice("precision", self.precision, PRECISIONS)
         if self.tile is not None and self.tile < 16:
             raise UserError(f"tile must be at least 16 LR pixels, got {self.tile}")
 
     @property
     def setting(self) -> dict[str, Any]:
-        """The configuration without its variant: what records hold as ``config``."""
+        """The configuration without its variant, as records hold it: ``records.shapes.Config``."""
         values = dataclasses.asdict(self)
         del values["variant"]
+        values |= values.pop("network")
         if self.start is None:
             del values["start"]
         if self.implementation == AUTO:
@@ -145,6 +162,6 @@ class RunConfig:
         return f"{head}-{digest(content)[:12]}"
 
 
-PROTOCOLS = ("scratch", "warm-start")
-PRECISIONS = ("float32", "tf32", "bfloat16")
-SCHEDULES = ("halving", "one-cycle")
+def _check_choice(what: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise UserError(f"unknown {what} {value!r}: choose from {', '.join(choices)}")

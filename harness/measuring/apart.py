@@ -1,4 +1,4 @@
-"""A call in a process of its own, which nothing that ran before can slow down or speed up."""
+"""A call in a new process, whose time does not depend on what ran before."""
 
 from __future__ import annotations
 
@@ -29,27 +29,29 @@ class ProcessEnded(RuntimeError):
         self.code = code
 
 
-def call_apart(function: Callable[..., Any], *arguments: Any, on_run: OnRun | None = None) -> Any:
+def run_in_subprocess(
+    function: Callable[..., Any], *arguments: Any, on_run: OnRun | None = None
+) -> Any:
     """``function(*arguments, on_run)`` in a new process, which ends with the call.
 
-    The process has imported modules and nothing else: no memory that earlier work took and gave
-    back, no threads yet; torch will use as many as here. It does not outlive this one.
+    The process has imported modules and done nothing else: it has no memory that earlier work
+    freed, and no threads; torch will use as many as in this process. It does not outlive this one.
 
     Args:
         function: of a module; function, arguments and result are pickled.
-        arguments: all of the function's but the last, which tells ``on_run`` here.
-        on_run: told about progress, in this process.
+        arguments: all arguments but the last, which passes the progress on to ``on_run``.
+        on_run: called with the progress, in this process.
 
     Raises:
-        Exception: what the function raised.
-        ProcessEnded: the process was ended, e.g. by a system that ran out of memory.
+        Exception: the function raised it.
+        ProcessEnded: the process was killed, e.g. by a system that ran out of memory.
     """
     context = _context()
     here, there = context.Pipe(duplex=False)
     call = there, torch.get_num_threads(), function, arguments
     process = context.Process(target=_call, args=call, daemon=True)
     process.start()
-    there.close()  # so that the end of the process ends what can be read
+    there.close()  # so that reading ends when the process does
     try:
         while True:
             kind, content = here.recv()
@@ -68,7 +70,7 @@ def call_apart(function: Callable[..., Any], *arguments: Any, on_run: OnRun | No
 
 
 def _context() -> ForkServerContext | SpawnContext:
-    """Processes fork from one that has done nothing but import; where that is not known, anew."""
+    """Processes fork from one that has only imported modules, or start afresh on other systems."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
@@ -79,14 +81,14 @@ def _context() -> ForkServerContext | SpawnContext:
 def _call(
     there: Connection, threads: int, function: Callable[..., Any], arguments: tuple[Any, ...]
 ) -> None:
-    # Ctrl-C reaches every process of a terminal; the first one then ends this one.
+    # Ctrl-C reaches every process of a terminal; the parent then ends this one.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(threads)
 
-    def on_run(*told: Any) -> None:
-        there.send(("progress", told))
+    def on_run(*progress: Any) -> None:
+        there.send(("progress", progress))
 
-    with suppress(BrokenPipeError):  # the first one is gone: nobody waits
+    with suppress(BrokenPipeError):  # the parent has ended: nobody waits
         try:
             answer = "result", function(*arguments, on_run)
         except BrokenPipeError:

@@ -1,43 +1,54 @@
-"""Quality of ENLA's approximation and of NLSA's buckets."""
+"""Quality of ENLA's approximation and of NLSA's buckets, on features of networks and others."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from attention_zoo.base import to_rows
-from attention_zoo.enla import EfficientNonLocalAttention, normalise, orthogonal_gaussian, phi
+from attention_zoo.enla import EfficientNonLocalAttention, normalise, orthogonal_gaussian
 from attention_zoo.nla import non_local_attention
-from attention_zoo.nlsa import (
-    hash_codes,
-    normalise_keys,
-    num_buckets,
-    padded_order,
-)
+from attention_zoo.nlsa import NonLocalSparseAttention
 
+from ..base import machine
+from ..base.errors import UserError
+from ..base.names import slug
 from ..images.metrics import psnr, rgb_to_y
-from ..images.sources import TestImage
+from ..images.sources import TestImage, TestSet
 from ..network.edsr import EDSR
-from ..records.shapes import REFERENCE_M, WHOLE
-from .features import Features
+from ..network.weights import TrainedNetwork
+from ..records.shapes import REFERENCE_M, WHOLE, Approximation
+from ..records.store import new_record, record_id
+from .buckets import chunk_size, measure_nlsa
+from .features import Features, cropped, network_features, synthetic_features
+from .kernel import measure_enla
 from .quality import MAX_PSNR, super_resolve
-
-#: Largest amplification at which Eq. 7, up to exp(6k), stays in range.
-MAX_K = 100.0
-_TINY = 1e-30
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """What is measured; see :class:`Options`. At the largest map every m and k is, elsewhere
-    every k at the reference m."""
+    """What is varied. At the largest map every m and k is measured, elsewhere every k at the
+    reference m.
+
+    Attributes:
+        m: random features, ascending, the reference among them.
+        k: amplification factors.
+        rounds: largest number of NLSA's hash rounds.
+        draws: draws of F, and of NLSA's rotations.
+        queries: positions of each map that serve as queries.
+        top: largest weights of each query whose recall is measured.
+        chunk_size: NLSA's, on large maps.
+        eps: of phi, Eq. 4 as released.
+        seed: of all draws.
+    """
 
     m: tuple[int, ...]
     k: tuple[float, ...]
@@ -50,189 +61,170 @@ class Sweep:
     seed: int = 0
 
 
-def kernel_estimates(
-    u: Tensor, w: Tensor, projections: Tensor, counts: Sequence[int], eps: float = 0.0
-) -> Iterator[Tensor]:
-    """phi(u)·phi(w) with the first m rows of each projection, for each m of ``counts`` in turn.
+def study(
+    sweep: Sweep,
+    sides: Sequence[int],
+    trained: TrainedNetwork | None = None,
+    test_sets: Sequence[TestSet] = (),
+    *,
+    data: str | None = None,
+    images: int = 2,
+    synthetic: bool = False,
+    command: str = "",
+) -> Approximation:
+    """Measure features of a trained network, synthetic ones, or both.
+
+    A network with NLSA modules is measured for NLSA alone. ``sweep.eps`` is that of the network,
+    if there is one.
 
     Args:
-        u: queries ``[Q, c]``, normalised and amplified.
-        w: keys ``[N, c]``, likewise.
-        projections: draws of F ``[draws, M, c]``.
-        counts: ascending, the last at most M.
-        eps: of phi, Eq. 4 as released.
+        sweep: what is varied.
+        sides: sides of the maps in LR pixels.
+        trained: the network.
+        test_sets: its images.
+        data: name of their source, for the record.
+        images: number of images of each test set, and of sets of synthetic features.
+        synthetic: measure synthetic features too.
+        command: the command of the record.
 
-    Yields:
-        ``[draws, Q, N]``, a new tensor each time.
+    Raises:
+        UserError: the network has no ENLA or NLSA modules, or an image is too small.
     """
-    total = u.new_zeros(len(projections), len(u), len(w))
-    begin = 0
-    for m in counts:
-        rows = projections[:, begin:m]
-        scale = math.sqrt(m - begin)  # phi divides by it, but m is not reached yet
-        e_u, e_w = (torch.stack([phi(x, f, eps) * scale for f in rows]) for x in (u, w))
-        total = torch.baddbmm(total, e_u, e_w.mT)
-        begin = m
-        yield total / m
-
-
-def variance_eq7(u: Tensor, w: Tensor, m: int) -> Tensor:
-    """Eq. 7, ``m^-1 K² (exp(|u + w|²) − 1)`` with ``K = exp(u·w)``: ``[Q, N]``.
-
-    It holds for independent rows of F and eps = 0.
-    """
-    dots = u @ w.T
-    squared = u.square().sum(-1, keepdim=True) + w.square().sum(-1) + 2 * dots
-    return (2 * dots).exp() * squared.expm1() / m
-
-
-def attended_positions(weights: Tensor) -> dict[str, Tensor]:
-    """Effective number of positions of rows ``[..., N]`` that sum to 1, mean over rows.
-
-    ``positions_entropy`` is exp of the entropy, ``positions_simpson`` 1 / sum of squares.
-    """
-    return {
-        "positions_entropy": torch.special.entr(weights).sum(-1).exp().mean(-1),
-        "positions_simpson": (1 / weights.square().sum(-1)).mean(-1),
-    }
-
-
-def measure_enla(
-    features: Features, k: float, counts: Sequence[int], sweep: Sweep, seed: int
-) -> tuple[dict[str, Tensor], dict[int, dict[str, Tensor]]]:
-    """Exact attention at amplification k, and ENLA beside it for each m of ``counts``.
-
-    ``sweep.queries`` positions are queries, all are keys. Norms are over queries and channels.
-
-    Returns:
-        Of the exact attention, scalars, and of ENLA by m, scalars and ``[draws]``:
-        ``mean_distance``, |output − mean of all values| / |output|; ``variation``, the norm of
-        the output without its mean over queries / |output|; :func:`attended_positions`; and
-
-        ``output_error``, |output − exact| / |exact|; ``cosine`` and ``explained`` (1 − |residual|²
-        / |exact|²) of both outputs without their means over queries; ``kernel_error`` and
-        ``kernel_ratio``, median of |estimate / exp(u·w) − 1| and mean of estimate / exp(u·w) over
-        pairs; ``variance_orthogonal`` and ``variance_independent``, squared deviation of the
-        estimates from their mean over draws (times draws / (draws − 1), so that the mean over
-        draws is the sample variance), mean over pairs; ``variance_closed``, the mean of
-        :func:`variance_eq7`. Kernel values and variances are those of eps = 0.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    u, w = (to_rows(normalise(x.double(), k))[0] for x in (features.q, features.k))
-    v = to_rows(features.v.double())[0]
-    n, c = w.shape
-    u = u[torch.randperm(n, generator=generator)[: sweep.queries]]
-    scores = u @ w.T
-    kernel, mean = scores.exp(), v.mean(0)
-    weights = scores.softmax(-1)
-    exact = weights @ v
-    varying = exact - exact.mean(0)
-
-    def output(y: Tensor) -> dict[str, Tensor]:
-        centred = y - y.mean(-2, keepdim=True)
-        size = _norm(y).clamp_min(_TINY)
-        return {"mean_distance": _norm(y - mean) / size, "variation": _norm(centred) / size}
-
-    most = counts[-1]
-    orthogonal = torch.stack(
-        [orthogonal_gaussian(most, c, generator).double() for _ in range(sweep.draws)]
-    )
-    independent = torch.randn(sweep.draws, most, c, generator=generator, dtype=torch.float64)
-    by_m = {}
-    for m, plain, offset, other in zip(
-        counts,
-        kernel_estimates(u, w, orthogonal, counts),
-        kernel_estimates(u, w, orthogonal, counts, sweep.eps),
-        kernel_estimates(u, w, independent, counts),
-        strict=True,
-    ):
-        shares = offset / offset.sum(-1, keepdim=True)
-        y = shares @ v
-        centred = y - y.mean(-2, keepdim=True)
-        ratio = (plain / kernel).flatten(1)
-        by_m[m] = {
-            **output(y),
-            **attended_positions(shares),
-            "output_error": _norm(y - exact) / _norm(exact).clamp_min(_TINY),
-            "cosine": (centred * varying).sum((-2, -1))
-            / (_norm(centred) * _norm(varying)).clamp_min(_TINY),
-            "explained": 1 - (_norm(centred - varying) / _norm(varying).clamp_min(_TINY)).square(),
-            "kernel_error": (ratio - 1).abs().median(-1).values,
-            "kernel_ratio": ratio.mean(-1),
-            "variance_orthogonal": _squared_deviation(plain),
-            "variance_independent": _squared_deviation(other),
-            "variance_closed": variance_eq7(u, w, m).mean(),
+    sides = sorted(set(sides))
+    features: dict[int, list[Features]] = {side: [] for side in sides}
+    network, enla = None, True
+    crops: list[TestImage] = []
+    if trained is not None:
+        enla = _has(trained, EfficientNonLocalAttention)
+        if not enla and not _has(trained, NonLocalSparseAttention):
+            raise UserError(
+                f"{trained.name} holds {trained.label}, which has no random features and no "
+                "buckets to measure: give a network trained with --attn enlca, enla or nlsa"
+            )
+        if not enla and synthetic:
+            raise UserError("--synthetic needs a network of ENLA modules, or no network")
+        sweep = replace(sweep, eps=trained.architecture.variant.resolved.get("eps", sweep.eps))
+        for side in sides:
+            crops = [image for test_set in test_sets for image in cropped(test_set, images, side)]
+            for image in crops:
+                features[side] += network_features(trained.network, image)
+        network = {
+            "name": trained.name,
+            "variant": trained.architecture.variant.describe(),
+            "scale": trained.architecture.scale,
+            "data": data,
+            "test_sets": [test_set.name for test_set in test_sets],
+            "images": len(crops),
         }
-    return {**output(exact), **attended_positions(weights)}, by_m
+    if synthetic:
+        for side in sides:
+            for index in range(images):
+                features[side] += synthetic_features(side, sweep.seed + index)
+    steps = sum(map(len, features.values())) * (1 + len(sweep.k) * enla)
+    steps += (len(sweep.m) * sweep.draws + 3) * (trained is not None and enla)
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn())
+    console = Console(stderr=True)
+    with Progress(
+        *columns,
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    ) as progress:
+        task = progress.add_task("approximation", total=steps)
+        advance = partial(progress.advance, task)
+        rows = measure(features, sweep, enla=enla, on_step=advance)
+        rows["network"] = (
+            measure_network(trained.network, crops, sweep, advance) if trained and enla else []
+        )
+    settings = {
+        "network": network,
+        "synthetic": images if synthetic else None,
+        "sides": sides,
+        **asdict(sweep),
+    }
+    described = machine.describe(torch.device("cpu"))
+    content = {"command": command, "machine": described, "settings": settings, **rows}
+    # A run's id ends in a hash, which this record's id need not repeat.
+    label = slug(re.sub(r"-[0-9a-f]{12}$", "", trained.name)) if trained else "synthetic"
+    return new_record(Approximation, record_id(label, content), content)
 
 
-def _norm(x: Tensor) -> Tensor:
-    return torch.linalg.matrix_norm(x)
+def _has(trained: TrainedNetwork, kind: type) -> bool:
+    return any(isinstance(module, kind) for module in trained.network.attention_modules)
 
 
-def _squared_deviation(estimates: Tensor) -> Tensor:
-    draws = len(estimates)
-    return (estimates - estimates.mean(0)).square().mean((1, 2)) * (draws / (draws - 1))
-
-
-def chunk_size(n: int, largest: int) -> int:
-    """``largest``, or n // 16 on maps too small for it: a window is 3/16 of the map then."""
-    return max(1, min(largest, n // 16))
-
-
-def bucket_windows(order: Tensor, size: int, queries: Tensor) -> Tensor:
-    """Which keys each query sees in one hash round of NLSA: bool ``[Q, N]``.
+def measure(
+    features: Mapping[int, Sequence[Features]],
+    sweep: Sweep,
+    *,
+    enla: bool = True,
+    on_step: Callable[[], None] = lambda: None,
+) -> dict[str, list[dict[str, Any]]]:
+    """Rows ``exact``, ``enla`` and ``nlsa`` of a record: means over images, spread over draws.
 
     Args:
-        order: positions sorted by hash code ``[N]``.
-        size: chunk size.
-        queries: positions ``[Q]``.
+        features: by side of the map. Sets of one name are averaged; those named ``module …`` are
+            also averaged over all modules, and have rows of their own at the largest map and the
+            reference m only.
+        sweep: what is varied.
+        enla: whether to measure ENLA, or NLSA only.
+        on_step: called after each set, k and part.
     """
-    n = len(order)
-    chunks = padded_order(order.unsqueeze(0), size).view(-1, size)
-    member = torch.zeros(len(chunks), n, dtype=torch.bool).scatter_(1, chunks, True)
-    window = member | member.roll(1, 0) | member.roll(-1, 0)
-    rank = torch.empty_like(order).scatter_(0, order, torch.arange(n))
-    return window[rank[queries] // size]
-
-
-def measure_nlsa(features: Features, sweep: Sweep, seed: int) -> dict[int, dict[str, Tensor]]:
-    """What NLSA's buckets catch of its exact softmax after each of ``sweep.rounds`` rounds.
-
-    As in the module one embedding, here ``features.q``, serves as query and, normalised, as key;
-    positions seen in several rounds count once.
-
-    Returns:
-        By rounds, each ``[draws]``: ``mass`` of the softmax over all positions that is caught;
-        ``mass_others``, the same without the query's own position, which every round catches;
-        ``recall`` of each query's ``sweep.top`` largest weights; ``seen``, share of the positions
-        looked at, which is what buckets at random would catch.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    rows = to_rows(features.q)
-    n, c = rows.shape[1:]
-    size = chunk_size(n, sweep.chunk_size)
-    queries = torch.randperm(n, generator=generator)[: sweep.queries]
-    weights = (rows[0, queries].double() @ normalise_keys(rows)[0].double().T).softmax(-1)
-    own = weights.gather(1, queries.unsqueeze(1)).squeeze(1)
-    best = weights.topk(min(sweep.top, n)).indices
-    by_rounds: dict[int, dict[str, list[Tensor]]] = {}
-    for _ in range(sweep.draws):
-        rotations = torch.randn(sweep.rounds, c, num_buckets(n, size) // 2, generator=generator)
-        order = torch.sort(hash_codes(rows, rotations), dim=-1, stable=True).indices[0]
-        seen = torch.zeros(len(queries), n, dtype=torch.bool)
-        for r in range(sweep.rounds):
-            seen |= bucket_windows(order[r], size, queries)
-            mass = (weights * seen).sum(-1)
-            found = {
-                "mass": mass.mean(),
-                "mass_others": (mass - own).sum() / (1 - own).sum().clamp_min(_TINY),
-                "recall": seen.gather(1, best).double().mean(),
-                "seen": seen.double().mean(),
-            }
-            for name, value in found.items():
-                by_rounds.setdefault(r + 1, {}).setdefault(name, []).append(value)
-    return {r: {q: torch.stack(x) for q, x in found.items()} for r, found in by_rounds.items()}
+    exact: dict[tuple[str, int, float], list[dict[str, Tensor]]] = {}
+    approximate: dict[tuple[str, int, float, int], list[dict[str, Tensor]]] = {}
+    caught: dict[tuple[str, int, int], list[dict[str, Tensor]]] = {}
+    for side, sets in features.items():
+        counts = sweep.m if side == max(features) else (REFERENCE_M,)
+        for index, one in enumerate(sets):
+            names = [one.name]
+            if one.name.startswith("module"):  # single modules at the largest map only
+                names = [one.name, WHOLE] if side == max(features) else [WHOLE]
+            seed = 1000 * sweep.seed + index
+            for k in sweep.k if enla else ():
+                of_exact, by_m = measure_enla(
+                    one,
+                    k,
+                    counts,
+                    draws=sweep.draws,
+                    queries=sweep.queries,
+                    eps=sweep.eps,
+                    seed=seed,
+                )
+                for name in names:
+                    exact.setdefault((name, side**2, k), []).append(of_exact)
+                    for m, found in by_m.items():
+                        # … and at the reference m, which keeps records small.
+                        if m == REFERENCE_M or not name.startswith("module"):
+                            approximate.setdefault((name, side**2, k, m), []).append(found)
+                on_step()
+            by_rounds = measure_nlsa(
+                one,
+                rounds=sweep.rounds,
+                draws=sweep.draws,
+                queries=sweep.queries,
+                top=sweep.top,
+                largest_chunk=sweep.chunk_size,
+                seed=seed,
+            )
+            for rounds, found in by_rounds.items():
+                for name in names:
+                    caught.setdefault((name, side**2, rounds), []).append(found)
+            on_step()
+    return {
+        "exact": [
+            {"features": name, "n": n, "k": k} | _average(x) for (name, n, k), x in exact.items()
+        ],
+        "enla": [
+            {"features": name, "n": n, "k": k, "m": m} | _average(x)
+            for (name, n, k, m), x in approximate.items()
+        ],
+        "nlsa": [
+            {"features": name, "n": n, "rounds": r, "chunk_size": chunk_size(n, sweep.chunk_size)}
+            | _average(x)
+            for (name, n, r), x in caught.items()
+        ],
+    }
 
 
 @torch.inference_mode()
@@ -241,9 +233,9 @@ def measure_network(
 ) -> list[dict[str, Any]]:
     """PSNR in dB of a trained ENLA network whose attention is replaced, mean over the images.
 
-    Nothing is trained anew. ``enla`` with m newly drawn features (for each m, spread over draws),
-    ``exact`` softmax at the network's own k, ``mean``: every position gets the mean of all values,
-    ``none``: the modules add nothing.
+    No weight is trained again. The replacements: ``enla`` with m newly drawn features (for each
+    m, with the spread over draws); ``exact``, the softmax at the network's own k; ``mean``, every
+    position gets the mean of all values; ``none``, the modules add nothing.
     """
     images = list(images)
     modules = [m for m in network.attention_modules if isinstance(m, EfficientNonLocalAttention)]
@@ -290,63 +282,8 @@ def measure_network(
     return rows
 
 
-def measure(
-    features: Mapping[int, Sequence[Features]],
-    sweep: Sweep,
-    *,
-    enla: bool = True,
-    on_step: Callable[[], None] = lambda: None,
-) -> dict[str, list[dict[str, Any]]]:
-    """Rows ``exact``, ``enla`` and ``nlsa`` of a record: means over images, spread over draws.
-
-    Args:
-        features: by side of the map; sets of one name are averaged, those named ``module …``
-            also over all modules (rows of single modules: largest map and reference m only).
-        sweep: what to measure.
-        enla: whether to measure ENLA, or NLSA only.
-        on_step: called after each set, k and part.
-    """
-    exact: dict[tuple[str, int, float], list[dict[str, Tensor]]] = {}
-    approximate: dict[tuple[str, int, float, int], list[dict[str, Tensor]]] = {}
-    caught: dict[tuple[str, int, int], list[dict[str, Tensor]]] = {}
-    for side, sets in features.items():
-        counts = sweep.m if side == max(features) else (REFERENCE_M,)
-        for index, one in enumerate(sets):
-            names = [one.name]
-            if one.name.startswith("module"):  # single modules at the largest map only
-                names = [one.name, WHOLE] if side == max(features) else [WHOLE]
-            seed = 1000 * sweep.seed + index
-            for k in sweep.k if enla else ():
-                of_exact, by_m = measure_enla(one, k, counts, sweep, seed)
-                for name in names:
-                    exact.setdefault((name, side**2, k), []).append(of_exact)
-                    for m, found in by_m.items():
-                        # … and at the reference m, which keeps records small.
-                        if m == REFERENCE_M or not name.startswith("module"):
-                            approximate.setdefault((name, side**2, k, m), []).append(found)
-                on_step()
-            for rounds, found in measure_nlsa(one, sweep, seed).items():
-                for name in names:
-                    caught.setdefault((name, side**2, rounds), []).append(found)
-            on_step()
-    return {
-        "exact": [
-            {"features": name, "n": n, "k": k} | _average(x) for (name, n, k), x in exact.items()
-        ],
-        "enla": [
-            {"features": name, "n": n, "k": k, "m": m} | _average(x)
-            for (name, n, k, m), x in approximate.items()
-        ],
-        "nlsa": [
-            {"features": name, "n": n, "rounds": r, "chunk_size": chunk_size(n, sweep.chunk_size)}
-            | _average(x)
-            for (name, n, r), x in caught.items()
-        ],
-    }
-
-
 def _average(sets: Sequence[Mapping[str, Tensor]]) -> dict[str, float]:
-    """Mean over sets of each quantity; of one with draws, the mean and the spread over draws."""
+    """Mean of each quantity over sets; with draws, the mean and the spread over draws."""
     row: dict[str, float] = {}
     for name in sets[0]:
         mean = torch.stack([one[name] for one in sets]).mean(0)

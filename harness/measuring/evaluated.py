@@ -1,4 +1,4 @@
-"""Images that an evaluation has done, kept while it lasts, so that it goes on where it was."""
+"""Results of single images, kept on disk during an evaluation, so that it can be resumed."""
 
 from __future__ import annotations
 
@@ -8,14 +8,16 @@ import time
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from ..base.errors import UserError
 from ..base.files import read_json, write_json
 from ..base.names import digest
 from ..images.sources import TestImage
+from ..records.shapes import ImageQuality, untyped
 
-# Seconds between two writes at most: few images take so long, and the file is small.
+# Most seconds between two writes: evaluating a few images takes longer, and the file is small.
 _SAVE_EVERY = 5.0
 _NAME = "evaluated.json"
 
@@ -23,13 +25,13 @@ _NAME = "evaluated.json"
 class EvaluatedImages:
     """Results of single images, in a file until :func:`discard_evaluated`.
 
-    A result is used again for the same pixels only, and if all that it depends on beside them is
-    the same. What the file holds of another basis, or was damaged, is measured anew.
+    A result is reused only for the same pixels, and only if everything else that it depends on is
+    the same. Results of another basis, or of a damaged file, are measured again.
 
     Args:
-        folder: where the file is, of the run.
+        folder: the run's, where the file lies.
         basis: what the results depend on (weights, settings, machine), ready for JSON.
-        save_every: seconds between two writes, but never more than 5; 0 writes after every image.
+        save_every: seconds between two writes, at most 5; 0 writes after every image.
     """
 
     def __init__(
@@ -44,17 +46,18 @@ class EvaluatedImages:
                 self._rows = content["images"]
         self._saved = time.monotonic()
 
-    def find(self, image: TestImage) -> dict[str, Any] | None:
+    def find(self, image: TestImage) -> ImageQuality | None:
         """The image's result, if there is one."""
-        return self._rows.get(_key(image))
+        row = self._rows.get(image_digest(image))
+        return None if row is None else msgspec.convert(row, ImageQuality)
 
-    def add(self, image: TestImage, row: dict[str, Any]) -> None:
+    def add(self, image: TestImage, row: ImageQuality) -> None:
         """Keep the result of an image.
 
         Raises:
             UserError: the disk is full or the folder cannot be written.
         """
-        self._rows[_key(image)] = row
+        self._rows[image_digest(image)] = untyped(row)
         if time.monotonic() - self._saved >= self._save_every:
             write_json(self._path, {"images": self._rows, "sha256": self._seal(self._rows)})
             self._saved = time.monotonic()
@@ -68,8 +71,8 @@ def discard_evaluated(folder: Path) -> None:
     (folder / _NAME).unlink(missing_ok=True)
 
 
-def _key(image: TestImage) -> str:
-    """Of name and pixels."""
+def image_digest(image: TestImage) -> str:
+    """SHA-256 (hex) of name and pixels."""
     sha256 = hashlib.sha256(image.name.encode(errors="surrogateescape"))
     for pixels in (image.lr, image.hr):
         sha256.update(str(pixels.shape).encode())

@@ -23,7 +23,7 @@ CLUSTERS, CLUSTER_NOISE = 16, 0.5
 
 @dataclass(frozen=True)
 class Features:
-    """Input of one attention operation, before any normalisation.
+    """Inputs of one attention operation, before any normalisation.
 
     Attributes:
         name: ``module 1`` … in a network's order, or the kind of synthetic features.

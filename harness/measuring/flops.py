@@ -1,7 +1,7 @@
-"""Operation counts of an attention module: closed forms beside what public counters say.
+"""Operation counts of an attention module: closed forms beside the results of public counters.
 
-GFLOPs are 2 · multiply-accumulates / 1e9 everywhere. fvcore and ptflops count MACs under the
-name of flops; their results are doubled here.
+GFLOPs are 2 · multiply-accumulates / 1e9 everywhere. What fvcore and ptflops call flops are MACs;
+they are doubled here.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from attention_zoo import Attention, AttentionError, is_built_in
 
 from ..config.variants import CORE_CHANNELS, MODULE_CHANNELS, Variant, create_core
 
-# A count this close to another, relative, is no news: ptflops adds one MAC per output for a bias.
+# Counts this close, relative, get no note: ptflops adds one MAC per output for a bias.
 _TOLERANCE = 3e-3
-# A counter takes a module and its inputs and returns MACs, and facts for the record's notes.
+# A counter takes a module and its inputs and gives MACs, and facts for the record's notes.
 Counter = Callable[[nn.Module, tuple[Tensor, ...]], tuple[float, list[str]]]
 
 
 class Core(nn.Module):
     """The attention operation alone: ``(q, k, v)`` to ``[B, c_out, H, W]``, no projections.
 
-    A module that is applied several times in a row (its ``recurrence``) is so here too.
+    A module with a ``recurrence`` is applied that many times in a row.
     """
 
     def __init__(self, attention: Attention) -> None:
@@ -49,10 +49,10 @@ class Core(nn.Module):
 
 
 def check_cost(variant: Variant, channels: int) -> None:
-    """Ask a module for its cost before any work is done.
+    """Check a module's cost before any work is done.
 
     Raises:
-        AttentionError: a bad name or option; or ``cost()`` fails, or gives what is no cost.
+        AttentionError: a bad name or option; or ``cost()`` fails or gives impossible numbers.
     """
     module = variant.create(channels)
     try:
@@ -73,14 +73,13 @@ def check_cost(variant: Variant, channels: int) -> None:
 
 
 def count(variant: Variant, height: int = 100, width: int = 100) -> dict[str, Any]:
-    """The "cost" record's own keys: variant, height, width, parts and notes.
+    """Count one forward pass over one feature map; gives the keys of ``records.shapes.Cost``.
 
-    Each part holds ``channels`` and GFLOPs of one forward pass over one feature map:
-    ``paper_gflops`` (closed form in the convention of the paper's Table 4), ``executed_gflops``
-    (closed form of the matrix products really executed) and what ``torch``, ``fvcore`` and
-    ``ptflops`` count; None for a counter that fails. The module also has ``inserted_gflops``:
-    as executed, but with every projection over all positions, as the method is defined. The notes
-    say why a counter failed, and what each misses.
+    GFLOPs of the core and of the module: ``paper_gflops`` (closed form in the convention of the
+    paper's Table 4), ``executed_gflops`` (closed form of the matrix products really executed) and
+    the counts of ``torch``, ``fvcore`` and ``ptflops``; None for a counter that fails. The module
+    also has ``inserted_gflops``: as executed, but with every projection over all positions, as the
+    method is defined. The notes say why a counter failed, and what each misses.
 
     Raises:
         AttentionError: a bad name or option, or a feature map too small for the module.
@@ -112,9 +111,9 @@ def count(variant: Variant, height: int = 100, width: int = 100) -> dict[str, An
 
 
 def count_network(model: nn.Module, height: int, width: int) -> float:
-    """GFLOPs of a network over one ``[1, 3, height, width]`` image, by torch's FlopCounterMode.
+    """GFLOPs of a network for one ``[1, 3, height, width]`` image, by torch's FlopCounterMode.
 
-    It runs on the meta device; the model keeps its weights, device and mode.
+    The count runs on the meta device; the model keeps its weights, device and mode.
     """
     modes = [(module, module.training) for module in model.modules()]
     dtype = next((p.dtype for p in model.parameters()), torch.float32)
@@ -163,7 +162,7 @@ def _count_part(
 def _run_counter(
     counter: Counter, module: nn.Module, inputs: tuple[Tensor, ...]
 ) -> tuple[float | None, list[str]]:
-    """GFLOPs of a counter, None if it fails, and facts; nothing is printed or warned about."""
+    """GFLOPs of a counter, None if it fails, and facts; its output and warnings are dropped."""
     try:
         with _silence(), torch.no_grad():
             macs, facts = counter(module, inputs)
@@ -174,7 +173,7 @@ def _run_counter(
 
 
 def _count_torch(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[float, list[str]]:
-    """FlopCounterMode on the meta device, where it counts scaled-dot-product attention too."""
+    """FlopCounterMode on the meta device, where it also counts scaled-dot-product attention."""
     state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     meta = {name: tensor.to("meta") for name, tensor in state.items()}
     with FlopCounterMode(display=False) as counter:
@@ -183,7 +182,7 @@ def _count_torch(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[float, 
 
 
 def _count_fvcore(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[float, list[str]]:
-    """fvcore's FlopCountAnalysis: it traces, and so runs, the module on the CPU."""
+    """fvcore's FlopCountAnalysis, which traces, and so runs, the module on the CPU."""
     from fvcore.nn import FlopCountAnalysis
 
     analysis = FlopCountAnalysis(module, inputs)
@@ -195,7 +194,7 @@ def _count_fvcore(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[float,
 
 
 def _count_ptflops(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[float, list[str]]:
-    """ptflops with its backend "aten", which sees matrix products however they are written."""
+    """ptflops with its backend "aten", which sees every kind of matrix product."""
     macs = _ptflops(module, inputs, "aten")
     try:
         default = _ptflops(module, inputs, "pytorch")
@@ -237,7 +236,7 @@ _COUNTERS: dict[str, Counter] = {
 
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
-    """Keep Python's output streams, warnings and loggers quiet, and leave them as they were."""
+    """Silence Python's output streams, warnings and loggers within the block."""
     level = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:

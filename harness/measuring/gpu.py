@@ -1,19 +1,20 @@
-"""Everything that needs a CUDA device, piece by piece."""
+"""Everything that needs a CUDA device, in pieces of some minutes each."""
 
 from __future__ import annotations
 
 import copy
-import dataclasses
 import gc
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -25,27 +26,25 @@ from attention_zoo.nla import non_local_attention
 
 from ..base import machine
 from ..base.errors import UserError, is_out_of_memory
-from ..config.presets import find_preset
 from ..config.rows import table_rows
-from ..config.run import DataConfig, RunConfig
+from ..config.run import PRECISIONS, DataConfig, RunConfig
 from ..config.variants import CORE_CHANNELS, Variant, create_core
 from ..images.cache import TrainingCache
 from ..network.edsr import build_network
-from ..records.store import load_records, record_id
+from ..records.shapes import Gpu, Latency, Machine
+from ..records.store import load_records, new_record, record_id
 from ..training.trainer import Trainer
-from . import latency as measuring_latency
+from . import latency
 from .flops import Core
 from .graphs import captured
-from .latency import DTYPES, PASSES, Case, _precision
+from .latency import DTYPES, PASSES, SCALE, Case, precision
 from .speed import Comparison, machine_limits
 from .timing import MAX_RUNS, time_in_turn
 
-_DTYPES = ("float32", "tf32", "bfloat16")
 _PRESETS = ("base", "paper")
-_SCALE = 4
-# Milliseconds that a forward core at 100x100 shall take on an H200.
+# Target on an H200: milliseconds of a forward core at 100x100.
 _TARGETS = {"ENLCA-m128": 0.06, "NLSA-r4": 0.5}
-# Times of the plain flash kernel that NLA may take at 100x100 in bfloat16.
+# Target: time of NLA over that of the plain flash kernel, at 100x100 in bfloat16.
 _FLASH_TARGET = 1.5
 # Steps of training that are not timed: workspaces, tuning, compilation.
 _WARMUP_STEPS = 5
@@ -53,11 +52,11 @@ Rows = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
-class Setting:
-    """What the pieces have in common.
+class Conditions:
+    """What all pieces share.
 
     Attributes:
-        device: where; anything but CUDA only serves to try the code.
+        device: where; any device but CUDA only serves to try the code.
         seconds: of measuring, for each piece.
         sizes: feature maps (height, width).
     """
@@ -67,8 +66,12 @@ class Setting:
     sizes: tuple[tuple[int, int], ...]
 
 
-def _tests(setting: Setting) -> Rows:
-    """The tests that need a CUDA device; rows only if none fails."""
+def _tests(conditions: Conditions) -> Rows:
+    """The tests that need a CUDA device.
+
+    Raises:
+        UserError: a test failed, or there is no source tree.
+    """
     root = Path(__file__).resolve().parents[2]
     if not (root / "tests").is_dir():
         raise UserError("piece tests needs the source tree: run it in a clone of the repository")
@@ -85,17 +88,17 @@ def _tests(setting: Setting) -> Rows:
     return [{"name": "tests", "result": lines[-1].strip("= ")}]
 
 
-def _limits(setting: Setting, dtype: str) -> Rows:
-    """Each core of Table 5: its times, the device's limit, and its error against the oracle."""
-    device, variants = setting.device, table_rows("table5")
-    cases = [(v, *size, p) for v in variants for size in setting.sizes for p in PASSES]
+def _limits(conditions: Conditions, dtype: str) -> Rows:
+    """Each core of Table 5: its times, the device's limit, its error against the reference."""
+    device, variants = conditions.device, table_rows("table5")
+    cases = [(v, *size, p) for v in variants for size in conditions.sizes for p in PASSES]
     rows = []
-    with _precision(dtype, device):
+    with precision(dtype, device):
         rates = machine_limits(device, DTYPES[dtype])
         for variant, height, width, passes in cases:
             row: dict[str, Any] = {
                 "name": f"{variant.label}, {height}x{width}, {passes}",
-                "variant": variant.to_dict(),
+                "variant": variant.describe(),
                 "height": height,
                 "width": width,
                 "passes": passes,
@@ -114,7 +117,7 @@ def _limits(setting: Setting, dtype: str) -> Rows:
                     device,
                     warmup=3,
                     max_runs=MAX_RUNS,
-                    max_seconds=setting.seconds / 2 / len(cases),
+                    max_seconds=conditions.seconds / 2 / len(cases),
                 )
                 row |= {name: timing.median_ms for name, timing in times.items()}
                 best = min(timing.median_ms for timing in times.values())
@@ -135,7 +138,7 @@ def _limits(setting: Setting, dtype: str) -> Rows:
 def _limit(
     variant: Variant, height: int, width: int, passes: str, dtype: str, rates: dict[str, float]
 ) -> dict[str, Any]:
-    """The roofline: matrix products at the measured rate, or each number moved once."""
+    """The roofline: matrix products at the measured rate, or every number moved once."""
     if height != width:
         raise UserError(f"sizes must be square here, got {height}x{width}")
     flops, touched = Comparison("core", variant, {}, side=height).work(passes)
@@ -145,7 +148,7 @@ def _limit(
 
 
 def _add_graph(functions: dict[str, Callable[[], Any]], device: torch.device) -> dict[str, Any]:
-    """Put the same call as a CUDA graph beside it, or say why there is none."""
+    """Add the same call as a CUDA graph; gives a note if it cannot be recorded."""
     try:
         functions["graph_ms"] = captured(functions["median_ms"], device)
     except RuntimeError as error:
@@ -160,7 +163,7 @@ def _errors(
 ) -> dict[str, float]:
     """Error of value and gradients against ``reference`` in float64 on the same inputs.
 
-    ``rms`` is over that of the oracle, ``max`` over its largest magnitude.
+    ``rms`` is relative to the root mean square of the reference, ``max`` to its largest magnitude.
     """
     torch.manual_seed(0)
     core = create_core(variant).eval().to(device, DTYPES[dtype])
@@ -202,15 +205,15 @@ def _value_and_gradients(core: Core, inputs: Sequence[Tensor]) -> list[Tensor]:
     return [out.detach(), *filled]
 
 
-def _flash(setting: Setting) -> Rows:
-    """NLA beside torch's plain flash kernel on rows that are ready for it, in turn."""
+def _flash(conditions: Conditions) -> Rows:
+    """NLA beside torch's flash kernel alone, whose inputs are prepared beforehand, in turn."""
     rows = []
-    for height, width in setting.sizes:
+    for height, width in conditions.sizes:
         generator = torch.Generator().manual_seed(0)
         shape = (1, CORE_CHANNELS, height, width)
         maps = [
             torch.randn(shape, generator=generator)
-            .to(setting.device, torch.bfloat16)
+            .to(conditions.device, torch.bfloat16)
             .to(memory_format=torch.channels_last)
             for _ in range(3)
         ]
@@ -227,12 +230,12 @@ def _flash(setting: Setting) -> Rows:
         with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
             times = time_in_turn(
                 {"flash": flash, "nla": nla},
-                setting.device,
+                conditions.device,
                 warmup=3,
-                max_seconds=min(30.0, setting.seconds / len(setting.sizes)),
+                max_seconds=min(30.0, conditions.seconds / len(conditions.sizes)),
             )
         ours, plain = times["nla"].median_ms, times["flash"].median_ms
-        at_target = _is_h200(setting.device) and (height, width) == (100, 100)
+        at_target = _is_h200(conditions.device) and (height, width) == (100, 100)
         rows.append(
             {
                 "name": f"NLA, {height}x{width}, bfloat16",
@@ -247,81 +250,59 @@ def _flash(setting: Setting) -> Rows:
     return rows
 
 
-def _train(setting: Setting, preset_name: str, dtype: str) -> Rows:
+def _train(conditions: Conditions, preset: str, dtype: str) -> Rows:
     """Steps per second of a preset's network with each module, and the whole schedule's cost."""
     variants = [v for v in table_rows("table6") if v.name != "nla"] + [Variant("nla")]
     rows = []
     for variant in variants:
-        row: dict[str, Any] = {"name": f"{preset_name}, {variant.label}, {dtype}"}
+        row: dict[str, Any] = {"name": f"{preset}, {variant.label}, {dtype}"}
         try:
-            row |= _train_rates(setting, variant, preset_name, dtype, len(variants))
+            row |= _train_rates(conditions, variant, preset, dtype, len(variants))
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             row["note"] = "out of memory"
         rows.append(row)
-        _release(setting.device)
+        _release(conditions.device)
     return rows
 
 
 def _train_rates(
-    setting: Setting, variant: Variant, preset_name: str, dtype: str, share: int
+    conditions: Conditions, variant: Variant, preset: str, dtype: str, share: int
 ) -> dict[str, Any]:
     """Whole steps, drawing of patches included, before and after the contrastive loss sets in."""
-    device, preset = setting.device, find_preset(preset_name)
-    patch = preset.patch[_SCALE]
-    config = RunConfig(
+    device = conditions.device
+    config = RunConfig.of_preset(
+        preset,
         variant=variant,
-        preset=preset_name,
-        protocol="scratch",
-        scale=_SCALE,
+        scale=SCALE,
         seed=0,
-        blocks=preset.blocks,
-        channels=preset.channels,
-        block_res_scale=preset.block_res_scale,
-        patch=patch,
-        batch=preset.batch,
-        steps=preset.steps,
-        steps_per_epoch=preset.steps_per_epoch,
-        learning_rate=preset.learning_rate,
-        schedule=preset.schedule,
-        betas=(0.9, 0.99),
-        auxiliary_weight=1e-3,
-        auxiliary_warmup=0.15,
         precision=dtype,
         device=device.type,
-        tile=None,
         data=DataConfig("random", [], 0, "", []),
     )
-    cache = _random_images(patch)
+    cache = _random_images(config.patch)
     phases = (1.0, 0.0) if variant.name == "enlca" else (1.0,)
     rates = []
     with watch_implementations() as seen:
         for warmup in phases:
-            network = build_network(
-                variant,
-                blocks=preset.blocks,
-                channels=preset.channels,
-                scale=_SCALE,
-                block_res_scale=preset.block_res_scale,
-            ).to(device)
-            one = dataclasses.replace(config, auxiliary_warmup=warmup)
-            trainer = Trainer(one, network.train(), cache)
-            budget = setting.seconds / 2 / share / len(phases)
+            network = build_network(variant, config.network, SCALE).to(device)
+            trainer = Trainer(replace(config, auxiliary_warmup=warmup), network.train(), cache)
+            budget = conditions.seconds / 2 / share / len(phases)
             rates.append(_steps_per_second(trainer, budget))
     # The contrastive loss is on after its share of the steps.
     share_before = config.auxiliary_warmup
     per_step = share_before / rates[0] + (1 - share_before) / rates[-1]
     return {
-        "variant": variant.to_dict(),
-        "preset": preset_name,
+        "variant": variant.describe(),
+        "preset": preset,
         "dtype": dtype,
         "implementation": dict(seen),
         "steps_per_second_before_auxiliary": rates[0],
         "steps_per_second": rates[-1],
         "steps_per_gpu_hour": 3600 / per_step,
-        "schedule_steps": preset.steps,
-        "projected_gpu_hours": preset.steps * per_step / 3600,
+        "schedule_steps": config.steps,
+        "projected_gpu_hours": config.steps * per_step / 3600,
     }
 
 
@@ -341,9 +322,9 @@ def _random_images(patch: int) -> TrainingCache:
     side = patch + 20
     lr, hr = (
         [rng.integers(0, 256, (s, s, 3), dtype=np.uint8) for _ in range(4)]
-        for s in (side, side * _SCALE)
+        for s in (side, side * SCALE)
     )
-    return TrainingCache(_SCALE, [f"random/{i}" for i in range(4)], hr, lr, "")
+    return TrainingCache(SCALE, [f"random/{i}" for i in range(4)], hr, lr, "")
 
 
 def _is_h200(device: torch.device) -> bool:
@@ -357,25 +338,21 @@ def _release(device: torch.device) -> None:
 
 
 #: Pieces that give rows of a "gpu" record, by name.
-PIECES: dict[str, Callable[[Setting], Rows]] = {
+PIECES: dict[str, Callable[[Conditions], Rows]] = {
     "tests": _tests,
     "flash": _flash,
-    **{f"limits-{d}": (lambda s, d=d: _limits(s, d)) for d in _DTYPES},  # type: ignore[misc]
-    **{
-        f"train-{p}-{d}": (lambda s, p=p, d=d: _train(s, p, d))  # type: ignore[misc]
-        for p in _PRESETS
-        for d in _DTYPES
-    },
+    **{f"limits-{d}": partial(_limits, dtype=d) for d in PRECISIONS},
+    **{f"train-{p}-{d}": partial(_train, preset=p, dtype=d) for p in _PRESETS for d in PRECISIONS},
 }
 #: Pieces that give a latency record, and so a Table 5: rows and dtype.
 LATENCIES = {
-    **{f"table5-{dtype}": ("table5", dtype) for dtype in _DTYPES},
+    **{f"table5-{dtype}": ("table5", dtype) for dtype in PRECISIONS},
     **{f"rivals-{dtype}": ("rivals", dtype) for dtype in ("float32", "bfloat16")},
 }
 
 
 def list_pieces() -> list[str]:
-    """All pieces, in the order in which they are run."""
+    """All pieces, in the order in which they run."""
     names = list(PIECES)
     return [names[0], *LATENCIES, *names[1:]]
 
@@ -384,7 +361,7 @@ def choose(only: Sequence[str]) -> list[str]:
     """The pieces whose names begin with one of these words; all without a word.
 
     Raises:
-        UserError: a word with which no name begins.
+        UserError: no name begins with a word.
     """
     names = list_pieces()
     for word in only:
@@ -393,29 +370,30 @@ def choose(only: Sequence[str]) -> list[str]:
     return [name for name in names if not only or name.startswith(tuple(only))]
 
 
-def measure(piece: str, setting: Setting) -> dict[str, Any]:
-    """The record of one piece: of kind "latency" for those of LATENCIES, else "gpu"."""
-    device = setting.device
+def measure(piece: str, conditions: Conditions) -> Latency | Gpu:
+    """Measure one piece: a latency record for those of LATENCIES, else a gpu record."""
+    device, command = conditions.device, _command(piece, conditions)
     with _random_state(device):
         if piece in LATENCIES:
             rows, dtype = LATENCIES[piece]
-            cases = 2 * len(PASSES) * len(setting.sizes)
-            return measuring_latency.measure(
+            cases = 2 * len(PASSES) * len(conditions.sizes)
+            return latency.measure(
                 table_rows(rows),
                 device=device,
                 dtype=dtype,
-                sizes=setting.sizes,
-                max_seconds=setting.seconds / cases,
-                command=_command(piece, setting),
+                sizes=conditions.sizes,
+                max_seconds=conditions.seconds / cases,
+                command=command,
             )
+        sizes = [list(size) for size in conditions.sizes]
         content = {
-            "command": _command(piece, setting),
+            "command": command,
             "machine": machine.describe(device),
             "piece": piece,
-            "settings": {"seconds": setting.seconds, "sizes": [list(s) for s in setting.sizes]},
-            "rows": PIECES[piece](setting),
+            "settings": {"seconds": conditions.seconds, "sizes": sizes},
+            "rows": PIECES[piece](conditions),
         }
-    return {"kind": "gpu", "id": record_id(f"{piece}-{device.type}", content), **content}
+    return new_record(Gpu, record_id(f"{piece}-{device.type}", content), content)
 
 
 @contextmanager
@@ -424,23 +402,22 @@ def _random_state(device: torch.device) -> Iterator[None]:
         yield
 
 
-def _command(piece: str, setting: Setting) -> str:
-    sizes = " ".join(f"{height}x{width}" for height, width in setting.sizes)
+def _command(piece: str, conditions: Conditions) -> str:
+    sizes = " ".join(f"{height}x{width}" for height, width in conditions.sizes)
     return (
-        f"python -m harness.gpu --only {piece} --device {setting.device.type} "
-        f"--seconds {setting.seconds:g} --sizes {sizes}"
+        f"python -m harness.gpu --only {piece} --device {conditions.device.type} "
+        f"--seconds {conditions.seconds:g} --sizes {sizes}"
     )
 
 
-def find_record(results: Path, piece: str, setting: Setting) -> dict[str, Any] | None:
+def find_record(results: Path, piece: str, conditions: Conditions) -> Latency | Gpu | None:
     """A record of the piece by the same command, on the same device and version of the code."""
-
-    def circumstances(described: dict[str, Any]) -> list[Any]:
-        return [described["gpu"], described["packages"], described["code"]]
-
-    here = circumstances(machine.describe(setting.device))
-    for record in load_records(results, "latency" if piece in LATENCIES else "gpu"):
-        same = record["command"] == _command(piece, setting)
-        if same and circumstances(record["machine"]) == here:
+    here = msgspec.convert(machine.describe(conditions.device), Machine)
+    kind: type[Latency] | type[Gpu] = Latency if piece in LATENCIES else Gpu
+    for record in load_records(results, kind):
+        there = record.machine
+        if record.command == _command(piece, conditions) and (
+            (there.gpu, there.packages, there.code) == (here.gpu, here.packages, here.code)
+        ):
             return record
     return None

@@ -1,4 +1,4 @@
-"""CUDA graphs: the launches of a call recorded once, and replayed without Python."""
+"""CUDA graphs: the launches of a call, recorded once and replayed without Python."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ _WARMUP = 3
 def captured(function: Callable[[], Any], device: torch.device) -> Callable[[], Any]:
     """A call that replays what ``function`` launches on a CUDA device.
 
-    It gives the tensors of the recording, overwritten by each replay.
+    It returns the tensors of the recording; each replay overwrites them.
 
     Raises:
-        RuntimeError: the function waits for the device or copies from the host meanwhile. Streams
-            and random numbers are as before.
+        RuntimeError: the function waits for the device or copies from the host. Streams and random
+            numbers are then as before.
     """
     with torch.cuda.device(device):
         stream = torch.cuda.Stream(device)
         stream.wait_stream(torch.cuda.current_stream(device))
         graph = torch.cuda.CUDAGraph()
-        # torch leaves the stream of a recording that failed the current one.
+        # After a failed recording torch leaves its stream the current one.
         with torch.cuda.stream(stream):
             for _ in range(_WARMUP):
                 function()
@@ -46,7 +46,7 @@ def captured(function: Callable[[], Any], device: torch.device) -> Callable[[], 
 def _end_recording_of_random_numbers() -> None:
     """Give the current device's generator a state that is not being recorded.
 
-    A recording that fails may leave the generator in it, and then every later draw fails.
+    A failed recording may leave the generator recording, and then every later draw fails.
     """
     generator = torch.cuda.default_generators[torch.cuda.current_device()]
     generator.graphsafe_set_state(generator.clone_state())

@@ -8,40 +8,44 @@ import gc
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from attention_zoo import Attention
-from attention_zoo.implementations import (
-    AUTO,
-    chosen_implementation,
-    watch_implementations,
-)
+from attention_zoo.implementations import AUTO, chosen_implementation, watch_implementations
 
 from ..base import machine
 from ..base.errors import UserError, is_out_of_memory
 from ..base.progress import OnRun
+from ..config.network import NetworkConfig
+from ..config.rows import TABLE5_SIZES
+from ..config.run import Precision
 from ..config.variants import CORE_CHANNELS, MODULE_CHANNELS, Variant, create_core
-from ..records.store import record_id
+from ..network.edsr import build_network
+from ..records.shapes import Latency, LatencyRow, RecordedVariant, untyped
+from ..records.store import new_record, record_id
 from .flops import Core
 from .graphs import captured
 from .memory import peak_memory
 from .timing import MAX_RUNS, Timing, time_in_turn
 
-#: Feature maps (height, width) of the ENLCA paper's Table 5.
-SIZES = ((100, 100), (150, 150))
-PARTS = ("core", "module", "network")
-PASSES = ("forward", "forward+backward")
-DTYPES = {
+Part = Literal["core", "module", "network"]
+Passes = Literal["forward", "forward+backward"]
+Dtype = Literal[Precision, "float16"]
+PARTS: tuple[str, ...] = get_args(Part)
+PASSES: tuple[str, ...] = get_args(Passes)
+#: "tf32" is float32 with TF32 in matrix products and convolutions.
+DTYPES: dict[str, torch.dtype] = {
     "float32": torch.float32,
     "tf32": torch.float32,
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
-_NETWORK_CHANNELS = 3
+#: Scale of the networks that are timed.
+SCALE = 4
+_CHANNELS = {"core": CORE_CHANNELS, "module": MODULE_CHANNELS, "network": 3}
 _CPU = torch.device("cpu")
 
 
@@ -50,7 +54,7 @@ def measure(
     *,
     device: torch.device,
     dtype: str = "float32",
-    sizes: Sequence[tuple[int, int]] = SIZES,
+    sizes: Sequence[tuple[int, int]] = TABLE5_SIZES,
     parts: Sequence[str] | None = None,
     passes: Sequence[str] = PASSES,
     batch: int = 1,
@@ -58,45 +62,45 @@ def measure(
     min_runs: int = 5,
     max_runs: int = MAX_RUNS,
     max_seconds: float | None = None,
-    network: Callable[[Variant], nn.Module] | None = None,
+    network: NetworkConfig | None = None,
+    scale: int = SCALE,
     seed: int = 0,
     graphs: bool = False,
     command: str = "",
     on_run: OnRun | None = None,
-) -> dict[str, Any]:
-    """Time all variants in turn, for each part, size and pass; return a latency record.
+) -> Latency:
+    """Time all variants in turn, for each part, size and pass.
 
     Parts: "core" is ``attend(q, k, v)`` at c = c_out = 64; "module" the whole module as inserted
-    at 256 channels; "network" what ``network`` builds, over images of three channels. A forward
+    at 256 channels; "network" EDSR with five modules, over images of three channels. A forward
     runs in evaluation mode without gradients; forward+backward runs in training mode, without
     the auxiliary loss, and computes the gradients of inputs and parameters.
 
     Inputs are standard normal (images uniform in 0 … 1), channels-last as in the network, and the
     same for every variant. Memory is the peak of one call above its start, in MB (1e6 bytes). A
-    variant that runs out of memory gets a row with a note instead of numbers. Each row tells which
-    implementation ran; a choice other than auto is a setting of the record.
+    variant that runs out of memory gets a row with a note instead of numbers. Each row names the
+    implementation that ran; the record's settings name a choice other than auto.
 
     Args:
         variants: what to time.
         device: where.
-        dtype: a key of DTYPES. "tf32" is float32 with TF32 in matrix products and convolutions;
-            with "float32" TF32 is off in both.
+        dtype: a key of DTYPES; with "float32" TF32 is off.
         sizes: feature maps (network: images) as (height, width).
-        parts: of PARTS; None is core and module, and network if there is one.
+        parts: of PARTS; None is core and module, and network if its size is given.
         passes: of PASSES.
         batch: images in a call.
-        warmup: untimed runs, after two that check and that measure memory; None is 10 on CUDA and
-            1 elsewhere.
-        min_runs: runs at least.
-        max_runs: runs at most.
+        warmup: untimed runs, after two that check the call and measure memory; None is 10 on CUDA
+            and 1 elsewhere.
+        min_runs: least number of runs.
+        max_runs: largest number of runs.
         max_seconds: per part, size and pass; None is no limit on CUDA and 20 elsewhere.
-        network: builds the network of a variant; a ``functools.partial`` of
-            :func:`harness.edsr.build_network` is recorded with its sizes.
+        network: size of the network.
+        scale: of the network.
         seed: of weights, inputs and orders.
-        graphs: time replays of CUDA graphs: no launch is paid for. What cannot be recorded as one
-            gets a row with a note.
-        command: recorded as what asked for this.
-        on_run: told about progress.
+        graphs: time replays of CUDA graphs, which exclude the cost of launches. A call that cannot
+            be recorded as a graph gets a row with a note.
+        command: the command of the record.
+        on_run: called with the progress.
 
     Raises:
         UserError: a dtype that the device does not offer, graphs without CUDA, or nothing to time.
@@ -115,13 +119,13 @@ def measure(
     if parts is None:
         parts = PARTS if network else PARTS[:2]
     cases = [
-        Case(part, one, *size, batch, dtype, device, seed, network)
+        Case(part, one, *size, batch, dtype, device, seed, network, scale)
         for part, size, one in itertools.product(parts, sizes, passes)
     ]
     if not variants or not cases:
         raise UserError("nothing to time: name at least one attention, part, size and pass")
-    rows = []
-    with _precision(dtype, device), torch.random.fork_rng(devices=[device] if cuda else []):
+    rows: list[LatencyRow] = []
+    with precision(dtype, device), torch.random.fork_rng(devices=[device] if cuda else []):
         described = machine.describe(device)
         for index, case in enumerate(cases):
 
@@ -136,19 +140,34 @@ def measure(
         "clock": "CUDA events" if cuda else "host clock, device synchronised",
         "l2_flush": False,
         "memory_format": "channels_last",
-        "network": dict(network.keywords) if isinstance(network, partial) else None,
+        "network": _describe(network, scale) if network else None,
     }
     if chosen_implementation() != AUTO:
         settings["implementation"] = chosen_implementation()
     if graphs:
         settings["graphs"] = True
-    content = {"command": command, "machine": described, "settings": settings, "rows": rows}
-    return {"kind": "latency", "id": record_id(f"{device.type}-{dtype}", content), **content}
+    content = {
+        "command": command,
+        "machine": described,
+        "settings": settings,
+        "rows": [untyped(row) for row in rows],
+    }
+    return new_record(Latency, record_id(f"{device.type}-{dtype}", content), content)
+
+
+def _describe(network: NetworkConfig, scale: int) -> dict[str, Any]:
+    """Sizes as in the records of older versions, whose tables print them in this order."""
+    sizes = dataclasses.asdict(network)
+    return {
+        "blocks": sizes.pop("blocks"),
+        "channels": sizes.pop("channels"),
+        "scale": scale,
+    } | sizes
 
 
 @dataclass(frozen=True)
 class Case:
-    """One part, pass and size: what the variants are compared in, see :func:`measure`."""
+    """One part, pass and size, in which variants are compared; see :func:`measure`."""
 
     part: str
     passes: str
@@ -158,33 +177,30 @@ class Case:
     dtype: str = "float32"
     device: torch.device = _CPU
     seed: int = 0
-    network: Callable[[Variant], nn.Module] | None = None
+    network: NetworkConfig | None = None
+    scale: int = SCALE
     memory_format: torch.memory_format = torch.channels_last
 
     def __str__(self) -> str:
         return f"{self.part}, {self.passes}, {self.height}x{self.width}"
 
-    def row(self, variant: Variant) -> dict[str, Any]:
-        """The keys of the variant's row that are not measured."""
-        channels = {
-            "core": CORE_CHANNELS,
-            "module": MODULE_CHANNELS,
-            "network": _NETWORK_CHANNELS,
-        }
-        return {
-            "variant": variant.to_dict(),
-            "part": self.part,
-            "passes": self.passes,
-            "height": self.height,
-            "width": self.width,
-            "batch": self.batch,
-            "channels": channels[self.part],
-            "dtype": self.dtype,
-            "device": self.device.type,
-        }
+    def row(self, variant: Variant, **measured: Any) -> LatencyRow:
+        """The variant's row, with what was measured."""
+        return LatencyRow(
+            variant=RecordedVariant(**variant.describe()),
+            part=self.part,
+            passes=self.passes,
+            height=self.height,
+            width=self.width,
+            batch=self.batch,
+            channels=_CHANNELS[self.part],
+            dtype=self.dtype,
+            device=self.device.type,
+            **measured,
+        )
 
     def function(self, variant: Variant) -> Callable[[], Any]:
-        """What is timed: a call without arguments.
+        """The call to time, without arguments.
 
         Weights and inputs depend on the seed, with which torch's generators are seeded.
         """
@@ -209,9 +225,9 @@ class Case:
         if self.part == "module":
             return variant.create(MODULE_CHANNELS), [self._place(self._normal(MODULE_CHANNELS))]
         if self.network is None:
-            raise ValueError("to time the part 'network', pass what builds it")
-        uniform = torch.special.ndtr(self._normal(_NETWORK_CHANNELS))
-        return self.network(variant), [self._place(uniform)]
+            raise ValueError("to time the part 'network', pass its size")
+        uniform = torch.special.ndtr(self._normal(_CHANNELS["network"]))
+        return build_network(variant, self.network, self.scale), [self._place(uniform)]
 
     def _normal(self, channels: int, index: int = 0) -> Tensor:
         """Standard normal ``[batch, channels, height, width]``, float32 on the CPU."""
@@ -250,12 +266,13 @@ def _time_case(
     limits: dict[str, Any],
     graphs: bool,
     on_run: OnRun,
-) -> list[dict[str, Any]]:
-    rows, functions = [], {}
+) -> list[LatencyRow]:
+    measured: list[dict[str, Any]] = []
+    functions = {}
     for index, variant in enumerate(variants):
         on_run(0.0, str(index))
-        row = case.row(variant)
-        rows.append(row)
+        row: dict[str, Any] = {}
+        measured.append(row)
         try:
             function = case.function(variant)
             with watch_implementations() as row["implementation"]:
@@ -278,38 +295,43 @@ def _time_case(
         if case.device.type == "cuda":
             torch.cuda.empty_cache()
     for name, timing in time_in_turn(functions, case.device, **limits, on_run=on_run).items():
-        rows[int(name)] |= dataclasses.asdict(timing)
-    return rows
+        measured[int(name)] |= dataclasses.asdict(timing)
+    return [case.row(variant, **row) for variant, row in zip(variants, measured, strict=True)]
 
 
-def memory_row(case: Case, variant: Variant, note: str) -> dict[str, Any]:
-    """A row of peak memory alone, for a call that is too slow to time; the note tells why.
+def memory_row(case: Case, variant: Variant, note: str) -> LatencyRow:
+    """A row of peak memory alone, for a call that is too slow to time; the note says why.
 
-    One call is made, the first: what happens once, such as workspaces, is part of its peak.
+    The peak is that of the first call, so it includes what happens once, such as workspaces.
     """
-    row = case.row(variant) | without_numbers(note)
+    row = without_numbers(note)
     devices = [case.device] if case.device.type == "cuda" else []
-    with _precision(case.dtype, case.device), torch.random.fork_rng(devices=devices):
+    with precision(case.dtype, case.device), torch.random.fork_rng(devices=devices):
         try:
             function = case.function(variant)
             with watch_implementations() as row["implementation"]:
                 peak = peak_memory(function, case.device)
+            row["peak_memory_mb"] = None if peak is None else peak / 1e6
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            return row | {"note": f"{note}; out of memory"}
-    return row | {"peak_memory_mb": None if peak is None else peak / 1e6}
+            row["note"] = f"{note}; out of memory"
+    return case.row(variant, **row)
 
 
 def without_numbers(note: str) -> dict[str, Any]:
-    """What a row has instead of times and memory: None, and why."""
+    """A row's times and memory where nothing was measured: None, and a note that says why."""
     names = [field.name for field in dataclasses.fields(Timing)]
     return dict.fromkeys([*names, "peak_memory_mb"]) | {"note": note}
 
 
 @contextlib.contextmanager
-def _precision(dtype: str, device: torch.device) -> Iterator[None]:
-    """Switch TF32 on or off in matrix products and convolutions, and back afterwards."""
+def precision(dtype: str, device: torch.device) -> Iterator[None]:
+    """Switch TF32 on or off in matrix products and convolutions within the block.
+
+    Raises:
+        UserError: an unknown dtype, or one that the device does not offer.
+    """
     if dtype not in DTYPES:
         raise UserError(f"unknown dtype {dtype!r}: choose from {', '.join(DTYPES)}")
     tf32 = dtype == "tf32"

@@ -16,17 +16,17 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 
 
 def peak_memory(function: Callable[[], Any], device: torch.device) -> int | None:
-    """Most bytes that torch's allocator held at once during one call, above those at its start.
+    """Peak of the bytes that torch's allocator holds during one call, above those at its start.
 
-    The result of the call counts, and so does what is kept for a backward pass.
+    The peak includes the call's result and what is kept for a backward pass.
 
-    - CPU: exact. Every allocation and release of torch's CPU allocator on the calling thread
-      is seen, inside kernels too. :mod:`attention_zoo.tiles` then works on this thread, with
-      the tiles' memory of all its threads held; what operations on a tile return is counted
-      once. Not seen: what libraries take past that allocator (oneDNN scratchpads, MKL packing
-      buffers), and the release of memory that is older than the call.
-    - CUDA: exact for torch's caching allocator, in blocks of 512 bytes. Not seen: CUDA's own
-      context and libraries' private workspaces.
+    - CPU: exact. It counts every allocation and release of torch's CPU allocator on the calling
+      thread, also inside kernels. :mod:`attention_zoo.cores.tiles` works on this thread alone
+      meanwhile and holds the tiles' memory of all its threads; what operations on a tile return
+      counts once. It does not count what libraries allocate themselves (oneDNN scratchpads, MKL
+      packing buffers), nor the release of memory that is older than the call.
+    - CUDA: exact for torch's caching allocator, in blocks of 512 bytes. It does not count CUDA's
+      own context and libraries' private workspaces.
     - MPS: None. torch offers no peak there, only the memory allocated at this moment.
     """
     gc.collect()

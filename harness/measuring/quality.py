@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import Any
+from importlib.metadata import version
 
 import numpy as np
 import torch
@@ -13,19 +14,25 @@ from numpy.typing import NDArray
 from torch import nn
 
 from ..base.errors import UserError, is_out_of_memory
+from ..base.files import read_json, write_json
+from ..base.names import digest
 from ..base.progress import progress_bar
+from ..images import metrics
 from ..images.bicubic import upscale
-from ..images.metrics import Quality, psnr, quality
+from ..images.cache import cache_folder
 from ..images.sources import TestImage
 from ..network.edsr import to_tensor
-from .evaluated import EvaluatedImages
+from ..records.shapes import ImageQuality, Quality
+from .evaluated import EvaluatedImages, image_digest
 
-#: PSNR in dB that identical images (a flat one, say) count with; theirs is infinite.
+#: PSNR in dB of identical images (flat ones, say), instead of infinity.
 MAX_PSNR = 100.0
 #: Largest quarter, in LR pixels, that :func:`super_resolve` with ``chop`` does not cut again.
 CHOP_PIXELS = 120_000
-#: Smallest tile, in LR pixels, that an image is cut into where memory does not suffice.
+#: Smallest tile, in LR pixels, into which an image is cut if memory is too small.
 MIN_TILE = 32
+#: Increase it when the quality of bicubic changes for the same pixels.
+BICUBIC_VERSION = 1
 
 
 @torch.inference_mode()
@@ -35,12 +42,12 @@ def super_resolve(
     """LR uint8 ``[H, W, 3]`` to SR uint8 ``[scale·H, scale·W, 3]``.
 
     Args:
-        network: takes and gives ``[1, 3, H, W]`` in 0…1; put into evaluation mode here.
-        lr: the image; it goes through the network whole unless ``tile`` is given.
+        network: maps ``[1, 3, H, W]`` in 0…1 to the scaled size; put into evaluation mode here.
+        lr: the image; it passes the network whole unless ``tile`` is given.
         scale: scale factor.
         tile: side of the tiles in LR pixels, cut with an overlap of 8 on each side.
-        chop: in quarters, as the released NLSN and ENLCN are evaluated (their ``forward_chop``);
-            ``tile`` is not used then.
+        chop: in quarters, as the released NLSN and ENLCN are evaluated (their ``forward_chop``),
+            instead of tiles.
     """
     network.eval()
     if chop:
@@ -63,7 +70,7 @@ def super_resolve(
 
 def _in_quarters(network: nn.Module, lr: np.ndarray, scale: int) -> np.ndarray:
     height, width = lr.shape[:2]
-    # A quarter reaches 10 pixels over the middle and on to the next multiple of 4 or 8.
+    # A quarter extends 10 pixels past the middle and further to the next multiple of 4 or 8.
     h, w = (n // 2 + 10 for n in (height, width))
     h, w = min(h + 4 - h % 4, height), min(w + 8 - w % 8, width)
     sr = np.empty((scale * height, scale * width, 3), np.uint8)
@@ -91,13 +98,13 @@ def _forward(network: nn.Module, lr: np.ndarray) -> np.ndarray:
 def within_memory(
     network: nn.Module, image: TestImage, scale: int, tile: int | None, chop: bool
 ) -> tuple[np.ndarray, int | None]:
-    """:func:`super_resolve`, in tiles of half the side as long as memory does not suffice.
+    """:func:`super_resolve`, with tiles of half the side as long as memory is too small.
 
     Returns:
-        The SR image, and the side of the tiles that it took; None for a whole image.
+        The SR image, and the side of its tiles; None for a whole image.
 
     Raises:
-        UserError: not even the smallest tiles fit, or ``chop`` asked for the authors' way.
+        UserError: not even the smallest tiles fit, or the image does not fit with ``chop``.
     """
     while True:
         try:
@@ -106,7 +113,7 @@ def within_memory(
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            # What the failed pass held is given back on leaving this block.
+            # Leaving this block frees the memory of the failed pass.
         height, width = image.lr.shape[:2]
         what = f"{image.name} (LR {width}x{height}) does not fit into memory"
         smaller = min(tile or max(height, width), max(height, width)) // 2
@@ -115,7 +122,7 @@ def within_memory(
             raise UserError(f"{what} {way}; free some, or use another --device")
         where = "whole" if tile is None else f"in tiles of {tile}"
         print(
-            f"warning: {what} {where}: taking tiles of {smaller} LR pixels, as the result will say",
+            f"warning: {what} {where}: using tiles of {smaller} LR pixels, as the result records",
             file=sys.stderr,
         )
         tile = smaller
@@ -123,40 +130,62 @@ def within_memory(
 
 
 def released_luma(image: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """Y up to a constant, not rounded, as EDSR-PyTorch, NLSN and ENLCA weigh it in their PSNR."""
+    """Y up to a constant, not rounded, as in the PSNR of EDSR-PyTorch, NLSN and ENLCA."""
     return image @ (np.array([65.738, 129.057, 25.064]) / 256)
+
+
+def bicubic_quality(
+    image: TestImage, scale: int, released_psnr: bool = False
+) -> tuple[float, float]:
+    """PSNR (dB) and SSIM of the bicubic upscaling, rounded as in records.
+
+    Images are measured once: a small file under the cache folder keeps the numbers. Several
+    processes may write it, with the same content. If it cannot be written, nothing is kept.
+    """
+    measure = [BICUBIC_VERSION, version("scikit-image"), scale, released_psnr]
+    key = digest([*measure, image_digest(image)])
+    path = cache_folder() / "bicubic" / f"{key[:32]}.json"
+    with contextlib.suppress(UserError, KeyError, TypeError, ValueError, OverflowError):
+        content = read_json(path)
+        found = float(content["psnr"]), float(content["ssim"])
+        if content["sha256"] == digest([key, *found]):
+            return found
+    found = _quality(upscale(image.lr, scale), image.hr, scale, released_psnr)
+    with contextlib.suppress(UserError):
+        psnr, ssim = found
+        write_json(path, {"psnr": psnr, "ssim": ssim, "sha256": digest([key, *found])})
+    return found
 
 
 def _quality(
     sr: NDArray[np.uint8], hr: NDArray[np.uint8], scale: int, released_psnr: bool
-) -> Quality:
-    found = quality(sr, hr, scale)
-    if not released_psnr:
-        return found
-    return replace(found, psnr=psnr(released_luma(sr), released_luma(hr), scale))
+) -> tuple[float, float]:
+    """PSNR (dB) and SSIM of a result, rounded as in records."""
+    found = metrics.quality(sr, hr, scale)
+    if released_psnr:
+        found = replace(found, psnr=metrics.psnr(released_luma(sr), released_luma(hr), scale))
+    return round(min(found.psnr, MAX_PSNR), 6), round(found.ssim, 8)
 
 
-def _row(
+def _evaluate_image(
     network: nn.Module,
     image: TestImage,
     scale: int,
     tile: int | None,
     chop: bool,
     released_psnr: bool,
-) -> dict[str, Any]:
-    """What :func:`evaluate` tells of one image."""
+) -> ImageQuality:
     sr, tiled = within_memory(network, image, scale, tile, chop)
-    ours, bicubic = (
-        _quality(x, image.hr, scale, released_psnr) for x in (sr, upscale(image.lr, scale))
+    psnr, ssim = _quality(sr, image.hr, scale, released_psnr)
+    bicubic_psnr, bicubic_ssim = bicubic_quality(image, scale, released_psnr)
+    return ImageQuality(
+        name=image.name,
+        psnr=psnr,
+        ssim=ssim,
+        bicubic_psnr=bicubic_psnr,
+        bicubic_ssim=bicubic_ssim,
+        tile=tiled,
     )
-    return {
-        "name": image.name,
-        "psnr": round(min(ours.psnr, MAX_PSNR), 6),
-        "ssim": round(ours.ssim, 8),
-        "bicubic_psnr": round(min(bicubic.psnr, MAX_PSNR), 6),
-        "bicubic_ssim": round(bicubic.ssim, 8),
-        "tile": tiled,
-    }
 
 
 def evaluate(
@@ -170,7 +199,7 @@ def evaluate(
     chop: bool = False,
     released_psnr: bool = False,
     evaluated: EvaluatedImages | None = None,
-) -> dict[str, Any]:
+) -> Quality:
     """Quality of the network, and of bicubic, on one test set.
 
     Args:
@@ -182,24 +211,26 @@ def evaluate(
         tile: as for :func:`super_resolve`.
         chop: likewise.
         released_psnr: PSNR by :func:`released_luma`.
-        evaluated: images that it holds are not evaluated again, others are added to it.
+        evaluated: results of an interrupted evaluation, used again; further ones are added.
 
     Returns:
-        ``{"psnr", "ssim", "bicubic_psnr", "bicubic_ssim", "images": [...]}``: means over the
-        images in dB and 1, and the same per image.
+        Means over the images, in dB and 1, and the same per image.
+
+    Raises:
+        UserError: as :func:`within_memory`, or an image cannot be read.
     """
-    rows: list[dict[str, Any]] = []
+    rows: list[ImageQuality] = []
     with progress_bar("images", "{task.fields[psnr]:.2f} dB", stdout=True) as progress:
         task = progress.add_task(label, total=total, psnr=float("nan"))
         for image in images:
             row = evaluated.find(image) if evaluated else None
             if row is None:
-                row = _row(network, image, scale, tile, chop, released_psnr)
+                row = _evaluate_image(network, image, scale, tile, chop, released_psnr)
                 if evaluated:
                     evaluated.add(image, row)
             rows.append(row)
-            mean = float(np.mean([row["psnr"] for row in rows]))
+            mean = float(np.mean([row.psnr for row in rows]))
             progress.update(task, advance=1, psnr=mean)
     keys = ("psnr", "ssim", "bicubic_psnr", "bicubic_ssim")
-    means = {key: round(float(np.mean([row[key] for row in rows])), 6) for key in keys}
-    return {**means, "images": rows}
+    means = {key: round(float(np.mean([getattr(row, key) for row in rows])), 6) for key in keys}
+    return Quality(images=rows, **means)

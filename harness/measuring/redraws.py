@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import torch
 from torch import nn
@@ -15,16 +14,17 @@ from attention_zoo.nlsa import NonLocalSparseAttention
 from ..base.errors import UserError
 from ..images.sources import TestSet
 from ..network.weights import TrainedNetwork
+from ..records.shapes import RedrawRow
 from .quality import evaluate
 
 
 @contextlib.contextmanager
 def redrawn(network: nn.Module, draw: int, m: int | None = None) -> Iterator[None]:
-    """Within the block the network's attention has other random draws.
+    """Give the network's attention other random draws within the block.
 
     Args:
-        network: with ENLA, ENLCA or NLSA modules; others are left alone.
-        draw: seed of the draws; each module of ENLA has its own, as in training.
+        network: with ENLA, ENLCA or NLSA modules; others do not change.
+        draw: seed of the draws; each module of ENLA has a draw of its own, as in training.
         m: random features of ENLA; by default each module's own.
     """
     generator = torch.Generator().manual_seed(draw)
@@ -53,22 +53,23 @@ def measure(
     draws: int,
     m: Sequence[int] = (),
     tile: int | None = None,
-) -> list[dict[str, Any]]:
+) -> list[RedrawRow]:
     """Quality as trained (draw 0) and under draws 1, 2, …, for each m and test set.
 
     Returns:
-        Rows ``{"test_set", "m", "draw", "psnr", "ssim", "images"}``: means over the images in dB
-        and 1; m is None for NLSA.
+        Rows of means over the images, in dB and 1; m is None for NLSA.
 
     Raises:
-        UserError: the network draws nothing, an m for one without ENLA, or an m below 1.
+        UserError: the network has no random draws, an m for one without ENLA, or an m below 1.
     """
     network, scale = trained.network, trained.architecture.scale
     own = next((x.m for x in network.modules() if isinstance(x, EfficientNonLocalAttention)), None)
     if own is None and not any(isinstance(x, NonLocalSparseAttention) for x in network.modules()):
-        raise UserError(f"{trained.name} ({trained.label}) draws nothing at random")
+        raise UserError(
+            f"{trained.name}: {trained.label} has no random projection or hashing to redraw"
+        )
     if own is None and m:
-        raise UserError(f"--m is of ENLA and ENLCA; {trained.name} is {trained.label}")
+        raise UserError(f"--m applies to ENLA and ENLCA; {trained.name} is {trained.label}")
     if min(m, default=1) < 1:
         raise UserError(f"--m must be at least 1, got {min(m)}")
     rows = []
@@ -81,8 +82,13 @@ def measure(
                         network, images, len(images), scale, f"{what} on {images.name}", tile
                     )
                 rows.append(
-                    {"test_set": images.name, "m": features, "draw": draw}
-                    | {key: found[key] for key in ("psnr", "ssim")}
-                    | {"images": len(images)}
+                    RedrawRow(
+                        test_set=images.name,
+                        m=features,
+                        draw=draw,
+                        psnr=found.psnr,
+                        ssim=found.ssim,
+                        images=len(images),
+                    )
                 )
     return rows

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 
 from ..base.errors import UserError
 from ..base.progress import OnRun
 from ..config.variants import Variant, create_core
-from ..records.shapes import positions
-from ..records.store import record_id
-from . import latency as measuring_latency
+from ..records.shapes import Latency, LatencyRow, Scaling, untyped
+from ..records.store import new_record, record_id
+from . import latency
 from .latency import PASSES, Case, memory_row, without_numbers
 from .timing import MAX_RUNS
 
@@ -37,28 +36,28 @@ def measure(
     seed: int = 0,
     command: str = "",
     on_run: OnRun | None = None,
-) -> dict[str, Any]:
-    """Time and measure the cores of all variants at each size; return a scaling record.
+) -> Scaling:
+    """Time and measure the cores of all variants at each size.
 
-    Each size is a session of :func:`harness.latency.measure`, smallest first: the same inputs,
-    timing in turn and peak memory above the inputs. A variant whose projected time at a size is
-    too long gets a row with a note instead of numbers, or of times: see :func:`projected_seconds`.
+    Each size is a session of :func:`.latency.measure`, smallest first: the same inputs, timing in
+    turn and peak memory above the inputs. A variant whose projected time at a size is too long
+    gets a row with a note instead of numbers, or of times: see :func:`projected_seconds`.
 
     Args:
         variants: what to time.
         device: where.
-        dtype: a key of :data:`harness.latency.DTYPES`.
+        dtype: a key of :data:`.latency.DTYPES`.
         sizes: feature maps (height, width), in any order; the smallest is always measured.
         backward: time forward and backward instead of forward alone.
-        fit_from: smallest N in the fit; recorded for the report.
+        fit_from: smallest N in the fit, for the record.
         max_seconds: longest projected time of a single call that is timed.
-        memory_seconds: the same of a call for its peak memory alone, where it is not timed.
-        size_seconds: no further round of runs begins after this time at a size.
-        min_runs: rounds at least.
-        max_runs: rounds at most.
+        memory_seconds: longest projected time of a call that is made for its peak memory alone.
+        size_seconds: time at a size after which no further round of runs begins.
+        min_runs: least number of rounds.
+        max_runs: largest number of rounds.
         seed: of weights, inputs and orders.
-        command: recorded as what asked for this.
-        on_run: told about progress.
+        command: the command of the record.
+        on_run: called with the progress.
 
     Raises:
         UserError: a dtype that the device does not offer, or nothing to time.
@@ -66,9 +65,9 @@ def measure(
     """
     passes = PASSES[backward]
     ordered = sorted(set(sizes), key=lambda size: (size[0] * size[1], size))
-    latest: dict[int, dict[str, Any]] = {}
-    rows: list[dict[str, Any]] = []
-    session: dict[str, Any] = {}
+    latest: dict[int, LatencyRow] = {}
+    rows: list[LatencyRow] = []
+    session: Latency | None = None
     for index, size in enumerate(ordered):
         case = Case("core", passes, *size, dtype=dtype, device=device, seed=seed)
         slow: dict[int, float] = {}
@@ -84,7 +83,7 @@ def measure(
         chosen = [i for i in range(len(variants)) if i not in slow]
         measured = {}
         if chosen:
-            session = measuring_latency.measure(
+            session = latency.measure(
                 [variants[i] for i in chosen],
                 device=device,
                 dtype=dtype,
@@ -97,20 +96,19 @@ def measure(
                 seed=seed,
                 on_run=report,
             )
-            measured = dict(zip(chosen, session["rows"], strict=True))
-        latest |= {i: row for i, row in measured.items() if row["median_ms"] is not None}
+            measured = dict(zip(chosen, session.rows, strict=True))
+        latest |= {i: row for i, row in measured.items() if row.median_ms is not None}
         for i, seconds in slow.items():
             reason = f"as a call would take {seconds:.3g} s (bound {max_seconds:g})"
             if seconds <= memory_seconds:
                 report(0.9, f"{case}: memory of {variants[i].label}")
                 measured[i] = memory_row(case, variants[i], f"not timed, {reason}")
             else:
-                numbers = without_numbers(f"skipped, {reason}")
-                measured[i] = case.row(variants[i]) | numbers
+                measured[i] = case.row(variants[i], **without_numbers(f"skipped, {reason}"))
         rows += [measured[i] for i in range(len(variants))]
-    if not rows:
+    if session is None:
         raise UserError("nothing to time: name at least one attention and size")
-    settings = session["settings"] | {
+    settings = untyped(session.settings) | {
         "max_seconds": max_seconds,
         "memory_seconds": memory_seconds,
         "size_seconds": size_seconds,
@@ -118,14 +116,14 @@ def measure(
     }
     content = {
         "command": command,
-        "machine": session["machine"],
+        "machine": untyped(session.machine),
         "settings": settings,
-        "rows": rows,
+        "rows": [untyped(row) for row in rows],
     }
-    return {"kind": "scaling", "id": record_id(f"{device.type}-{dtype}", content), **content}
+    return new_record(Scaling, record_id(f"{device.type}-{dtype}", content), content)
 
 
-def projected_seconds(variant: Variant, row: dict[str, Any], size: tuple[int, int]) -> float:
+def projected_seconds(variant: Variant, row: LatencyRow, size: tuple[int, int]) -> float:
     """Time of one call at ``size = (height, width)``, in s.
 
     It is the median of the measured ``row`` times the ratio of the operations that the closed form
@@ -133,6 +131,7 @@ def projected_seconds(variant: Variant, row: dict[str, Any], size: tuple[int, in
     """
     with torch.random.fork_rng(devices=[]):
         core = create_core(variant)
-    before = core.cost(row["height"], row["width"]).executed
-    ratio = core.cost(*size).executed / before if before else size[0] * size[1] / positions(row)
-    return row["median_ms"] / 1e3 * ratio
+    before = core.cost(row.height, row.width).executed
+    ratio = core.cost(*size).executed / before if before else size[0] * size[1] / row.positions
+    assert row.median_ms is not None, "a row that was timed"
+    return row.median_ms / 1e3 * ratio

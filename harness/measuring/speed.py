@@ -15,24 +15,24 @@ from attention_zoo import enlca
 from attention_zoo.implementations import AUTO, use_implementation
 
 from ..base import machine
-from ..base.errors import is_out_of_memory
+from ..base.errors import UserError, is_out_of_memory
 from ..base.progress import OnRun
 from ..base.signals import KILLED
+from ..config.network import NetworkConfig
+from ..config.run import AUXILIARY_WEIGHT
 from ..config.variants import CORE_CHANNELS, MODULE_CHANNELS, Variant, create_core
 from ..network.edsr import EDSR, build_network
-from ..records.store import record_id
+from ..records.shapes import Speed
+from ..records.store import new_record, record_id
 from ..training.trainer import fused_adam
-from .apart import ProcessEnded, call_apart
+from .apart import ProcessEnded, run_in_subprocess
 from .flops import count_network
-from .latency import Case, without_numbers
+from .latency import SCALE, Case, without_numbers
 from .memory import peak_memory
 from .timing import MAX_RUNS, Timing, median_ratio, sample_in_turn, time_in_turn
 
 #: The sides of a row, as records name them, and their implementations.
 _SIDES = {"obvious": "released", "ours": AUTO}
-_SCALE = 4
-# As in training, see harness.run.
-_AUXILIARY_WEIGHT = 1e-3
 # Large enough that only arithmetic or memory limits them.
 _MATMUL_SIDE = {"cpu": 2048, "cuda": 8192}
 _COPY_NUMBERS = 2**26
@@ -131,13 +131,13 @@ class Comparison:
         network.to(memory_format=memory_format)  # type: ignore[call-overload]
         optimizer = torch.optim.Adam(network.train().parameters(), fused=fused)
         torch.manual_seed(seed)
-        sides = (self.side, _SCALE * self.side)
+        sides = (self.side, SCALE * self.side)
         lr, hr = (
             torch.rand(self.batch, 3, s, s).to(device, memory_format=memory_format) for s in sides
         )
 
         def run() -> Tensor:
-            loss = F.l1_loss(network(lr), hr) + _AUXILIARY_WEIGHT * network.auxiliary_loss()
+            loss = F.l1_loss(network(lr), hr) + AUXILIARY_WEIGHT * network.auxiliary_loss()
             loss.backward()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)  # now: a call releases no older memory
@@ -146,10 +146,7 @@ class Comparison:
         return run
 
     def _network(self, seed: int = 0) -> EDSR:
-        blocks, channels = self.network
-        return build_network(
-            self.variant, blocks=blocks, channels=channels, scale=_SCALE, seed=seed
-        )
+        return build_network(self.variant, NetworkConfig(*self.network), SCALE, seed=seed)
 
     def work(self, passes: str) -> tuple[float, float]:
         """Least work: (FLOPs of matrix products, bytes that are read and written once).
@@ -170,7 +167,7 @@ class Comparison:
             if self.variant.name == "enlca":
                 embedding = self.network[1] // self.variant.resolved["reduction"]
                 macs += len(network.attention_modules) * self._contrast_macs(embedding)
-            numbers = 3 * n * (1 + _SCALE**2)
+            numbers = 3 * n * (1 + SCALE**2)
             parameters = sum(p.numel() for p in network.parameters())
         else:
             core = self.part == "core"
@@ -223,6 +220,19 @@ def _cases() -> list[Comparison]:
 CASES = _cases()
 
 
+def choose(only: Sequence[str]) -> list[Comparison]:
+    """The comparisons whose names begin with one of these words; all without a word.
+
+    Raises:
+        UserError: no name begins with a word.
+    """
+    for word in only:
+        if not any(one.name.startswith(word) for one in CASES):
+            names = ", ".join(one.name for one in CASES)
+            raise UserError(f"no case begins with {word!r}: choose from {names}")
+    return [one for one in CASES if not only or one.name.startswith(tuple(only))]
+
+
 def measure(
     comparisons: Sequence[Comparison],
     *,
@@ -234,7 +244,7 @@ def measure(
     apart: bool = False,
     command: str = "",
     on_run: OnRun | None = None,
-) -> dict[str, Any]:
+) -> Speed:
     """Time the released implementation and ours in turn, and return a speed record.
 
     Before that the machine's rates of matrix products and of copying are measured, for the limits.
@@ -288,7 +298,7 @@ def measure(
         "settings": settings,
         "rows": rows,
     }
-    return {"kind": "speed", "id": record_id(f"{device.type}-float32", content), **content}
+    return new_record(Speed, record_id(f"{device.type}-float32", content), content)
 
 
 def _head(
@@ -300,7 +310,7 @@ def _head(
     return {
         "name": one.name,
         "case": str(one),
-        "variant": one.variant.to_dict(),
+        "variant": one.variant.describe(),
         "passes": passes,
         "dtype": "float32",
         "device": device.type,
@@ -347,7 +357,7 @@ def _times(
 def _times_apart(*case: Any) -> dict[str, Any]:
     *arguments, on_run = case
     try:
-        times: dict[str, Any] = call_apart(_times, *arguments, on_run=on_run)
+        times: dict[str, Any] = run_in_subprocess(_times, *arguments, on_run=on_run)
     except ProcessEnded as error:
         # When memory runs out, Linux kills the largest process so.
         if error.code != KILLED:

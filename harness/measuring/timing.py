@@ -1,4 +1,4 @@
-"""Time functions in turn, so that drift of the machine hits all alike."""
+"""Time functions in turn, so that drift of the machine affects all of them alike."""
 
 from __future__ import annotations
 
@@ -19,6 +19,9 @@ from ..base.machine import synchronise
 from ..base.progress import OnRun
 from ..records.shapes import CONFIDENCE
 
+#: Largest number of runs of a method: the ENLCA paper's.
+MAX_RUNS = 1000
+
 
 def median_ratio(
     numerators: Sequence[float],
@@ -27,10 +30,10 @@ def median_ratio(
     resamples: int = 2000,
     seed: int = 0,
 ) -> tuple[float, float | None, float | None]:
-    """Ratio of the medians of samples taken in pairs, with its 95 % percentile interval.
+    """Ratio of the medians of paired samples, with its 95 % percentile interval.
 
-    The bootstrap draws pairs (rounds of measurement) with replacement, so that what hits both of
-    a pair alike does not widen the interval. One pair alone has none.
+    The bootstrap draws pairs (rounds of measurement) with replacement, so that what affects both
+    of a pair alike does not widen the interval. One pair alone has no interval.
     """
     pairs = np.array([numerators, denominators])
     ratio = float(np.divide(*np.median(pairs, axis=1)))
@@ -41,10 +44,6 @@ def median_ratio(
     tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(np.divide(*np.median(pairs[:, drawn], axis=2)), [tail, 1 - tail])
     return ratio, float(low), float(high)
-
-
-#: Most runs of a method: the ENLCA paper's number.
-MAX_RUNS = 1000
 
 
 @dataclass(frozen=True)
@@ -94,22 +93,22 @@ def sample_in_turn(
 ) -> dict[str, list[float]]:
     """Time functions in turn: each round runs each of them once, in a newly drawn order.
 
-    So none always runs in the wake of the same other. CUDA is timed by events on the current
-    stream, anything else by a clock with the device synchronised before and after. Results are
-    released outside the timed span, and the garbage collector is held off meanwhile.
+    The order changes, so that no function always follows the same other. CUDA is timed by events
+    on the current stream, everything else by a clock with the device synchronised before and
+    after. Results are freed outside the timed span, and the garbage collector is off meanwhile.
 
     Args:
         functions: what to time, by name.
         device: where the functions run.
         warmup: untimed runs of each function beforehand.
-        min_runs: rounds at least, however long they take, but no more than ``max_runs``.
-        max_runs: rounds at most, at least 1.
-        max_seconds: no further round begins after this time; None is no limit.
+        min_runs: least number of rounds, however long they take, but at most ``max_runs``.
+        max_runs: largest number of rounds, at least 1.
+        max_seconds: time after which no further round begins; None is no limit.
         seed: of the orders.
-        on_run: told about progress, outside the timed spans.
+        on_run: called with the progress, outside the timed spans.
 
     Returns:
-        Each function's times in milliseconds, one a round.
+        Each function's times in milliseconds, one per round.
     """
     time_once = _time_cuda if device.type == "cuda" else _time_host
     limit = math.inf if max_seconds is None else max_seconds

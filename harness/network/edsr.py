@@ -1,4 +1,4 @@
-"""The EDSR backbone (Lim et al., CVPRW 2017) with places for attention."""
+"""The EDSR backbone (Lim et al., CVPRW 2017) with places for attention modules."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from attention_zoo import Attention
 
+from ..config.network import NetworkConfig
 from ..config.variants import Variant
 from .convolution import Conv3x3, NarrowConv, UpsamplingConv
 
@@ -17,48 +18,30 @@ from .convolution import Conv3x3, NarrowConv, UpsamplingConv
 RGB_MEAN = (0.4488, 0.4371, 0.4040)
 
 
-class ResidualBlock(nn.Module):
-    """``u + res_scale · conv(relu(conv(u)))``, without batch normalisation."""
-
-    def __init__(self, channels: int, res_scale: float) -> None:
-        super().__init__()
-        self.conv1 = Conv3x3(channels, channels)
-        self.conv2 = Conv3x3(channels, channels)
-        self.res_scale = res_scale
-
-    def forward(self, u: Tensor) -> Tensor:
-        """``[B, C, H, W]`` to the same shape."""
-        y = self.conv2(torch.relu_(self.conv1(u)))
-        return torch.add(u, y, alpha=self.res_scale)
-
-
 class EDSR(nn.Module):
-    """EDSR with attention modules between its blocks.
+    """EDSR with attention modules between its blocks: ``[B, 3, H, W]`` to ``[B, 3, sH, sW]``.
+
+    ``SR = tail(upsample(conv(blocks(h)) + h)) + mean`` with ``h = head(LR − mean)``; images are
+    in 0…1. A network without attention modules is plain EDSR.
 
     Args:
-        blocks: residual blocks; at least 4 for modules at :func:`quarters`.
-        channels: feature channels.
-        scale: 2, 3 or 4.
-        block_res_scale: residual scale of the blocks (0.1 in the paper's 32 x 256 network).
-        image_range: largest pixel value that the layers see (255 in EDSR's released networks);
-            images go in and come out in 0…1 all the same.
+        network: number of blocks (at least 4 for modules at :func:`quarters`), channels, residual
+            scale.
+        scale: s: 2, 3 or 4.
+        image_range: largest pixel value that the layers see (255 in EDSR's released networks).
     """
 
     mean: Tensor
 
-    def __init__(
-        self,
-        blocks: int,
-        channels: int,
-        scale: int,
-        block_res_scale: float = 1.0,
-        image_range: float = 1.0,
-    ) -> None:
+    def __init__(self, network: NetworkConfig, scale: int, image_range: float = 1.0) -> None:
         super().__init__()
+        channels, res_scale = network.channels, network.block_res_scale
         self.scale, self.image_range = scale, image_range
         self.register_buffer("mean", torch.tensor(RGB_MEAN).view(1, 3, 1, 1), persistent=False)
         self.head = nn.Conv2d(3, channels, 3, padding=1)
-        self.blocks = nn.ModuleList(ResidualBlock(channels, block_res_scale) for _ in range(blocks))
+        self.blocks = nn.ModuleList(
+            ResidualBlock(channels, res_scale) for _ in range(network.blocks)
+        )
         self.body_end = Conv3x3(channels, channels)
         steps = {2: (2,), 3: (3,), 4: (2, 2)}[scale]
         self.upsampler = nn.Sequential()
@@ -70,7 +53,7 @@ class EDSR(nn.Module):
         self.attention = nn.ModuleDict()
 
     def insert(self, modules: Sequence[Attention], positions: Sequence[int]) -> None:
-        """Insert attention modules, each after so many blocks."""
+        """Insert attention modules; each position is the number of blocks before a module."""
         for position, module in zip(positions, modules, strict=True):
             self.attention[str(position)] = module
 
@@ -98,49 +81,69 @@ class EDSR(nn.Module):
         return torch.stack(losses).mean() if losses else self.mean.new_zeros(())
 
     def enable_auxiliary(self, enabled: bool) -> None:
-        """Whether training forwards leave auxiliary losses."""
+        """Choose whether training forwards leave auxiliary losses."""
         for module in self.attention_modules:
             module.auxiliary_enabled = enabled
 
     def redraw(self) -> None:
-        """Draw the modules' random projections anew."""
+        """Redraw the modules' random projections."""
         for module in self.attention_modules:
             module.redraw()
 
 
+class ResidualBlock(nn.Module):
+    """``u + res_scale · conv(relu(conv(u)))``, without batch normalisation."""
+
+    def __init__(self, channels: int, res_scale: float) -> None:
+        super().__init__()
+        self.conv1 = Conv3x3(channels, channels)
+        self.conv2 = Conv3x3(channels, channels)
+        self.res_scale = res_scale
+
+    def forward(self, u: Tensor) -> Tensor:
+        """``[B, C, H, W]`` to the same shape."""
+        y = self.conv2(torch.relu_(self.conv1(u)))
+        return torch.add(u, y, alpha=self.res_scale)
+
+
 def quarters(blocks: int) -> tuple[int, ...]:
-    """Where the five modules stand: before the first block and after each quarter of them."""
+    """Positions of the five modules: before the first block and after each quarter of them."""
     return tuple(round(i * blocks / 4) for i in range(5))
 
 
 def build_network(
     variant: Variant,
-    *,
-    blocks: int,
-    channels: int,
+    network: NetworkConfig,
     scale: int,
-    block_res_scale: float = 1.0,
+    *,
     image_range: float = 1.0,
     positions: Sequence[int] | None = None,
     seed: int = 0,
 ) -> EDSR:
     """EDSR with the variant's modules, initialised from ``seed``.
 
-    The modules stand at ``positions``, each after so many blocks; by default at :func:`quarters`.
-    The backbone's weights depend on the seed alone: they are drawn first, the modules' after them
-    from a seed of their own. The global random state is left as it was.
+    The backbone's weights depend on the seed alone: they are drawn first, then those of the
+    modules, from a seed of their own. The global random state does not change.
+
+    Args:
+        variant: the attention modules; plain EDSR for ``none``.
+        network: size of the backbone.
+        scale: 2, 3 or 4.
+        image_range: as for :class:`EDSR`.
+        positions: of the modules, each the number of blocks before it; :func:`quarters` if None.
+        seed: of all weights.
 
     Raises:
-        AttentionError: an option that the module refuses, such as m = 0.
+        AttentionError: the module refuses an option, such as m = 0.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = EDSR(blocks, channels, scale, block_res_scale, image_range)
+        built = EDSR(network, scale, image_range)
         if variant.name != "none":
             torch.manual_seed(seed + 2**32)
-            places = quarters(blocks) if positions is None else positions
-            network.insert([variant.create(channels) for _ in places], places)
-    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            places = quarters(network.blocks) if positions is None else positions
+            built.insert([variant.create(network.channels) for _ in places], places)
+    return built.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def to_tensor(images: np.ndarray, device: torch.device) -> Tensor:

@@ -17,11 +17,13 @@ from attention_zoo import AttentionError
 from attention_zoo.official import OfficialModule, describe_misfit, find_official
 
 from ..base.errors import UserError
+from ..config.network import NetworkConfig
+from ..config.presets import find_preset
 from ..config.variants import Variant
 from .edsr import RGB_MEAN, quarters
 from .weights import Architecture, TrainedNetwork
 
-#: Rows of the ENLCA paper's Table 1 that are EDSR with one of our modules, by the module.
+#: Rows of the ENLCA paper's Table 1 that are EDSR with one of our modules, by module.
 _PUBLISHED = {"none": "EDSR", "nlsa": "NLSN", "enlca": "ENLCN"}
 
 
@@ -34,14 +36,14 @@ def load_official(
 ) -> TrainedNetwork:
     """Build the network of a released file, in evaluation mode on the CPU.
 
-    Blocks, channels, scale, image range, the modules' form, places, reduction and m are read off
-    the tensors. A checkpoint that holds the state under ``state_dict`` or ``model``, and a prefix
-    ``module.`` or ``model.`` on every name are accepted.
+    The tensors give blocks, channels, scale, image range, and the modules' form, positions,
+    reduction and m. The state may stand under ``state_dict`` or ``model``, and every name may
+    have the prefix ``module.`` or ``model.``.
 
     Args:
         path: a pickled state dict (no code in it is run), or safetensors.
-        block_res_scale: the released ``--res_scale``, of blocks and attention modules alike,
-            which the file does not hold. By default 0.1, as in all published networks but EDSR's
+        block_res_scale: the released ``--res_scale``, of blocks and attention modules alike; the
+            file does not hold it. By default 0.1, as in all published networks but EDSR's
             baseline: 1 for the blocks of a network without attention and under 256 channels.
         rounds: hash rounds of NLSA (``--n_hashes``).
         chunk_size: chunk size of NLSA.
@@ -49,7 +51,7 @@ def load_official(
     Raises:
         UserError: an unreadable or unsafe file, another kind of network, or a tensor that is
             missing, surplus, misshapen or not finite; the message names it.
-        AttentionError: a value that the module refuses, such as 0 rounds.
+        AttentionError: the module refuses a value, such as 0 rounds.
     """
     state = read_state_dict(path)
     channels = _channels(state, path)
@@ -70,10 +72,8 @@ def load_official(
     positions = tuple(body.attention.values())
     architecture = Architecture(
         variant=_common_variant(modules, path),
-        blocks=len(body.blocks),
-        channels=channels,
+        network=NetworkConfig(len(body.blocks), channels, res_scale),
         scale=_scale(state, channels),
-        block_res_scale=res_scale,
         image_range=image_range,
         positions=None if not modules or positions == quarters(len(body.blocks)) else positions,
     )
@@ -92,10 +92,9 @@ def load_official(
 
 
 def published_method(architecture: Architecture) -> str | None:
-    """Row of the ENLCA paper's Table 1 that has this architecture; None if there is none."""
+    """Row of the ENLCA paper's Table 1 with this architecture; None if there is none."""
     variant = architecture.variant
-    sizes = (architecture.blocks, architecture.channels, architecture.block_res_scale)
-    if sizes != (32, 256, 0.1) or variant.resolved != Variant(variant.name).resolved:
+    if architecture.network != find_preset("paper").network or variant.changed:
         return None
     return _PUBLISHED.get(variant.name) if architecture.positions is None else None
 
@@ -104,7 +103,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     """Tensors by name of a safetensors file or a pickled state dict; no pickled code is run.
 
     Raises:
-        UserError: there is no such file, it is damaged, or it holds more than tensors.
+        UserError: the file is missing or damaged, or holds more than tensors.
     """
     try:
         with warnings.catch_warnings(action="ignore"):  # about the age of a file's format
@@ -120,7 +119,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     except Exception as error:  # unpickling raises many kinds
         raise UserError(
             f"cannot open {path}: it is damaged, or it holds more than tensors and could run any "
-            "code; save its state dict alone, by torch.save(model.state_dict(), ...)"
+            "code; save its state dict alone: torch.save(model.state_dict(), ...)"
         ) from error
     for key in ("state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
@@ -139,11 +138,11 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
 
 @dataclass
 class _Body:
-    """What stands where in the released ``body``.
+    """The entries of the released ``body``.
 
     Attributes:
         blocks: entries that are residual blocks.
-        attention: blocks before each entry that is an attention module, by entry.
+        attention: for each entry that is an attention module, the number of blocks before it.
         end: the entry that is the last convolution.
     """
 
@@ -171,7 +170,7 @@ class _Body:
     def names(
         self, modules: Mapping[int, OfficialModule], own: Mapping[str, Tensor]
     ) -> dict[str, str]:
-        """Released name of each of our tensors that has one."""
+        """Released names of our tensors, by our names."""
         layers = {"head": "head.0", "body_end": f"body.{self.end}", "tail": "tail.1"}
         layers |= {"upsampler.0": "tail.0.0", "upsampler.2": "tail.0.2"}
         for i, entry in enumerate(self.blocks):
@@ -188,13 +187,13 @@ class _Body:
 
 
 def _channels(state: Mapping[str, Tensor], path: Path) -> int:
-    """Feature channels, as most of the convolutions have them."""
+    """Feature channels: the commonest number among the convolutions."""
     layers = re.compile(r"(head\.0|body\.\d+(\.body\.[02])?)\.bias")
     counts = [tensor.numel() for name, tensor in state.items() if layers.fullmatch(name)]
     if not counts:
         raise UserError(
             f"{path} is no network of EDSR-PyTorch, NLSN or ENLCA: it has no head.0 and body.0, "
-            f"but {', '.join(list(state)[:3])}; files of this project are opened by --weights"
+            f"but {', '.join(list(state)[:3])}; open files of this project with --weights"
         )
     return statistics.mode(counts)
 
@@ -207,7 +206,7 @@ def _scale(state: Mapping[str, Tensor], channels: int) -> int:
 
 
 def _normalisation(image_range: float) -> dict[str, Tensor]:
-    """The convolutions that take the mean off and put it back on."""
+    """The convolutions that subtract the mean and add it again."""
     tensors = {}
     for name, sign in (("sub_mean", -1), ("add_mean", 1)):
         tensors[f"{name}.weight"] = torch.eye(3).view(3, 3, 1, 1)
@@ -216,7 +215,7 @@ def _normalisation(image_range: float) -> dict[str, Tensor]:
 
 
 def _image_range(state: Mapping[str, Tensor], path: Path) -> float:
-    """1 or 255, by the mean that is subtracted."""
+    """1 or 255, from the mean that the network subtracts."""
     bias = state.get("sub_mean.bias", torch.zeros(1))
     image_range = 255.0 if bias.abs().sum() > 3 else 1.0
     wanted = _normalisation(image_range)
@@ -233,7 +232,7 @@ def _image_range(state: Mapping[str, Tensor], path: Path) -> float:
 
 
 def _common_variant(modules: Mapping[int, OfficialModule], path: Path) -> Variant:
-    variants = {entry: Variant(m.name, m.options) for entry, m in modules.items()}
+    variants = {entry: Variant.of(m.name, m.options) for entry, m in modules.items()}
     if not variants:
         return Variant("none")
     (first, common), *others = variants.items()

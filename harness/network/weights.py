@@ -1,6 +1,6 @@
 """Weight files that say which network they belong to (safetensors).
 
-The header holds the architecture as JSON, so a file is enough to build the network again.
+The header holds the architecture as JSON, so a file is enough to rebuild the network.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -22,48 +22,60 @@ from attention_zoo.official import describe_misfit
 
 from ..base.errors import UserError
 from ..base.files import write_atomic
+from ..config.network import NetworkConfig
 from ..config.variants import Variant
 from .edsr import EDSR, build_network
 
-_FOREIGN = "a file of the papers' authors is first converted by python -m harness.convert"
+_FOREIGN = "convert files of the papers' authors first: python -m harness.convert"
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """An EDSR network with one variant's modules; see :func:`harness.edsr.build_network`."""
+    """An EDSR network with one variant's modules; see :func:`.edsr.build_network`."""
 
     variant: Variant
-    blocks: int
-    channels: int
+    network: NetworkConfig
     scale: int
-    block_res_scale: float = 1.0
     image_range: float = 1.0
     positions: tuple[int, ...] | None = None
 
     def build(self, seed: int = 0) -> EDSR:
         """The network, initialised from ``seed``."""
-        sizes = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return build_network(sizes.pop("variant"), seed=seed, **sizes)
+        return build_network(
+            self.variant,
+            self.network,
+            self.scale,
+            image_range=self.image_range,
+            positions=self.positions,
+            seed=seed,
+        )
 
     @property
     def description(self) -> str:
         """Variant and sizes in a few words."""
+        network = self.network
         return (
-            f"{self.variant.label}, {self.blocks} blocks x {self.channels} channels, x{self.scale}"
+            f"{self.variant.label}, {network.blocks} blocks x {network.channels} channels, "
+            f"x{self.scale}"
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """As weight files hold it."""
-        return dataclasses.asdict(self) | {"variant": self.variant.to_dict()}
+        """As weight files hold it: the sizes of the network are keys of their own."""
+        content = dataclasses.asdict(self) | {"variant": self.variant.to_dict()}
+        return content | content.pop("network")
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> Architecture:
         """The reverse of :meth:`to_dict`; KeyError, TypeError or ValueError for other content."""
-        variant = Variant(content["variant"]["name"], content["variant"]["options"])
+        rest = dict(content)
+        variant = rest.pop("variant")
+        if not isinstance(variant["options"], dict):
+            raise TypeError("options must be a mapping")
         for size in ("blocks", "channels"):
             if type(content[size]) is not int or content[size] < 1:
                 raise ValueError(f"{size} must be an integer of 1 or more")
-        positions = content.get("positions")
+        sizes = {f.name: rest.pop(f.name) for f in fields(NetworkConfig) if f.name in rest}
+        positions = rest.pop("positions", None)
         if positions is not None:
             # A module anywhere else would never be run, and nobody would notice.
             possible = range(content["blocks"] + 1)
@@ -72,7 +84,12 @@ class Architecture:
             ):
                 raise ValueError(f"positions must be a list of 0 … {possible[-1]}")
             positions = tuple(positions)
-        return cls(**content | {"variant": variant, "positions": positions})
+        return cls(
+            Variant.of(variant["name"], variant["options"]),
+            NetworkConfig(**sizes),
+            positions=positions,
+            **rest,
+        )
 
 
 @dataclass(frozen=True)
@@ -107,7 +124,7 @@ def load_weights(path: Path) -> TrainedNetwork:
 
     Raises:
         UserError: no such file, not one of :func:`save_weights`, or tensors that do not fit the
-            architecture (each missing, surplus or misshapen one is named).
+            architecture; the message names them.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -136,7 +153,7 @@ def load_weights(path: Path) -> TrainedNetwork:
 
 
 def load_strictly(module: torch.nn.Module, tensors: dict[str, torch.Tensor], source: str) -> None:
-    """Load a state that must fit to the last tensor.
+    """Load a state; every tensor must fit.
 
     Raises:
         UserError: a tensor is missing, surplus or misshapen; the message names them.
@@ -148,10 +165,10 @@ def load_strictly(module: torch.nn.Module, tensors: dict[str, torch.Tensor], sou
 
 
 def weights_path(results: Path, identifier: str) -> Path:
-    """Weight file of a run: of its training here, else the one published with its record.
+    """Weight file of a run: that of its training here, else the one published with its record.
 
-    The former lies under ``runs/``, which stays on the machine, the latter under ``weights/``.
-    The path is the former's where there is neither.
+    The first lies under ``runs/``, which stays on the machine, the second under ``weights/``.
+    If neither exists, the path is the first one's.
     """
     own = results / "runs" / identifier / "weights.safetensors"
     published = results / "weights" / f"{identifier}.safetensors"
@@ -159,10 +176,10 @@ def weights_path(results: Path, identifier: str) -> Path:
 
 
 def find_weights(name: str, results: Path) -> Path:
-    """Weight file of a run id (or an unambiguous beginning of one) or of a path.
+    """Weight file of a run id (or an unambiguous prefix of one) or of a path.
 
     Raises:
-        UserError: nothing of that name, or several runs.
+        UserError: no run has that name, or several do.
     """
     path = Path(name)
     if path.is_file():
@@ -178,20 +195,20 @@ def find_weights(name: str, results: Path) -> Path:
     if not matching:
         raise UserError(
             f"no weights of run {name!r} under {results / 'runs'} (weights stay on the machine "
-            f"that trained them) or {results / 'weights'} (those published); finished runs there: "
+            f"that trained them) or {results / 'weights'} (published ones); finished runs there: "
             f"{', '.join(found) or 'none'}"
         )
-    raise UserError(f"{name!r} could be any of {', '.join(matching)}: give more of it")
+    raise UserError(f"{name!r} is ambiguous ({', '.join(matching)}): give a longer prefix")
 
 
 def to_file(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """On the CPU, contiguous, and none in the memory of another, as a safetensors file has them."""
-    places: set[int] = set()
+    """The tensors as safetensors needs them: on the CPU, contiguous, none in shared memory."""
+    addresses: set[int] = set()
     plain = {}
     for name, tensor in tensors.items():
         stored = tensor.detach().cpu().contiguous()
-        place = stored.untyped_storage().data_ptr()
-        # Such as weights that two layers share.
-        plain[name] = stored.clone() if place in places else stored
-        places.add(place)
+        address = stored.untyped_storage().data_ptr()
+        # Two layers may share weights.
+        plain[name] = stored.clone() if address in addresses else stored
+        addresses.add(address)
     return plain

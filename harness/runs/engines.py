@@ -1,8 +1,8 @@
-"""Where the members of a sweep run: processes here, tasks of Ray, or jobs of Slurm.
+"""Where the jobs of a sweep run: in processes here, as tasks of Ray, or as jobs of Slurm.
 
 Other machines need this package and the folders of data and results under the same paths. An
-engine's ``run`` waits for one member and gives its exit status; a sweep calls it from several
-threads at once. What dies with a member is the member alone.
+engine's ``run`` waits for one job and gives its exit status; a sweep calls it from several threads
+at once. A job that dies ends no other.
 """
 
 from __future__ import annotations
@@ -25,26 +25,26 @@ import torch
 
 from ..base.errors import UserError
 from ..base.machine import usable_cores
-from .jobs import GRACE, Member, run_member
+from .jobs import GRACE, Job, run_job
 
-#: How often Ray starts a member again whose worker or machine died.
+#: How often Ray starts a job again whose worker or machine died.
 RAY_RETRIES = 3
 #: Seconds between two looks at a task or job.
 _POLL = 0.5
 
 
 @dataclass(kw_only=True)
-class Place:
-    """What engines need to know.
+class EngineOptions:
+    """Options of all engines.
 
     Attributes:
-        device: where members train; its index is not used.
-        workers: members at once; None is 1 on this machine and all elsewhere.
-        threads: CPU threads, of all members together on this machine, of each elsewhere.
-        gpus: share of a GPU for a member, with Ray.
+        device: where jobs train; its index is not used.
+        workers: jobs at once; None is 1 on this machine and all elsewhere.
+        threads: CPU threads, of all jobs together on this machine, of each elsewhere.
+        gpus: share of a GPU for a job, with Ray.
         address: of a Ray cluster; None starts one here.
         slurm: parameters of submitit's executor, as name=value.
-        grace: seconds that members have for saving their state when they are to stop.
+        grace: seconds that jobs have for saving their state when they are to stop.
         stop: set when they are to stop.
     """
 
@@ -59,15 +59,15 @@ class Place:
 
     @property
     def threads_each(self) -> int:
-        """CPU threads of a member on this machine."""
+        """CPU threads of a job on this machine."""
         return max(1, (self.threads or usable_cores()) // (self.workers or 1))
 
 
 class Engine(Protocol):
     """See the module's text."""
 
-    def run(self, member: Member) -> int:
-        """Run a member and wait for it; gives its exit status.
+    def run(self, job: Job) -> int:
+        """Run a job and wait for it; gives its exit status.
 
         Raises:
             Exception: the engine could not run it or lost it; the message says why.
@@ -77,32 +77,32 @@ class Engine(Protocol):
 class Local:
     """Processes of this machine, which share its threads, and its GPUs in turn."""
 
-    def __init__(self, place: Place) -> None:
-        self.place = place
+    def __init__(self, options: EngineOptions) -> None:
+        self.options = options
         self._slots: queue.SimpleQueue[int] = queue.SimpleQueue()
-        for slot in range(place.workers or 1):
+        for slot in range(options.workers or 1):
             self._slots.put(slot)
 
-    def run(self, member: Member) -> int:
-        place, slot = self.place, self._slots.get()
-        device = place.device.type
+    def run(self, job: Job) -> int:
+        options, slot = self.options, self._slots.get()
+        device = options.device.type
         if device == "cuda":
             device = f"cuda:{slot % torch.cuda.device_count()}"
-        words = (*member.words, "--device", device, "--threads", str(place.threads_each))
+        words = (*job.words, "--device", device, "--threads", str(options.threads_each))
         try:
-            return run_member(words, member.log, Path.cwd(), grace=place.grace, stop=place.stop)
+            return run_job(words, job.log, Path.cwd(), grace=options.grace, stop=options.stop)
         finally:
             self._slots.put(slot)
 
 
 class Ray:
-    """Tasks of a Ray cluster; one whose worker dies is started again and resumes."""
+    """Tasks of a Ray cluster; a task whose worker dies is started again and resumes."""
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, options: EngineOptions) -> None:
         ray = _import("ray", "ray")
-        self.place, self._ray = place, ray
-        self._threads = place.threads or 1
-        address = place.address or os.environ.get("RAY_ADDRESS")
+        self.options, self._ray = options, ray
+        self._threads = options.threads or 1
+        address = options.address or os.environ.get("RAY_ADDRESS")
         try:
             _knock(address)
             ray.init(
@@ -116,22 +116,22 @@ class Ray:
             raise UserError(f"no Ray cluster answers at {address}: {reason}") from error
         self._task = ray.remote(
             num_cpus=self._threads,
-            num_gpus=place.gpus if place.device.type == "cuda" else 0,
+            num_gpus=options.gpus if options.device.type == "cuda" else 0,
             max_retries=RAY_RETRIES,
-        )(run_member)
+        )(run_job)
 
-    def run(self, member: Member) -> int:
-        ray, place = self._ray, self.place
+    def run(self, job: Job) -> int:
+        ray, options = self._ray, self.options
         words = (
-            *member.words,
-            *("--device", place.device.type),
+            *job.words,
+            *("--device", options.device.type),
             *("--threads", str(self._threads)),
         )
-        task = self._task.remote(words, member.log, Path.cwd(), grace=place.grace)
+        task = self._task.remote(words, job.log, Path.cwd(), grace=options.grace)
         while not ray.wait([task], timeout=_POLL)[0]:
-            if place.stop.is_set():
-                ray.cancel(task)  # a KeyboardInterrupt in the task, which passes it on
-                if not ray.wait([task], timeout=place.grace)[0]:
+            if options.stop.is_set():
+                ray.cancel(task)  # raises KeyboardInterrupt in the task, which stops its job
+                if not ray.wait([task], timeout=options.grace)[0]:
                     ray.cancel(task, force=True)
                 return _STOPPED
         try:
@@ -146,23 +146,23 @@ class Ray:
 
 
 class Slurm:
-    """Jobs of Slurm through submitit, or of submitit's local executor where there is no Slurm."""
+    """Jobs of Slurm through submitit, or of submitit's local executor if there is no Slurm."""
 
-    def __init__(self, place: Place, folder: Path) -> None:
+    def __init__(self, options: EngineOptions, folder: Path) -> None:
         submitit = _import("submitit", "slurm")
-        self.place = place
-        self._threads = place.threads or 1
+        self.options = options
+        self._threads = options.threads or 1
         self._submit_lock = threading.Lock()
         if shutil.which("srun") is None:
-            print("There is no Slurm here: submitit's local executor runs the jobs.")
+            print("Slurm is not installed here: submitit's local executor runs the jobs.")
         self._executor = submitit.AutoExecutor(folder=folder)
         parameters: dict[str, Any] = {
             "name": "attention-zoo",
             "timeout_min": 24 * 60,
             "cpus_per_task": self._threads,
-            "gpus_per_node": 1 if place.device.type == "cuda" else 0,
+            "gpus_per_node": 1 if options.device.type == "cuda" else 0,
         }
-        for word in place.slurm:
+        for word in options.slurm:
             name, equals, value = word.partition("=")
             if not equals:
                 raise UserError(f"--slurm takes name=value, got {word!r}")
@@ -172,29 +172,29 @@ class Slurm:
         except (NameError, TypeError, AssertionError) as error:
             raise UserError(f"--slurm: {' '.join(str(error).split())}") from error
 
-    def run(self, member: Member) -> int:
-        place = self.place
+    def run(self, job: Job) -> int:
+        options = self.options
         words = (
-            *member.words,
-            *("--device", place.device.type),
+            *job.words,
+            *("--device", options.device.type),
             *("--threads", str(self._threads)),
         )
         with self._submit_lock:
-            job = self._executor.submit(Job(words, member.log, Path.cwd(), place.grace))
-        while not job.done():
-            if place.stop.wait(_POLL):
-                job.cancel(check=False)
-                end = time.monotonic() + place.grace
-                while not job.done() and time.monotonic() < end:
+            task = self._executor.submit(Submission(words, job.log, Path.cwd(), options.grace))
+        while not task.done():
+            if options.stop.wait(_POLL):
+                task.cancel(check=False)
+                end = time.monotonic() + options.grace
+                while not task.done() and time.monotonic() < end:
                     time.sleep(_POLL)
                 return _STOPPED
-        status: int = job.result()
+        status: int = task.result()
         return status
 
 
 @dataclass(frozen=True)
-class Job:
-    """What a Slurm job runs. One that is preempted, or runs out of time, is queued again."""
+class Submission:
+    """What Slurm runs for a job; queued again if it is preempted or runs out of time."""
 
     words: tuple[str, ...]
     log: Path
@@ -202,31 +202,31 @@ class Job:
     grace: float
 
     def __call__(self) -> int:
-        return run_member(self.words, self.log, self.folder, grace=self.grace)
+        return run_job(self.words, self.log, self.folder, grace=self.grace)
 
     def checkpoint(self) -> Any:
-        """What submitit is to submit instead: the same, which goes on from its saved state."""
+        """What submitit submits next: the same, which resumes from its checkpoint."""
         return _import("submitit", "slurm").helpers.DelayedSubmission(self)
 
 
-#: Exit status of a member that its engine stopped.
+#: Exit status of a job that its engine stopped.
 _STOPPED = 143
 
 
 @contextmanager
-def open_engine(name: str, place: Place, results: Path) -> Iterator[Engine]:
-    """The engine of a name: local, ray or slurm.
+def open_engine(name: str, options: EngineOptions, results: Path) -> Iterator[Engine]:
+    """The engine of that name: local, ray or slurm.
 
     Raises:
-        UserError: its package is not installed, or it does not answer.
+        UserError: its package is not installed, or its cluster does not answer.
     """
     if name == "local":
-        yield Local(place)
+        yield Local(options)
     elif name == "slurm":
-        yield Slurm(place, results / "runs" / ".jobs")
+        yield Slurm(options, results / "runs" / ".jobs")
     else:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        engine = Ray(place)
+        engine = Ray(options)
         try:
             yield engine
         finally:
@@ -234,10 +234,10 @@ def open_engine(name: str, place: Place, results: Path) -> Iterator[Engine]:
 
 
 def _knock(address: str | None) -> None:
-    """Connect to ``host:port``, if that is the address; Ray itself tries for minutes.
+    """Connect to ``host:port``, if the address is one; Ray itself would try for minutes.
 
     Raises:
-        OSError: nobody answers.
+        OSError: no answer.
     """
     found = re.fullmatch(r"([^/]+):(\d+)", address or "")
     if found:

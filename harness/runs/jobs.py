@@ -1,4 +1,4 @@
-"""Members of a sweep: one variant with one seed each, run by ``harness.run`` as a process."""
+"""Jobs of a sweep: one variant with one seed each, run by ``harness.run`` as a process."""
 
 from __future__ import annotations
 
@@ -19,33 +19,34 @@ import torch
 
 from ..base.errors import UserError
 from ..base.signals import KILLED
-from ..config.labels import variant_key, variant_labels
+from ..config.labels import row_labels
 from ..config.options import module_option, own_options
 from ..config.run import RunConfig
 from ..config.variants import Variant
 from ..images.cache import TrainingCache
 from ..images.sources import DataSource
+from ..records.shapes import Run
 from ..records.store import record_path
 from .options import RunOptions, TrainingOptions, configure
 
-#: Seconds that a member has for saving its state, once it is told to stop.
+#: Seconds that a job has for saving its state, once it is told to stop.
 GRACE = 15.0
-#: Seconds between two looks at whether a member has ended or is to stop.
+#: Seconds between two looks at whether a job has ended or is to stop.
 _POLL = 0.1
 _SIGNALLED = (signal.SIGINT, signal.SIGTERM)
-#: Options that a member's command does not take over: it names its own variant and seed, and the
+#: Options that a job's command does not take over: it names its own variant and seed, and the
 #: engine chooses device and threads.
 _OWN = ("attn", "rows", "seeds", "device", "threads", "data", "results")
 
 
 @dataclass(frozen=True)
-class Member:
+class Job:
     """One run of a sweep.
 
     Attributes:
         config: the run.
-        name: of its variant in tables, with the options that set it apart from others.
-        words: arguments of ``python -m harness.run`` that lead to it, without device and threads.
+        name: of its variant in tables, with the options that distinguish it from others.
+        words: arguments of ``python -m harness.run`` for it, without device and threads.
         results: folder of the records, absolute.
     """
 
@@ -64,26 +65,26 @@ class Member:
 
     @property
     def finished(self) -> bool:
-        """Whether the record is there."""
-        return record_path(self.results, "run", self.config.run_id).exists()
+        """Whether the record exists."""
+        return record_path(self.results, Run, self.config.run_id).exists()
 
     @property
     def log(self) -> Path:
-        """What the member prints, this time and earlier."""
+        """File of the job's output, also of earlier tries."""
         return self.results / "runs" / self.config.run_id / "log.txt"
 
 
-def find_members(
+def find_jobs(
     options: TrainingOptions,
     variants: Sequence[Variant],
     device: torch.device,
     source: DataSource,
     cache: TrainingCache,
-) -> list[Member]:
+) -> list[Job]:
     """The runs of a grid in the order of ``harness.run``; the baselines of warm starts first.
 
     Raises:
-        UserError: as :func:`harness.run.configure`.
+        UserError, AttentionError: as :func:`.options.configure`.
     """
     scratch = dataclasses.replace(
         options,
@@ -93,19 +94,19 @@ def find_members(
         learning_rate=None,
         schedule=None,
     )
-    names = variant_labels(v.to_dict() for v in (*variants, Variant("none")))
-    baselines, members = {}, {}
+    names = row_labels((*variants, Variant("none")))
+    baselines, jobs = {}, {}
     for seed in dict.fromkeys(options.seeds):
         for variant in variants:
             config = configure(options, variant, seed, device, source, cache)
-            members[config.run_id] = _member(config, options, names)
+            jobs[config.run_id] = _job(config, options, names)
             if config.start:
                 start = config.baseline
-                baselines[start.run_id] = _member(start, scratch, names)
-    return list((baselines | members).values())
+                baselines[start.run_id] = _job(start, scratch, names)
+    return list((baselines | jobs).values())
 
 
-def _member(config: RunConfig, options: TrainingOptions, names: Mapping[str, str]) -> Member:
+def _job(config: RunConfig, options: TrainingOptions, names: Mapping[Variant, str]) -> Job:
     words = ["--attn", config.variant.name, *option_words(config.variant)]
     words += ["--seeds", str(config.seed), "--skip-latency"]
     for field in dataclasses.fields(TrainingOptions):
@@ -117,8 +118,7 @@ def _member(config: RunConfig, options: TrainingOptions, names: Mapping[str, str
     results = options.results.absolute()
     if options.data is not None:
         words += ["--data", str(options.data.absolute())]
-    name = names[variant_key(config.variant.to_dict())]
-    return Member(config, name, (*words, "--results", str(results)), results)
+    return Job(config, names[config.variant], (*words, "--results", str(results)), results)
 
 
 def option_words(variant: Variant) -> list[str]:
@@ -134,7 +134,7 @@ def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def run_member(
+def run_job(
     words: Sequence[str],
     log: Path,
     folder: Path,
@@ -144,14 +144,14 @@ def run_member(
 ) -> int:
     """Run ``python -m harness.run`` as a process of its own and wait for it.
 
-    It is told to stop, by SIGTERM, when ``stop`` is set, when an exception (a KeyboardInterrupt,
-    say) comes in here and, on Linux, when this process dies.
+    SIGTERM stops it when ``stop`` is set, when an exception (such as KeyboardInterrupt) is raised
+    here and, on Linux, when this process dies.
 
     Args:
         words: its arguments.
         log: file to which its output is appended.
-        folder: where to start it, if that is there.
-        grace: seconds until it is killed, once it is told to stop.
+        folder: where to start it, if the folder exists.
+        grace: seconds from SIGTERM until it is killed.
         stop: set by another thread.
 
     Returns:
@@ -177,7 +177,7 @@ def run_member(
             stderr=subprocess.STDOUT,
             cwd=folder if folder.is_dir() else None,
             env=os.environ | {"PYTHONUNBUFFERED": "1"},
-            start_new_session=True,  # Ctrl-C reaches it through the sweep alone
+            start_new_session=True,  # Ctrl-C reaches it only through the sweep
             preexec_fn=_prepare if os.name == "posix" else None,
         )
         try:
@@ -193,7 +193,7 @@ def run_member(
 
 
 def was_stopped(status: int) -> bool:
-    """Whether an exit status is that of a run that was told to stop, or killed for not doing so."""
+    """Whether an exit status is that of a run that was stopped, or killed as it did not stop."""
     return status in (KILLED, *(-s for s in _SIGNALLED), *(128 + s for s in _SIGNALLED))
 
 
@@ -214,13 +214,13 @@ def _end(process: subprocess.Popen[bytes], grace: float) -> int:
         return process.wait()
 
 
-# Looked up here: between fork and exec a child of several threads should do little.
+# Looked up here, as a child should do little between fork and exec if there are threads.
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 _PR_SET_PDEATHSIG = 1
 
 
 def _prepare() -> None:
-    """In the new process: end with the parent, and leave its warnings of preemption to it."""
+    """In the new process: end with the parent, and ignore the signals that announce preemption."""
     if _LIBC is not None:
         _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     for one in (signal.SIGUSR1, signal.SIGUSR2):

@@ -2,32 +2,46 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
-import torch
 import tyro
 
 from ..base.errors import UserError
-from ..config.presets import Preset, find_preset
+from ..config.network import NetworkConfig
+from ..config.options import Implementation
+from ..config.presets import Schedule, find_preset
 from ..config.rows import TableName
-from ..config.run import DataConfig, RunConfig, StartConfig
+from ..config.run import (
+    AUTO,
+    AUXILIARY_WARMUP,
+    AUXILIARY_WEIGHT,
+    SAVE_EVERY,
+    DataConfig,
+    Precision,
+    Protocol,
+    RunConfig,
+    StartConfig,
+)
 from ..config.variants import Variant
-from ..images.cache import TrainingCache
-from ..images.sources import DataSource
-from ..training.trainer import SAVE_EVERY
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..images.cache import TrainingCache
+    from ..images.sources import DataSource
 
 
 @dataclass(kw_only=True)
 class TrainingOptions:
-    """What is trained, how and where; of the main job and of sweeps alike."""
+    """What to train, how and where: options of the main job and of sweeps."""
 
     attn: tuple[str, ...] = ("enlca",)
     """Modules, `all`, or your own as package.module:Class; their options follow, e.g. --m 16."""
     rows: TableName | None = None
-    """Run rows of one of the paper's tables, or rivals, instead of --attn."""
+    """Rows of one of the paper's tables, or rivals, instead of --attn."""
     preset: str = "quick"
     """quick, small, base or paper: sizes and schedule; the values below override it."""
     data: Path | None = None
@@ -37,17 +51,17 @@ class TrainingOptions:
     test_sets: tuple[str, ...] = ()
     """Test sets to evaluate on; all by default."""
     holdout: int = 0
-    """Keep every k-th training image out, as test set Holdout; 0 for none."""
+    """Move every k-th training image to a test set, Holdout; 0 moves none."""
     scale: int = 4
     """Scale factor: 2, 3 or 4."""
     seeds: tuple[int, ...] = (0,)
     """Seeds; one run each."""
-    protocol: str = "scratch"
-    """scratch (the paper's), or warm-start: one baseline a seed, trained on by every variant."""
+    protocol: Protocol = "scratch"
+    """scratch (the paper's), or warm-start: all variants of a seed start from one baseline."""
     start_steps: int | None = None
     """Steps of warm-start's baseline, with the preset's rate and schedule."""
     steps: int | None = None
-    """Training steps; with warm-start, the further ones."""
+    """Training steps; with warm-start, those after the baseline's."""
     steps_per_epoch: int | None = None
     """Steps between redraws of random projections."""
     batch: int | None = None
@@ -62,24 +76,23 @@ class TrainingOptions:
     """Residual scale of EDSR's blocks (--res-scale is the attention module's)."""
     learning_rate: float | None = None
     """Largest learning rate."""
-    schedule: str | None = None
+    schedule: Schedule | None = None
     """halving (the paper's) or one-cycle."""
-    auxiliary_weight: float = 1e-3
+    auxiliary_weight: float = AUXILIARY_WEIGHT
     """Weight of the contrastive loss."""
-    auxiliary_warmup: float = 0.15
+    auxiliary_warmup: float = AUXILIARY_WARMUP
     """Share of the steps before the contrastive loss sets in."""
-    precision: str = "float32"
-    """float32, tf32 (CUDA) or bfloat16 (autocast) in training; evaluation is float32."""
+    precision: Precision = "float32"
+    """Precision of training: float32, tf32 (CUDA) or bfloat16 (autocast). Evaluation is float32."""
     tile: int | None = None
     """Evaluate in tiles of this many LR pixels; whole images by default."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:<n> or mps."""
-    impl: str = "auto"
-    """Implementation of the attention: auto, reference, tiled, sdpa, triton, or enla=triton,…"""
+    impl: Implementation = AUTO
     threads: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
     """CPU threads; all cores by default."""
     save_every: float = SAVE_EVERY
-    """Seconds between saved states of the training, which a killed run goes on from."""
+    """Seconds between checkpoints."""
     results: Path = Path("results")
     """Folder for records and working files."""
 
@@ -95,14 +108,20 @@ class RunOptions(TrainingOptions):
     """
 
     skip_training: bool = False
-    """Only count and time; no images are needed."""
+    """Only count and time; this needs no images."""
     skip_latency: bool = False
     """Do not time."""
 
 
-def _given_or_preset(options: TrainingOptions, preset: Preset, name: str) -> Any:
-    given = getattr(options, name)
-    return getattr(preset, name) if given is None else given
+def network_of(options: TrainingOptions) -> NetworkConfig:
+    """Size of the network: the preset's, with the options' overrides.
+
+    Raises:
+        UserError: unknown preset.
+    """
+    network = find_preset(options.preset).network
+    given = {field.name: getattr(options, field.name) for field in dataclasses.fields(network)}
+    return dataclasses.replace(network, **{k: v for k, v in given.items() if v is not None})
 
 
 def configure(
@@ -115,44 +134,38 @@ def configure(
 ) -> RunConfig:
     """The configuration of one run: the preset with the options' overrides.
 
-    Without a cache the values are checked all the same; such a configuration is not run.
+    Without a cache the values are checked all the same, but such a configuration is not run.
 
     Raises:
         UserError: a value out of range, an unknown preset, scale or test set.
+        AttentionError: unknown module or option.
     """
-    preset = find_preset(options.preset)
-
-    value = partial(_given_or_preset, options, preset)
-    if options.scale not in preset.patch:
-        raise UserError(f"scale must be 2, 3 or 4, got {options.scale}")
     start = None
     if options.protocol == "warm-start":
+        preset = find_preset(options.preset)
         start = StartConfig(
             steps=preset.steps if options.start_steps is None else options.start_steps,
             learning_rate=preset.learning_rate,
             schedule=preset.schedule,
         )
     elif options.start_steps is not None:
-        raise UserError("--start-steps is of --protocol warm-start")
+        raise UserError("--start-steps applies only to --protocol warm-start")
     test = list(options.test_sets) or source.test_sets
     for name in test:
         source.test_set(name, options.scale)
-    return RunConfig(
+    return RunConfig.of_preset(
+        options.preset,
         variant=variant,
-        preset=options.preset,
         protocol=options.protocol,
         scale=options.scale,
         seed=seed,
-        blocks=value("blocks"),
-        channels=value("channels"),
-        block_res_scale=value("block_res_scale"),
-        patch=preset.patch[options.scale] if options.patch is None else options.patch,
-        batch=value("batch"),
-        steps=value("steps"),
-        steps_per_epoch=value("steps_per_epoch"),
-        learning_rate=value("learning_rate"),
-        schedule=value("schedule"),
-        betas=(0.9, 0.99),
+        network=network_of(options),
+        patch=options.patch,
+        batch=options.batch,
+        steps=options.steps,
+        steps_per_epoch=options.steps_per_epoch,
+        learning_rate=options.learning_rate,
+        schedule=options.schedule,
         auxiliary_weight=options.auxiliary_weight,
         auxiliary_warmup=options.auxiliary_warmup,
         precision=options.precision,

@@ -1,4 +1,4 @@
-"""What a sweep will take, from a few steps of each variant on this machine."""
+"""Time and memory of a sweep, estimated from a few steps of each variant on this machine."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from rich.console import Console
 from rich.table import Table
 
 from ..base.machine import synchronise, use_tf32
-from ..config.labels import variant_key
 from ..config.run import RunConfig
+from ..config.variants import Variant
 from ..images.cache import TrainingCache
 from ..images.metrics import quality
 from ..images.sources import DataSource, TestSet
 from ..measuring.memory import peak_memory
 from ..measuring.quality import super_resolve
 from ..training.trainer import Trainer
-from .jobs import Member
+from .jobs import Job
 from .run import architecture
 
 #: Timed steps of each kind: at least two, and no more than fit into so many seconds.
@@ -36,13 +36,13 @@ MAX_STEPS = 10
 
 @dataclass(frozen=True)
 class Estimate:
-    """Of one run.
+    """Time and memory of one run.
 
     Attributes:
         plain: seconds of a step before the contrastive loss sets in.
         full: seconds of a step from there on.
         evaluation: seconds for all test images, from the middle-sized one of each set.
-        memory: bytes while training, weights and moments included; None where torch cannot tell.
+        memory: bytes during training, with weights and moments; None if torch does not know.
     """
 
     plain: float
@@ -64,10 +64,10 @@ def calibrate(config: RunConfig, source: DataSource, cache: TrainingCache) -> Es
         UserError: an image cannot be used.
     """
     device = torch.device(config.device)
-    # Without a start: what the weights are does not change what they take.
+    # Without a start: time and memory do not depend on the weights' values.
     config = dataclasses.replace(config, protocol="scratch", start=None)
     last = config.steps - 1
-    # Of a new network, in which the step frees nothing that is older than it.
+    # With a new network, so that the step frees nothing that is older than it.
     peak = peak_memory(partial(_train, _trainer(config, cache, device), last), device)
     trainer = _trainer(config, cache, device)
     plain = _median_seconds(partial(_train, trainer, 0), device)
@@ -117,51 +117,49 @@ def _image_seconds(trainer: Trainer, test_set: TestSet) -> float:
     (image,) = dataclasses.replace(test_set, images=images)
     begin = time.perf_counter()
     sr = super_resolve(trainer.network, image.lr, test_set.scale, trainer.config.tile)
-    for _ in range(2):  # bicubic is measured too
-        quality(sr, image.hr, test_set.scale)
+    quality(sr, image.hr, test_set.scale)
     return time.perf_counter() - begin
 
 
 def print_plan(
-    members: Sequence[Member],
+    jobs: Sequence[Job],
     source: DataSource,
     cache: TrainingCache,
     device: torch.device,
     at_once: int | None,
     gpus: float,
 ) -> None:
-    """Print members, steps, time, memory and GPU-hours of what is not finished.
+    """Print jobs, steps, time, memory and GPU-hours of the runs that are not finished.
 
     Args:
-        members: all of the sweep.
+        jobs: all of the sweep.
         source, cache: their images.
         device: where to calibrate.
-        at_once: members at once; None is all.
-        gpus: share of a GPU for each.
+        at_once: jobs at once; None is all.
+        gpus: share of a GPU for each job.
 
     Raises:
         UserError: as :func:`calibrate`.
     """
     kind = "GPU" if device.type == "cuda" else "CPU"
-    estimates: dict[str, Estimate] = {}
+    estimates: dict[Variant, Estimate] = {}
     seconds: list[float] = []
-    groups: dict[tuple[str, int], list[Member]] = {}
-    for member in members:
-        groups.setdefault((member.label, member.config.steps), []).append(member)
+    groups: dict[tuple[str, int], list[Job]] = {}
+    for job in jobs:
+        groups.setdefault((job.label, job.config.steps), []).append(job)
     table = Table(box=SIMPLE_HEAD)
-    for column in ("run", "seeds", "finished", "begun", "steps", "s/step", "time each", "memory"):
+    for column in ("run", "seeds", "finished", "started", "steps", "s/step", "time each", "memory"):
         table.add_column(column, justify="left" if column == "run" else "right")
     for (label, steps), group in groups.items():
         config = group[0].config
-        finished = sum(member.finished for member in group)
-        begun = sum(member.log.exists() and not member.finished for member in group)
-        row = [label, str(len(group)), str(finished), str(begun), str(steps)]
+        finished = sum(job.finished for job in group)
+        started = sum(job.log.exists() and not job.finished for job in group)
+        row = [label, str(len(group)), str(finished), str(started), str(steps)]
         if finished < len(group):
-            # The two protocols of a variant take the same.
-            key = variant_key(config.variant.to_dict())
-            if key not in estimates:
-                estimates[key] = calibrate(config, source, cache)
-            found = estimates[key]
+            # The two protocols of a variant take the same time.
+            if config.variant not in estimates:
+                estimates[config.variant] = calibrate(config, source, cache)
+            found = estimates[config.variant]
             each = found.seconds(config)
             seconds += [each] * (len(group) - finished)
             memory = "" if found.memory is None else f"{found.memory / 1e6:,.0f} MB"
@@ -170,13 +168,13 @@ def print_plan(
     console = Console()
     console.print(table)
     console.print(
-        f"{len(seconds)} of {len(members)} runs to do: {sum(seconds) * gpus / 3600:.3g} "
+        f"{len(seconds)} of {len(jobs)} runs to do: {sum(seconds) * gpus / 3600:.3g} "
         f"{kind}-hours, about {_duration(_longest(seconds, at_once))} with "
         f"{at_once or len(seconds)} at once.",
     )
     console.print(
-        "Measured here and now, with nothing beside it: a few steps of each variant, and the "
-        "middle-sized image of each test set. What was begun counts whole. Nothing was run.",
+        "Estimated from a few steps of each variant, one at a time, and the middle-sized image of "
+        "each test set. Unfinished runs count in full. Nothing was run.",
     )
 
 
@@ -188,7 +186,7 @@ def _duration(seconds: float) -> str:
 
 
 def _longest(seconds: Sequence[float], at_once: int | None) -> float:
-    """Seconds until the last run ends, when each begins as soon as another leaves room."""
+    """Seconds until the last run ends, if each starts as soon as there is room."""
     ends = [0.0] * (at_once or max(1, len(seconds)))
     for one in seconds:
         heapq.heappush(ends, heapq.heappop(ends) + one)

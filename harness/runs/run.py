@@ -1,10 +1,11 @@
-"""One run: train, evaluate, record."""
+"""One run: train, evaluate, record; costs and latencies beside it."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
 import json
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -15,19 +16,25 @@ from ..base import machine
 from ..base.errors import UserError
 from ..base.files import read_json, remove_leftovers, write_json
 from ..base.locks import lock
-from ..config.run import RunConfig
+from ..base.progress import timing_bar
+from ..config.network import NetworkConfig
+from ..config.run import SAVE_EVERY, RunConfig
 from ..config.variants import Variant
 from ..images.cache import TrainingCache
 from ..images.sources import DataSource
-from ..measuring import flops
+from ..measuring import flops, latency
 from ..measuring.evaluated import EvaluatedImages, discard_evaluated
 from ..measuring.quality import evaluate
 from ..network.weights import Architecture, load_strictly, load_weights, save_weights, weights_path
 from ..records.origin import origin_note
-from ..records.store import load_records, record_id, record_path, save_record
+from ..records.shapes import Cost, Latency, Run, untyped
+from ..records.store import load_record, new_record, record_id, record_path, save_record
 from ..training import distributed
 from ..training.checkpoints import discard_checkpoints
-from ..training.trainer import SAVE_EVERY, Trainer
+from ..training.trainer import Trainer
+
+#: Seconds of timing for each part in the main job; ``harness.latency`` measures longer.
+LATENCY_SECONDS = 5.0
 
 
 def run(
@@ -38,19 +45,19 @@ def run(
     device: torch.device,
     command: str,
     save_every: float = SAVE_EVERY,
-) -> dict[str, Any]:
+) -> Run:
     """Train and evaluate one variant with one seed; a finished run is only read.
 
-    While another process is at the same run, this one waits for it.
+    If another process is working on the same run, this one waits for it.
 
     Returns:
-        The run's record, which lies under ``results/records/runs`` then.
+        The run's record, which then lies under ``results/records/runs``.
 
     Raises:
         UserError: the folder holds another configuration, training diverged, an image or the
             disk is at fault.
     """
-    path = record_path(results, "run", config.run_id)
+    path = record_path(results, Run, config.run_id)
     what = f"{config.variant.label} seed {config.seed}"
     if not distributed.agree(path.exists()):
         with hold(results, config.run_id, what):
@@ -59,13 +66,13 @@ def run(
                 if distributed.is_main():
                     _finish(trainer, source, results, device, command)
                 distributed.wait()
-                return next(r for r in load_records(results, "run") if r["id"] == config.run_id)
-    record = next(r for r in load_records(results, "run") if r["id"] == config.run_id)
-    _check_source(record, config.variant, path)
+                return load_record(results, Run, config.run_id)
+    record = load_record(results, Run, config.run_id)
+    _check_source(record.source_sha256, config.variant, path)
     what = f"{what} is finished"
-    print(origin_note([record], what), f"Read from {path}; another --results runs it anew.")
+    print(origin_note([record], what), f"Read from {path}; another --results runs it again.")
     if distributed.is_main():
-        with contextlib.suppress(OSError):  # of a process that was killed before it could
+        with contextlib.suppress(OSError):  # a process may have been killed before it could
             discard_checkpoints(results / "runs" / config.run_id)
             discard_evaluated(results / "runs" / config.run_id)
     return record
@@ -74,7 +81,7 @@ def run(
 def _finish(
     trainer: Trainer, source: DataSource, results: Path, device: torch.device, command: str
 ) -> None:
-    """Evaluate a trained network, on where it was interrupted, and write the run's record."""
+    """Evaluate a trained network, resuming an interrupted evaluation, and write the record."""
     config, network = trainer.config, trainer.network
     folder = results / "runs" / config.run_id
     quality = {}
@@ -87,7 +94,7 @@ def _finish(
         evaluated = EvaluatedImages(folder, basis, trainer.save_every)
         for name in config.data.test:
             images = source.test_set(name, config.scale)
-            quality[name] = evaluate(
+            found = evaluate(
                 network,
                 images,
                 len(images),
@@ -96,12 +103,11 @@ def _finish(
                 config.tile,
                 evaluated=evaluated,
             )
-    record = {
-        "kind": "run",
-        "id": config.run_id,
+            quality[name] = untyped(found)
+    content = {
         "command": command,
         "machine": machine.describe(device),
-        "variant": config.variant.to_dict(),
+        "variant": config.variant.describe(),
         **_source(config.variant),
         "config": config.setting,
         "training": {
@@ -113,20 +119,20 @@ def _finish(
         },
         "quality": quality,
     }
-    path = record_path(results, "run", config.run_id)
+    path = record_path(results, Run, config.run_id)
     remove_leftovers(path.parent, path.name)
-    save_record(results, record)
+    save_record(results, new_record(Run, config.run_id, content))
     trainer.discard_state()
     discard_evaluated(folder)
 
 
 def lock_path(results: Path, identifier: str) -> Path:
-    """Lock file of a run or a cost record; none lies among the records, which are published."""
+    """Lock file of a run or a cost record, apart from the records, which are published."""
     return results / "runs" / ".locks" / f"{identifier}.lock"
 
 
 def hold(results: Path, identifier: str, what: str) -> AbstractContextManager[None]:
-    """The lock of a run, held by the first of the processes that share it; see :mod:`.locks`."""
+    """Hold the lock of a run, in the first of its processes alone; see ``base.locks``."""
     if distributed.is_main():
         return lock(lock_path(results, identifier), what)
     return contextlib.nullcontext()
@@ -139,9 +145,9 @@ def train(
     device: torch.device,
     save_every: float = SAVE_EVERY,
 ) -> Trainer:
-    """Train one variant with one seed, or take its training up, and write its weights.
+    """Train one variant with one seed, or resume its training, and write its weights.
 
-    A warm start's baseline is trained first where its weights are neither here nor published. The
+    A warm start's baseline is trained first, unless its weights exist here or are published. The
     caller holds the run's lock.
 
     Raises:
@@ -176,13 +182,7 @@ def train(
 
 def architecture(config: RunConfig) -> Architecture:
     """The network of a configuration."""
-    return Architecture(
-        variant=config.variant,
-        blocks=config.blocks,
-        channels=config.channels,
-        scale=config.scale,
-        block_res_scale=config.block_res_scale,
-    )
+    return Architecture(config.variant, config.network, config.scale)
 
 
 def _claim(folder: Path, config: RunConfig) -> None:
@@ -192,56 +192,82 @@ def _claim(folder: Path, config: RunConfig) -> None:
     path = folder / "config.json"
     remove_leftovers(folder)
     if path.exists():
-        _check_source(read_json(path), config.variant, folder)
-        if read_json(path) != json.loads(json.dumps(content)):  # it has no tuples
+        known = read_json(path)
+        source = known.get("source_sha256") if isinstance(known, dict) else None
+        _check_source(source, config.variant, folder)
+        if known != json.loads(json.dumps(content)):  # it has no tuples
             raise UserError(
-                f"{folder} holds a run of another configuration; delete it or use --results"
+                f"{folder} holds a run of another configuration; delete it or choose another "
+                "--results"
             )
         return
     write_json(path, content)
 
 
 def _source(variant: Variant) -> dict[str, Any]:
-    """What a run says of the file of a module that is not the suite's own."""
+    """The hash of the module's file, unless the module is attention_zoo's own."""
     digest = variant.source_sha256
     return {} if digest is None else {"source_sha256": digest}
 
 
-def _check_source(content: Any, variant: Variant, path: Path) -> None:
-    """Nothing of an older version of somebody's module passes for one of the present.
+def _check_source(recorded: str | None, variant: Variant, path: Path) -> None:
+    """Check that a user's module has not changed since a result was made.
 
     Args:
-        content: a record, or the content of a run's ``config.json``.
+        recorded: SHA-256 of the module's file then; None for a module of attention_zoo.
         variant: the module as it is now.
-        path: where that content lies.
+        path: where the result lies.
 
     Raises:
-        UserError: the module's file is another than then.
+        UserError: the file has changed.
     """
-    then = content.get("source_sha256") if isinstance(content, dict) else None
-    if then is not None and then != variant.source_sha256:
+    if recorded is not None and recorded != variant.source_sha256:
         raise UserError(
             f"the file of {variant.name} has changed since {path} was made: choose another "
-            "--results for the new version, or delete that"
+            "--results for the new version, or delete that result"
         )
 
 
-def measure_cost(variant: Variant, results: Path, command: str) -> dict[str, Any]:
+def measure_cost(variant: Variant, results: Path, command: str) -> Cost:
     """Operation counts of a variant, as a record under ``results/records/costs``."""
     counts = flops.count(variant)
     description = machine.describe(torch.device("cpu"))
     identifier = record_id(variant.file_name, {**counts, "packages": description["packages"]})
-    path = record_path(results, "cost", identifier)
+    path = record_path(results, Cost, identifier)
     if not path.exists():
-        record = {
-            "kind": "cost",
-            "id": identifier,
-            "command": command,
-            "machine": description,
-            **counts,
-        }
+        content = {"command": command, "machine": description, **counts}
+        content["variant"] = variant.describe()
         with lock(lock_path(results, identifier), f"cost of {variant.label}"):
             remove_leftovers(path.parent, path.name)
-            if not path.exists():  # another process's command may have led to the same one
-                save_record(results, record)
-    return next(r for r in load_records(results, "cost") if r["id"] == identifier)
+            if not path.exists():  # another process may have written it meanwhile
+                save_record(results, new_record(Cost, identifier, content))
+    return load_record(results, Cost, identifier)
+
+
+def measure_latency(
+    variants: Sequence[Variant],
+    network: NetworkConfig,
+    scale: int,
+    device: torch.device,
+    results: Path,
+    command: str,
+) -> Latency:
+    """Latencies of the variants beside NLA's, in turn, as a record under ``records/latency``."""
+    # The baseline has no core and no module to time; the printed table compares with NLA.
+    chosen = [variant for variant in variants if variant.name != "none"]
+    if Variant("nla") not in chosen:
+        chosen.append(Variant("nla"))
+    with timing_bar() as on_run:
+        record = latency.measure(
+            chosen,
+            device=device,
+            sizes=((100, 100),),
+            passes=("forward",),
+            max_seconds=LATENCY_SECONDS,
+            network=network,
+            scale=scale,
+            command=command,
+            on_run=on_run,
+        )
+    save_record(results, record)
+    return record

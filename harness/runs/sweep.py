@@ -17,7 +17,7 @@ from ..base.errors import UserError
 from ..base.progress import progress_bar
 from ..base.signals import defer_signals
 from .engines import Engine
-from .jobs import Member, describe_status, was_stopped
+from .jobs import Job, describe_status, was_stopped
 
 #: Exit status when the budget ends before the work (EX_TEMPFAIL: try again).
 BUDGET_STATUS = 75
@@ -28,20 +28,20 @@ _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 @dataclass
 class Report:
-    """How the members of a sweep ended."""
+    """How the jobs of a sweep ended."""
 
-    finished: list[Member] = field(default_factory=list)
-    #: Member and reason.
-    failed: list[tuple[Member, str]] = field(default_factory=list)
-    #: Not begun or not at their end, because the sweep was to stop.
-    left: list[Member] = field(default_factory=list)
+    finished: list[Job] = field(default_factory=list)
+    #: Job and reason.
+    failed: list[tuple[Job, str]] = field(default_factory=list)
+    #: Not started or not finished, because the sweep was to stop.
+    left: list[Job] = field(default_factory=list)
 
 
 def seconds_of(text: str) -> float:
     """Seconds of a duration such as ``90s``, ``9m`` or ``1h30m``.
 
     Raises:
-        UserError: it is none, or zero.
+        UserError: the text has another form, or is zero.
     """
     parts = re.findall(r"(\d+(?:\.\d+)?)([smhd])", text)
     seconds = sum(float(number) * _UNITS[unit] for number, unit in parts)
@@ -51,30 +51,30 @@ def seconds_of(text: str) -> float:
 
 
 def sweep(
-    members: Sequence[Member],
+    jobs: Sequence[Job],
     engine: Engine,
     stop: threading.Event,
     *,
     at_once: int | None = None,
     deadline: float = math.inf,
 ) -> Report:
-    """Run the members that are not finished, baselines of warm starts before what needs them.
+    """Run the jobs that are not finished, baselines of warm starts before their variants.
 
     Args:
-        members: all of them.
-        engine: runs one.
-        stop: set here when the time is up; the engine ends its members then.
-        at_once: members at once; None is all.
-        deadline: when to stop, on the clock of ``time.monotonic``.
+        jobs: all of them.
+        engine: runs a job.
+        stop: set here when the time is up; the engine then ends its jobs.
+        at_once: jobs at once; None is all.
+        deadline: time to stop, on the clock of ``time.monotonic``.
 
     Raises:
-        KeyboardInterrupt: once the members have stopped and saved.
+        KeyboardInterrupt: once the jobs have stopped and saved.
     """
-    report = Report([m for m in members if m.finished])
-    waiting = [m for m in members if not m.finished]
+    report = Report([job for job in jobs if job.finished])
+    waiting = [job for job in jobs if not job.finished]
     if not waiting:
         return report
-    running: dict[Future[int], Member] = {}
+    running: dict[Future[int], Job] = {}
     before = len(report.finished)
     with (
         # An exception out of a signal's handler could part the pool from a thread it has begun.
@@ -82,7 +82,7 @@ def sweep(
         ThreadPoolExecutor(at_once or len(waiting)) as pool,
         progress_bar("runs") as progress,
     ):
-        task = progress.add_task("Runs", total=len(members), completed=before)
+        task = progress.add_task("Runs", total=len(jobs), completed=before)
         try:
             while waiting or running:
                 if signalled or stop.is_set() or time.monotonic() >= deadline:
@@ -90,12 +90,12 @@ def sweep(
                     report.left += waiting
                     waiting = []
                 ready, waiting = _ready(waiting, report)
-                for member in ready:
-                    running[pool.submit(_run, engine, member, stop)] = member
+                for job in ready:
+                    running[pool.submit(_run, engine, job, stop)] = job
                 done, _ = wait(running, _POLL, FIRST_COMPLETED)
                 for future in done:
-                    member = running.pop(future)
-                    progress.console.print(_note(member, future, stop, report), highlight=False)
+                    job = running.pop(future)
+                    progress.console.print(_note(job, future, stop, report), highlight=False)
                 ended = len(report.finished) - before + len(report.failed)
                 progress.update(task, completed=before + ended)
         finally:
@@ -103,51 +103,55 @@ def sweep(
     return report
 
 
-def _ready(waiting: Sequence[Member], report: Report) -> tuple[list[Member], list[Member]]:
-    """Members that can begin, and those that cannot yet; those that never will have failed."""
-    failed = {member.config.run_id: member for member, _ in report.failed}
-    finished = {member.config.run_id for member in report.finished}
+def _ready(waiting: Sequence[Job], report: Report) -> tuple[list[Job], list[Job]]:
+    """Jobs that can start, and jobs that have to wait; those that never can are failed."""
+    failed = {job.config.run_id: job for job, _ in report.failed}
+    finished = {job.config.run_id for job in report.finished}
     ready, rest = [], []
-    for member in waiting:
-        start = member.config.baseline.run_id if member.config.start else None
+    for job in waiting:
+        start = job.config.baseline.run_id if job.config.start else None
         if start is None or start in finished:
-            ready.append(member)
+            ready.append(job)
         elif start in failed:
-            report.failed.append((member, f"its baseline failed: {failed[start].log}"))
+            report.failed.append((job, f"its baseline failed: {failed[start].log}"))
         else:
-            rest.append(member)
+            rest.append(job)
     return ready, rest
 
 
-def _run(engine: Engine, member: Member, stop: threading.Event) -> int:
-    return 128 + signal.SIGTERM if stop.is_set() else engine.run(member)
+def _run(engine: Engine, job: Job, stop: threading.Event) -> int:
+    return 128 + signal.SIGTERM if stop.is_set() else engine.run(job)
 
 
-def _note(member: Member, future: Future[int], stop: threading.Event, report: Report) -> str:
-    """Enter how a member ended into the report, and say so in a line."""
+def _note(job: Job, future: Future[int], stop: threading.Event, report: Report) -> str:
+    """Enter a job's end into the report; gives a line about it."""
     error = future.exception()
     if error is not None:
         reason = " ".join(str(error).split()) or type(error).__name__
-    elif member.finished:
-        report.finished.append(member)
-        return f"{member}: finished"
+    elif job.finished:
+        report.finished.append(job)
+        return f"{job}: finished"
     elif stop.is_set() and was_stopped(future.result()):
-        report.left.append(member)
-        return f"{member}: stopped"
+        report.left.append(job)
+        return f"{job}: stopped"
     else:
         reason = describe_status(future.result())
-    report.failed.append((member, reason))
-    return f"{member}: failed, {reason}"
+    report.failed.append((job, reason))
+    return f"{job}: failed, {reason}"
 
 
-def _close(report: Report, results: Path) -> None:
-    """Say how the sweep ended, and exit."""
+def conclude(report: Report, results: Path) -> None:
+    """Print how the sweep ended.
+
+    Raises:
+        SystemExit: jobs failed (status 1), or the budget ended before the work (75).
+    """
     total = len(report.finished) + len(report.failed) + len(report.left)
     print(f"{len(report.finished)} of {total} runs are finished.")
-    for member, reason in report.failed:
-        print(f"failed: {member} ({reason}); log: {member.log}", file=sys.stderr)
+    for job, reason in report.failed:
+        print(f"failed: {job} ({reason}); log: {job.log}", file=sys.stderr)
     if report.left:
-        print("The budget is used up; the same command goes on.")
+        print("Time budget used up; run the same command to continue.")
         raise SystemExit(BUDGET_STATUS)
     if report.failed:
         raise SystemExit(1)

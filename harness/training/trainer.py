@@ -1,4 +1,7 @@
-"""Train one network; a step is a pure function of (state, seed, step), so runs can be resumed."""
+"""Train one network.
+
+A step is a pure function of (state, seed, step), so an interrupted run can be resumed exactly.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ from ..base import signals
 from ..base.errors import UserError, is_out_of_memory
 from ..base.machine import use_tf32, wait_policy
 from ..base.progress import progress_bar
-from ..config.run import RunConfig
+from ..config.run import SAVE_EVERY, RunConfig
 from ..images.cache import TrainingCache
 from ..images.patches import sample_batch
 from ..network.edsr import EDSR, to_tensor
@@ -33,6 +36,11 @@ from .checkpoints import (
     save_checkpoint,
 )
 from .diagnosis import where_not_finite
+
+#: An L1 loss above this has exploded: pixels are in 0…1, and an untrained network has about 0.3.
+MAX_LOSS = 100.0
+#: Rows of the training log that a record keeps.
+LOG_ROWS = 200
 
 
 def learning_rate(config: RunConfig, step: int) -> float:
@@ -49,25 +57,17 @@ def learning_rate(config: RunConfig, step: int) -> float:
     return config.learning_rate * (0.01 + 0.99 * (1 + math.cos(math.pi * (share - 0.1) / 0.9)) / 2)
 
 
-#: Seconds between two saved states.
-SAVE_EVERY = 60.0
-#: An L1 loss above this has exploded: pixels are in 0…1, and an untrained network has about 0.3.
-MAX_LOSS = 100.0
-#: Rows of the training log that a record keeps.
-LOG_ROWS = 200
-
-
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
-    """Autocast of a forward pass if the precision is ``bfloat16``.
+    """Autocast to bfloat16 for a forward pass, if ``precision`` says so.
 
-    No longer than a forward pass: copies of the weights are kept to its end, and do not follow
-    the optimiser; the backward pass has the dtypes of the forward pass by itself.
+    Use it for the forward pass alone: autocast caches copies of the weights until it ends, and the
+    optimiser does not update them. The backward pass uses the dtypes of the forward pass anyway.
     """
     return torch.autocast(device.type, torch.bfloat16) if precision == "bfloat16" else nullcontext()
 
 
 def fused_adam(device: torch.device) -> bool:
-    """Whether Adam's whole update of all weights is one operation there."""
+    """Whether Adam can update all weights in one operation on the device."""
     return device.type in ("cpu", "cuda")
 
 
@@ -76,10 +76,10 @@ class Trainer:
 
     Args:
         config: the run.
-        network: initial network, on the device already; trained in place.
+        network: initial network, on its device; trained in place.
         cache: training images.
-        folder: where the state is saved, or None.
-        save_every: seconds between two saved states; 0 saves after every step.
+        folder: folder of the checkpoints; None saves none.
+        save_every: seconds between checkpoints; 0 saves after every step.
     """
 
     def __init__(
@@ -108,17 +108,17 @@ class Trainer:
         self._saved: int | None = None
 
     def train(self, label: str) -> None:
-        """Train to the last step, from a saved state if the folder holds one.
+        """Train to the last step, from the folder's checkpoint if it holds one.
 
         Raises:
-            UserError: loss or gradient is not finite or the memory does not suffice (the last
-                saved state is kept), or the saved state belongs to another configuration.
+            UserError: loss or gradient is not finite or memory is too small (the last checkpoint
+                is kept), or the checkpoint belongs to another configuration.
             signals.Stopped: SIGINT or SIGTERM came; the step was finished and its state saved.
         """
         self.restore()
         if distributed.agree(self.step) != self.step:
             raise UserError(
-                f"the processes see different states in {self.folder}: "
+                f"the processes see different checkpoints in {self.folder}: "
                 "--results must be one folder that all of them share"
             )
         bar = progress_bar("steps", "L1 {task.fields[loss]:.4f}", stdout=True)
@@ -140,19 +140,19 @@ class Trainer:
                     saved = now
             self.save()
             if self.step < self.config.steps and not stopped:
-                raise signals.Stopped(signal.SIGTERM)  # another process was told
+                raise signals.Stopped(signal.SIGTERM)  # another process got the signal
 
     @contextmanager
     def _others_alive(self) -> Iterator[None]:
-        """Tell in a line that another process has ended: any exchange with it may find that."""
+        """Report the end of another process in a line; any exchange with it may fail then."""
         try:
             yield
         except RuntimeError as error:
             if not distributed.is_lost(error):
                 raise
             raise UserError(
-                f"training stopped at step {self.step}: another process of this run has "
-                f"ended; start it again, and it goes on{self._kept()}"
+                f"training stopped at step {self.step}: another process of this run ended; "
+                f"run the same command to continue{self._kept()}"
             ) from error
 
     def _step_within_memory(self) -> float:
@@ -163,7 +163,7 @@ class Trainer:
                 raise
             config = self.config
             raise UserError(
-                f"training stopped at step {self.step}: {self.device} has not the memory for "
+                f"training stopped at step {self.step}: not enough memory on {self.device} for "
                 f"{config.batch} patches of {config.patch}x{config.patch}; lower --batch or "
                 f"--patch, or --channels or --blocks, or use --precision bfloat16{self._kept()}"
             ) from error
@@ -172,7 +172,7 @@ class Trainer:
         """One step; returns its L1 loss."""
         config = self.config
         # All randomness of a step comes from (seed, step): nothing else has to be saved.
-        # A warm start goes on where its baseline stopped, with other patches.
+        # A warm start draws the patches that its baseline would have seen next.
         drawn = self.step + (config.start.steps if config.start else 0)
         torch.manual_seed(_step_seed(config.seed, drawn))
         if self.step and self.step % config.steps_per_epoch == 0:
@@ -231,9 +231,9 @@ class Trainer:
         )
 
     def _kept(self) -> str:
-        """Which state is there, for a message."""
+        """The end of a message: which checkpoint remains."""
         paths = find_checkpoints(self.folder) if self.folder else []
-        return f"; the last good state is kept: {paths[-1]}" if paths else ""
+        return f"; the last good checkpoint is {paths[-1]}" if paths else ""
 
     def _note(self, l1: float, auxiliary: float, rate: float) -> float:
         self._sums[0] += l1
@@ -247,10 +247,10 @@ class Trainer:
             self._sums = [0.0, 0.0, 0]
         return l1
 
-    # -- saved state --------------------------------------------------------------------
+    # -- checkpoints --------------------------------------------------------------------
 
     def save(self) -> None:
-        """Write weights and optimiser state, whole or not at all, unless they are there."""
+        """Write weights and optimiser state, whole or not at all, unless this step's exist."""
         if self.folder is None or self._saved == self.step or not distributed.is_main():
             return
         tensors = {f"network.{k}": v for k, v in self.network.state_dict().items()}
@@ -267,12 +267,12 @@ class Trainer:
         self._saved = self.step
 
     def discard_state(self) -> None:
-        """Delete the saved states, once the weights are written and nothing is left to resume."""
+        """Delete the checkpoints, once the weights are written and nothing is left to resume."""
         if self.folder is not None and distributed.is_main():
             discard_checkpoints(self.folder)
 
     def restore(self) -> None:
-        """Take up the saved state, if there is one.
+        """Load the folder's checkpoint, if there is one.
 
         Raises:
             UserError: it belongs to another configuration, or cannot be read.
@@ -283,11 +283,12 @@ class Trainer:
         content = found.content
         if content["config"] != _config_digest(self.config):
             raise UserError(
-                f"{self.folder} holds a run of another configuration; delete it or use --results"
+                f"{self.folder} holds a run of another configuration; delete it or choose "
+                "another --results"
             )
         if self.device.type == "cpu" and content["numerics"] != _numerics():
             print(
-                f"warning: the training goes on with {_numerics()}, and began with "
+                f"warning: training continues with {_numerics()}, but began with "
                 f"{content['numerics']}: the last bits will differ",
                 file=sys.stderr,
             )
@@ -296,7 +297,7 @@ class Trainer:
         for key, value in found.tensors.items():
             if key.startswith("optimizer."):
                 _, index, name = key.split(".")
-                # In the parameter's memory layout, by which the arithmetic goes.
+                # In the parameter's memory layout, which the arithmetic depends on.
                 like = parameters[int(index)]
                 moment = torch.empty_like(like).copy_(value) if value.dim() else value.clone()
                 state.setdefault(int(index), {})[name] = moment.detach()
@@ -310,7 +311,7 @@ class Trainer:
 
 
 def _numerics() -> str:
-    """What the last bits on a CPU depend on, beside the configuration."""
+    """What the last bits on a CPU depend on, apart from the configuration."""
     return (
         f"torch {torch.__version__}, threads: {torch.get_num_threads()} (waiting: "
         f"{(wait_policy() or 'as by default').lower()}), vector instructions: "

@@ -226,8 +226,8 @@ def main() -> None:
     phases = Phases(folder, sys.argv[2], int(sys.argv[3]))
     watch_changes(folder, phases.count)
 
-    from harness import run as command
     from harness.images import sources
+    from harness.run import main as main_job
     from harness.runs import run
     from harness.training import trainer
 
@@ -239,10 +239,10 @@ def main() -> None:
     phases.mark(run, "save_record", "recording")
     phases.mark(run, "_claim", "recording")
     phases.mark(trainer.Trainer, "discard_state", "recording")
-    phases.mark(command, "measure_cost", "counting")
+    phases.mark(run, "measure_cost", "counting")
     phases.enter("preparing")
     sys.argv = ["harness.run", *sys.argv[4:]]
-    command.main()
+    main_job()
     phases.enter("importing")
     measured = {"seconds": phases.seconds, "changes": phases.changes}
     (folder / "measured.json").write_text(json.dumps(measured))

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from harness.records.shapes import Run, untyped
 from harness.records.store import load_records
 from harness.reporting.tables.all import write_tables
 
@@ -47,7 +48,7 @@ def differences(found: Any, expected: Any, place: str = "") -> list[str]:
 
 def outcome(results: Path) -> dict[str, Any]:
     """What runs leave, without times and dates: weights, log, quality, tables, file names."""
-    records = load_records(results, "run")
+    records = [untyped(record) for record in load_records(results, Run)]
     for record in records:
         for key in ("seconds", "steps_per_second"):
             del record["training"][key]

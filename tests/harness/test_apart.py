@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from harness.base.progress import OnRun
-from harness.measuring.apart import ProcessEnded, call_apart
+from harness.measuring.apart import ProcessEnded, run_in_subprocess
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="sends signals")
 
@@ -53,7 +53,9 @@ def wait(path: Path, on_run: OnRun) -> None:
 
 def test_result_and_progress() -> None:
     heard: list[tuple[float, str]] = []
-    pid, text = call_apart(told, ("a", "b"), on_run=lambda share, word: heard.append((share, word)))
+    pid, text = run_in_subprocess(
+        told, ("a", "b"), on_run=lambda share, word: heard.append((share, word))
+    )
     assert text == "ab"
     assert pid != os.getpid()
     assert not psutil.pid_exists(pid)
@@ -68,18 +70,18 @@ def test_as_many_threads_of_torch_as_here() -> None:
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(before + 1)
-        assert call_apart(threads) == before + 1
+        assert run_in_subprocess(threads) == before + 1
     finally:
         torch.set_num_threads(before)
 
 
 def test_nobody_need_listen() -> None:
-    assert call_apart(told, ("a", "b"))[1] == "ab"
+    assert run_in_subprocess(told, ("a", "b"))[1] == "ab"
 
 
 def test_error_is_raised_here() -> None:
     with pytest.raises(ValueError, match="no such thing"):
-        call_apart(fail, "no such thing")
+        run_in_subprocess(fail, "no such thing")
 
 
 @pytest.mark.parametrize(
@@ -88,12 +90,12 @@ def test_error_is_raised_here() -> None:
 )
 def test_end_of_the_process(function: Callable[..., None], argument: int, code: int) -> None:
     with pytest.raises(ProcessEnded, match=f"ended early, with exit status {code}$") as caught:
-        call_apart(function, argument)
+        run_in_subprocess(function, argument)
     assert caught.value.code == code
 
 
 def test_interrupt_is_for_the_first_process(tmp_path: Path) -> None:
-    call_apart(interrupted, tmp_path / "said")
+    run_in_subprocess(interrupted, tmp_path / "said")
     assert (tmp_path / "said").read_text() == "still here"
 
 
@@ -102,7 +104,7 @@ def test_it_ends_when_the_first_is_stopped(tmp_path: Path) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        call_apart(wait, tmp_path / "pid", on_run=stop)
+        run_in_subprocess(wait, tmp_path / "pid", on_run=stop)
     assert not psutil.pid_exists(int((tmp_path / "pid").read_text()))
     assert not multiprocessing.active_children()
 
@@ -125,7 +127,7 @@ def test_it_ends_when_the_first_is_killed(tmp_path: Path) -> None:
 
 
 def first_process(folder: Path) -> None:
-    call_apart(tick, folder / "pid")
+    run_in_subprocess(tick, folder / "pid")
 
 
 def tick(path: Path, on_run: OnRun) -> None:

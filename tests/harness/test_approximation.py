@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import synthetic_records as synthetic
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -23,27 +22,24 @@ from attention_zoo.base import to_rows
 from attention_zoo.enla import EfficientNonLocalAttention, orthogonal_gaussian
 from attention_zoo.nlsa import NonLocalSparseAttention, hash_codes
 from harness import approximation
-from harness.approximation import Options, run
 from harness.base.errors import UserError
+from harness.config.network import NetworkConfig
 from harness.config.variants import Variant
 from harness.images.metrics import quality
 from harness.images.sources import find_data
-from harness.measuring.approximation import (
-    Sweep,
+from harness.measuring.approximation import Sweep, measure, measure_network, study
+from harness.measuring.buckets import bucket_windows, chunk_size, measure_nlsa
+from harness.measuring.features import Features, cropped, network_features, synthetic_features
+from harness.measuring.kernel import (
     attended_positions,
-    bucket_windows,
-    chunk_size,
     kernel_estimates,
-    measure,
     measure_enla,
-    measure_network,
-    measure_nlsa,
     variance_eq7,
 )
-from harness.measuring.features import Features, cropped, network_features, synthetic_features
 from harness.measuring.quality import super_resolve
-from harness.network.weights import Architecture, save_weights
-from harness.records.store import load_records
+from harness.network.weights import Architecture, load_weights, save_weights
+from harness.records.shapes import Approximation, untyped
+from harness.records.store import load_record, load_records, save_record
 from harness.reporting.approximation import statements
 from harness.reporting.figures.approximation import figures
 from harness.reporting.figures.style import new_figure
@@ -54,6 +50,20 @@ from tests.reference.maps import vectors
 SWEEP = Sweep(m=(2, 128), k=(6.0,), rounds=3, draws=2, queries=10_000, top=3)
 TINY = ["--sizes", "6", "8", "--images", "1", "--draws", "2", "--queries", "8", "--rounds", "5"]
 TINY += ["--m", "2", "16", "--k", "1", "2", "--chunk-size", "16", "--top", "4"]
+
+
+def enla(
+    features: Features, k: float, counts: tuple[int, ...], sweep: Sweep = SWEEP, seed: int = 0
+) -> Any:
+    return measure_enla(
+        features,
+        k,
+        counts,
+        draws=sweep.draws,
+        queries=sweep.queries,
+        eps=sweep.eps,
+        seed=seed,
+    )
 
 
 def random_features(side: int = 4, c: int = 3, c_out: int = 5, seed: int = 0) -> Features:
@@ -99,7 +109,7 @@ def test_eq_7_is_the_variance_of_independent_draws() -> None:
 
 def test_measured_variance_tends_to_eq_7_where_tails_are_light() -> None:
     sweep = Sweep(m=(4, 8), k=(0.25,), draws=1000, queries=16)
-    _, found = measure_enla(random_features(), 0.25, (4, 8), sweep, seed=3)
+    _, found = enla(random_features(), 0.25, (4, 8), sweep, seed=3)
     for m in (4, 8):
         closed = found[m]["variance_closed"].item()
         assert found[m]["variance_independent"].mean().item() == pytest.approx(closed, rel=0.1)
@@ -110,11 +120,9 @@ def test_measurements_equal_dense_code(monkeypatch: pytest.MonkeyPatch) -> None:
     one, k, eps = random_features(), 4.0, 1e-3
     drawn = [orthogonal_gaussian(6, 3, torch.Generator().manual_seed(s)) for s in range(2)]
     supply = iter(drawn)
-    monkeypatch.setattr(
-        "harness.measuring.approximation.orthogonal_gaussian", lambda *_: next(supply)
-    )
+    monkeypatch.setattr("harness.measuring.kernel.orthogonal_gaussian", lambda *_: next(supply))
     sweep = Sweep(m=(2, 6), k=(k,), draws=2, queries=100, eps=eps)
-    exact, found = measure_enla(one, k, (2, 6), sweep, seed=0)
+    exact, found = enla(one, k, (2, 6), sweep)
 
     u, w = oracle.amplified(one.q, k), oracle.amplified(one.k, k)
     values = vectors(one.v, 0)
@@ -158,9 +166,9 @@ def test_the_output_is_the_modules(monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(module, EfficientNonLocalAttention)
     module.projection = orthogonal_gaussian(9, 3, torch.Generator().manual_seed(5))
     monkeypatch.setattr(
-        "harness.measuring.approximation.orthogonal_gaussian", lambda *_: module.projection
+        "harness.measuring.kernel.orthogonal_gaussian", lambda *_: module.projection
     )
-    _, found = measure_enla(one, 3.0, (9,), SWEEP, seed=0)
+    _, found = enla(one, 3.0, (9,))
     ours = to_rows(module.attend(one.q, one.k, one.v))[0].double()
     kernel = oracle.exact_kernel(oracle.amplified(one.q, 3.0), oracle.amplified(one.k, 3.0))
     exact = oracle.weighted_values(kernel, vectors(one.v, 0))
@@ -170,7 +178,7 @@ def test_the_output_is_the_modules(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_constant_features_give_finite_numbers() -> None:
     one = Features("Gaussian", *(torch.ones(1, 2, 3, 3) for _ in range(3)))
-    exact, found = measure_enla(one, 6.0, (2,), SWEEP, seed=0)
+    exact, found = enla(one, 6.0, (2,))
     assert exact["positions_entropy"].item() == pytest.approx(9)
     assert exact["variation"].item() == pytest.approx(0, abs=1e-12)
     assert all(x.isfinite().all() for x in found[2].values())
@@ -209,9 +217,17 @@ def test_mass_and_recall_equal_dense_code(monkeypatch: pytest.MonkeyPatch) -> No
         used.append(rotations)
         return hash_codes(x, rotations)
 
-    monkeypatch.setattr("harness.measuring.approximation.hash_codes", spy)
+    monkeypatch.setattr("harness.measuring.buckets.hash_codes", spy)
     one = random_features(side=8)
-    found = measure_nlsa(one, SWEEP, seed=2)
+    found = measure_nlsa(
+        one,
+        rounds=SWEEP.rounds,
+        draws=SWEEP.draws,
+        queries=SWEEP.queries,
+        top=SWEEP.top,
+        largest_chunk=SWEEP.chunk_size,
+        seed=2,
+    )
     rows = vectors(one.q, 0)
     softmax = torch.stack(
         [torch.stack([torch.dot(a, b / b.norm()) for b in rows]).softmax(0) for a in rows]
@@ -249,7 +265,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 
     def make(name: str, **options: Any) -> Path:
         path = tmp_path_factory.mktemp("weights") / f"{name}-1a2b.safetensors"
-        architecture = Architecture(Variant(name, options), blocks=4, channels=8, scale=4)
+        architecture = Architecture(Variant(name, options), NetworkConfig(4, 8), 4)
         save_weights(path, architecture.build(seed=1), architecture, path.stem)
         return path
 
@@ -257,7 +273,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 
 
 def test_features_are_what_the_modules_see(image_folder: Path) -> None:
-    network = Architecture(Variant("enlca", {"m": 4}), blocks=4, channels=8, scale=4).build(2)
+    network = Architecture(Variant("enlca", {"m": 4}), NetworkConfig(4, 8), 4).build(2)
     (image,) = cropped(find_data(image_folder).test_set("Tiny", 4), 1, 9)
     assert image.lr.shape == (9, 9, 3)
     assert image.hr.shape == (36, 36, 3)
@@ -294,7 +310,7 @@ def test_synthetic_features_are_what_they_say() -> None:
 
 def test_attention_is_replaced_and_put_back(image_folder: Path) -> None:
     architecture = Architecture(
-        Variant("enlca", {"m": 4, "k": 3.0, "res_scale": 5.0}), blocks=4, channels=8, scale=4
+        Variant("enlca", {"m": 4, "k": 3.0, "res_scale": 5.0}), NetworkConfig(4, 8), 4
     )
     network = architecture.build(2).eval()
     images = list(cropped(find_data(image_folder).test_set("Tiny", 4), 2, 8))
@@ -351,7 +367,7 @@ def test_averages_are_over_modules_and_images() -> None:
     ]
     rows = measure({4: sets}, SWEEP)
     exact = {row["features"]: row["positions_entropy"] for row in rows["exact"]}
-    alone = [measure_enla(s, 6.0, (2,), SWEEP, 0)[0]["positions_entropy"].item() for s in sets]
+    alone = [enla(s, 6.0, (2,))[0]["positions_entropy"].item() for s in sets]
     # Queries are all positions here, so the seed of their choice does not matter.
     assert exact["module 1"] == pytest.approx((alone[0] + alone[2]) / 2, rel=1e-5)
     assert exact["all modules"] == pytest.approx(sum(alone) / 4, rel=1e-5)
@@ -388,29 +404,29 @@ def test_the_command_leaves_record_csv_and_figures(
     words = ["--weights", path, "--data", image_folder, "--results", tmp_path, *TINY]
     run_main(monkeypatch, *words)
     printed = capsys.readouterr().out
-    (record,) = load_records(tmp_path, "approximation")
-    assert str(image_folder) not in json.dumps(record)
-    assert record["settings"]["network"]["name"] == "enlca-1a2b"
-    assert record["settings"]["m"] == [2, 16, 128]
-    assert {row["k"] for row in record["enla"]} == {1.0, 2.0, 6.0}
-    assert {row["n"] for row in record["enla"]} == {36, 64}
+    (record,) = load_records(tmp_path, Approximation)
+    assert str(image_folder) not in json.dumps(untyped(record))
+    assert record.settings.network.name == "enlca-1a2b"
+    assert record.settings.m == [2, 16, 128]
+    assert {row["k"] for row in record.enla} == {1.0, 2.0, 6.0}
+    assert {row["n"] for row in record.enla} == {36, 64}
     modules = {f"module {i}" for i in range(1, 6)}
-    assert {row["features"] for row in record["enla"]} == {"all modules", *modules}
+    assert {row["features"] for row in record.enla} == {"all modules", *modules}
 
     (reference,) = (
         row
-        for row in record["enla"]
+        for row in record.enla
         if (row["features"], row["n"], row["k"], row["m"]) == ("all modules", 64, 6.0, 128)
     )
     assert f"{reference['output_error']:.1%} ± {reference['output_error_std']:.1%}" in printed
     assert "ENLA, trained network (mean over modules), k = 6, m = 128:" in printed
     names = ("error", "variance", "positions", "output", "nlsa", "modules", "psnr")
-    stem = f"approximation-{record['id']}"
+    stem = f"approximation-{record.id}"
     expected = {f"{stem}-{name}.{suffix}" for name in names for suffix in ("png", "pdf")}
     assert {p.name for p in (tmp_path / "figures").iterdir()} == expected | {f"{stem}.csv"}
     with (tmp_path / "figures" / f"{stem}.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == sum(len(record[p]) for p in ("exact", "enla", "nlsa", "network"))
+    assert len(rows) == sum(len(getattr(record, p)) for p in ("exact", "enla", "nlsa", "network"))
     assert {row["part"] for row in rows} == {"exact", "enla", "nlsa", "network"}
     assert any(row["output_error"] == f"{reference['output_error']:.10g}" for row in rows)
 
@@ -439,30 +455,29 @@ def test_every_figure_is_drawn(
 def test_a_network_and_synthetic_features_share_a_record(
     tmp_path: Path, image_folder: Path, weights: Callable[..., Path]
 ) -> None:
-    options = Options(
-        weights=str(weights("enla", m=4)),
-        synthetic=True,
-        data=image_folder,
-        images=2,
-        sizes=(6,),
-        m=(2,),
-        k=(2.0,),
-        draws=2,
-        results=tmp_path,
-    )
-    record = run(options, "made up")
+    trained = load_weights(weights("enla", m=4))
+    sets = [find_data(image_folder).test_set("Tiny", 4)]
+    sweep = Sweep(m=(2, 128), k=(2.0, 6.0), draws=2, eps=1.0)
+    record = study(sweep, (6,), trained, sets, data="images", synthetic=True, command="made up")
     names = ["module 1", "all modules", *(f"module {i}" for i in range(2, 6))]
-    assert [r["features"] for r in record["exact"] if r["k"] == 2] == [
+    assert [row["features"] for row in record.exact if row["k"] == 2] == [
         *names,
         "Gaussian",
         "clustered",
     ]
-    assert record["settings"]["network"]["images"] == 2
-    assert record == next(iter(load_records(tmp_path, "approximation")))
+    network = record.settings.network
+    assert network is not None
+    assert (network.images, network.data, network.test_sets) == (2, "images", ["Tiny"])
+    assert (record.settings.synthetic, record.settings.eps) == (2, 1e-4)  # the network's own
+    save_record(tmp_path, record)
+    assert load_record(tmp_path, Approximation, record.id) == record
+
+    def again(sweep: Sweep) -> Approximation:
+        return study(sweep, (6,), trained, sets, data="images", synthetic=True, command="made up")
+
     # The same again gives the same record; another seed another.
-    assert run(options, "made up") == record
-    assert run(replace(options, seed=1), "made up")["enla"] != record["enla"]
-    assert len(load_records(tmp_path, "approximation")) == 2
+    assert again(sweep).id == record.id
+    assert again(replace(sweep, seed=1)).enla != record.enla
 
 
 def test_an_nlsa_network_is_measured_for_nlsa_alone(
@@ -475,17 +490,15 @@ def test_an_nlsa_network_is_measured_for_nlsa_alone(
     path = weights("nlsa", chunk_size=4)
     words = ["--weights", path, "--data", image_folder, "--results", tmp_path, *TINY]
     run_main(monkeypatch, *words, "--threads", "1")
-    (record,) = load_records(tmp_path, "approximation")
-    assert not record["enla"] + record["exact"] + record["network"]
+    (record,) = load_records(tmp_path, Approximation)
+    assert not record.enla + record.exact + record.network
     suffixes = sorted(p.suffix for p in (tmp_path / "figures").iterdir())
     assert suffixes == [".csv", ".pdf", ".png"]
     assert "ENLA" not in capsys.readouterr().out
 
 
 def test_the_summary_says_what_the_numbers_say() -> None:
-    rows = measure({8: synthetic_features(8, 0)}, Sweep(m=(128,), k=(6.0,), queries=16, draws=3))
-    settings = {"network": None, "sides": [8], "draws": 3, "rounds": 8, "top": 16}
-    record = synthetic.approximation(None, **rows, settings=settings)
+    record = study(Sweep(m=(128,), k=(6.0,), queries=16, draws=3), (8,), images=1, synthetic=True)
     row = next(r for r in record.enla if r["features"] == "Gaussian")
     row |= {"output_error": 0.5, "variance_closed": 2.0, "variance_independent": 1.0}
     exact = next(r for r in record.exact if r["features"] == "Gaussian")
@@ -497,7 +510,7 @@ def test_the_summary_says_what_the_numbers_say() -> None:
     row["variance_closed"] = 20.0
     assert "rare large values" in "\n".join(statements(record)).partition("NLSA")[0]
     assert set(figures(record)) == {"error", "variance", "positions", "output", "nlsa"}
-    assert table(record).count("\n") == 1 + len(rows["exact"] + rows["enla"] + rows["nlsa"])
+    assert table(record).count("\n") == 1 + len(record.exact + record.enla + record.nlsa)
 
 
 @pytest.mark.parametrize(
@@ -550,7 +563,7 @@ def test_networks_that_cannot_be_measured_are_refused(
     line = refused(monkeypatch, capsys, "--weights", weights("nla"), *common)
     assert "nla-1a2b holds NLA, which has no random features and no buckets" in line
     line = refused(monkeypatch, capsys, "--weights", weights("nlsa"), "--synthetic", *common)
-    assert "--synthetic goes with a network of ENLA modules" in line
+    assert "--synthetic needs a network of ENLA modules" in line
     line = refused(monkeypatch, capsys, "--weights", weights("enla"), *common)
     assert "LR image e0 of Tiny is 15x12, smaller than a crop of 16" in line
     only_training = tmp_path / "data"

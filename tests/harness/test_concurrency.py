@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from harness.images.sources import find_data
+from harness.records.shapes import Cost, Run
 from harness.records.store import load_records
 from harness.reporting.tables.all import write_tables
 from harness.runs import run
@@ -31,7 +32,7 @@ def run_seeds(images: Path, results: Path, seeds: list[int]) -> None:
 
 def build_tables(results: Path) -> int:
     """Build all tables and read them back; the number of records they are from."""
-    runs = len(load_records(results, "run"))
+    runs = len(load_records(results, Run))
     if runs:
         for _, paths in write_tables(results):
             assert all(path.read_text(encoding="utf-8").endswith("\n") for path in paths)
@@ -55,7 +56,7 @@ def test_processes_at_one_folder_while_tables_are_built(image_folder: Path, tmp_
         assert worker.exitcode == 0
     assert counts == sorted(counts)
     assert build_tables(tmp_path) == 5
-    found = {r["config"]["seed"]: r["command"] for r in load_records(tmp_path, "run")}
+    found = {r.config.seed: r.command for r in load_records(tmp_path, Run)}
     assert found == {seed: f"seed {seed}" for seed in range(5)}
     assert not list(tmp_path.rglob("*.tmp"))
     assert not list(tmp_path.rglob("state-*"))
@@ -84,5 +85,5 @@ def test_main_jobs_at_one_folder(image_folder: Path, tmp_path: Path) -> None:
     waits = "ENLCA-m4 seed 0: already running in process"
     assert any(f"{waits} {job.pid} on" in told for job in jobs[:2])
     assert "seed 0 is finished" in outputs[0][0] + outputs[1][0]
-    assert sorted(r["config"]["seed"] for r in load_records(tmp_path, "run")) == [0, 1, 2, 3, 4]
-    assert len(load_records(tmp_path, "cost")) == 1
+    assert sorted(r.config.seed for r in load_records(tmp_path, Run)) == [0, 1, 2, 3, 4]
+    assert len(load_records(tmp_path, Cost)) == 1

@@ -1,15 +1,20 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from attention_zoo import AttentionError, find_attention, list_attentions
 from harness.base.errors import UserError
+from harness.config.network import NetworkConfig
 from harness.config.presets import PRESETS, find_preset
 from harness.config.rows import table_rows
+from harness.config.run import DataConfig, RunConfig, StartConfig
 from harness.config.variants import Variant
+from harness.records.shapes import Run, untyped
+from harness.records.store import load_records
 from harness.training.trainer import learning_rate
 from tests.harness.tiny import make_config
 
@@ -92,7 +97,9 @@ def test_rows_of_tables_5_and_6() -> None:
 
 def test_variant_refuses_an_option_of_another_module() -> None:
     with pytest.raises(AttentionError, match=r"nlsa has no option 'm'.*rounds"):
-        Variant("nlsa", {"m": 16})
+        Variant.of("nlsa", {"m": 16})
+    with pytest.raises(AttentionError, match="no option 'm'"):
+        make_config("nlsa", {"m": 16})
 
 
 def test_variant_resolves_its_options() -> None:
@@ -105,7 +112,7 @@ def test_variant_resolves_its_options() -> None:
 
 def test_the_paper_preset_is_the_papers() -> None:
     paper = find_preset("paper")
-    assert (paper.blocks, paper.channels, paper.block_res_scale) == (32, 256, 0.1)
+    assert paper.network == NetworkConfig(32, 256, 0.1)
     assert (paper.steps, paper.steps_per_epoch, paper.learning_rate) == (1_000_000, 1000, 1e-4)
     assert paper.patch == {2: 46, 3: 28, 4: 28}
     assert paper.batch == 16
@@ -137,6 +144,7 @@ def test_one_cycle_rises_to_its_peak_and_falls() -> None:
         ({"scale": 5}, "scale must be 2, 3 or 4"),
         ({"learning_rate": float("nan")}, "learning rate"),
         ({"auxiliary_warmup": 1.5}, "warm-up"),
+        ({"protocol": "cold"}, "unknown protocol 'cold': choose from scratch, warm-start"),
         ({"schedule": "cosine"}, "halving, one-cycle"),
         ({"precision": "int8"}, "float32, tf32, bfloat16"),
         ({"tile": 3}, "tile must be at least 16"),
@@ -165,6 +173,42 @@ def test_the_id_depends_on_every_value() -> None:
     ]
     assert len({config.run_id, *(other.run_id for other in others)}) == len(others) + 1
     assert config.run_id.startswith("baseline-quick-x4-s0-")
+
+
+PUBLISHED = Path(__file__).parents[2] / "results"
+
+
+def configuration(run: Run) -> RunConfig:
+    """The configuration that a record describes."""
+    values = untyped(run.config)
+    sizes = {name: values.pop(name) for name in ("blocks", "channels", "block_res_scale")}
+    if "start" in values:
+        values["start"] = StartConfig(**values["start"])
+    return RunConfig(
+        **values
+        | {
+            "variant": Variant.of(run.variant.name, run.variant.options),
+            "network": NetworkConfig(**sizes),
+            "betas": tuple(values["betas"]),
+            "data": DataConfig(**values["data"]),
+        }
+    )
+
+
+def test_published_runs_keep_their_ids() -> None:
+    """Ids depend on names, options and values, not on how the code arranges them."""
+    runs = load_records(PUBLISHED, Run)
+    assert len(runs) > 100
+    assert {run.id for run in runs} == {configuration(run).run_id for run in runs}
+    assert all(configuration(run).setting == untyped(run.config) for run in runs)
+
+
+def test_the_id_of_a_configuration() -> None:
+    assert make_config().run_id == "baseline-quick-x4-s0-f98c1871e78a"
+    warm = make_config(
+        "enlca", {"m": 16}, protocol="warm-start", start=StartConfig(4, 1e-3, "halving")
+    )
+    assert warm.run_id == "enlca-m16-quick-x4-s0-1316705ff7f1"
 
 
 def test_only_a_chosen_implementation_is_part_of_the_id() -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from harness.config.network import NetworkConfig
 from harness.config.variants import Variant
 from harness.network.edsr import EDSR, build_network
 from harness.training.diagnosis import where_not_finite
@@ -17,7 +18,7 @@ IMAGES = torch.rand(1, 3, 12, 12, generator=torch.Generator().manual_seed(0))
 
 @pytest.fixture
 def network() -> EDSR:
-    return build_network(Variant("enlca", {"m": 4}), blocks=4, channels=8, scale=2).train()
+    return build_network(Variant("enlca", {"m": 4}), NetworkConfig(4, 8), 2).train()
 
 
 class InfiniteGradient(torch.autograd.Function):

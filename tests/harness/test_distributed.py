@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import psutil  # type: ignore[import-untyped]
 import pytest
@@ -17,6 +16,7 @@ from safetensors.torch import load_file
 
 from harness import run
 from harness.base.errors import UserError
+from harness.records.shapes import Run
 from harness.records.store import load_records
 from harness.training import distributed
 
@@ -53,13 +53,11 @@ def run_alone(monkeypatch: pytest.MonkeyPatch, *words: str | Path) -> None:
     run.main()
 
 
-def runs_in(results: Path) -> dict[str, dict[str, Any]]:
-    return {record["id"]: record for record in load_records(results, "run")}
+def runs_in(results: Path) -> dict[str, Run]:
+    return {record.id: record for record in load_records(results, Run)}
 
 
-def compare(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *words: str | Path
-) -> list[dict[str, Any]]:
+def compare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *words: str | Path) -> list[Run]:
     """Run the words on one process and on two; the records of the two."""
     run_alone(monkeypatch, *words, "--results", tmp_path / "one")
     done = torchrun(*words, "--results", tmp_path / "two")
@@ -67,10 +65,10 @@ def compare(
     one, two = runs_in(tmp_path / "one"), runs_in(tmp_path / "two")
     assert one.keys() == two.keys()
     for identifier, record in two.items():
-        assert record["training"]["processes"] == 2
-        assert record["command"].startswith("torchrun --nproc-per-node=2 -m -- harness.run")
-        logs = one[identifier]["training"]["log"], record["training"]["log"]
-        assert len(logs[0]) == len(logs[1]) == record["config"]["steps"]
+        assert record.training.processes == 2
+        assert record.command.startswith("torchrun --nproc-per-node=2 -m -- harness.run")
+        logs = one[identifier].training.log, record.training.log
+        assert len(logs[0]) == len(logs[1]) == record.config.steps
         for expected, found in zip(*logs, strict=True):
             assert found == pytest.approx(expected, abs=1e-5), identifier
         alone, shared = (
@@ -88,7 +86,7 @@ def test_two_processes_train_like_one(
     """Patches, contrastive loss, redraws by epoch and by forward, NLSA's rotations."""
     options = ["--attn", "nlsa", "enlca", "--chunk-size", "16", "--m", "8", "--redraw-every", "2"]
     records = compare(monkeypatch, tmp_path, *options, *TINY, "--data", image_folder)
-    logs = {r["variant"]["name"]: r["training"]["log"] for r in records}
+    logs = {r.variant.name: r.training.log for r in records}
     assert max(row[2] for row in logs["enlca"]) > 0
     assert not list((tmp_path / "two").rglob("*.tmp"))
 
@@ -102,7 +100,7 @@ def test_every_module_trains_on_two_processes_like_on_one(
     if protocol == "warm-start":
         words += ["--start-steps", "6", "--seeds", "0", "1"]
     records = compare(monkeypatch, tmp_path, *words)
-    assert {"none", "nla", "enlca"} <= {r["variant"]["name"] for r in records}
+    assert {"none", "nla", "enlca"} <= {r.variant.name for r in records}
 
 
 @pytest.mark.slow
@@ -126,9 +124,9 @@ def test_a_saved_state_is_taken_up_by_any_number_of_processes(
             run_alone(patch, *words, "--results", tmp_path / "parts")
     done = torchrun(*words, "--results", tmp_path / "parts")
     assert done.returncode == 0, done.stderr
-    (whole,) = load_records(tmp_path / "whole", "run")
-    (parts,) = load_records(tmp_path / "parts", "run")
-    for expected, found in zip(whole["training"]["log"], parts["training"]["log"], strict=True):
+    (whole,) = load_records(tmp_path / "whole", Run)
+    (parts,) = load_records(tmp_path / "parts", Run)
+    for expected, found in zip(whole.training.log, parts.training.log, strict=True):
         assert found == pytest.approx(expected, abs=1e-5)
 
 
@@ -159,16 +157,14 @@ def test_a_process_that_dies_ends_the_run_and_the_same_command_goes_on(
     _, told = process.communicate(timeout=600)
     assert process.returncode
     assert message in told
-    assert load_records(tmp_path / "parts", "run") == []
+    assert load_records(tmp_path / "parts", Run) == []
     done = torchrun(*words, "--results", tmp_path / "parts")
     assert done.returncode == 0, done.stderr
-    (whole,) = load_records(tmp_path / "whole", "run")
-    (parts,) = load_records(tmp_path / "parts", "run")
-    assert whole["training"]["log"] == parts["training"]["log"]
-    assert whole["quality"] == parts["quality"]
-    files = [
-        tmp_path / x / "runs" / whole["id"] / "weights.safetensors" for x in ("whole", "parts")
-    ]
+    (whole,) = load_records(tmp_path / "whole", Run)
+    (parts,) = load_records(tmp_path / "parts", Run)
+    assert whole.training.log == parts.training.log
+    assert whole.quality == parts.quality
+    files = [tmp_path / x / "runs" / whole.id / "weights.safetensors" for x in ("whole", "parts")]
     assert files[0].read_bytes() == files[1].read_bytes()
 
 

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from attention_zoo import list_attentions
+from harness.config.network import NetworkConfig
 from harness.config.variants import Variant
 from harness.network.convolution import NarrowConv, UpsamplingConv
 from harness.network.edsr import EDSR, RGB_MEAN, build_network
@@ -13,14 +14,14 @@ from harness.network.edsr import EDSR, RGB_MEAN, build_network
 @pytest.mark.parametrize("scale", [2, 3, 4])
 @pytest.mark.parametrize("name", list_attentions())
 def test_output_is_scale_times_the_input(name: str, scale: int) -> None:
-    network = build_network(Variant(name), blocks=4, channels=8, scale=scale).eval()
+    network = build_network(Variant(name), NetworkConfig(4, 8), scale).eval()
     with torch.no_grad():
         assert network(torch.rand(2, 3, 5, 7)).shape == (2, 3, 5 * scale, 7 * scale)
 
 
 @pytest.mark.parametrize("blocks", [4, 6, 8, 32])
 def test_five_modules_after_each_quarter(blocks: int) -> None:
-    network = build_network(Variant("conv"), blocks=blocks, channels=4, scale=2)
+    network = build_network(Variant("conv"), NetworkConfig(blocks, 4), 2)
     places = [int(key) for key in network.attention]
     assert places == [round(i * blocks / 4) for i in range(5)]
     if blocks == 32:
@@ -28,20 +29,20 @@ def test_five_modules_after_each_quarter(blocks: int) -> None:
 
 
 def test_backbone_weights_depend_on_the_seed_alone() -> None:
-    plain = build_network(Variant("none"), blocks=4, channels=8, scale=4, seed=3)
+    plain = build_network(Variant("none"), NetworkConfig(4, 8), 4, seed=3)
     for name in list_attentions():
         torch.manual_seed(int(torch.randint(100, ())))  # the global state must not matter
-        other = build_network(Variant(name), blocks=4, channels=8, scale=4, seed=3)
+        other = build_network(Variant(name), NetworkConfig(4, 8), 4, seed=3)
         state = other.state_dict()
         for key, value in plain.state_dict().items():
             assert torch.equal(value, state[key]), (name, key)
-    different = build_network(Variant("none"), blocks=4, channels=8, scale=4, seed=4)
+    different = build_network(Variant("none"), NetworkConfig(4, 8), 4, seed=4)
     assert not torch.equal(different.head.weight, plain.head.weight)
 
 
 def test_module_weights_differ_among_modules_and_agree_among_builds() -> None:
     first, second = (
-        build_network(Variant("nla"), blocks=4, channels=8, scale=4, seed=3) for _ in range(2)
+        build_network(Variant("nla"), NetworkConfig(4, 8), 4, seed=3) for _ in range(2)
     )
     assert torch.equal(first.attention["0"].query.weight, second.attention["0"].query.weight)
     assert not torch.equal(first.attention["0"].query.weight, first.attention["1"].query.weight)
@@ -51,7 +52,7 @@ def test_building_leaves_the_global_random_state() -> None:
     torch.manual_seed(0)
     expected = torch.rand(3)
     torch.manual_seed(0)
-    build_network(Variant("enlca"), blocks=4, channels=8, scale=4, seed=3)
+    build_network(Variant("enlca"), NetworkConfig(4, 8), 4, seed=3)
     assert torch.equal(torch.rand(3), expected)
 
 
@@ -76,16 +77,14 @@ def literal_edsr(network: EDSR, x: torch.Tensor) -> torch.Tensor:
 
 
 def test_forward_is_edsr() -> None:
-    network = build_network(
-        Variant("nla"), blocks=8, channels=8, scale=4, block_res_scale=0.1, seed=1
-    ).eval()
+    network = build_network(Variant("nla"), NetworkConfig(8, 8, 0.1), 4, seed=1).eval()
     x = torch.rand(1, 3, 6, 5)
     with torch.no_grad():
         assert torch.allclose(network(x), literal_edsr(network, x), atol=1e-5)
 
 
 def test_with_the_range_1_no_bit_differs_from_a_network_without_a_range() -> None:
-    network = build_network(Variant("enlca", {"m": 4}), blocks=4, channels=8, scale=2).eval()
+    network = build_network(Variant("enlca", {"m": 4}), NetworkConfig(4, 8), 2).eval()
     x = torch.rand(1, 3, 6, 5).requires_grad_()
     mean = network.mean
     head = network.head(x - mean)
@@ -101,14 +100,14 @@ def test_with_the_range_1_no_bit_differs_from_a_network_without_a_range() -> Non
 
 def test_modules_stand_where_they_are_put() -> None:
     network = build_network(
-        Variant("conv"), blocks=2, channels=4, scale=2, positions=(0, 2), image_range=255
+        Variant("conv"), NetworkConfig(2, 4), 2, positions=(0, 2), image_range=255
     )
     assert list(network.attention) == ["0", "2"]
     assert network(torch.rand(1, 3, 4, 4)).shape == (1, 3, 8, 8)
 
 
 def test_auxiliary_loss_is_the_mean_of_the_modules() -> None:
-    network = build_network(Variant("enlca", {"m": 4}), blocks=4, channels=8, scale=2)
+    network = build_network(Variant("enlca", {"m": 4}), NetworkConfig(4, 8), 2)
     network(torch.rand(1, 3, 9, 8))
     losses = [module.auxiliary_loss() for module in network.attention_modules]
     assert len(losses) == 5
@@ -116,11 +115,11 @@ def test_auxiliary_loss_is_the_mean_of_the_modules() -> None:
     network.enable_auxiliary(False)
     network(torch.rand(1, 3, 9, 8))
     assert network.auxiliary_loss() == 0
-    assert build_network(Variant("none"), blocks=4, channels=8, scale=2).auxiliary_loss() == 0
+    assert build_network(Variant("none"), NetworkConfig(4, 8), 2).auxiliary_loss() == 0
 
 
 def test_redraw_reaches_every_module() -> None:
-    network = build_network(Variant("enla", {"m": 4}), blocks=4, channels=8, scale=2)
+    network = build_network(Variant("enla", {"m": 4}), NetworkConfig(4, 8), 2)
     before = [module.projection.clone() for module in network.attention_modules]
     network.redraw()
     for old, module in zip(before, network.attention_modules, strict=True):

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,13 +17,17 @@ from torch import nn
 from harness import convert
 from harness import evaluate as evaluation
 from harness.base.errors import UserError
+from harness.config.network import NetworkConfig
 from harness.config.variants import Variant
 from harness.images.bicubic import upscale
 from harness.images.metrics import quality
 from harness.images.sources import TestImage, find_data
-from harness.measuring.quality import MAX_PSNR, evaluate, super_resolve
+from harness.measuring.quality import MAX_PSNR, bicubic_quality, evaluate, super_resolve
 from harness.network.edsr import build_network
-from harness.network.weights import Architecture, TrainedNetwork, save_weights
+from harness.network.official import published_method
+from harness.network.weights import Architecture, save_weights
+from harness.records.shapes import ImageQuality, Quality
+from harness.reporting.tables.evaluation import evaluation_table
 from tests.reference import released
 
 
@@ -80,14 +86,14 @@ def test_an_image_too_large_for_the_gpu_is_cut_into_tiles(
     whole = evaluate(Nearest(), images, 2, 4, "test")
     tiled = evaluate(Small(60 * 60), images, 2, 4, "test")
     # 75 with its overlaps is too large still, 37 is not; the small image goes through whole.
-    assert [row["tile"] for row in tiled["images"]] == [37, None]
-    assert [row["psnr"] for row in tiled["images"]] == [row["psnr"] for row in whole["images"]]
+    assert [row.tile for row in tiled.images] == [37, None]
+    assert [row.psnr for row in tiled.images] == [row.psnr for row in whole.images]
     told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning")]
     assert told == [
-        "warning: wall (LR 150x140) does not fit into memory whole: taking tiles of 75 "
-        "LR pixels, as the result will say",
-        "warning: wall (LR 150x140) does not fit into memory in tiles of 75: taking "
-        "tiles of 37 LR pixels, as the result will say",
+        "warning: wall (LR 150x140) does not fit into memory whole: using tiles of 75 "
+        "LR pixels, as the result records",
+        "warning: wall (LR 150x140) does not fit into memory in tiles of 75: using "
+        "tiles of 37 LR pixels, as the result records",
     ]
 
 
@@ -107,23 +113,86 @@ def test_a_gpu_too_small_for_any_tile(values: dict[str, Any], message: str) -> N
 def test_evaluate_reports_the_metrics_of_each_image(image_folder: Path) -> None:
     images = find_data(image_folder).test_set("Tiny", 4)
     result = evaluate(Nearest(), images, len(images), 4, "test", tile=12)
-    rows = result["images"]
-    assert [row["name"] for row in rows] == ["e0", "e1"]
+    rows = result.images
+    assert [row.name for row in rows] == ["e0", "e1"]
     for row, image in zip(rows, images, strict=True):
         nearest = quality(image.lr.repeat(4, 0).repeat(4, 1), image.hr, 4)
         bicubic = quality(upscale(image.lr, 4), image.hr, 4)
-        assert row["psnr"] == pytest.approx(nearest.psnr, abs=1e-6)
-        assert row["ssim"] == pytest.approx(nearest.ssim, abs=1e-6)
-        assert row["bicubic_psnr"] == pytest.approx(bicubic.psnr, abs=1e-6)
-        assert row["tile"] == 12
-    assert result["psnr"] == pytest.approx(np.mean([r["psnr"] for r in rows]), abs=1e-5)
+        assert row.psnr == pytest.approx(nearest.psnr, abs=1e-6)
+        assert row.ssim == pytest.approx(nearest.ssim, abs=1e-6)
+        assert row.bicubic_psnr == pytest.approx(bicubic.psnr, abs=1e-6)
+        assert row.tile == 12
+    assert result.psnr == pytest.approx(np.mean([r.psnr for r in rows]), abs=1e-5)
+
+
+@pytest.fixture
+def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A cache folder of the test's own; gives the place of the bicubic numbers."""
+    monkeypatch.setenv("SR_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "bicubic"
+
+
+def test_bicubic_is_measured_once(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = [gradient_image(20, 30), gradient_image(24, 20)]
+    first = evaluate(Nearest(), images, 2, 4, "test")
+    assert len(list(cache.iterdir())) == 2
+    monkeypatch.setattr("harness.measuring.quality.upscale", None)  # it is not called again
+    assert evaluate(Nearest(), images, 2, 4, "test") == first
+
+
+@pytest.mark.parametrize("change", ["lr", "hr", "scale", "released_psnr", "version"])
+def test_bicubic_of_anything_else_is_measured(
+    change: str, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image, scale, released_luma = gradient_image(20, 30), 4, False
+    kept = bicubic_quality(image, scale)
+    if change in ("lr", "hr"):
+        image = dataclasses.replace(image, **{change: 255 - getattr(image, change)})
+    elif change == "scale":
+        scale = 2
+        image = dataclasses.replace(image, hr=image.hr[:40, :60].copy())
+    elif change == "released_psnr":
+        released_luma = True
+    else:
+        monkeypatch.setattr("harness.measuring.quality.BICUBIC_VERSION", 0)
+    found = bicubic_quality(image, scale, released_luma)
+    assert len(list(cache.iterdir())) == 2
+    assert (found == kept) == (change == "version")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: text[:-10],
+        lambda text: text.replace('"psnr": ', '"psnr": 1'),
+        lambda text: text.replace('"ssim": ', '"ssim": "a", "x": '),
+        lambda text: text.replace('"psnr": ', '"psnr": NaN, "x": '),
+        lambda text: text.replace('"psnr": ', f'"psnr": {10**400}, "x": '),
+        lambda text: "[]",
+    ],
+)
+def test_damaged_bicubic_numbers_are_measured_again(
+    damage: Callable[[str], str], cache: Path
+) -> None:
+    image = gradient_image(20, 30)
+    kept = bicubic_quality(image, 4)
+    (path,) = cache.iterdir()
+    text = path.read_text()
+    path.write_text(damage(text))
+    assert bicubic_quality(image, 4) == kept
+    assert path.read_text() == text
+
+
+def test_bicubic_without_a_cache(cache: Path) -> None:
+    cache.parent.write_text("a file where a folder should be")
+    assert bicubic_quality(gradient_image(20, 30), 4)[0] > 0
 
 
 def test_identical_images_have_a_finite_psnr(image_folder: Path) -> None:
     image = next(iter(find_data(image_folder).test_set("Tiny", 4)))
     flat = type(image)("flat", np.full_like(image.hr, 7), np.full_like(image.lr, 7))
     result = evaluate(Nearest(), [flat], 1, 4, "test")
-    assert result["psnr"] == MAX_PSNR
+    assert result.psnr == MAX_PSNR
 
 
 class PatchDependent(Nearest):
@@ -194,13 +263,13 @@ def test_released_psnr(image_folder: Path) -> None:
     images = find_data(image_folder).test_set("Tiny", 4)
     ours = evaluate(Nearest(), images, len(images), 4, "test")
     theirs = evaluate(Nearest(), images, len(images), 4, "test", released_psnr=True)
-    for image, row, other in zip(images, theirs["images"], ours["images"], strict=True):
+    for image, row, other in zip(images, theirs.images, ours.images, strict=True):
         expected = released_psnr(image.lr.repeat(4, 0).repeat(4, 1), image.hr, 4)
-        assert row["psnr"] == pytest.approx(expected, abs=1e-5)
+        assert row.psnr == pytest.approx(expected, abs=1e-5)
         expected = released_psnr(upscale(image.lr, 4), image.hr, 4)
-        assert row["bicubic_psnr"] == pytest.approx(expected, abs=1e-5)
-        assert row["ssim"] == other["ssim"]
-        assert row["psnr"] != other["psnr"]
+        assert row.bicubic_psnr == pytest.approx(expected, abs=1e-5)
+        assert row.ssim == other.ssim
+        assert row.psnr != other.psnr
 
 
 # -- command line ---------------------------------------------------------------------------
@@ -267,7 +336,7 @@ def test_a_run_of_ours_is_evaluated(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    architecture = Architecture(Variant("none"), 4, 8, 2)
+    architecture = Architecture(Variant("none"), NetworkConfig(4, 8), 2)
     path = tmp_path / "runs" / "none-1" / "weights.safetensors"
     save_weights(path, architecture.build(), architecture, "none-1")
     words = ("--weights", "none", "--results", tmp_path, "--data", image_folder, "--tile", 16)
@@ -276,12 +345,13 @@ def test_a_run_of_ours_is_evaluated(
 
 
 def test_the_papers_figures_stand_beside_a_published_network() -> None:
-    image = {"psnr": 27.0, "ssim": 0.8, "bicubic_psnr": 23.14, "bicubic_ssim": 0.657}
-    results = {name: image | {"images": [{}]} for name in ("Urban100", "Mine")}
+    values = {"psnr": 27.0, "ssim": 0.8, "bicubic_psnr": 23.14, "bicubic_ssim": 0.657}
+    image = ImageQuality(name="img001", tile=None, **values)
+    results = {name: Quality(images=[image], **values) for name in ("Urban100", "Mine")}
 
     def rows(scale: int, blocks: int = 32) -> list[list[str]]:
-        architecture = Architecture(Variant("enlca"), blocks, 256, scale, 0.1)
-        table = evaluation.table(TrainedNetwork("x", architecture, nn.Identity()), results)  # type: ignore[arg-type]
+        architecture = Architecture(Variant("enlca"), NetworkConfig(blocks, 256, 0.1), scale)
+        table = evaluation_table("x", results, scale, published_method(architecture))
         return [[str(column.header), *map(str, column.cells)] for column in table.columns]
 
     assert rows(4)[-1] == ["paper's\nENLCN", "27.12 / 0.8141", ""]
@@ -309,7 +379,7 @@ def test_mistakes_are_one_line_and_status_2(
         (evaluation, (*given, *data, "--threads", 0), "threads must be at least 1"),
         (evaluation, (*given, *data, "--test-sets", "Tny"), "did you mean Tiny"),
         (evaluation, (*given, "--data", train_only), "train_only has no test sets"),
-        (evaluation, ("--weights", "x", "--block-res-scale", 1, *data), "leave it out"),
+        (evaluation, ("--weights", "x", "--block-res-scale", 1, *data), "--block-res-scale"),
         (evaluation, ("--official", tmp_path / "no.pt", *data), "no weights at"),
         (evaluation, (*given, "--psnr", "best"), "invalid choice"),
         (convert, (official, official), "exists already"),
@@ -330,9 +400,9 @@ def test_bicubic_baseline_of_set5(sr_data: Path) -> None:
     """28.42 dB / 0.810, as every paper prints it."""
     images = find_data(sr_data).test_set("Set5", 4)
     result = evaluate(Nearest(), images, len(images), 4, "test")
-    assert result["bicubic_psnr"] == pytest.approx(28.42, abs=0.005)
-    assert result["bicubic_ssim"] == pytest.approx(0.810, abs=0.0005)
-    assert result["psnr"] < result["bicubic_psnr"]
+    assert result.bicubic_psnr == pytest.approx(28.42, abs=0.005)
+    assert result.bicubic_ssim == pytest.approx(0.810, abs=0.0005)
+    assert result.psnr < result.bicubic_psnr
 
 
 @pytest.mark.slow
@@ -341,7 +411,7 @@ def test_a_whole_large_image_stays_under_4_gb(name: str) -> None:
     """256x256 LR pixels, 1024x1024 HR: the largest in Urban100."""
     from harness.measuring.memory import peak_memory
 
-    network = build_network(Variant(name), blocks=8, channels=32, scale=4)
+    network = build_network(Variant(name), NetworkConfig(8, 32), 4)
     lr = np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8)
     peak = peak_memory(lambda: super_resolve(network, lr, 4), torch.device("cpu"))
     assert peak is not None

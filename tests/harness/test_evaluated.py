@@ -13,6 +13,7 @@ import torch
 from harness.images.sources import TestImage, find_data
 from harness.measuring.evaluated import EvaluatedImages, discard_evaluated
 from harness.measuring.quality import evaluate
+from harness.records.shapes import Quality
 
 BASIS: dict[str, Any] = {"weights": "a", "tile": None}
 
@@ -40,7 +41,7 @@ def _images(count: int = 3) -> list[TestImage]:
 
 def _evaluate(
     network: Counted, images: list[TestImage], evaluated: EvaluatedImages | None
-) -> dict[str, Any]:
+) -> Quality:
     return evaluate(network, images, len(images), 4, "test", evaluated=evaluated)
 
 

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attention_zoo import Attention, Cost, list_attentions
+from harness.config.network import NetworkConfig
 from harness.config.rows import table_rows
 from harness.config.variants import Variant
 from harness.measuring import flops
@@ -228,7 +229,7 @@ def test_network_of_known_cost() -> None:
 
 def test_network_is_backbone_plus_five_modules() -> None:
     def network(name: str) -> nn.Module:
-        return build_network(Variant(name), blocks=4, channels=16, scale=2)
+        return build_network(Variant(name), NetworkConfig(4, 16), 2)
 
     baseline = count_network(network("none"), 10, 12)
     for name in ("nla", "enlca"):
@@ -237,7 +238,7 @@ def test_network_is_backbone_plus_five_modules() -> None:
 
 
 def test_network_after_a_training_step() -> None:
-    network = build_network(Variant("enlca"), blocks=4, channels=16, scale=2)
+    network = build_network(Variant("enlca"), NetworkConfig(4, 16), 2)
     before = count_network(network, 6, 6)
     network(torch.rand(1, 3, 6, 6))  # leaves an auxiliary loss with its graph
     assert count_network(network, 6, 6) == before

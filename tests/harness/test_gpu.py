@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 
@@ -16,11 +17,12 @@ from harness import gpu
 from harness.base.errors import UserError
 from harness.config import presets as config
 from harness.config import variants
+from harness.config.network import NetworkConfig
 from harness.config.rows import table_rows
 from harness.config.variants import Variant
 from harness.measuring import graphs, latency
 from harness.measuring.gpu import (
-    Setting,
+    Conditions,
     _errors,
     _train_rates,
     choose,
@@ -28,11 +30,12 @@ from harness.measuring.gpu import (
     list_pieces,
     measure,
 )
+from harness.records.shapes import Code, Latency, untyped
 from harness.records.store import load_records, save_record
 
 CPU = torch.device("cpu")
 COMPILED = why_not_native(torch.zeros(1)) is None
-TINY = Setting(CPU, 0.01, ((6, 6),))
+TINY = Conditions(CPU, 0.01, ((6, 6),))
 RATES = {"matmul_gflops": 10.0, "copy_gb_per_s": 2.0}
 
 
@@ -63,7 +66,7 @@ def test_pieces_cover_the_dtypes_and_presets() -> None:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_limits_and_errors(dtype: str, tmp_path: Path) -> None:
     record = measure(f"limits-{dtype}", TINY)
-    rows = record["rows"]
+    rows = record.rows
     assert len(rows) == 2 * len(table_rows("table5"))
     tolerance = {"float32": 1e-5, "bfloat16": 2e-2}[dtype]
     for row in rows:
@@ -100,15 +103,17 @@ def test_an_error_of_the_core_shows(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_flash_beside_nla() -> None:
-    (row,) = measure("flash", TINY)["rows"]
+    (row,) = measure("flash", TINY).rows
     assert row["ratio"] == pytest.approx(row["nla_ms"] / row["flash_ms"])
     assert row["ratio_target"] is None  # it stands for an H200
 
 
 def test_training_rates(monkeypatch: pytest.MonkeyPatch) -> None:
-    tiny = dataclasses.replace(config.PRESETS["base"], blocks=4, channels=8, patch={4: 6}, batch=1)
+    tiny = dataclasses.replace(
+        config.PRESETS["base"], network=NetworkConfig(4, 8), patch={4: 6}, batch=1
+    )
     monkeypatch.setitem(config.PRESETS, "base", tiny)
-    rows = measure("train-base-bfloat16", TINY)["rows"]
+    rows = measure("train-base-bfloat16", TINY).rows
     assert [row["variant"]["label"] for row in rows] == [
         *("Baseline", "Criss-Cross", "NLSA-r4", "ENLCA-m128", "NLA")
     ]
@@ -127,7 +132,9 @@ def test_training_rates(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_contrastive_loss_is_on_in_the_second_phase_only(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    tiny = dataclasses.replace(config.PRESETS["base"], blocks=4, channels=8, patch={4: 6}, batch=1)
+    tiny = dataclasses.replace(
+        config.PRESETS["base"], network=NetworkConfig(4, 8), patch={4: 6}, batch=1
+    )
     monkeypatch.setitem(config.PRESETS, "base", tiny)
     seen = []
 
@@ -150,25 +157,24 @@ def test_table5_is_a_latency_record_and_finished_pieces_are_left_out(
         "harness.measuring.gpu.table_rows", lambda table: [Variant("conv"), Variant("criss-cross")]
     )
     command(monkeypatch, "--only", "table5-float32", *quick)
-    (record,) = load_records(tmp_path, "latency")
-    assert [r["variant"]["name"] for r in record["rows"]] == ["conv", "criss-cross"] * 4
-    assert str(tmp_path) not in json.dumps(record)
+    (record,) = load_records(tmp_path, Latency)
+    assert [row.variant.name for row in record.rows] == ["conv", "criss-cross"] * 4
+    assert str(tmp_path) not in json.dumps(untyped(record))
     capsys.readouterr()
     command(monkeypatch, "--only", "table5-float32", *quick)
-    assert f"table5-float32 is finished: {record['id']}" in " ".join(
-        capsys.readouterr().out.split()
-    )
+    assert f"table5-float32 is finished: {record.id}" in " ".join(capsys.readouterr().out.split())
     command(monkeypatch, "--only", "table5-float32", "--again", *quick)
-    assert len(load_records(tmp_path, "latency")) == 2
+    assert len(load_records(tmp_path, Latency)) == 2
 
 
 def test_a_record_of_other_code_or_size_does_not_count(tmp_path: Path) -> None:
     record = measure("flash", TINY)
     save_record(tmp_path, record)
-    assert find_record(tmp_path, "flash", TINY)["id"] == record["id"]  # type: ignore[index]
+    assert find_record(tmp_path, "flash", TINY) == record
     assert find_record(tmp_path, "flash", dataclasses.replace(TINY, sizes=((5, 5),))) is None
-    other = record | {"id": "flash-other"}
-    other["machine"] = record["machine"] | {"code": {"version": "0", "commit": "0000000"}}
+    code = Code(version="0", commit="0000000")
+    machine = msgspec.structs.replace(record.machine, code=code)
+    other = msgspec.structs.replace(record, id="flash-other", machine=machine)
     save_record(tmp_path / "other", other)
     assert find_record(tmp_path / "other", "flash", TINY) is None
 
@@ -180,7 +186,7 @@ def test_out_of_memory_is_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr("harness.measuring.gpu._errors", full)
-    notes = {row["passes"]: row.get("note") for row in measure("limits-float32", TINY)["rows"]}
+    notes = {row["passes"]: row.get("note") for row in measure("limits-float32", TINY).rows}
     assert notes == {"forward": None, "forward+backward": "out of memory"}
 
 
@@ -194,7 +200,7 @@ def test_failed_tests_leave_no_record(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="tests of CUDA failed: FAILED tests/test_a"):
         measure("tests", TINY)
     Done.returncode = 0
-    assert measure("tests", TINY)["rows"] == [{"name": "tests", "result": "1 failed in 1s"}]
+    assert measure("tests", TINY).rows == [{"name": "tests", "result": "1 failed in 1s"}]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")

@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from rich.console import Console
 from torch import Tensor
 
 from attention_zoo import Attention, Cost
@@ -17,12 +16,13 @@ from attention_zoo.cores.native import why_not_native
 from harness import latency
 from harness.base.errors import UserError
 from harness.base.progress import timing_bar
+from harness.config.network import NetworkConfig
 from harness.config.options import parse_size
 from harness.config.rows import table_rows
 from harness.config.variants import Variant
-from harness.latency import tables
 from harness.measuring.latency import measure
-from harness.network.edsr import EDSR, build_network
+from harness.measuring.timing import Timing
+from harness.records.shapes import Latency, untyped
 from harness.records.store import load_records, save_record
 
 CPU = torch.device("cpu")
@@ -82,42 +82,41 @@ def probe(**options: Any) -> Variant:
     return Variant(f"{__name__}:Probe", options)
 
 
-def network(variant: Variant) -> EDSR:
-    return build_network(variant, blocks=4, channels=16, scale=2)
-
-
 def test_rows_and_record(tmp_path: Path) -> None:
     variants = [Variant("enlca", {"m": 4}), Variant("none")]
-    record = measure(variants, **QUICK, sizes=((5, 6), (8, 3)), network=network, command="asked")
+    network = {"network": NetworkConfig(4, 16), "scale": 2}
+    record = measure(variants, **QUICK, **network, sizes=((5, 6), (8, 3)), command="asked")
     path = save_record(tmp_path, record)
-    assert load_records(tmp_path, "latency")[0]["rows"] == record["rows"]
+    assert load_records(tmp_path, Latency)[0].rows == record.rows
     assert path.name.startswith("cpu-float32-")
-    assert record["command"] == "asked"
-    assert record["machine"]["device"] == "cpu"
-    assert record["settings"]["max_runs"] == 2
-    rows = record["rows"]
+    assert record.command == "asked"
+    assert record.machine.device == "cpu"
+    assert record.settings.max_runs == 2
+    sizes = {"blocks": 4, "channels": 16, "scale": 2, "block_res_scale": 1.0}
+    assert record.settings.network == sizes
+    rows = record.rows
     assert len(rows) == 3 * 2 * 2 * 2
-    cells = {(r["variant"]["label"], r["part"], r["passes"], r["height"], r["width"]) for r in rows}
+    cells = {(r.variant.label, r.part, r.passes, r.height, r.width) for r in rows}
     assert len(cells) == len(rows)
     for row in rows:
-        assert row["channels"] == {"core": 64, "module": 256, "network": 3}[row["part"]]
-        assert (row["batch"], row["dtype"], row["device"]) == (1, "float32", "cpu")
-        assert row["runs"] == 2
-        assert 0 < row["min_ms"] <= row["median_ms"]
-        assert row["peak_memory_mb"] >= 0
+        assert row.channels == {"core": 64, "module": 256, "network": 3}[row.part]
+        assert (row.batch, row.dtype, row.device) == (1, "float32", "cpu")
+        assert row.runs == 2
+        assert 0 < row.min_ms <= row.median_ms
+        assert row.peak_memory_mb >= 0
 
 
 def test_network_only_if_there_is_one() -> None:
     one = {**QUICK, "sizes": ((4, 4),), "passes": ("forward",)}
-    assert [r["part"] for r in measure([Variant("conv")], **one)["rows"]] == ["core", "module"]
+    assert [r.part for r in measure([Variant("conv")], **one).rows] == ["core", "module"]
     with pytest.raises(ValueError, match="network"):
         measure([Variant("conv")], **one, parts=("network",))
 
 
 def test_variants_of_one_label_are_kept_apart() -> None:
     variants = [Variant("enlca", {"k": 4.0}), Variant("enlca", {"k": 6.0})]
-    rows = measure(variants, **QUICK, sizes=((4, 4),), parts=("core",), passes=("forward",))["rows"]
-    assert [row["variant"]["options"]["k"] for row in rows] == [4.0, 6.0]
+    rows = measure(variants, **QUICK, sizes=((4, 4),), parts=("core",), passes=("forward",)).rows
+    assert [row.variant.options["k"] for row in rows] == [4.0, 6.0]
 
 
 def test_forward_is_inference_and_backward_is_training(calls: list[dict[str, Any]]) -> None:
@@ -151,7 +150,7 @@ def test_inputs_are_random_repeatable_and_the_same_for_all(calls: list[dict[str,
     assert not torch.equal(calls[0]["q"], v[:, :32])
 
 
-def test_images_of_the_network_are_uniform() -> None:
+def test_images_of_the_network_are_uniform(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Tensor] = []
 
     class Spy(torch.nn.Module):
@@ -159,8 +158,9 @@ def test_images_of_the_network_are_uniform() -> None:
             seen.append(x)
             return x
 
+    monkeypatch.setattr("harness.measuring.latency.build_network", lambda *_: Spy())
     one: dict[str, Any] = {"sizes": ((30, 40),), "parts": ("network",), "passes": ("forward",)}
-    measure([Variant("none")], **QUICK, **one, network=lambda variant: Spy())
+    measure([Variant("none")], **QUICK, **one, network=NetworkConfig(4, 8))
     assert 0 <= float(seen[0].min()) < 0.01 < 0.99 < float(seen[0].max()) <= 1
 
 
@@ -173,8 +173,8 @@ def test_dtype_reaches_the_module_and_switches_come_back(
     before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     record = measure([probe()], **QUICK, dtype=name, sizes=((3, 3),))
     assert {(c["dtype"], c["tf32"]) for c in calls} == {(dtype, False)}
-    assert {row["dtype"] for row in record["rows"]} == {name}
-    assert record["machine"]["torch"]["cudnn_tf32"] is False
+    assert {row.dtype for row in record.rows} == {name}
+    assert record.machine.torch.cudnn_tf32 is False
     assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == before
 
 
@@ -182,13 +182,11 @@ def test_out_of_memory_is_a_row_without_numbers(tmp_path: Path) -> None:
     variants = [Variant("conv"), probe(fails="memory"), probe(fails="can't allocate memory: 9 TB")]
     record = measure(variants, **QUICK, sizes=((3, 3),), parts=("core",))
     assert save_record(tmp_path, record).exists()
-    for good, *bad in (record["rows"][:3], record["rows"][3:]):
-        assert good["runs"] == 2
+    for good, *bad in (record.rows[:3], record.rows[3:]):
+        assert good.runs == 2
         for row in bad:
-            assert row["note"] == "out of memory"
-            assert row["mean_ms"] is row["runs"] is row["peak_memory_mb"] is None
-    for table in tables(record):
-        Console(file=(tmp_path / "out").open("w")).print(table)
+            assert row.note == "out of memory"
+            assert row.mean_ms is row.runs is row.peak_memory_mb is None
 
 
 def test_other_errors_come_through() -> None:
@@ -210,10 +208,13 @@ def test_mistakes(options: dict[str, Any], message: str) -> None:
 
 
 def test_default_limits_depend_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("harness.measuring.latency.time_in_turn", lambda *_, **__: {})
+    monkeypatch.setattr(
+        "harness.measuring.latency.time_in_turn",
+        lambda functions, *_, **__: dict.fromkeys(functions, Timing.of([1.0])),
+    )
     one: dict[str, Any] = {"sizes": ((2, 2),), "parts": ("core",), "passes": ("forward",)}
-    settings = measure([Variant("none")], device=CPU, **one)["settings"]
-    assert (settings["warmup"], settings["max_runs"], settings["max_seconds"]) == (1, 1000, 20.0)
+    settings = measure([Variant("none")], device=CPU, **one).settings
+    assert (settings.warmup, settings.max_runs, settings.max_seconds) == (1, 1000, 20.0)
 
 
 def test_progress_over_all_cases() -> None:
@@ -247,20 +248,6 @@ def test_progress_bar(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFix
     assert "50%" in err
 
 
-def test_ratio_to_nla(tmp_path: Path) -> None:
-    common = {"part": "core", "passes": "forward", "height": 9, "width": 7, "runs": 5}
-    times = {"mean_ms": 1.0, "iqr_ms": 1.0, "min_ms": 1.0, "peak_memory_mb": None}
-    rows = [
-        {**common, **times, "median_ms": ms, "variant": Variant(name).to_dict()}
-        for name, ms in (("nla", 30.0), ("enlca", 4.0))
-    ]
-    (table,) = tables({"rows": rows})
-    assert table.title == "core, forward, 9x7"
-    assert list(table.columns[-1].cells) == ["1.00", "7.50"]
-    (alone,) = tables({"rows": rows[1:]})
-    assert list(alone.columns[-1].cells) == [""]
-
-
 def test_parse_size() -> None:
     assert parse_size("100x150") == (100, 150)
     for text in ("100", "0x5", "5x", "axb", "5X5", "-1x2", "1x2x3", ""):
@@ -282,11 +269,11 @@ def test_command_line(
         *("--passes", "forward", "--max-seconds", "0", "--max-runs", "2", "--device", "cpu"),
         *("--threads", str(torch.get_num_threads()), "--results", str(tmp_path)),
     )
-    (record,) = load_records(tmp_path, "latency")
-    assert [r["part"] for r in record["rows"]] == ["core", "network"]
-    assert {r["variant"]["label"] for r in record["rows"]} == {"ENLCA-m4"}
-    assert record["command"].startswith("python -m harness.latency --attn enlca --m 4")
-    assert str(tmp_path) not in json.dumps(record)
+    (record,) = load_records(tmp_path, Latency)
+    assert [r.part for r in record.rows] == ["core", "network"]
+    assert {r.variant.label for r in record.rows} == {"ENLCA-m4"}
+    assert record.command.startswith("python -m harness.latency --attn enlca --m 4")
+    assert str(tmp_path) not in json.dumps(untyped(record))
     assert "ENLCA-m4" in capsys.readouterr().out
 
 
@@ -295,9 +282,9 @@ def test_rows_of_table_5_are_the_default(
 ) -> None:
     quick = ("--sizes", "3x3", "--parts", "core", "--max-runs", "1", "--passes", "forward")
     command(monkeypatch, *quick, "--results", str(tmp_path))
-    (record,) = load_records(tmp_path, "latency")
+    (record,) = load_records(tmp_path, Latency)
     labels = [variant.label for variant in table_rows("table5")]
-    assert [r["variant"]["label"] for r in record["rows"]] == labels
+    assert [r.variant.label for r in record.rows] == labels
     assert "NLA" in capsys.readouterr().out
 
 
@@ -307,15 +294,15 @@ def test_a_chosen_implementation_runs_and_is_recorded(
     quick = ("--attn", "nla", "enlca", "--sizes", "3x3", "--parts", "core", "--max-runs", "1")
     quick = (*quick, "--passes", "forward", "--results", str(tmp_path))
     command(monkeypatch, *quick, "--impl", "enla=reference")
-    (record,) = load_records(tmp_path, "latency")
-    assert record["settings"]["implementation"] == "enla=reference"
+    (record,) = load_records(tmp_path, Latency)
+    assert record.settings.implementation == "enla=reference"
     compiled = why_not_native(torch.zeros(1)) is None
     nla = "native" if compiled else "sdpa"
-    assert [r["implementation"] for r in record["rows"]] == [{"nla": nla}, {"enla": "reference"}]
+    assert [r.implementation for r in record.rows] == [{"nla": nla}, {"enla": "reference"}]
     command(monkeypatch, *quick)  # the choice ended with its command
-    auto = next(r for r in load_records(tmp_path, "latency") if r["id"] != record["id"])
-    assert "implementation" not in auto["settings"]
-    assert auto["rows"][1]["implementation"] == {"enla": "native" if compiled else "tiled"}
+    auto = next(r for r in load_records(tmp_path, Latency) if r.id != record.id)
+    assert not auto.settings.implementation
+    assert auto.rows[1].implementation == {"enla": "native" if compiled else "tiled"}
 
 
 @pytest.mark.parametrize(
@@ -361,5 +348,5 @@ def test_on_cuda(dtype: str, tmp_path: Path) -> None:
         variants, device=torch.device("cuda", 0), dtype=dtype, sizes=((20, 21),), max_runs=3
     )
     save_record(tmp_path, record)
-    assert record["settings"]["clock"] == "CUDA events"
-    assert all(row["runs"] == 3 and row["peak_memory_mb"] > 0 for row in record["rows"])
+    assert record.settings.clock == "CUDA events"
+    assert all(row.runs == 3 and row.peak_memory_mb > 0 for row in record.rows)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from harness import maps
 from harness.base.errors import UserError
+from harness.config.network import NetworkConfig
 from harness.config.variants import Variant
 from harness.images.bicubic import crop_to_multiple, downscale
 from harness.images.files import read_image
@@ -51,7 +52,7 @@ def make(
     positions: tuple[int, ...] | None = None,
 ) -> TrainedNetwork:
     """A tiny network whose attention is far from uniform and differs from module to module."""
-    architecture = Architecture(variant, 4, 8, scale, positions=positions)
+    architecture = Architecture(variant, NetworkConfig(4, 8), scale, positions=positions)
     network = architecture.build(seed).eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

@@ -21,6 +21,7 @@ from attention_zoo import AttentionError
 from attention_zoo.nlsa import NonLocalSparseAttention
 from attention_zoo.official import find_official
 from harness.base.errors import UserError
+from harness.config.network import NetworkConfig
 from harness.config.variants import Variant
 from harness.network.edsr import EDSR
 from harness.network.official import load_official, published_method, read_state_dict
@@ -101,7 +102,7 @@ def test_a_network_computes_what_the_released_one_does(
     trained = load_official(write(theirs.state_dict(), tmp_path / "a.pt"), chunk_size=6)
     ours, architecture = trained.network, trained.architecture
     image_range = options.get("image_range", 1.0)
-    assert (architecture.blocks, architecture.channels) == (blocks, 8)
+    assert (architecture.network.blocks, architecture.network.channels) == (blocks, 8)
     assert (architecture.scale, architecture.image_range) == (scale, image_range)
     assert [int(key) for key in ours.attention] == list(
         range(0, blocks + 1, 8) if attention else []
@@ -253,21 +254,21 @@ def test_what_is_read_off_the_tensors(tmp_path: Path) -> None:
             write(make(*args).state_dict(), tmp_path / "a.pt"), **options
         ).architecture
 
-    enlca = Variant("enlca", {"m": 5, "reduction": 4, "res_scale": 0.1})
-    assert load(ENLCN, 32) == Architecture(enlca, 32, 8, 2, 0.1)
-    assert load(ENLCN, 12) == Architecture(enlca, 12, 8, 2, 0.1, positions=(0, 8))
+    enlca = Variant("enlca", {"m": 5})
+    assert load(ENLCN, 32) == Architecture(enlca, NetworkConfig(32, 8, 0.1), 2)
+    assert load(ENLCN, 12) == Architecture(enlca, NetworkConfig(12, 8, 0.1), 2, positions=(0, 8))
     nla = load(released.NLA).variant
     assert (nla.name, nla.options["released"]) == ("nla", True)
-    nlsa = load(NLSN, rounds=2).variant.options
+    nlsa = load(NLSN, rounds=2).variant.resolved
     assert (nlsa["rounds"], nlsa["chunk_size"]) == (2, 144)
-    assert load(None) == Architecture(Variant("none"), 8, 8, 2, 1.0)
+    assert load(None) == Architecture(Variant("none"), NetworkConfig(8, 8, 1.0), 2)
     with pytest.raises(AttentionError, match="rounds must be at least 1"):
         load(NLSN, rounds=0)
 
 
 def test_residual_scale(tmp_path: Path) -> None:
     wide = write(released.Network(1, 256, 2).state_dict(), tmp_path / "wide.pt")
-    assert load_official(wide).architecture.block_res_scale == 0.1
+    assert load_official(wide).architecture.network.block_res_scale == 0.1
     path = write(make().state_dict(), tmp_path / "enlcn.pt")
     network = load_official(path, block_res_scale=0.5).network
     assert {block.res_scale for block in network.blocks} == {0.5}
@@ -386,12 +387,14 @@ def mixed(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def test_published_methods() -> None:
     for name, method in [("none", "EDSR"), ("nlsa", "NLSN"), ("enlca", "ENLCN"), ("nla", None)]:
-        assert published_method(Architecture(Variant(name), 32, 256, 4, 0.1)) == method
+        assert (
+            published_method(Architecture(Variant(name), NetworkConfig(32, 256, 0.1), 4)) == method
+        )
     for other in (
-        Architecture(Variant("enlca", {"m": 16}), 32, 256, 4, 0.1),
-        Architecture(Variant("enlca"), 32, 64, 4, 0.1),
-        Architecture(Variant("none"), 32, 256, 4, 1.0),
-        Architecture(Variant("enlca"), 32, 256, 4, 0.1, positions=(0,)),
+        Architecture(Variant("enlca", {"m": 16}), NetworkConfig(32, 256, 0.1), 4),
+        Architecture(Variant("enlca"), NetworkConfig(32, 64, 0.1), 4),
+        Architecture(Variant("none"), NetworkConfig(32, 256, 1.0), 4),
+        Architecture(Variant("enlca"), NetworkConfig(32, 256, 0.1), 4, positions=(0,)),
     ):
         assert published_method(other) is None
 

@@ -13,11 +13,12 @@ import pytest
 from attention_zoo import AttentionError
 from harness import run
 from harness.base.errors import UserError
-from harness.config.labels import variant_key, variant_labels
+from harness.config.labels import row_labels
 from harness.config.options import parse
 from harness.config.variants import Variant
 from harness.measuring.flops import count
 from harness.network.weights import load_weights
+from harness.records.shapes import Run
 from harness.records.store import load_records
 from harness.runs.jobs import option_words
 from harness.runs.options import RunOptions as Options
@@ -85,7 +86,7 @@ def chosen(*words: str) -> list[Variant]:
         (["nystrom", "--no-skip"], {"skip": False}),
         (["enlca", "--attn-no-hinge"], None),
         (["enlca", "--no-attn-hinge", "--m", "4"], {"hinge": False, "m": 4}),
-        (["enlca", "--hinge", "--m", "4"], {"hinge": True, "m": 4}),
+        (["enlca", "--hinge", "--m", "4"], {"m": 4}),  # as it is by default
         (["enlca", "--hinge=False"], {"hinge": False}),
     ],
 )
@@ -116,8 +117,8 @@ def test_a_value_arrives_as_what_it_is(
     write: Write, options: str, words: list[str], expected: object
 ) -> None:
     (variant,) = chosen(write("values", options), *words)
-    assert variant.options == {"size": expected}
-    assert type(variant.options["size"]) is type(expected)
+    assert variant.resolved == {"size": expected}
+    assert type(variant.resolved["size"]) is type(expected)
     assert chosen(variant.name, *option_words(variant)) == [variant]  # as a sweep writes them
 
 
@@ -144,10 +145,9 @@ def test_two_modules_of_one_label_have_two_rows(
 
 @pytest.mark.parametrize("label", ["NLA", "ENLCA-m16", "Baseline", "Focused linear-p3"])
 def test_the_row_of_a_published_method_is_its_own(write: Write, label: str) -> None:
-    variant = Variant(write("namesake", label=label)).to_dict()
-    assert list(variant_labels([variant]).values()) == [f"{label}, own_namesake:Mine"]
-    both = [Variant("nla").to_dict(), variant]
-    assert variant_labels(both)[variant_key(both[0])] == "NLA"
+    variant = Variant(write("namesake", label=label))
+    assert row_labels([variant])[variant] == f"{label}, own_namesake:Mine"
+    assert row_labels([Variant("nla"), variant])[Variant("nla")] == "NLA"
 
 
 def test_options_that_the_label_does_not_tell_are_told(write: Write) -> None:
@@ -160,8 +160,8 @@ def test_options_that_the_label_does_not_tell_are_told(write: Write) -> None:
 @pytest.mark.parametrize("label", ["注意", " ", "x" * 300])
 def test_any_label_gives_a_file_name(write: Write, main: Any, tmp_path: Path, label: str) -> None:
     assert main(write("names", label=label)) == 0
-    (record,) = load_records(tmp_path, "run")
-    assert record["variant"]["label"] == label
+    (record,) = load_records(tmp_path, Run)
+    assert record.variant.label == label
 
 
 def test_weights_that_layers_share_are_kept(write: Write, main: Any, tmp_path: Path) -> None:

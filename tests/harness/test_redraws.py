@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from harness.config.network import NetworkConfig
 from harness.config.variants import Variant
 from harness.images.sources import find_data
 from harness.measuring.redraws import measure, redrawn
 from harness.network.weights import Architecture, TrainedNetwork, save_weights
+from harness.records.shapes import Redraw
 from harness.records.store import load_records
 from harness.redraws import main
 from harness.reporting.tables.all import write_tables
@@ -21,7 +23,9 @@ from harness.reporting.tables.redraws import redraw_table
 
 def trained(name: str, **options: object) -> TrainedNetwork:
     """A network of random weights in which attention weighs much."""
-    architecture = Architecture(Variant(name, {"res_scale": 1.0, **options}), 4, 8, 4)
+    architecture = Architecture(
+        Variant(name, {"res_scale": 1.0, **options}), NetworkConfig(4, 8), 4
+    )
     return TrainedNetwork(f"some-{name}", architecture, architecture.build().eval())
 
 
@@ -63,10 +67,10 @@ def test_draw_zero_is_the_network_as_it_is_trained(image_folder: Path) -> None:
     network, source = trained("enlca", m=4), find_data(image_folder)
     sets = [source.test_set("Tiny", 4)]
     rows = measure(network, sets, draws=2, m=(2, 4))
-    assert [(r["m"], r["draw"]) for r in rows] == [(4, 0), (4, 1), (4, 2), (2, 1), (2, 2)]
+    assert [(row.m, row.draw) for row in rows] == [(4, 0), (4, 1), (4, 2), (2, 1), (2, 2)]
     alone = measure(network, sets, draws=1)
     assert alone == rows[:2]
-    assert len({row["psnr"] for row in rows}) == len(rows)
+    assert len({row.psnr for row in rows}) == len(rows)
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *words: object) -> None:
@@ -87,12 +91,12 @@ def test_records_and_table(
     common = ["--data", image_folder, "--results", tmp_path, "--draws", 3, "--runs"]
     run(monkeypatch, *common, *paths)
     run(monkeypatch, *common, *paths)
-    assert capsys.readouterr().out.count("measured already") == 2
-    records = load_records(tmp_path, "redraw")
+    assert capsys.readouterr().out.count("already measured") == 2
+    records = load_records(tmp_path, Redraw)
     assert len(records) == 2
     table = redraw_table(records)
-    for row, record in zip(table.data, sorted(records, key=lambda r: r["created"]), strict=True):
-        trained_psnr, *values = (r["psnr"] for r in record["rows"])
+    for row, record in zip(table.data, sorted(records, key=lambda r: r.created), strict=True):
+        trained_psnr, *values = (r.psnr for r in record.rows)
         assert row["psnr_db_trained_draw"] == trained_psnr
         assert row["psnr_db_redrawn_mean"] == pytest.approx(statistics.fmean(values))
         assert row["psnr_db_redrawn_std"] == pytest.approx(statistics.stdev(values))
@@ -103,8 +107,8 @@ def test_records_and_table(
 @pytest.mark.parametrize(
     ("name", "words", "message"),
     [
-        ("none", [], "draws nothing at random"),
-        ("nlsa", ["--m", 8], "--m is of ENLA and ENLCA"),
+        ("none", [], "no random projection or hashing to redraw"),
+        ("nlsa", ["--m", 8], "--m applies to ENLA and ENLCA"),
         ("enlca", ["--m", 0], "--m must be at least 1"),
         ("enlca", ["--draws", 0], "--draws must be at least 1"),
         ("enlca", ["--tile", 2], "--tile must be at least 16"),
@@ -120,7 +124,7 @@ def test_mistakes_are_told_in_a_line(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     options = {} if name == "none" else {"res_scale": 1.0}
-    architecture = Architecture(Variant(name, options), 4, 8, 4)
+    architecture = Architecture(Variant(name, options), NetworkConfig(4, 8), 4)
     path = tmp_path / "network.safetensors"
     save_weights(path, architecture.build(), architecture, "network")
     with pytest.raises(SystemExit) as stop:

@@ -14,8 +14,7 @@ from safetensors.torch import load_file
 
 from harness import run, tables
 from harness.config.options import describe_command
-from harness.config.variants import Variant
-from harness.network.edsr import EDSR, build_network
+from harness.records.shapes import Cost, Latency, Run, untyped
 from harness.records.store import load_records
 
 TINY = ["--blocks", "4", "--channels", "8", "--steps", "3", "--batch", "2", "--patch", "8"]
@@ -43,7 +42,7 @@ def refused(
 @pytest.fixture
 def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
     """Counting and timing are tested elsewhere and take seconds."""
-    monkeypatch.setattr(run, "LATENCY_SECONDS", 0.01)
+    monkeypatch.setattr("harness.runs.run.LATENCY_SECONDS", 0.01)
 
 
 def test_main_job_leaves_records_and_prints_a_table(
@@ -59,18 +58,18 @@ def test_main_job_leaves_records_and_prints_a_table(
     assert "ENLCA-m16" in printed
     assert "bicubic" in printed
 
-    (record,) = load_records(tmp_path, "run")
-    assert record["variant"]["options"]["m"] == 16
-    assert record["config"]["data"]["name"] == image_folder.name
-    assert [row["name"] for row in record["quality"]["Tiny"]["images"]] == ["e0", "e1"]
-    assert record["training"]["log"][-1][0] == 3
-    assert str(image_folder) not in json.dumps(record)
-    (cost,) = load_records(tmp_path, "cost")
-    assert round(cost["parts"]["core"]["paper_gflops"], 2) == 0.08
-    (timed,) = load_records(tmp_path, "latency")
-    assert {row["variant"]["label"] for row in timed["rows"]} == {"NLA", "ENLCA-m16"}
+    (record,) = load_records(tmp_path, Run)
+    assert record.variant.options["m"] == 16
+    assert record.config.data.name == image_folder.name
+    assert [row.name for row in record.quality["Tiny"].images] == ["e0", "e1"]
+    assert record.training.log[-1][0] == 3
+    assert str(image_folder) not in json.dumps(untyped(record))
+    (cost,) = load_records(tmp_path, Cost)
+    assert round(cost.parts.core.paper_gflops, 2) == 0.08
+    (timed,) = load_records(tmp_path, Latency)
+    assert {row.variant.label for row in timed.rows} == {"NLA", "ENLCA-m16"}
 
-    folder = tmp_path / "runs" / record["id"]
+    folder = tmp_path / "runs" / record.id
     weights = load_file(folder / "weights.safetensors")
     assert sum(v.numel() for k, v in weights.items() if "projection" not in k) > 1000
     assert not (folder / "state.safetensors").exists()
@@ -81,7 +80,7 @@ def test_main_job_leaves_records_and_prints_a_table(
     run_main(monkeypatch, *words, "--skip-latency")
     told = " ".join(capsys.readouterr().out.split())
     assert "ENLCA-m16 seed 0 is finished: 20" in told
-    assert f"records/runs/{record['id']}.json; another --results runs it anew" in told
+    assert f"records/runs/{record.id}.json; another --results" in told
     assert before == {p: p.read_bytes() for p in (tmp_path / "records" / "runs").iterdir()}
 
     # And the tables come out of the records alone.
@@ -108,9 +107,9 @@ def test_a_users_manga109_joins_table_1(
     assert rows["ENLCN"]["psnr_db_paper"] == "39.64"
     measured = {m: r["psnr_db_measured"] for m, r in rows.items() if r["source"] == "measured"}
     assert measured.keys() == {"Baseline", "ENLCA-m128"}
-    for record in load_records(tmp_path, "run"):
-        psnr = float(measured[record["variant"]["label"]])
-        assert psnr == pytest.approx(record["quality"]["Manga109"]["psnr"], abs=1e-4)
+    for record in load_records(tmp_path, Run):
+        psnr = float(measured[record.variant.label])
+        assert psnr == pytest.approx(record.quality["Manga109"].psnr, abs=1e-4)
 
 
 def test_same_command_same_result(
@@ -120,8 +119,8 @@ def test_same_command_same_result(
     for place in ("a", "b"):
         words = ["--attn", "nlsa", *TINY, "--data", image_folder, "--results", tmp_path / place]
         run_main(monkeypatch, *words, "--skip-latency")
-        (record,) = load_records(tmp_path / place, "run")
-        records.append((record["id"], record["quality"], record["training"]["log"]))
+        (record,) = load_records(tmp_path / place, Run)
+        records.append((record.id, record.quality, record.training.log))
     assert records[0] == records[1]
 
 
@@ -131,8 +130,8 @@ def test_several_modules_and_seeds(
     words = ["--attn", "none", "enla", "conv", "--m", "4", "--seeds", "0", "1"]
     common = ["--data", image_folder, "--results", tmp_path, "--skip-latency"]
     run_main(monkeypatch, *words, *TINY, *common)
-    records = load_records(tmp_path, "run")
-    found = {(r["variant"]["label"], r["config"]["seed"]) for r in records}
+    records = load_records(tmp_path, Run)
+    found = {(r.variant.label, r.config.seed) for r in records}
     assert found == {(n, s) for n in ("Baseline", "ENLA-m4", "Conv") for s in (0, 1)}
 
 
@@ -141,10 +140,7 @@ def test_the_rows_of_a_table(
 ) -> None:
     small = [*TINY, "--steps", "2", "--data", image_folder, "--results", tmp_path, "--skip-latency"]
     run_main(monkeypatch, "--rows", "table2", *small)
-    found = {
-        (r["variant"]["name"], r["variant"]["options"].get("k"))
-        for r in load_records(tmp_path, "run")
-    }
+    found = {(r.variant.name, r.variant.options.get("k")) for r in load_records(tmp_path, Run)}
     assert found == {("none", None), *((n, k) for n in ("enla", "enlca") for k in (1.0, 6.0))}
 
     # A row that another table shares is not trained again.
@@ -158,7 +154,7 @@ def test_the_rows_of_a_table(
     with path.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["psnr_db_paper"] for row in rows] == ["32.21", "32.37", "32.44", "32.41", "32.48"]
-    measured = {r["id"]: r["quality"]["Tiny"]["psnr"] for r in load_records(tmp_path, "run")}
+    measured = {r.id: r.quality["Tiny"].psnr for r in load_records(tmp_path, Run)}
     assert sorted(float(row["psnr_db_measured"]) for row in rows) == pytest.approx(
         sorted(measured.values())
     )
@@ -172,22 +168,16 @@ def test_skip_training_needs_no_images(
     words = ["--attn", "conv", "--skip-training", "--skip-latency", "--results", tmp_path]
     run_main(monkeypatch, *words)
     assert "0.74" in capsys.readouterr().out
-    assert load_records(tmp_path, "run") == []
-    assert len(load_records(tmp_path, "cost")) == 1
+    assert load_records(tmp_path, Run) == []
+    assert len(load_records(tmp_path, Cost)) == 1
 
 
 @pytest.mark.usefixtures("quiet")
 def test_an_option_of_zero_is_given(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    built = []
-
-    def watched(variant: Variant, **values: Any) -> EDSR:
-        built.append(values["block_res_scale"])
-        return build_network(variant, **values)
-
-    monkeypatch.setattr(run, "build_network", watched)
     words = ["--attn", "conv", "--skip-training", "--results", tmp_path, "--block-res-scale", "0"]
     run_main(monkeypatch, *words)
-    assert set(built) == {0.0}
+    (record,) = load_records(tmp_path, Latency)
+    assert record.settings.network["block_res_scale"] == 0.0
 
 
 @pytest.mark.parametrize(
@@ -290,15 +280,15 @@ def test_folder_of_another_configuration(
 ) -> None:
     words = ["--attn", "none", *TINY, "--data", image_folder, "--results", tmp_path]
     run_main(monkeypatch, *words, "--skip-latency")
-    (record,) = load_records(tmp_path, "run")
-    (tmp_path / "records" / "runs" / f"{record['id']}.json").unlink()
-    path = tmp_path / "runs" / record["id"] / "config.json"
+    (record,) = load_records(tmp_path, Run)
+    (tmp_path / "records" / "runs" / f"{record.id}.json").unlink()
+    path = tmp_path / "runs" / record.id / "config.json"
     content: dict[str, Any] = json.loads(path.read_text())
     content["config"]["steps"] = 4
     path.write_text(json.dumps(content))
     line = refused(monkeypatch, capsys, *words)
     assert "another configuration" in line
-    assert record["id"] in line
+    assert record.id in line
 
 
 def test_an_own_module_is_run_by_its_path(
@@ -321,8 +311,8 @@ def test_an_own_module_is_run_by_its_path(
     words = ["--attn", "my_package.my_module:Twice", "--factor", "3", *TINY]
     common = ["--data", image_folder, "--results", tmp_path / "results", "--skip-latency"]
     run_main(monkeypatch, *words, *common)
-    (record,) = load_records(tmp_path / "results", "run")
-    assert record["variant"]["label"] == "Twice-3.0"
+    (record,) = load_records(tmp_path / "results", Run)
+    assert record.variant.label == "Twice-3.0"
 
 
 def test_a_warm_start_trains_every_variant_on_from_one_baseline(
@@ -334,18 +324,14 @@ def test_a_warm_start_trains_every_variant_on_from_one_baseline(
     warm = ["--protocol", "warm-start", "--start-steps", "4", "--learning-rate", "1e-9"]
     common = [*TINY, *warm, "--data", image_folder, "--results", tmp_path, "--skip-latency"]
     run_main(monkeypatch, "--attn", "none", "nla", *common)
-    records = {
-        (r["config"]["protocol"], r["variant"]["name"]): r
-        for r in load_records(tmp_path)
-        if r["kind"] == "run"
-    }
+    records = {(r.config.protocol, r.variant.name): r for r in load_records(tmp_path, Run)}
     assert set(records) == {("scratch", "none"), ("warm-start", "none"), ("warm-start", "nla")}
     start = records["scratch", "none"]
-    assert start["config"]["steps"] == 4
-    assert "start" not in start["config"]
-    assert records["warm-start", "nla"]["config"]["start"]["steps"] == 4
+    assert start.config.steps == 4
+    assert not start.config.start
+    assert records["warm-start", "nla"].config.start.steps == 4
     weights = {
-        key: load_file(tmp_path / "runs" / r["id"] / "weights.safetensors")
+        key: load_file(tmp_path / "runs" / r.id / "weights.safetensors")
         for key, r in records.items()
     }
     # At this rate nothing moves: both still have the baseline's backbone.
@@ -353,24 +339,24 @@ def test_a_warm_start_trains_every_variant_on_from_one_baseline(
         for name, value in weights["scratch", "none"].items():
             torch.testing.assert_close(weights["warm-start", key][name], value, rtol=0, atol=1e-6)
     # Without its weights the baseline is trained again, to the same bits; its record stays.
-    path = tmp_path / "runs" / start["id"] / "weights.safetensors"
+    path = tmp_path / "runs" / start.id / "weights.safetensors"
     before = path.read_bytes()
     path.unlink()
     run_main(monkeypatch, "--attn", "conv", *common)
     assert path.read_bytes() == before
     # Published weights stand in for those of a training here, if they are that run's.
     other = tmp_path / "other"
-    published = other / "weights" / f"{start['id']}.safetensors"
+    published = other / "weights" / f"{start.id}.safetensors"
     published.parent.mkdir(parents=True)
     shutil.copyfile(path, published)
-    record = Path("records", "runs", f"{start['id']}.json")
+    record = Path("records", "runs", f"{start.id}.json")
     (other / record).parent.mkdir(parents=True)
     shutil.copyfile(tmp_path / record, other / record)
     elsewhere = [other if word == tmp_path else word for word in common]
     run_main(monkeypatch, "--attn", "nla", *elsewhere)
-    nla = Path("runs", records["warm-start", "nla"]["id"], "weights.safetensors")
+    nla = Path("runs", records["warm-start", "nla"].id, "weights.safetensors")
     assert (other / nla).read_bytes() == (tmp_path / nla).read_bytes()
-    assert not (other / "runs" / start["id"]).exists()
+    assert not (other / "runs" / start.id).exists()
     shutil.copyfile(other / nla, published)
     shutil.rmtree(other / "runs")
     (other / "records" / "runs" / f"{nla.parent.name}.json").unlink()
@@ -378,14 +364,14 @@ def test_a_warm_start_trains_every_variant_on_from_one_baseline(
     # It is the run that the same options without a warm start give.
     alone = ["--attn", "none", *TINY, "--steps", "4", "--data", image_folder, "--skip-latency"]
     run_main(monkeypatch, *alone, "--results", tmp_path)
-    assert len(load_records(tmp_path, "run")) == 4
+    assert len(load_records(tmp_path, Run)) == 4
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--protocol", "cold"], "unknown protocol 'cold': choose from scratch, warm-start"),
-        (["--start-steps", "4"], "--start-steps is of --protocol warm-start"),
+        (["--protocol", "cold"], "--protocol"),
+        (["--start-steps", "4"], "--start-steps applies only to --protocol warm-start"),
         (["--protocol", "warm-start", "--start-steps", "0"], "steps must be at least 1"),
     ],
 )

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any, ClassVar
 
+import msgspec
 import pytest
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from harness.base.errors import UserError
 from harness.config.rows import table_rows
 from harness.config.variants import Variant
 from harness.measuring.scaling import measure, projected_seconds
+from harness.records.shapes import Scaling, untyped
 from harness.records.store import load_records, save_record
 from harness.reporting.scaling import statements, unmeasured, verdict
 
@@ -59,22 +61,22 @@ def test_rows_smallest_size_first(tmp_path: Path) -> None:
     variants = [Variant("enlca", {"m": 4}), Variant("none")]
     record = measure(variants, **QUICK, sizes=[(9, 9), (4, 5), (9, 9)], command="asked")
     save_record(tmp_path, record)
-    (loaded,) = load_records(tmp_path, "scaling")
-    assert loaded["rows"] == record["rows"]
-    shapes = [(r["variant"]["name"], r["height"], r["width"]) for r in record["rows"]]
+    (loaded,) = load_records(tmp_path, Scaling)
+    assert loaded.rows == record.rows
+    shapes = [(r.variant.name, r.height, r.width) for r in record.rows]
     assert shapes == [("enlca", 4, 5), ("none", 4, 5), ("enlca", 9, 9), ("none", 9, 9)]
-    for row in record["rows"]:
-        assert (row["part"], row["passes"], row["channels"]) == ("core", "forward", 64)
-        assert row["median_ms"] > 0
-        assert row["peak_memory_mb"] > 0
-    assert record["command"] == "asked"
-    assert record["settings"]["fit_from"] == 10_000
-    assert (record["settings"]["max_seconds"], record["settings"]["size_seconds"]) == (20.0, 10.0)
+    for row in record.rows:
+        assert (row.part, row.passes, row.channels) == ("core", "forward", 64)
+        assert row.median_ms > 0
+        assert row.peak_memory_mb > 0
+    assert record.command == "asked"
+    assert record.settings.fit_from == 10_000
+    assert (record.settings.max_seconds, record.settings.size_seconds) == (20.0, 10.0)
 
 
 def test_backward_takes_the_gradient() -> None:
-    rows = measure([Variant("conv")], **QUICK, sizes=[(4, 4)], backward=True)["rows"]
-    assert [row["passes"] for row in rows] == ["forward+backward"]
+    rows = measure([Variant("conv")], **QUICK, sizes=[(4, 4)], backward=True).rows
+    assert [row.passes for row in rows] == ["forward+backward"]
 
 
 def test_a_size_is_skipped_where_the_closed_form_projects_too_long() -> None:
@@ -86,15 +88,15 @@ def test_a_size_is_skipped_where_the_closed_form_projects_too_long() -> None:
     variants = [slow(power=3), Variant("conv")]
     sizes = [(1, 1), (10, 100), (20, 100)]
     record = measure(variants, **QUICK, sizes=sizes, max_seconds=100.0)
-    first, _, second, conv, third, _ = record["rows"]
+    first, _, second, conv, third, _ = record.rows
     assert set(Slow.sizes) == {1}
-    assert first["median_ms"] is not None
-    assert conv["median_ms"] is not None
+    assert first.median_ms is not None
+    assert conv.median_ms is not None
     for row, n in ((second, 1000), (third, 2000)):
-        assert row["median_ms"] is row["runs"] is row["peak_memory_mb"] is None
-        assert (row["height"] * row["width"], row["variant"]) == (n, variants[0].to_dict())
-        seconds = first["median_ms"] / 1e3 * n**3
-        assert row["note"] == f"skipped, as a call would take {seconds:.3g} s (bound 100)"
+        assert row.median_ms is row.runs is row.peak_memory_mb is None
+        assert (row.positions, row.variant.name) == (n, variants[0].name)
+        seconds = first.median_ms / 1e3 * n**3
+        assert row.note == f"skipped, as a call would take {seconds:.3g} s (bound 100)"
 
 
 def test_memory_of_what_is_too_slow_to_time(tmp_path: Path) -> None:
@@ -104,14 +106,14 @@ def test_memory_of_what_is_too_slow_to_time(tmp_path: Path) -> None:
     limits = {"max_seconds": 1e-3, "memory_seconds": 1e5}
     record = measure(variants, **QUICK, sizes=sizes, **limits)
     save_record(tmp_path, record)
-    _, _, second, _, third, _ = record["rows"]
+    _, _, second, _, third, _ = record.rows
     assert Slow.sizes.count(100) == 1
     assert 10_000 not in Slow.sizes
-    assert second["median_ms"] is second["runs"] is None
-    assert second["peak_memory_mb"] == pytest.approx(100 * 64 * 4 / 1e6, rel=0.1)
-    assert second["note"].startswith("not timed, as a call would take")
-    assert third["peak_memory_mb"] is None
-    assert third["note"].startswith("skipped, as a call would take")
+    assert second.median_ms is second.runs is None
+    assert second.peak_memory_mb == pytest.approx(100 * 64 * 4 / 1e6, rel=0.1)
+    assert second.note.startswith("not timed, as a call would take")
+    assert third.peak_memory_mb is None
+    assert third.note.startswith("skipped, as a call would take")
     label = variants[0].label
     assert f"{label} not measured beyond 10x10)" in verdict(record)[-1]
     assert [text.partition(",")[0] for text in unmeasured(record)[:2]] == [
@@ -123,17 +125,18 @@ def test_memory_of_what_is_too_slow_to_time(tmp_path: Path) -> None:
 def test_out_of_memory_where_memory_alone_is_measured() -> None:
     limits = {"max_seconds": 1e-3, "memory_seconds": 1e5}
     record = measure([slow(power=3, full=9)], **QUICK, sizes=[(1, 1), (10, 10)], **limits)
-    assert record["rows"][1]["peak_memory_mb"] is None
-    assert record["rows"][1]["note"].endswith("s (bound 0.001); out of memory")
+    assert record.rows[1].peak_memory_mb is None
+    assert record.rows[1].note.endswith("s (bound 0.001); out of memory")
 
 
 def test_sizes_where_all_are_skipped_have_rows_too() -> None:
     record = measure([slow(power=3)], **QUICK, sizes=[(1, 1), (30, 30)], max_seconds=0.5)
-    assert [row["median_ms"] is None for row in record["rows"]] == [False, True]
+    assert [row.median_ms is None for row in record.rows] == [False, True]
 
 
 def test_projection_by_the_closed_form_and_by_n_without_one() -> None:
-    row = {"median_ms": 500.0, "height": 10, "width": 10}
+    (timed,) = measure([Variant("none")], **QUICK, sizes=[(10, 10)]).rows
+    row = msgspec.structs.replace(timed, median_ms=500.0)
     assert projected_seconds(Variant("nla"), row, (20, 30)) == pytest.approx(0.5 * 6**2)
     assert projected_seconds(slow(power=0), row, (20, 30)) == pytest.approx(0.5 * 6)
     before = torch.get_rng_state()
@@ -144,7 +147,7 @@ def test_projection_by_the_closed_form_and_by_n_without_one() -> None:
 def test_out_of_memory_is_a_note_and_ends_nothing(tmp_path: Path) -> None:
     variants = [slow(full=9), Variant("conv")]
     record = measure(variants, **QUICK, sizes=[(2, 2), (3, 3)])
-    assert [row.get("note") for row in record["rows"]] == [None, None, "out of memory", None]
+    assert [row.note for row in record.rows] == [None, None, "out of memory", None]
     save_record(tmp_path, record)
     assert unmeasured(record) == [f"{variants[0].label} at 3x3: out of memory."]
 
@@ -187,13 +190,13 @@ def test_command_line(
         *("--threads", str(torch.get_num_threads()), "--results", str(tmp_path)),
     )
     out = capsys.readouterr().out
-    (record,) = load_records(tmp_path, "scaling")
-    assert [row["height"] for row in record["rows"]] == [4, 6, 8]
-    assert {row["variant"]["label"] for row in record["rows"]} == {"ENLCA-m4"}
-    assert record["command"].startswith("python -m harness.scaling --attn enlca --m 4")
-    assert str(tmp_path) not in json.dumps(record)
-    files = [tmp_path / "tables" / f"scaling-{record['id']}.{s}" for s in ("csv", "md")]
-    files += [tmp_path / "figures" / f"scaling-{record['id']}.{s}" for s in ("png", "pdf")]
+    (record,) = load_records(tmp_path, Scaling)
+    assert [row.height for row in record.rows] == [4, 6, 8]
+    assert {row.variant.label for row in record.rows} == {"ENLCA-m4"}
+    assert record.command.startswith("python -m harness.scaling --attn enlca --m 4")
+    assert str(tmp_path) not in json.dumps(untyped(record))
+    files = [tmp_path / "tables" / f"scaling-{record.id}.{s}" for s in ("csv", "md")]
+    files += [tmp_path / "figures" / f"scaling-{record.id}.{s}" for s in ("png", "pdf")]
     assert out == "".join(f"{line}\n" for line in (*files, *statements(record)))
 
     before = [path.read_bytes() for path in files]
@@ -202,15 +205,15 @@ def test_command_line(
     command(monkeypatch, "--from-records", "--results", str(tmp_path))
     assert capsys.readouterr().out == out
     assert [path.read_bytes() for path in files] == before
-    assert len(load_records(tmp_path)) == 1
+    assert len(load_records(tmp_path, Scaling)) == 1
 
 
 def test_rows_of_table_5_are_the_default(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(scaling, "write_report", lambda *_: [])  # drawing takes seconds
     command(monkeypatch, "--sizes", "3x3", "--max-runs", "1", "--results", str(tmp_path))
-    (record,) = load_records(tmp_path, "scaling")
+    (record,) = load_records(tmp_path, Scaling)
     labels = [variant.label for variant in table_rows("table5")]
-    assert [row["variant"]["label"] for row in record["rows"]] == labels
+    assert [row.variant.label for row in record.rows] == labels
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,8 @@ import pytest
 
 from harness.base.errors import command_line
 from harness.base.signals import Stopped, defer_signals, resumable
-from harness.records.store import load_records
+from harness.records.shapes import Run
+from harness.records.store import load_all_records, load_records
 from harness.training.checkpoints import find_checkpoints
 from tests.harness import killable
 from tests.harness.conftest import write_image
@@ -143,11 +144,11 @@ def test_the_printed_line_finishes_the_run(
     assert process.returncode == 128 + signum, told
     # The one that was seen, and the one at the end, unless no step was between them.
     assert states[0] in find_checkpoints(states[0].parent)
-    assert load_records(tmp_path, "run") == []
+    assert load_records(tmp_path, Run) == []
     line = told.strip().splitlines()[-1]
     done = subprocess.run(shlex.split(line), check=True, capture_output=True, env=os.environ)
     assert b"400/400" in done.stdout
-    assert len(load_records(tmp_path, "run")) == 1
+    assert len(load_records(tmp_path, Run)) == 1
 
 
 @pytest.mark.slow
@@ -204,14 +205,14 @@ def test_a_signal_leaves_nothing_half_written(
     """Real processes and random moments; the same command then does the work."""
     chance = random.Random(name)
     subprocess.run(command(image_folder, tmp_path, steps=2, save_every=9), check=True)
-    (run,) = load_records(tmp_path, "run")
+    (run,) = load_records(tmp_path, Run)
     line = [sys.executable, "-m", f"harness.{name}", *SHORT[name].split()]
     line = [word.format(results=tmp_path) for word in line] + ["--results", str(tmp_path)]
     if name in ("redraws", "evaluate"):
         option = {"redraws": "--runs", "evaluate": "--weights"}[name]
         # Work of some seconds: the moments below vary as much as imports do.
         write_image(tmp_path / "data" / "Large" / "HR" / "e0.png", 1440, 1920, 0)
-        line += [option, run["id"], "--data", str(tmp_path / "data")]
+        line += [option, run.id, "--data", str(tmp_path / "data")]
     stopped = 0
     begin = time.monotonic()
     subprocess.run([*line, "--help"], check=True, capture_output=True)
@@ -226,7 +227,7 @@ def test_a_signal_leaves_nothing_half_written(
         _, told = process.communicate(timeout=120)
         assert process.returncode in (0, -signum, 128 + signum), told
         assert not list(tmp_path.rglob("*.tmp"))
-        load_records(tmp_path)
+        load_all_records(tmp_path)
         if process.returncode == 128 + signum:
             assert told.splitlines()[-1 - ("resume with:" in told)].startswith("stopped by SIG")
             if "resume with:" in told:
@@ -236,7 +237,7 @@ def test_a_signal_leaves_nothing_half_written(
             break
     assert stopped
     subprocess.run(line, check=True, capture_output=True)
-    load_records(tmp_path)
+    load_all_records(tmp_path)
 
 
 def test_the_command_that_resumes_names_the_launcher(capsys: pytest.CaptureFixture[str]) -> None:

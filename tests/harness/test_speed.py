@@ -15,10 +15,10 @@ from harness.base.errors import UserError
 from harness.config.variants import Variant
 from harness.measuring.apart import ProcessEnded
 from harness.measuring.memory import peak_memory
-from harness.measuring.speed import CASES, Comparison, machine_limits, measure
+from harness.measuring.speed import CASES, Comparison, choose, machine_limits, measure
+from harness.records.shapes import Speed, untyped
 from harness.records.store import load_records, save_record
 from harness.reporting.tables.speed import find_speeds, speed_table
-from harness.speed import choose
 
 CPU = torch.device("cpu")
 ENLCA = Variant("enlca", {"m": 8})
@@ -143,20 +143,20 @@ def test_record_and_table(tmp_path: Path) -> None:
     )
     assert torch.equal(torch.random.get_rng_state(), state)
     save_record(tmp_path, record)
-    (loaded,) = load_records(tmp_path, "speed")
-    assert [(row["name"], row["passes"]) for row in loaded["rows"]] == [
+    (loaded,) = load_records(tmp_path, Speed)
+    assert [(row.name, row.passes) for row in loaded.rows] == [
         (one.name, passes) for one in TINY for passes in one.targets
     ]
-    for row in loaded["rows"]:
-        assert row["obvious"]["runs"] == row["ours"]["runs"] == 2
-        assert row["ratio"] == pytest.approx(row["obvious"]["median_ms"] / row["ours"]["median_ms"])
-        assert row["ratio_low"] <= row["ratio"] <= row["ratio_high"]
-        assert min(row[side]["peak_memory_mb"] for side in ("obvious", "ours")) > 0
-        rates = loaded["machine_limits"]
-        assert row["limit_ms"] == pytest.approx(
+    for row in loaded.rows:
+        assert row.obvious.runs == row.ours.runs == 2
+        assert row.ratio == pytest.approx(row.obvious.median_ms / row.ours.median_ms)
+        assert row.ratio_low <= row.ratio <= row.ratio_high
+        assert min(side.peak_memory_mb for side in (row.obvious, row.ours)) > 0
+        rates = loaded.machine_limits
+        assert row.limit_ms == pytest.approx(
             max(
-                row["gflops"] / rates["matmul_gflops"] * 1e3,
-                row["megabytes"] / rates["copy_gb_per_s"],
+                row.gflops / rates.matmul_gflops * 1e3,
+                row.megabytes / rates.copy_gb_per_s,
             )
         )
     (rows,) = find_speeds([loaded])
@@ -180,9 +180,9 @@ def test_out_of_memory_is_a_row_without_numbers(
     monkeypatch.setattr(Comparison, "function", fail)
     record = measure(TINY[:1], device=CPU)
     save_record(tmp_path, record)
-    (row,) = record["rows"]
-    assert row["note"] == "out of memory"
-    assert row["ratio"] is row["ours"]["median_ms"] is row["obvious"]["peak_memory_mb"] is None
+    (row,) = record.rows
+    assert row.note == "out of memory"
+    assert row.ratio is row.ours.median_ms is row.obvious.peak_memory_mb is None
     message = "a real fault"
     with pytest.raises(RuntimeError, match=message):
         measure(TINY[:1], device=CPU)
@@ -210,10 +210,10 @@ def test_rows_apart_or_in_one_process(
         on_run=lambda share, text: told.append((share, text)),
     )
     assert bool(here) is not apart
-    assert record["settings"]["processes"] == ("one for each row" if apart else "one")
-    (row,) = record["rows"]
-    assert row["ours"]["runs"] == row["obvious"]["runs"] == 3
-    assert row["ours"]["peak_memory_mb"] > 0
+    assert record.settings.processes == ("one for each row" if apart else "one")
+    (row,) = record.rows
+    assert row.ours.runs == row.obvious.runs == 3
+    assert row.ours.peak_memory_mb > 0
     assert (0.0, "core, NLSA-r4, 7×7: obvious") in told
     save_record(tmp_path, record)
 
@@ -226,11 +226,11 @@ def test_a_row_whose_process_is_killed_is_without_numbers(
     def end(*_: Any, **__: Any) -> Any:
         raise ProcessEnded(code)
 
-    monkeypatch.setattr("harness.measuring.speed.call_apart", end)
+    monkeypatch.setattr("harness.measuring.speed.run_in_subprocess", end)
     record = measure(TINY[:1], device=CPU, apart=True)
     save_record(tmp_path, record)
-    assert record["rows"][0]["note"] == "out of memory"
-    assert record["rows"][0]["limit_ms"] > 0
+    assert record.rows[0].note == "out of memory"
+    assert record.rows[0].limit_ms > 0
     code = 1
     with pytest.raises(ProcessEnded, match="exit status 1"):
         measure(TINY[:1], device=CPU, apart=True)
@@ -254,17 +254,17 @@ def command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
 def test_command_line(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(speed, "CASES", TINY)
+    monkeypatch.setattr("harness.measuring.speed.CASES", TINY)
     threads = str(torch.get_num_threads())
     command(
         monkeypatch,
         *("--only", "core", "step-4x8-none", "--seconds", "0.01", "--threads", threads),
         *("--results", str(tmp_path)),
     )
-    (record,) = load_records(tmp_path)
-    assert [row["name"] for row in record["rows"]] == ["core-nlsa-7", "step-4x8-none"]
-    assert record["command"].startswith("python -m harness.speed --only core step-4x8-none")
-    assert str(tmp_path) not in json.dumps(record)
+    (record,) = load_records(tmp_path, Speed)
+    assert [row.name for row in record.rows] == ["core-nlsa-7", "step-4x8-none"]
+    assert record.command.startswith("python -m harness.speed --only core step-4x8-none")
+    assert str(tmp_path) not in json.dumps(untyped(record))
     printed = capsys.readouterr().out
     assert "| core, NLSA-r4, 7×7 " in printed
     assert "1e+06 missed" in printed

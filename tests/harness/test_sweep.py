@@ -18,12 +18,13 @@ from harness.base.errors import UserError
 from harness.config.options import parse
 from harness.config.rows import table_rows
 from harness.images.sources import DataSource, find_data
+from harness.records.shapes import Run
 from harness.records.store import load_records, record_path
 from harness.runs import engines
-from harness.runs import jobs as members
+from harness.runs import jobs as runs_jobs
 from harness.runs import sweep as runs_sweep
-from harness.runs.engines import Local, Place
-from harness.runs.jobs import Member, find_members, run_member
+from harness.runs.engines import EngineOptions, Local
+from harness.runs.jobs import Job, find_jobs, run_job
 from harness.runs.options import RunOptions as Options
 from harness.runs.options import TrainingOptions, configure
 from harness.runs.plan import calibrate
@@ -39,7 +40,7 @@ ENDLESS = [*TINY, "--steps", "1000000"]
 
 @pytest.fixture
 def environment(monkeypatch: pytest.MonkeyPatch, import_folder: Path) -> None:
-    """Members import this checkout, and modules that the test writes."""
+    """Jobs import this checkout, and modules that the test writes."""
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(import_folder)]))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
@@ -87,11 +88,11 @@ def source_of(options: TrainingOptions) -> DataSource:
     return find_data(options.data, train_sets=options.train_sets or None, holdout=options.holdout)
 
 
-def members_of(*words: str | Path) -> list[Member]:
+def jobs_of(*words: str | Path) -> list[Job]:
     options, variants = parse(sweep.Options, [str(w) for w in words], "harness.sweep")
     source = source_of(options)
     cache = source.training_images(options.scale)
-    return find_members(options, variants, CPU, source, cache)
+    return find_jobs(options, variants, CPU, source, cache)
 
 
 @pytest.mark.parametrize(
@@ -108,22 +109,22 @@ def members_of(*words: str | Path) -> list[Member]:
         ["--attn", "nla", "--test-sets", "Tiny", "--train-sets", "Some", "--holdout", "3"],
     ],
 )
-def test_a_members_command_leads_to_its_run(words: list[str], image_folder: Path) -> None:
-    found = members_of(*words, *TINY, "--data", image_folder)
-    ids = [member.config.run_id for member in found]
+def test_a_jobs_command_leads_to_its_run(words: list[str], image_folder: Path) -> None:
+    found = jobs_of(*words, *TINY, "--data", image_folder)
+    ids = [job.config.run_id for job in found]
     assert len(set(ids)) == len(ids)
-    for member in found:
-        options, variants = parse(Options, member.words, "harness.run")
+    for job in found:
+        options, variants = parse(Options, job.words, "harness.run")
         source = source_of(options)
         (variant,), (seed,) = variants, options.seeds
         cache = source.training_images(options.scale)
-        assert configure(options, variant, seed, CPU, source, cache) == member.config
+        assert configure(options, variant, seed, CPU, source, cache) == job.config
     if "warm-start" in words:
         assert found[0].config == found[1].config.baseline
     if "table4" in words:
         labels = [v.label for v in table_rows("table4")]
         assert [str(m) for m in found] == [f"{n}, seed {s}" for s in (0, 7) for n in labels]
-    assert len({str(member) for member in found}) == len(found)
+    assert len({str(job) for job in found}) == len(found)
 
 
 def test_durations() -> None:
@@ -139,27 +140,27 @@ def test_durations() -> None:
 class Fake:
     """Finishes, fails or raises as it is told."""
 
-    def __init__(self, outcome: Callable[[Member], int]) -> None:
+    def __init__(self, outcome: Callable[[Job], int]) -> None:
         self.outcome, self.ran = outcome, list[str]()
 
-    def run(self, member: Member) -> int:
-        self.ran.append(str(member))
-        status = self.outcome(member)
+    def run(self, job: Job) -> int:
+        self.ran.append(str(job))
+        status = self.outcome(job)
         if status == 0:
-            path = record_path(member.results, "run", member.config.run_id)
+            path = record_path(job.results, Run, job.config.run_id)
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch()
         return status
 
 
 @pytest.fixture
-def grid(tmp_path: Path, image_folder: Path) -> list[Member]:
+def grid(tmp_path: Path, image_folder: Path) -> list[Job]:
     """Two seeds of the baseline's start, its continuation and NLA."""
     words = ["--attn", "none", "nla", "--protocol", "warm-start", "--seeds", "0", "1"]
-    return members_of(*words, *TINY, "--data", image_folder, "--results", tmp_path)
+    return jobs_of(*words, *TINY, "--data", image_folder, "--results", tmp_path)
 
 
-def test_baselines_first_and_finished_ones_never(grid: list[Member]) -> None:
+def test_baselines_first_and_finished_ones_never(grid: list[Job]) -> None:
     engine = Fake(lambda _: 0)
     report = runs_sweep.sweep(grid, engine, threading.Event(), at_once=1)
     assert {str(m) for m in report.finished} == set(engine.ran) == {str(m) for m in grid}
@@ -172,9 +173,9 @@ def test_baselines_first_and_finished_ones_never(grid: list[Member]) -> None:
     assert again.ran == []
 
 
-def test_what_needs_a_failed_baseline_fails_with_it(grid: list[Member]) -> None:
-    def outcome(member: Member) -> int:
-        return 0 if member.config.seed else -9
+def test_what_needs_a_failed_baseline_fails_with_it(grid: list[Job]) -> None:
+    def outcome(job: Job) -> int:
+        return 0 if job.config.seed else -9
 
     report = runs_sweep.sweep(grid, Fake(outcome), threading.Event())
     assert [m.config.seed for m in report.finished] == [1, 1, 1]
@@ -184,9 +185,9 @@ def test_what_needs_a_failed_baseline_fails_with_it(grid: list[Member]) -> None:
     assert report.left == []
 
 
-def test_an_engine_that_loses_a_member_does_not_end_the_sweep(grid: list[Member]) -> None:
-    def outcome(member: Member) -> int:
-        if member.label == "NLA, warm start":
+def test_an_engine_that_loses_a_job_does_not_end_the_sweep(grid: list[Job]) -> None:
+    def outcome(job: Job) -> int:
+        if job.label == "NLA, warm start":
             raise RuntimeError("its node\nwent away")
         return 0
 
@@ -195,18 +196,18 @@ def test_an_engine_that_loses_a_member_does_not_end_the_sweep(grid: list[Member]
     assert [reason for _, reason in report.failed] == ["its node went away"] * 2
 
 
-def test_a_member_that_ends_well_without_a_record_has_failed(grid: list[Member]) -> None:
-    engine = Fake(lambda member: 0)
-    engine.run = lambda member: 0  # type: ignore[method-assign]
+def test_a_job_that_ends_well_without_a_record_has_failed(grid: list[Job]) -> None:
+    engine = Fake(lambda job: 0)
+    engine.run = lambda job: 0  # type: ignore[method-assign]
     report = runs_sweep.sweep(grid[:1], engine, threading.Event())
     assert [reason for _, reason in report.failed] == ["exit status 0"]
 
 
-def test_the_deadline_stops_what_runs_and_begins_nothing(grid: list[Member]) -> None:
+def test_the_deadline_stops_what_runs_and_begins_nothing(grid: list[Job]) -> None:
     stop = threading.Event()
 
-    def outcome(member: Member) -> int:
-        if member.config.seed == 0:
+    def outcome(job: Job) -> int:
+        if job.config.seed == 0:
             return 0
         assert stop.wait(20)
         return 143
@@ -217,15 +218,15 @@ def test_the_deadline_stops_what_runs_and_begins_nothing(grid: list[Member]) -> 
     assert report.failed == []
 
 
-def test_an_interrupt_stops_the_members_first(
-    grid: list[Member], monkeypatch: pytest.MonkeyPatch
+def test_an_interrupt_stops_the_jobs_first(
+    grid: list[Job], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stop, ended = threading.Event(), []
 
-    def outcome(member: Member) -> int:
+    def outcome(job: Job) -> int:
         os.kill(os.getpid(), signal.SIGINT)
         assert stop.wait(20)
-        ended.append(member)
+        ended.append(job)
         return 130
 
     with pytest.raises(KeyboardInterrupt):
@@ -233,10 +234,10 @@ def test_an_interrupt_stops_the_members_first(
     assert len(ended) == 1
 
 
-# -- real members ---------------------------------------------------------------------------
+# -- real jobs ---------------------------------------------------------------------------
 
 
-def test_a_sweep_survives_a_killed_member_and_goes_on_later(
+def test_a_sweep_survives_a_killed_job_and_goes_on_later(
     environment: None,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -255,12 +256,12 @@ def test_a_sweep_survives_a_killed_member_and_goes_on_later(
     assert line.startswith("failed: Killer, seed 0 (killed by SIGKILL (out of memory?)); log: ")
     log = Path(line.partition("log: ")[2])
     assert "python -m harness.run --attn killer:Killer --seeds 0" in log.read_text()
-    assert [r["variant"]["label"] for r in load_records(results, "run")] == ["Baseline"]
+    assert [r.variant.label for r in load_records(results, Run)] == ["Baseline"]
 
     mended.touch()
     before = {p: p.stat().st_mtime_ns for p in (results / "records" / "runs").iterdir()}
     assert main(monkeypatch, *words, "--results", results) == 0
-    assert len(load_records(results, "run")) == 2
+    assert len(load_records(results, Run)) == 2
     assert all(p.stat().st_mtime_ns == at for p, at in before.items())
 
 
@@ -283,7 +284,7 @@ def test_a_sweep_gives_the_runs_of_the_main_job(
     monkeypatch.setattr(sys, "argv", ["harness.run", *map(str, one)])
     run.main()
     found = [
-        {r["id"]: (r["quality"], r["training"]["log"]) for r in load_records(place, "run")}
+        {r.id: (r.quality, r.training.log) for r in load_records(place, Run)}
         for place in (tmp_path / "sweep", tmp_path / "run")
     ]
     assert found[0] == found[1]
@@ -307,16 +308,16 @@ def test_a_budget_is_kept_and_the_rest_goes_on(
     )
     assert time.monotonic() - begin < 60
     assert done.returncode == BUDGET_STATUS, done.stderr
-    assert "The budget is used up; the same command goes on." in done.stdout
+    assert "Time budget used up" in done.stdout
     assert "0 of 2 runs are finished." in done.stdout
     (folder,) = [p.parent for p in tmp_path.glob("runs/baseline-*/log.txt")]
-    assert list(folder.glob("*state*")), "the member did not save its state"
+    assert list(folder.glob("*state*")), "the job did not save its state"
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="prctl is Linux's")
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGKILL])
-def test_a_sweep_that_dies_leaves_no_member_behind(
+def test_a_sweep_that_dies_leaves_no_job_behind(
     sent: signal.Signals, environment: None, tmp_path: Path, image_folder: Path
 ) -> None:
     words = ["--attn", "none", *ENDLESS, "--data", image_folder, "--results", tmp_path]
@@ -333,17 +334,17 @@ def test_a_sweep_that_dies_leaves_no_member_behind(
     until(lambda: not alive())
 
 
-def test_a_member_is_told_to_stop_and_killed_if_it_does_not(
+def test_a_job_is_told_to_stop_and_killed_if_it_does_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stubborn = tmp_path / "python"
     stubborn.write_text("#!/bin/sh\ntrap '' TERM\necho here\nwhile :; do sleep 0.1; done\n")
     stubborn.chmod(0o755)
-    monkeypatch.setattr(members.sys, "executable", str(stubborn))
+    monkeypatch.setattr(runs_jobs.sys, "executable", str(stubborn))
     log, stop = tmp_path / "log.txt", threading.Event()
     timer = threading.Timer(0.5, stop.set)
     timer.start()
-    assert run_member(["--steps", "3"], log, tmp_path, grace=0.3, stop=stop) == -signal.SIGKILL
+    assert run_job(["--steps", "3"], log, tmp_path, grace=0.3, stop=stop) == -signal.SIGKILL
     lines = log.read_text().splitlines()
     assert lines[0].endswith("python -m harness.run --steps 3")
     assert lines[1:] == ["here"]
@@ -352,8 +353,8 @@ def test_a_member_is_told_to_stop_and_killed_if_it_does_not(
 # -- engines --------------------------------------------------------------------------------
 
 
-def test_local_members_share_threads_and_gpus(
-    grid: list[Member], monkeypatch: pytest.MonkeyPatch
+def test_local_jobs_share_threads_and_gpus(
+    grid: list[Job], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[tuple[str, str]] = []
     barrier = threading.Barrier(3)
@@ -363,9 +364,9 @@ def test_local_members_share_threads_and_gpus(
         seen.append((words[words.index("--device") + 1], words[words.index("--threads") + 1]))
         return 0
 
-    monkeypatch.setattr(engines, "run_member", record)
+    monkeypatch.setattr(engines, "run_job", record)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
-    engine = Local(Place(device=torch.device("cuda"), workers=3, threads=8))
+    engine = Local(EngineOptions(device=torch.device("cuda"), workers=3, threads=8))
     threads = [threading.Thread(target=engine.run, args=[m]) for m in grid[:3]]
     for thread in threads:
         thread.start()
@@ -410,7 +411,7 @@ def test_other_engines_run_fail_and_finish_like_the_local_one(
     printed = capsys.readouterr()
     assert "3 of 4 runs are finished." in printed.out
     assert "failed: Killer, warm start, seed 0 (killed by SIGKILL" in printed.err
-    labels = [r["variant"]["label"] for r in load_records(tmp_path, "run")]
+    labels = [r.variant.label for r in load_records(tmp_path, Run)]
     assert sorted(labels) == ["Baseline", "Baseline", "NLA"]
 
 
@@ -427,18 +428,18 @@ def test_other_engines_stop_in_time(
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
     assert time.monotonic() - begin < 55  # Ray itself takes seconds to end
     assert done.returncode == BUDGET_STATUS, done.stderr
-    assert list(tmp_path.glob("runs/baseline-*/*state*")), "the member did not save its state"
+    assert list(tmp_path.glob("runs/baseline-*/*state*")), "the job did not save its state"
 
 
 @pytest.mark.slow
-def test_ray_starts_a_member_again_whose_worker_died(
+def test_ray_starts_a_job_again_whose_worker_died(
     environment: None,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
     image_folder: Path,
 ) -> None:
     pytest.importorskip("ray")
-    # The first attempt kills the worker, the member's parent.
+    # The first attempt kills the worker, the job's parent.
     words = ["--attn", "none", *TINY, "--data", image_folder, "--results", tmp_path]
     folder = Path(os.environ["PYTHONPATH"].split(os.pathsep)[1])
     (folder / "orphan.py").write_text(
@@ -458,13 +459,13 @@ def test_ray_starts_a_member_again_whose_worker_died(
     )
     words[1] = "orphan:Orphan"
     assert main(monkeypatch, *words, "--engine", "ray", "--device", "cpu") == 0
-    (record,) = load_records(tmp_path, "run")
-    log = (tmp_path / "runs" / record["id"] / "log.txt").read_text()
+    (record,) = load_records(tmp_path, Run)
+    log = (tmp_path / "runs" / record.id / "log.txt").read_text()
     assert log.count("] python -m harness.run") == 2
 
 
 @pytest.mark.slow
-def test_a_member_whose_machine_dies_goes_on_at_another_of_the_cluster(
+def test_a_job_whose_machine_dies_goes_on_at_another_of_the_cluster(
     environment: None, tmp_path: Path, image_folder: Path
 ) -> None:
     pytest.importorskip("ray")
@@ -483,8 +484,8 @@ def test_a_member_whose_machine_dies_goes_on_at_another_of_the_cluster(
         assert process.wait(200) == 0
     finally:
         cluster.shutdown()
-    (record,) = load_records(tmp_path, "run")
-    log = (tmp_path / "runs" / record["id"] / "log.txt").read_text()
+    (record,) = load_records(tmp_path, Run)
+    log = (tmp_path / "runs" / record.id / "log.txt").read_text()
     assert log.count("] python -m harness.run") == 2
 
 
@@ -508,19 +509,19 @@ def test_a_preempted_job_is_queued_again(
     environment: None, tmp_path: Path, image_folder: Path
 ) -> None:
     submitit = pytest.importorskip("submitit")
-    (member,) = members_of(
+    (job,) = jobs_of(
         "--attn", "none", *TINY, "--steps", "3000", "--data", image_folder, "--results", tmp_path
     )
     executor = submitit.AutoExecutor(folder=tmp_path / "jobs", cluster="local")
     executor.update_parameters(timeout_min=5)
-    job = executor.submit(engines.Job(member.words, member.log, ROOT, 15.0))
-    until((member.log.parent / "config.json").exists)
+    submitted = executor.submit(engines.Submission(job.words, job.log, ROOT, 15.0))
+    until((job.log.parent / "config.json").exists)
     time.sleep(1.0)
-    (task,) = psutil.Process(int(job.job_id)).children()
+    (task,) = psutil.Process(int(submitted.job_id)).children()
     task.send_signal(signal.SIGUSR2)  # as Slurm warns of preemption
-    assert job.result() == 0
-    assert member.finished
-    assert member.log.read_text().count("] python -m harness.run") == 2
+    assert submitted.result() == 0
+    assert job.finished
+    assert job.log.read_text().count("] python -m harness.run") == 2
 
 
 # -- the command line -----------------------------------------------------------------------
@@ -573,7 +574,7 @@ def test_the_calibration_is_of_the_run(image_folder: Path) -> None:
         (["--seeds"], "--seeds"),
         (["--skip-latency"], "unknown option --skip-latency"),
         (["--data", "/nowhere/at/all"], "/nowhere/at/all does not exist"),
-        (["--protocol", "cold"], "unknown protocol 'cold'"),
+        (["--protocol", "cold"], "--protocol"),
     ],
 )
 def test_mistakes_are_told_in_one_line(

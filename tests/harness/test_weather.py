@@ -21,6 +21,7 @@ from harness.base.errors import UserError
 from harness.images.sources import TestImage, find_data
 from harness.measuring.quality import evaluate, within_memory
 from harness.network.weights import load_weights
+from harness.records.shapes import Run
 from harness.records.store import load_records, save_record
 from harness.reporting.tables.all import write_tables
 from harness.runs import run
@@ -73,9 +74,9 @@ def test_a_disk_that_fills_up_loses_nothing_that_was_saved(
 ) -> None:
     """The disk takes weights, but no second state; with room again, the run goes on."""
     train_and_evaluate(image_folder, tmp_path / "whole")
-    (expected,) = load_records(tmp_path / "whole", "run")
+    (expected,) = load_records(tmp_path / "whole", Run)
     results = tmp_path / "full"
-    folder = results / "runs" / expected["id"]
+    folder = results / "runs" / expected.id
 
     def interrupted() -> None:
         step = run.Trainer.train_step
@@ -95,11 +96,9 @@ def test_a_disk_that_fills_up_loses_nothing_that_was_saved(
     assert not list(folder.glob(".*.tmp"))
 
     train_and_evaluate(image_folder, results)
-    (found,) = load_records(results, "run")
-    assert found["training"]["log"] == expected["training"]["log"]
-    weights = [
-        r / "runs" / found["id"] / "weights.safetensors" for r in (tmp_path / "whole", results)
-    ]
+    (found,) = load_records(results, Run)
+    assert found.training.log == expected.training.log
+    weights = [r / "runs" / found.id / "weights.safetensors" for r in (tmp_path / "whole", results)]
     assert weights[0].read_bytes() == weights[1].read_bytes()
 
 
@@ -169,9 +168,9 @@ def test_an_evaluation_that_fails_leaves_the_trained_state(
     monkeypatch.setattr("harness.runs.run.evaluate", evaluate)
     monkeypatch.setattr("harness.training.trainer.Trainer.train_step", None)
     train_and_evaluate(image_folder, tmp_path)
-    (record,) = load_records(tmp_path, "run")
-    assert record["training"]["log"][-1][0] == 6
-    assert not list((tmp_path / "runs" / record["id"]).glob("state*"))
+    (record,) = load_records(tmp_path, Run)
+    assert record.training.log[-1][0] == 6
+    assert not list((tmp_path / "runs" / record.id).glob("state*"))
 
 
 def test_a_stopped_evaluation_goes_on_with_the_next_image(
@@ -180,7 +179,7 @@ def test_a_stopped_evaluation_goes_on_with_the_next_image(
     """And ends with the record of one that nothing disturbed."""
     results = tmp_path / "stopped"
     train_and_evaluate(image_folder, tmp_path / "whole")
-    (whole,) = load_records(tmp_path / "whole", "run")
+    (whole,) = load_records(tmp_path / "whole", Run)
     names: list[str] = []
 
     def stops(network: object, image: TestImage, *others: object) -> object:
@@ -192,13 +191,13 @@ def test_a_stopped_evaluation_goes_on_with_the_next_image(
     monkeypatch.setattr("harness.measuring.quality.within_memory", stops)
     with pytest.raises(KeyboardInterrupt):
         train_and_evaluate(image_folder, results)
-    assert not load_records(results, "run")
+    assert not load_records(results, Run)
     names.append("stopped")
     train_and_evaluate(image_folder, results)
     assert names == ["e0", "stopped", "e1"]
-    (record,) = load_records(results, "run")
-    assert record["quality"] == whole["quality"]
-    assert not (results / "runs" / record["id"] / "evaluated.json").exists()
+    (record,) = load_records(results, Run)
+    assert record.quality == whole.quality
+    assert not (results / "runs" / record.id / "evaluated.json").exists()
 
 
 def test_names_that_are_not_utf8(image_folder: Path, tmp_path: Path) -> None:
@@ -216,8 +215,8 @@ def test_names_that_are_not_utf8(image_folder: Path, tmp_path: Path) -> None:
     config = make_config(steps=2, data=data)
     results = tmp_path / "results"
     run.run(config, source, cache, results, torch.device("cpu"), "test")
-    (record,) = load_records(results, "run")
-    assert {i["name"] for i in record["quality"]["T\udce9"]["images"]} == {"e1", "e\udce8"}
+    (record,) = load_records(results, Run)
+    assert {i.name for i in record.quality["T\udce9"].images} == {"e1", "e\udce8"}
     for _, paths in write_tables(results):
         assert all(path.read_text(encoding="utf-8") for path in paths)
 

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from harness.base.errors import UserError
+from harness.config.network import NetworkConfig
 from harness.config.variants import Variant
 from harness.network.weights import (
     Architecture,
@@ -21,7 +22,7 @@ from harness.network.weights import (
     weights_path,
 )
 
-ENLCA = Architecture(Variant("enlca", {"m": 4}), blocks=4, channels=8, scale=2)
+ENLCA = Architecture(Variant("enlca", {"m": 4}), NetworkConfig(4, 8), 2)
 
 
 @pytest.fixture
@@ -58,7 +59,7 @@ def test_sizes_that_no_network_has_are_refused(size: str, value: Any) -> None:
 
 @pytest.mark.parametrize("positions", [[-1], [5], ["1"], [True], [1.0], {"1": None}, "1", 1])
 def test_a_module_at_no_place_of_the_network_is_refused(positions: Any) -> None:
-    assert ENLCA.blocks == 4
+    assert ENLCA.network.blocks == 4
     with pytest.raises((TypeError, ValueError)):
         Architecture.from_dict(ENLCA.to_dict() | {"positions": positions})
 
@@ -99,7 +100,7 @@ def test_runs_are_found_by_the_beginning_of_their_id(saved: Path, tmp_path: Path
     with pytest.raises(UserError, match="finished runs there: enlca-m4-x"):
         find_weights("nla", tmp_path)
     save_weights(tmp_path / "runs" / "enlca-y" / "weights.safetensors", ENLCA.build(), ENLCA, "y")
-    with pytest.raises(UserError, match="could be any of enlca-m4-x, enlca-y"):
+    with pytest.raises(UserError, match=r"ambiguous \(enlca-m4-x, enlca-y\)"):
         find_weights("enlca", tmp_path)
 
 
