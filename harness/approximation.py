@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 import tyro
 
 from .base import machine
-from .base.errors import UserError, command_line, usage_errors
+from .base.commands import command_line, usage_errors
+from .base.errors import UserError
 from .records.shapes import REFERENCE_K, REFERENCE_M
 
 if TYPE_CHECKING:

@@ -16,7 +16,8 @@ from rich.text import Text
 from attention_zoo import find_attention
 from attention_zoo.contract import Subject, Verdict, judge
 
-from .base.errors import UserError, command_line
+from .base.commands import command_line
+from .base.errors import UserError
 from .config.options import parse
 from .config.rows import TableName
 from .config.variants import Variant

@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from .base.errors import command_line, usage_errors
+from .base.commands import command_line, usage_errors
 
 _FOLDER = Path(__file__).parent
 _BASH = """\

@@ -11,7 +11,8 @@ from typing import Annotated
 
 import tyro
 
-from .base.errors import UserError, command_line, usage_errors
+from .base.commands import command_line, usage_errors
+from .base.errors import UserError
 
 
 @dataclass

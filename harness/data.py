@@ -13,7 +13,8 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from .base.errors import UserError, command_line
+from .base.commands import command_line
+from .base.errors import UserError
 from .base.signals import resumable
 from .images import embedded
 from .images.cache import cache_folder

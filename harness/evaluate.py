@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from .base import machine
-from .base.errors import UserError, command_line, usage_errors
+from .base.commands import command_line, usage_errors
+from .base.errors import UserError
 
 if TYPE_CHECKING:
     from .network.weights import TrainedNetwork

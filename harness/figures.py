@@ -13,7 +13,7 @@ from pathlib import Path
 
 import tyro
 
-from .base.errors import command_line, usage_errors
+from .base.commands import command_line, usage_errors
 
 
 @dataclass(frozen=True)

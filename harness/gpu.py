@@ -12,7 +12,8 @@ from pathlib import Path
 import tyro
 
 from .base import machine
-from .base.errors import UserError, command_line, usage_errors
+from .base.commands import command_line, usage_errors
+from .base.errors import UserError
 from .base.signals import resumable
 from .config.rows import TABLE5_SIZES
 

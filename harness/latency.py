@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .base import machine
-from .base.errors import UserError, command_line
+from .base.commands import command_line
+from .base.errors import UserError
 from .base.progress import timing_bar
 from .config.options import Implementation, describe_command, parse, parse_size
 from .config.presets import find_preset

@@ -18,7 +18,8 @@ from pathlib import Path
 
 import tyro
 
-from .base.errors import UserError, command_line, usage_errors
+from .base.commands import command_line, usage_errors
+from .base.errors import UserError
 from .base.files import claim_record, write_json
 
 

@@ -13,11 +13,22 @@ from typing import Annotated
 
 import tyro
 
-from .base.errors import UserError, command_line, usage_errors
+from .base.commands import command_line, usage_errors
+from .base.errors import UserError
 from .base.files import write_text
 
 # Modules that the suite needs; a file of the same name would hide them.
-_TAKEN = ("attention_zoo", "harness", "numpy", "torch", "scipy", "tyro", "rich", "safetensors")
+_TAKEN = (
+    "attention_zoo",
+    "harness",
+    "numpy",
+    "torch",
+    "msgspec",
+    "scipy",
+    "tyro",
+    "rich",
+    "safetensors",
+)
 _TEMPLATE = Path(__file__).parent / "templates"
 
 

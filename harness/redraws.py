@@ -16,7 +16,8 @@ from typing import Annotated
 import tyro
 
 from .base import machine
-from .base.errors import UserError, command_line, usage_errors
+from .base.commands import command_line, usage_errors
+from .base.errors import UserError
 from .base.signals import resumable
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 import sys
 
 from .base import machine
-from .base.errors import UserError, command_line
+from .base.commands import command_line
+from .base.errors import UserError
 from .base.signals import resumable
 from .config.options import describe_command, parse
 from .runs.options import RunOptions as Options

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .base import machine
-from .base.errors import UserError, command_line
+from .base.commands import command_line
+from .base.errors import UserError
 from .base.progress import timing_bar
 from .config.options import describe_command, parse, parse_size
 from .config.rows import TableName

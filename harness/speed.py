@@ -13,7 +13,8 @@ from pathlib import Path
 import tyro
 
 from .base import machine
-from .base.errors import UserError, command_line, usage_errors
+from .base.commands import command_line, usage_errors
+from .base.errors import UserError
 from .base.progress import timing_bar
 
 

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from .base import machine
-from .base.errors import UserError, command_line
+from .base.commands import command_line
+from .base.errors import UserError
 from .base.signals import resumable
 from .config.options import parse
 from .runs.options import TrainingOptions, configure, network_of

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from .base.errors import command_line, usage_errors
+from .base.commands import command_line, usage_errors
 
 
 @dataclass(frozen=True)

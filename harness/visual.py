@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from .base.errors import UserError, command_line, usage_errors
+from .base.commands import command_line, usage_errors
+from .base.errors import UserError
 from .base.files import claim_record, write_json
 from .base.names import slug
 

@@ -1,67 +1,10 @@
-"""Errors that a user can fix, and how the command line shows them."""
+"""Errors that a user can fix."""
 
 from __future__ import annotations
-
-import contextlib
-import contextvars
-import functools
-import io
-import signal
-import sys
-from collections.abc import Callable, Iterator
-
-from .signals import stop_on_signals
 
 
 class UserError(Exception):
     """Something the user can fix; the message is one line that names the thing and the fix."""
-
-
-def command_line(main: Callable[[], None]) -> Callable[[], None]:
-    """Decorate a ``main``: what ends it early is shown in one line, without a traceback.
-
-    A user's mistake or a lack of memory exits with status 2, SIGINT with 130, SIGTERM with 143.
-    ``main`` runs in a context of its own, so settings it makes, such as the choice of
-    implementations, end with it.
-    """
-
-    @functools.wraps(main)
-    def wrapped() -> None:
-        for stream in (sys.stdout, sys.stderr):
-            # Characters that the terminal cannot show are escaped instead of raising an error.
-            if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
-                stream.reconfigure(errors="backslashreplace")
-        try:
-            with stop_on_signals():
-                contextvars.copy_context().run(main)
-        except KeyboardInterrupt as stop:
-            signum = getattr(stop, "signum", signal.SIGINT)
-            words = [f"stopped by {signal.Signals(signum).name}", *getattr(stop, "__notes__", [])]
-            print("; ".join(words), file=sys.stderr)
-            raise SystemExit(128 + signum) from None
-        except BrokenPipeError:  # the reader of our output went away, e.g. `| head`
-            sys.stderr.close()
-            raise SystemExit(141) from None
-        except Exception as error:
-            if (message := _user_message(error)) is None:
-                raise
-            print(f"error: {message}", file=sys.stderr)
-            raise SystemExit(2) from None
-
-    return wrapped
-
-
-def _user_message(error: Exception) -> str | None:
-    """What to tell the user; None for a fault of the program, which keeps its traceback."""
-    zoo = sys.modules.get("attention_zoo")  # only a loaded package can have raised its error
-    if isinstance(error, UserError) or (zoo and isinstance(error, zoo.AttentionError)):
-        return str(error)
-    if isinstance(error, (RuntimeError, MemoryError)) and is_out_of_memory(error):
-        return (
-            "not enough memory: free some, choose a smaller network or smaller sizes, "
-            "or another --device"
-        )
-    return None
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -74,21 +17,3 @@ def is_out_of_memory(error: BaseException) -> bool:
         or "allocate memory" in text
         or "status_alloc_failed" in text  # cuBLAS, cuDNN
     )
-
-
-@contextlib.contextmanager
-def usage_errors() -> Iterator[None]:
-    """Turn tyro's boxed message about a bad argument into a one-line UserError."""
-    captured = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(captured):
-            yield
-    except SystemExit as error:
-        if not error.code:
-            raise
-        lines = [line.strip("│ ") for line in captured.getvalue().splitlines()]
-        body = [line for line in lines if line and line[0] not in "╭╰"]
-        # The message ends where a rule, an empty line or the list of attempts begins.
-        end = next((i for i, x in enumerate(body) if x[0] == "─" or x == "Got errors:"), None)
-        message = " ".join(body[:end]) or "bad arguments"
-        raise UserError(f"{message.removeprefix('Error ')}; see --help") from None

@@ -69,7 +69,7 @@ def resumable(
 ) -> Callable[[Callable[[], None]], Callable[[], None]]:
     """Decorate the ``main`` of ``python -m <module>``, which continues what an earlier call began.
 
-    When a signal stops it, :func:`harness.base.errors.command_line` prints the command that
+    When a signal stops it, :func:`harness.base.commands.command_line` prints the command that
     resumes it.
 
     Args:

@@ -25,7 +25,8 @@ import tyro
 from attention_zoo import AttentionError, find_attention, list_attentions
 from attention_zoo.implementations import AUTO, list_implementations
 
-from ..base.errors import UserError, usage_errors
+from ..base.commands import usage_errors
+from ..base.errors import UserError
 from .rows import table_rows
 from .variants import Variant
 

@@ -21,9 +21,10 @@ import numpy as np
 from ..base.errors import UserError
 from ..base.files import remove_leftovers, write_atomic, write_json
 from ..base.locks import lock
+from ..base.machine import map_threads
 from ..base.progress import progress_bar
 from .bicubic import crop_to_multiple, downscale
-from .files import ImageSet, Pixels, map_threads, read_image
+from .files import ImageSet, Pixels, read_image
 
 #: Raised whenever the same files lead to another content.
 CACHE_VERSION = 1

@@ -1,4 +1,4 @@
-"""Image files: find, order and decode them, on several threads where there are many."""
+"""Image files: find, order and decode them."""
 
 from __future__ import annotations
 
@@ -7,24 +7,18 @@ import math
 import os
 import re
 import warnings
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from ..base.errors import UserError
-from ..base.machine import usable_cores
 
 #: uint8 ``[H, W]`` or ``[H, W, C]``.
 Pixels = NDArray[np.uint8]
-T = TypeVar("T")
-R = TypeVar("R")
 
 #: Endings of the files that count as images, in lower case.
 SUFFIXES = frozenset({".png", ".webp", ".jpg", ".jpeg", ".bmp"})
@@ -125,20 +119,3 @@ def read_image(path: Path) -> Pixels:
         if alpha.getextrema() != (255, 255):
             raise UserError(f"{path} has transparent parts: flatten it to RGB")
     return np.asarray(image.convert("RGB"))
-
-
-def map_threads(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
-    """Like ``map``, on one thread per core: results in order, few items ahead of the consumer."""
-    workers = usable_cores()
-    with ThreadPoolExecutor(workers) as pool:
-        pending: deque[Future[R]] = deque()
-        try:
-            for item in items:
-                pending.append(pool.submit(function, item))
-                if len(pending) > 2 * workers:
-                    yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
-        finally:
-            for future in pending:
-                future.cancel()

@@ -13,9 +13,10 @@ from pathlib import Path
 import numpy as np
 
 from ..base.errors import UserError
+from ..base.machine import map_threads
 from ..base.progress import progress_bar
 from .bicubic import crop_to_multiple, downscale
-from .files import ImageSet, Pixels, lr_path, map_threads, read_image
+from .files import ImageSet, Pixels, lr_path, read_image
 
 MANIFEST = "MANIFEST.csv"
 LR_HASHES = "LR_bicubic_pixels.csv"

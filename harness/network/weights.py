@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -26,6 +26,9 @@ from ..config.network import NetworkConfig
 from ..config.variants import Variant
 from .edsr import EDSR, build_network
 
+if TYPE_CHECKING:
+    from ..config.run import RunConfig
+
 _FOREIGN = "convert files of the papers' authors first: python -m harness.convert"
 
 
@@ -38,6 +41,11 @@ class Architecture:
     scale: int
     image_range: float = 1.0
     positions: tuple[int, ...] | None = None
+
+    @classmethod
+    def of(cls, config: RunConfig) -> Architecture:
+        """The network of a run."""
+        return cls(config.variant, config.network, config.scale)
 
     def build(self, seed: int = 0) -> EDSR:
         """The network, initialised from ``seed``."""

@@ -47,14 +47,8 @@ def setting_text(setting: Setting) -> str:
         f"preset {config.preset} ({config.blocks} blocks × {config.channels} channels), "
         f"×{config.scale}, protocol {config.protocol}, {steps}, trained on "
         f"{' + '.join(data.train)} ({plural(data.train_images, 'image')} of {data.name}), "
-        f"device {config.device}, {config.precision or 'float32'}, {seed_count(setting)}"
+        f"device {config.device}, {config.precision or 'float32'}, {setting.seed_count}"
     )
-
-
-def seed_count(setting: Setting) -> str:
-    """How many seeds the variants have, e.g. ``3 seeds`` or ``1 to 3 seeds``."""
-    seeds = sorted({len(runs) for runs in setting.runs_of.values()})
-    return plural(seeds[0], "seed") if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]} seeds"
 
 
 def _setting_columns(setting: Setting) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from ..base.names import canonical_json
 from ..config.presets import PRESETS
 from ..config.variants import CORE_CHANNELS, MODULE_CHANNELS, Variant
-from ..records.origin import by_age
+from ..records.origin import by_age, plural
 from ..records.shapes import Config, Cost, RecordedVariant, Run
 from ..records.store import setting_label
 from .labels import recorded_labels, row_order, variant_of
@@ -70,6 +70,12 @@ class Setting:
         for run in sorted(newest.values(), key=_by_variant):
             groups.setdefault(variant_of(run.variant), []).append(run)
         return groups
+
+    @property
+    def seed_count(self) -> str:
+        """How many seeds the variants have, e.g. ``3 seeds`` or ``1 to 3 seeds``."""
+        seeds = sorted({len(runs) for runs in self.runs_of.values()})
+        return plural(seeds[0], "seed") if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]} seeds"
 
     @cached_property
     def cost_of(self) -> dict[Variant, Cost]:

@@ -29,7 +29,7 @@ from .jobs import GRACE, Job, run_job
 
 #: How often Ray starts a job again whose worker or machine died.
 RAY_RETRIES = 3
-#: Seconds between two looks at a task or job.
+#: Seconds between two checks of a task or job.
 _POLL = 0.5
 
 

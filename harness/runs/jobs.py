@@ -29,13 +29,13 @@ from ..records.shapes import Run
 from ..records.store import record_path
 from .options import RunOptions, TrainingOptions, configure
 
-#: Seconds that a job has for saving its state, once it is told to stop.
+#: Seconds that a job has for saving its state after SIGTERM.
 GRACE = 15.0
-#: Seconds between two looks at whether a job has ended or is to stop.
+#: Seconds between two checks whether a job has ended or is to stop.
 _POLL = 0.1
 _SIGNALLED = (signal.SIGINT, signal.SIGTERM)
-#: Options that a job's command does not take over: it names its own variant and seed, and the
-#: engine chooses device and threads.
+#: Options that a job's command does not copy: it has its own variant and seed, and the engine
+#: chooses device and threads.
 _OWN = ("attn", "rows", "seeds", "device", "threads", "data", "results")
 
 

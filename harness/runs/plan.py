@@ -25,9 +25,9 @@ from ..images.metrics import quality
 from ..images.sources import DataSource, TestSet
 from ..measuring.memory import peak_memory
 from ..measuring.quality import super_resolve
+from ..network.weights import Architecture
 from ..training.trainer import Trainer
 from .jobs import Job
-from .run import architecture
 
 #: Timed steps of each kind: at least two, and no more than fit into so many seconds.
 CALIBRATION_SECONDS = 3.0
@@ -83,7 +83,7 @@ def calibrate(config: RunConfig, source: DataSource, cache: TrainingCache) -> Es
 
 
 def _trainer(config: RunConfig, cache: TrainingCache, device: torch.device) -> Trainer:
-    trainer = Trainer(config, architecture(config).build(config.seed).to(device), cache)
+    trainer = Trainer(config, Architecture.of(config).build(config.seed).to(device), cache)
     trainer.network.train()
     return trainer
 

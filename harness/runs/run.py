@@ -153,7 +153,7 @@ def train(
     Raises:
         UserError: as :func:`run`.
     """
-    network = architecture(config).build(config.seed).to(device)
+    network = Architecture.of(config).build(config.seed).to(device)
     if config.start is not None:
         start = config.baseline
         baseline = weights_path(results, start.run_id)
@@ -175,14 +175,11 @@ def train(
     trainer = Trainer(config, network, cache, folder, save_every)
     trainer.train(f"{config.variant.label} seed {config.seed}")
     if distributed.is_main():
-        save_weights(folder / "weights.safetensors", network, architecture(config), config.run_id)
+        save_weights(
+            folder / "weights.safetensors", network, Architecture.of(config), config.run_id
+        )
     distributed.wait()
     return trainer
-
-
-def architecture(config: RunConfig) -> Architecture:
-    """The network of a configuration."""
-    return Architecture(config.variant, config.network, config.scale)
 
 
 def _claim(folder: Path, config: RunConfig) -> None:

@@ -21,7 +21,7 @@ from .jobs import Job, describe_status, was_stopped
 
 #: Exit status when the budget ends before the work (EX_TEMPFAIL: try again).
 BUDGET_STATUS = 75
-#: Seconds between two looks at the time and for a signal.
+#: Seconds between two checks of the time and of signals.
 _POLL = 0.2
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -77,7 +77,7 @@ def sweep(
     running: dict[Future[int], Job] = {}
     before = len(report.finished)
     with (
-        # An exception out of a signal's handler could part the pool from a thread it has begun.
+        # An exception from a signal's handler could make the pool lose a thread it has started.
         defer_signals() as signalled,
         ThreadPoolExecutor(at_once or len(waiting)) as pool,
         progress_bar("runs") as progress,

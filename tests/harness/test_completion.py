@@ -8,7 +8,9 @@ import sys
 
 import pytest
 
+from attention_zoo.implementations import AUTO, list_implementations
 from harness.completion import commands, completion, main, options_of
+from harness.config.run import PRECISIONS, PROTOCOLS, SCHEDULES
 
 SCRIPT = completion("bash")
 
@@ -46,6 +48,18 @@ def test_modules_and_their_options_are_known() -> None:
     assert options["--results"] == []
 
 
+def test_choices_are_those_of_the_code() -> None:
+    registered = {name for names in list_implementations().values() for name in names}
+    for command in ("harness.run", "harness.sweep", "harness.latency"):
+        options = options_of(command)
+        assert options["--impl"][0] == AUTO
+        assert set(options["--impl"]) == registered
+    options = options_of("harness.run")
+    assert options["--protocol"] == list(PROTOCOLS)
+    assert options["--schedule"] == list(SCHEDULES)
+    assert options["--precision"] == list(PRECISIONS)
+
+
 @pytest.mark.parametrize(
     ("words", "offered"),
     [
@@ -55,6 +69,7 @@ def test_modules_and_their_options_are_known() -> None:
         (["python", "-m", "harness.run", "--attn", "nla", "enlc"], ["enlca"]),
         (["python", "-m", "harness.run", "--attn", "nla", "--preset", "pa"], ["paper"]),
         (["python", "-m", "harness.sweep", "--engine", "r"], ["ray"]),
+        (["python", "-m", "harness.latency", "--impl", "nat"], ["native"]),
         (["python", "-m", "harness.data", "ver"], ["verify"]),
         (["python", "-m", "harness.completion", "ba"], ["bash"]),
         (

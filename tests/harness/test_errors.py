@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from attention_zoo import AttentionError
-from harness.base.errors import UserError, command_line
+from harness.base.commands import command_line
+from harness.base.errors import UserError
 from harness.base.signals import Stopped
 
 

@@ -11,7 +11,7 @@ from attention_zoo import AttentionError, create_attention, find_attention, list
 from harness import check, latency, scaling, sweep
 from harness.base.errors import UserError
 from harness.completion import options_of
-from harness.config.options import parse
+from harness.config.options import implementation_names, parse
 from harness.config.variants import Variant
 from harness.runs import options as run
 
@@ -99,6 +99,19 @@ def test_the_long_form_of_a_switch() -> None:
 def test_an_option_of_no_chosen_module_is_refused(words: list[str], told: str) -> None:
     with pytest.raises(UserError, match=told):
         parse(run.RunOptions, words, "harness.run")
+
+
+@pytest.mark.parametrize("command", ["harness.run", "harness.sweep", "harness.latency"])
+def test_help_names_every_implementation(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse(COMMANDS[command], ["--attn", "nla", "--help"], command)
+    text = re.sub(r"[\s│]+", " ", capsys.readouterr().out)
+    assert ", ".join(implementation_names()) in text
+
+
+def test_options_at_their_defaults_are_no_part_of_a_variant() -> None:
+    words = ["--attn", "enlca", "--m", "128", "--k", "6"]
+    assert parse(run.RunOptions, words, "harness.run")[1] == [Variant("enlca")]
 
 
 def test_help_tells_both(capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.base.errors import command_line
+from harness.base.commands import command_line
 from harness.base.signals import Stopped, defer_signals, resumable
 from harness.records.shapes import Run
 from harness.records.store import load_all_records, load_records

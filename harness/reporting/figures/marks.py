@@ -13,7 +13,6 @@ from ...config.rows import TableName, table_rows
 from ...config.variants import Variant
 from ...records.shapes import UNSET
 from ..approximation import Row
-from ..cells import seed_count
 from ..settings import Setting, paper_table
 from ..statistics import Summary
 from .style import look
@@ -51,7 +50,7 @@ def draw_title(figure: Figure, setting: Setting) -> None:
     start = "" if config.start is UNSET else f"{config.start.steps}+"
     lines = (
         f"{config.preset} ({config.blocks}×{config.channels}), ×{config.scale}, "
-        f"{config.protocol}, {start}{config.steps} steps, {config.device}, {seed_count(setting)}",
+        f"{config.protocol}, {start}{config.steps} steps, {config.device}, {setting.seed_count}",
         f"trained on {' + '.join(config.data.train)}",
     )
     columns = round(20.3 * figure.get_figwidth())
