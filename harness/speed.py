@@ -1,4 +1,4 @@
-"""Our attention modules beside their obvious implementations, timed in turn.
+"""Our attention modules beside their released implementations, timed in turn.
 
 Command line: ``python -m harness.speed`` writes a speed record and prints its table.
 """
@@ -20,7 +20,7 @@ from .base.progress import timing_bar
 
 @dataclass(kw_only=True)
 class Options:
-    """Time the obvious implementations and ours in turn, and write a speed record.
+    """Time the released implementations and ours in turn, and write a speed record.
 
     Examples:
       python -m harness.speed --threads 2

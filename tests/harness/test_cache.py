@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from harness.base.errors import UserError
-from harness.base.machine import usable_cores
+from harness.base.machine import map_threads, usable_cores
 from harness.images.bicubic import crop_to_multiple, downscale
 from harness.images.cache import TrainingCache, cache_folder, training_cache
-from harness.images.files import ImageSet, find_images, map_threads, read_image
+from harness.images.files import ImageSet, find_images, read_image
 from harness.images.patches import check_patch, sample_batch
 
 
