@@ -1,7 +1,7 @@
 """Whatever is typed, configured or read: it is taken whole, or refused with a message.
 
-``FUZZ_EXAMPLES=20000 pytest -k any --hypothesis-show-statistics tests/harness/test_fuzz.py
-tests/harness/test_records.py`` tries more.
+``FUZZ_EXAMPLES=20000 pytest -k any --hypothesis-show-statistics tests/harness/doors/test_fuzz.py
+tests/harness/records/test_records.py`` tries more.
 """
 
 from __future__ import annotations

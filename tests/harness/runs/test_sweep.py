@@ -31,7 +31,7 @@ from harness.runs.plan import calibrate
 from harness.runs.sweep import BUDGET_STATUS, seconds_of
 from tests.harness.tiny import make_config
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 CPU = torch.device("cpu")
 TINY = ["--blocks", "4", "--channels", "8", "--steps", "3", "--batch", "2", "--patch", "8"]
 #: Trains for longer than any test lasts.

@@ -30,7 +30,7 @@ from tests.harness import synthetic_records as synthetic
 from tests.harness.tiny import make_config
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def train_and_evaluate(images: Path, results: Path, steps: int = 6) -> None:

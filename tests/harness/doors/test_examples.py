@@ -54,7 +54,7 @@ def test_it_keeps_to_the_contract(check: str) -> None:
 
 
 def test_it_is_short() -> None:
-    path = Path(__file__).parents[2] / "examples" / "efficient_attention.py"
+    path = Path(__file__).parents[3] / "examples" / "efficient_attention.py"
     assert len(path.read_text(encoding="utf-8").splitlines()) < 60
 
 

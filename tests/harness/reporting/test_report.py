@@ -225,7 +225,7 @@ def test_points_of_plots_show_their_numbers_and_stand_in_a_table(root: Element) 
 def test_measuring_is_that_of_the_documentation(root: Element) -> None:
     (section,) = root.all("section", id="measuring")
     shown = words(section.text)
-    text = (Path(__file__).parents[2] / "docs" / "measuring.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[3] / "docs" / "measuring.md").read_text(encoding="utf-8")
     headings = re.findall(r"^## (.*)$", text, re.MULTILINE)
     assert headings == [h.text for h in section.all("h3")]
     for sentence in re.findall(r"^- ([A-Z][\w ,]{20,})", text, re.MULTILINE):

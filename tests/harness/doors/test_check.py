@@ -100,7 +100,7 @@ def test_the_template_passes_as_it_stands(
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "."],
         cwd=import_folder,
-        env={"PYTHONPATH": f"{import_folder}:{Path(__file__).parents[2]}"},
+        env={"PYTHONPATH": f"{import_folder}:{Path(__file__).parents[3]}"},
         capture_output=True,
         text=True,
     )

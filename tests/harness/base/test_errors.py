@@ -77,7 +77,7 @@ def test_ctrl_c_during_imports_shows_one_line(tmp_path: Path) -> None:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={"PYTHONPATH": f"{tmp_path}:{Path(__file__).parents[2]}"},
+        env={"PYTHONPATH": f"{tmp_path}:{Path(__file__).parents[3]}"},
     )
     assert process.stdout is not None
     assert process.stdout.readline() == "loading\n"

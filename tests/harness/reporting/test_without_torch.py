@@ -12,7 +12,7 @@ import synthetic_records as synthetic
 from harness.records.store import save_record
 
 resource = pytest.importorskip("resource")
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 COMMANDS = ["tables", "figures", "report"]
 HEAVY = ("torch", "attention_zoo")
 HEAVY += tuple(f"harness.{wing}" for wing in ("measuring", "network", "training", "images", "runs"))

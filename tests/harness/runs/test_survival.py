@@ -1,6 +1,6 @@
 """A run killed at any moment and started again ends like one that nothing disturbed.
 
-``SURVIVAL_KILLS=200 pytest -m slow -s -k random tests/harness/test_survival.py`` is the longer
+``SURVIVAL_KILLS=200 pytest -m slow -s -k random tests/harness/runs/test_survival.py`` is the longer
 campaign; ``SURVIVAL_SEED=1`` gives another one.
 """
 

@@ -175,7 +175,7 @@ def test_the_id_depends_on_every_value() -> None:
     assert config.run_id.startswith("baseline-quick-x4-s0-")
 
 
-PUBLISHED = Path(__file__).parents[2] / "results"
+PUBLISHED = Path(__file__).parents[3] / "results"
 
 
 def configuration(run: Run) -> RunConfig:

@@ -36,7 +36,7 @@ def test_help_loads_no_heavy_package(command: str) -> None:
         [sys.executable, "-c", HELP.format(command=command)],
         capture_output=True,
         text=True,
-        cwd=Path(__file__).parents[2],
+        cwd=Path(__file__).parents[3],
     )
     assert done.returncode == 0, done.stderr
     *text, last = done.stdout.splitlines()

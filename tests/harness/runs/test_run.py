@@ -401,7 +401,7 @@ def test_help_tells_the_modules_options() -> None:
         capture_output=True,
         text=True,
         check=True,
-        cwd=Path(__file__).parents[2],
+        cwd=Path(__file__).parents[3],
     )
     assert "random features. (enlca: 128)" in " ".join(done.stdout.replace("│", " ").split())
     assert "--chunk-size" not in done.stdout

@@ -31,7 +31,7 @@ TINY += ["--skip-latency"]
 
 def start(*words: str | Path) -> subprocess.Popen[str]:
     command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     return subprocess.Popen(
         [sys.executable, *command, "-m", "--", "harness.run", *map(str, words)],
         stdout=subprocess.PIPE,
