@@ -20,6 +20,7 @@ import torch
 
 from harness.config.run import StartConfig
 from harness.images.sources import find_data
+from harness.measuring.quality import bicubic_quality
 from harness.runs import run
 from tests.harness import killable, survival
 from tests.harness.conftest import write_image
@@ -81,7 +82,11 @@ def undisturbed(image_folder: Path, tmp_path: Path) -> tuple[int, dict[str, Any]
     """Changes of the file system that a run makes, and how it ends."""
     results = tmp_path / "undisturbed" / "results"
     results.parent.mkdir()
-    find_data(image_folder).training_images(4)  # the cache is there
+    # The caches are there.
+    source = find_data(image_folder)
+    source.training_images(4)
+    for image in source.test_set("Tiny", 4):
+        bicubic_quality(image, 4)
     torch.optim.Adam([torch.zeros(1, requires_grad=True)])  # what it imports, children inherit
     assert _in_child(image_folder, results) == 0, (results.parent / "output").read_text()
     return int((results.parent / "changes").read_text()), outcome(results)
