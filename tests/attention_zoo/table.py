@@ -2,7 +2,7 @@
 
 A new module is a file in ``attention_zoo`` and an entry here, such as ::
 
-    "top-k": Oracle(by(top_k.top_k_attention, "count"), gflops="0.50"),
+    "top-k": Oracle(by(reference.top_k.top_k_attention, "count"), gflops="0.50"),
 
 It is then tested against the oracle (``test_oracles.py``), for its cost (``test_cost.py``), label
 and bad options (``test_registry.py``), besides what is asked of every registered module. What is
@@ -23,24 +23,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from attention_zoo import create_attention, find_attention
-from tests.reference import (
-    agent,
-    atd,
-    criss_cross,
-    csnln,
-    enla,
-    focused_linear,
-    mdta,
-    nla,
-    nlrn,
-    nlsa,
-    nystrom,
-    performer,
-    rcan,
-    region,
-    rnan,
-    window,
-)
+from tests import reference
 from tests.reference.cases import SIZES, TOLERANCES, assert_same, perturb, random_qkv
 from tests.reference.conv import convolve
 
@@ -56,7 +39,7 @@ class Oracle:
     Attributes:
         attend: ``module.attend`` in plain loops: ``(module, q, k, v)`` to ``[B, c_out, H, W]``.
         gflops: of the core at 100x100, 64 channels in query and key too, with as many digits.
-        label: with the options below.
+        label: with the options below; the name, if it has none.
         options: small enough for maps of a few positions.
         drawn: what agreement and cost are tested with.
         refused: bad values by option; of options that are whole numbers they need no mention.
@@ -169,30 +152,30 @@ def token_maps(m: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 def attend_to_tokens(m: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     keys, values, scale = token_maps(m)
-    categories = atd.token_categories(q, keys, scale)
-    out = atd.category_attention(q, k, v, categories, m.heads, m.category_size)
-    return convolve(m.output, out) + atd.token_attention(q, keys, values, scale)
+    categories = reference.atd.token_categories(q, keys, scale)
+    out = reference.atd.category_attention(q, k, v, categories, m.heads, m.category_size)
+    return convolve(m.output, out) + reference.atd.token_attention(q, keys, values, scale)
 
 
 def attend_by_features(m: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    q, k = (enla.normalise(t, m.k) for t in (q, k))
-    return enla.random_feature_attention(q, k, v, m.projection, m.eps)
+    q, k = (reference.enla.normalise(t, m.k) for t in (q, k))
+    return reference.enla.random_feature_attention(q, k, v, m.projection, m.eps)
 
 
 def attend_in_chunks(m: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    return nlsa.sparse_attention(q, k, v, m.rotations(q), m.chunk_size)
+    return reference.nlsa.sparse_attention(q, k, v, m.rotations(q), m.chunk_size)
 
 
 def attend_to_neighbours(m: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    return nlrn.neighbourhood_attention(q, k, v, 2 * m.reach + 1)
+    return reference.nlrn.neighbourhood_attention(q, k, v, 2 * m.reach + 1)
 
 
 def trunk_times_mask(m: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    return rnan.trunk_times_mask(q, k, v, dict(m.named_parameters()), m.blocks)
+    return reference.rnan.trunk_times_mask(q, k, v, dict(m.named_parameters()), m.blocks)
 
 
 def weigh_channels(m: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    return rcan.channel_attention(v, *([f.weight, f.bias] for f in (m.down, m.up)))
+    return reference.rcan.channel_attention(v, *([f.weight, f.bias] for f in (m.down, m.up)))
 
 
 def share_a_feature(m: Any, q: Tensor, k: Tensor) -> None:
@@ -210,15 +193,18 @@ SOME: Drawn = {"reduction": st.sampled_from([1, 2, 4])}
 MORE: Drawn = {"reduction": st.sampled_from([1, 2, 8])}
 GRID: Drawn = {"grid": st.integers(1, 9), **MORE}
 FEATURES: Drawn = {"m": st.integers(1, 40), **MORE}
-RELEASED: Drawn = {"released": st.booleans(), **SOME}
 ODD = (st.integers(0, 6) | st.integers(0, 25)).map(lambda reach: 2 * reach + 1)
 HEADS = st.sampled_from([1, 2, 4])
 
 NON_LOCAL = Oracle(
-    by(nla.non_local_attention), "25.60", "NLA", drawn=RELEASED, residual=released_residual
+    by(reference.nla.non_local_attention),
+    gflops="25.60",
+    label="NLA",
+    drawn={"released": st.booleans(), **SOME},
+    residual=released_residual,
 )
 WINDOW = Oracle(
-    by(window.window_attention, "bias", "shift"),
+    by(reference.window.window_attention, "bias", "shift"),
     gflops="0.164",
     label="Window-w3",
     options={"window": 3, "heads": 2},
@@ -228,9 +214,14 @@ WINDOW = Oracle(
     memory=(128, 2**19, {"window": 16}),
 )
 
-#: Columns: attend, gflops, label, options, drawn.
 ORACLES: dict[str, Oracle] = {
-    "agent": Oracle(by(agent.agent_attention, "grid"), "0.262", "Agent-3x3", {"grid": 3}, GRID),
+    "agent": Oracle(
+        by(reference.agent.agent_attention, "grid"),
+        gflops="0.262",
+        label="Agent-3x3",
+        options={"grid": 3},
+        drawn=GRID,
+    ),
     "atd": Oracle(
         attend_to_tokens,
         gflops="0.492",
@@ -245,11 +236,15 @@ ORACLES: dict[str, Oracle] = {
         defaults=False,
     ),
     "channel-attention": Oracle(
-        weigh_channels, "0.00", "RCAN CA", {"squeeze": 2}, {"squeeze": st.integers(1, 70)}
+        weigh_channels,
+        gflops="0.00",
+        label="RCAN CA",
+        options={"squeeze": 2},
+        drawn={"squeeze": st.integers(1, 70)},
     ),
-    "conv": Oracle(lambda m, q, k, v: convolve(m.conv, v), "0.74", "Conv"),
+    "conv": Oracle(lambda m, q, k, v: convolve(m.conv, v), gflops="0.74", label="Conv"),
     "criss-cross": Oracle(
-        by(criss_cross.criss_cross_attention),
+        by(reference.criss_cross.criss_cross_attention),
         gflops="0.512",
         label="Criss-Cross-R2",
         options={"recurrence": 2},
@@ -257,7 +252,7 @@ ORACLES: dict[str, Oracle] = {
         residual=lambda m, x, y: x + m.gamma * y,
     ),
     "csnln": Oracle(
-        by(csnln.cross_scale_attention, "scale", "sharpness"),
+        by(reference.csnln.cross_scale_attention, "scale", "sharpness"),
         gflops="57.6",
         label="CSNLN-x2",
         options={"sharpness": 1.0},  # else half precision sees scores of 60
@@ -283,7 +278,7 @@ ORACLES: dict[str, Oracle] = {
         defaults=False,
     ),
     "focused-linear": Oracle(
-        by(focused_linear.focused_linear_attention, "focus"),
+        by(reference.focused_linear.focused_linear_attention, "focus"),
         gflops="0.197",
         label="Focused linear-p3",
         drawn={"focus": st.floats(1, 6), **MORE},
@@ -291,7 +286,7 @@ ORACLES: dict[str, Oracle] = {
         prepare=share_a_feature,
     ),
     "mdta": Oracle(
-        by(mdta.transposed_attention, "temperature"),
+        by(reference.mdta.transposed_attention, "temperature"),
         gflops="0.164",
         label="MDTA",
         options={"heads": 2},
@@ -318,9 +313,9 @@ ORACLES: dict[str, Oracle] = {
         dtypes=[torch.float64, torch.float32],
         defaults=False,
     ),
-    "none": Oracle(lambda m, q, k, v: 0 * v, "0.00", "Baseline"),
+    "none": Oracle(lambda m, q, k, v: 0 * v, gflops="0.00", label="Baseline"),
     "nystrom": Oracle(
-        by(nystrom.nystrom_attention, "grid", "steps"),
+        by(reference.nystrom.nystrom_attention, "grid", "steps"),
         gflops="0.353",
         label="Nyström-3x3",
         options={"grid": 3},
@@ -328,14 +323,19 @@ ORACLES: dict[str, Oracle] = {
         condition=10,
     ),
     "performer": Oracle(
-        by(performer.positive_feature_attention, "projection"),
+        by(reference.performer.positive_feature_attention, "projection"),
         gflops="0.66",
         label="Performer-m6",
         options={"m": 6},
         drawn=FEATURES,
         defaults=False,
     ),
-    "region": Oracle(by(region.region_attention, "grid"), "6.40", "Region-2x2", drawn=GRID),
+    "region": Oracle(
+        by(reference.region.region_attention, "grid"),
+        gflops="6.40",
+        label="Region-2x2",
+        drawn=GRID,
+    ),
     "rnan": Oracle(
         trunk_times_mask,
         gflops="33.40",

@@ -34,7 +34,12 @@ def test_every_module_has_an_oracle() -> None:
 @pytest.mark.parametrize("memory_format", FORMATS)
 @pytest.mark.parametrize(
     ("name", "size", "dtype"),
-    [(name, size, dtype) for name, o in ORACLES.items() for size in o.sizes for dtype in o.dtypes],
+    [
+        pytest.param(name, size, dtype, id=f"{name}-{size[0]}x{size[1]}-{dtype}")
+        for name, oracle in ORACLES.items()
+        for size in oracle.sizes
+        for dtype in oracle.dtypes
+    ],
 )
 def test_attend_agrees(
     name: str, size: tuple[int, int], dtype: torch.dtype, memory_format: torch.memory_format
