@@ -39,7 +39,7 @@ class Oracle:
     Attributes:
         attend: ``module.attend`` in plain loops: ``(module, q, k, v)`` to ``[B, c_out, H, W]``.
         gflops: of the core at 100x100, 64 channels in query and key too, with as many digits.
-        label: with the options below; the name, if it has none.
+        label: with the options below.
         options: small enough for maps of a few positions.
         drawn: what agreement and cost are tested with.
         refused: bad values by option; of options that are whole numbers they need no mention.

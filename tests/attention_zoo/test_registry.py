@@ -78,12 +78,13 @@ def test_every_module_names_its_source_and_complexity(name: str) -> None:
     assert cls.source
     assert cls.complexity
     assert cls.__doc__
+    assert cls.label()
 
 
 @pytest.mark.parametrize(
     ("name", "options", "label"),
     [
-        *((name, oracle.options, oracle.label or name) for name, oracle in ORACLES.items()),
+        *((name, oracle.options, oracle.label) for name, oracle in ORACLES.items() if oracle.label),
         ("nlsa", {}, "NLSA-r4"),
         ("nlsa", {"rounds": 1}, "NLSA-r1"),
         ("criss-cross", {}, "Criss-Cross"),
