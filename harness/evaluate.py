@@ -35,7 +35,7 @@ class Options:
     weights: str | None = None
     """A run's id (or an unambiguous prefix of one), or a weight file of this project."""
     data: Path | None = None
-    """Folder of images (see docs/data.md); else SR_DATA, else images that ship with scikit-image."""
+    """Folder of images (docs/data.md); else SR_DATA, else images that ship with scikit-image."""
     test_sets: tuple[str, ...] = ()
     """Test sets to evaluate on; all by default."""
     tile: int | None = None

@@ -36,7 +36,7 @@ class Options:
     m: tuple[int, ...] = ()
     """Further numbers of random features, for networks of ENLA and ENLCA."""
     data: Path | None = None
-    """Folder of images (see docs/data.md); else SR_DATA, else images that ship with scikit-image."""
+    """Folder of images (docs/data.md); else SR_DATA, else images that ship with scikit-image."""
     test_sets: tuple[str, ...] = ()
     """Test sets to evaluate on; all by default."""
     tile: int | None = None

@@ -43,7 +43,7 @@ class Options:
     test_set: str | None = None
     """A test set of the folder; its first by default."""
     data: Path | None = None
-    """Folder of images (see docs/data.md); else SR_DATA, else images that ship with scikit-image."""
+    """Folder of images (docs/data.md); else SR_DATA, else images that ship with scikit-image."""
     crop: int = 64
     """Side of a crop in HR pixels."""
     count: int = 1

@@ -45,7 +45,7 @@ class TrainingOptions:
     preset: str = "quick"
     """quick, small, base or paper: sizes and schedule; the values below override it."""
     data: Path | None = None
-    """Folder of images (see docs/data.md); else SR_DATA, else images that ship with scikit-image."""
+    """Folder of images (docs/data.md); else SR_DATA, else images that ship with scikit-image."""
     train_sets: tuple[str, ...] = ()
     """Training sets of the folder to use; all by default."""
     test_sets: tuple[str, ...] = ()

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from attention_zoo import create_attention, list_attentions
+from attention_zoo import create_attention, find_attention, list_attentions
 from attention_zoo.rivals.nystrom import NystromAttention
+from tests.attention_zoo.table import ORACLES, build
 from tests.reference.cases import counted_macs
 
 TABLE_4 = [
@@ -58,6 +59,21 @@ def test_core_is_the_formula_of_the_design(name: str, options: dict[str, Any], c
     assert 2 * cost.core / 1e9 == pytest.approx(core, rel=1e-12)
 
 
+@pytest.mark.parametrize("name", ORACLES)
+def test_core_of_every_module(name: str) -> None:
+    """At 100x100 with 64 channels, in query and key too."""
+    options = {"reduction": 1} if "reduction" in find_attention(name).options() else {}
+    cost = create_attention(name, channels=64, **options).cost(100, 100)
+    gflops = ORACLES[name].gflops
+    assert f"{2 * cost.core / 1e9:.{len(gflops.partition('.')[2])}f}" == gflops
+
+
+@pytest.mark.parametrize("name", ["nystrom", "rnan"])
+def test_nothing_but_the_core_is_executed(name: str) -> None:
+    cost = create_attention(name, channels=64, reduction=1).cost(100, 100)
+    assert cost.core == cost.executed
+
+
 def test_executed_operations_of_nlsa() -> None:
     """70 buckets and 70 chunks of 144, 80 of their entries padding."""
     cost = create_attention("nlsa", channels=64, reduction=1).cost(100, 100)
@@ -85,63 +101,18 @@ def assert_counter_agrees(
     assert cost.module == cost.projections + cost.executed
 
 
-OPTIONS = {
-    "nla": {"reduction": st.sampled_from([1, 2, 4]), "released": st.booleans()},
-    "nlsa": {
-        "reduction": st.sampled_from([1, 2, 4]),
-        "rounds": st.integers(1, 4),
-        "chunk_size": st.integers(1, 40),
-    },
-    "criss-cross": {"recurrence": st.integers(1, 3)},
-    "enla": {"m": st.integers(1, 40)},
-    "region": {"grid": st.integers(1, 5)},
-    "enlca": {"m": st.integers(1, 40), "reduction": st.sampled_from([1, 8])},
-    "window": {
-        "window": st.integers(1, 12),
-        "heads": st.sampled_from([1, 2]),
-        "reduction": st.sampled_from([1, 2, 4]),
-    },
-    "shifted-window": {"window": st.integers(1, 12), "heads": st.sampled_from([1, 8])},
-    "performer": {"m": st.integers(1, 40), "reduction": st.sampled_from([1, 8])},
-    "agent": {"grid": st.integers(1, 9), "reduction": st.sampled_from([1, 8])},
-    "nystrom": {
-        "grid": st.integers(1, 9),
-        "steps": st.integers(1, 7),
-        "skip": st.booleans(),
-        "reduction": st.sampled_from([1, 8]),
-    },
-    "focused-linear": {"focus": st.floats(1, 6), "reduction": st.sampled_from([1, 8])},
-    "nla-flash": {"reduction": st.sampled_from([1, 2, 4]), "released": st.booleans()},
-    "nlrn": {
-        "window": st.integers(0, 25).map(lambda reach: 2 * reach + 1),
-        "reduction": st.sampled_from([1, 2, 8]),
-    },
-    "rnan": {"blocks": st.integers(1, 2), "reduction": st.sampled_from([1, 2, 8])},
-    "csnln": {"scale": st.integers(1, 4), "reduction": st.sampled_from([1, 2, 8])},
-    "mdta": {"heads": st.sampled_from([1, 2, 8])},
-    "channel-attention": {"squeeze": st.integers(1, 70)},
-    "atd": {
-        "tokens": st.integers(1, 70),
-        "category_size": st.integers(1, 200),
-        "heads": st.sampled_from([1, 2]),
-        "reduction": st.sampled_from([1, 2, 4]),
-    },
-}
-
-
 @pytest.mark.parametrize("name", list_attentions())
 @settings(max_examples=12, suppress_health_check=[HealthCheck.differing_executors])
 @given(
     data=st.data(),
-    channels=st.sampled_from([8, 16, 40, 64]),
-    height=st.integers(1, 30),
-    width=st.integers(1, 30),
+    width=st.sampled_from([1, 2, 5, 8, 16, 40, 64]),
+    size=st.tuples(st.integers(1, 30), st.integers(1, 30)),
 )
 def test_executed_operations_equal_the_counters(
-    name: str, data: st.DataObject, channels: int, height: int, width: int
+    name: str, data: st.DataObject, width: int, size: tuple[int, int]
 ) -> None:
-    options = data.draw(st.fixed_dictionaries(OPTIONS.get(name, {})))
-    assert_counter_agrees(name, channels, height, width, **options)
+    options = data.draw(st.fixed_dictionaries(ORACLES[name].drawn if name in ORACLES else {}))
+    assert_counter_agrees(name, build(name, width, **options).channels, *size, **options)
 
 
 @pytest.mark.parametrize("name", list_attentions())

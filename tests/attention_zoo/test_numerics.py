@@ -1,19 +1,20 @@
 """Extreme features in float32, bfloat16 and float16: finite results, and bounds on the error.
 
-The bounds of BOUNDS stand in the docstrings of the functions too, as "Numerics".
+The bounds of BOUNDS stand in the docstrings of the functions too, as "Numerics". A module without
+one is tested for finite results only.
 """
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from attention_zoo import (
     Attention,
@@ -24,30 +25,84 @@ from attention_zoo import (
 )
 from attention_zoo.cores import nlsa_native, nlsa_tiled
 from attention_zoo.cores.native import why_not_native
-from attention_zoo.enla import (
-    EfficientNonLocalAttention,
-    normalise,
-    orthogonal_gaussian,
-    random_feature_attention,
-)
+from attention_zoo.enla import normalise, orthogonal_gaussian, random_feature_attention
 from attention_zoo.enlca import contrastive_loss
-from attention_zoo.nlsa import NonLocalSparseAttention, hash_codes
-from attention_zoo.rivals.agent import AgentAttention, regions
-from attention_zoo.rivals.atd import (
-    AdaptiveTokenDictionaryAttention,
-    token_attention,
-    token_categories,
-)
-from attention_zoo.rivals.csnln import CrossScaleAttention, patch_norms
-from attention_zoo.rivals.focused_linear import FocusedLinearAttention, focused_features
-from attention_zoo.rivals.mdta import TransposedAttention
-from attention_zoo.rivals.nystrom import NystromAttention, landmark_inverse, landmarks
-from attention_zoo.rivals.performer import PerformerAttention
-from attention_zoo.rivals.rcan import ChannelAttention
-from attention_zoo.rivals.rnan import ResidualNonLocalAttention
-from attention_zoo.rivals.window import WindowAttention
+from attention_zoo.nlsa import hash_codes
+from attention_zoo.rivals.agent import regions
+from attention_zoo.rivals.atd import token_attention, token_categories
+from attention_zoo.rivals.csnln import patch_norms
+from attention_zoo.rivals.focused_linear import focused_features
+from attention_zoo.rivals.nystrom import landmark_inverse, landmarks
 from tests.reference import contrastive as contrastive_oracle
 from tests.reference.cases import perturb
+
+
+def largest(x: Tensor) -> float:
+    return x.double().abs().max().item()
+
+
+def largest_norm(x: Tensor) -> float:
+    return torch.linalg.vector_norm(x.double(), dim=1).max().item()
+
+
+def least_norm(x: Tensor, dims: int | tuple[int, int] = 1) -> float:
+    """Of what embeddings, or whole channels, are divided by."""
+    return max(5e-5, torch.linalg.vector_norm(x.double(), dim=dims).min().item())
+
+
+def largest_sums(weight: Tensor) -> tuple[float, float]:
+    """Largest sum of absolute weights ``[out, in, …]`` into an output, and out of an input."""
+    weight = weight.double().abs().view(*weight.shape[:2], -1).sum(2)
+    return weight.sum(1).max().item(), weight.sum(0).max().item()
+
+
+def convolution_gain(a: Call) -> float:
+    if a.last is None:
+        return 1.0
+    if a.last.groups > 1:  # depthwise, of the values, added to the attention
+        return 1.0 + largest_sums(a.last.weight)[0]
+    return max(1.0, *largest_sums(a.last.weight))
+
+
+class Call:
+    """A module, what it attends to, and the sizes of that."""
+
+    def __init__(self, m: Any, q: Tensor, k: Tensor, v: Tensor) -> None:
+        self.m, self.q, self.k, self.v = m, *(t.detach().double() for t in (q, k, v))
+        self.c, self.n = q.shape[1], v[0, 0].numel()
+        self.norm_q, self.norm_k = largest_norm(self.q), largest_norm(self.k)
+        self.product, self.largest_v = self.norm_q * self.norm_k, largest(v)
+        layers = (getattr(m, name, None) for name in ("conv", "output", "local"))
+        #: The convolution after the attention, or of the values beside it.
+        self.last = next((layer for layer in layers if layer), None)
+
+    @property
+    def longest_row(self) -> float:
+        """Of the random projection."""
+        return largest_norm(self.m.projection)
+
+    @property
+    def tokens(self) -> tuple[float, float]:
+        """Largest value and scale of ATD's tokens."""
+        _, values, scales = self.m.token_maps(torch.float64)
+        return largest(values), largest(scales)
+
+    @property
+    def magnified(self) -> float:
+        """What the iteration for Nyström's pseudo-inverse makes of an error of the weights."""
+        return (13 / 4) ** self.m.steps * math.prod(regions(self.m.grid, *self.q.shape[2:]))
+
+
+@dataclass
+class Flow:
+    """A gradient of the output, magnified; what reaches a score, as outputs are among the values.
+
+    ``position`` is the largest sum over the channels of a position.
+    """
+
+    largest: float
+    position: float
+    score: float
 
 
 @dataclass(frozen=True)
@@ -67,38 +122,302 @@ class Bound:
     Growth is what rounding of scores, which are summed in float32, does to the weights: c + 4
     roundings of relative size 2^-24 each. Where it reaches 1, float32 cannot tell scores apart, and
     the output is only kept from leaving the range of the values by more than ``spread``. "Largest"
-    is the largest gradient that embeddings of this size can have (:func:`largest_gradients`):
-    not that of these ones, which may cancel to zero.
+    is the largest gradient that embeddings of this size can have: not that of these ones, which may
+    cancel to zero.
+
+    Attributes:
+        factors: value, gradient and spread.
+        why: of these numbers.
+        score: S: no score, or exponent, is larger in magnitude, nor are its terms.
+        terms: c.
+        slopes: by how much a change of q, and of k, changes a score.
+        gradients: largest d q, d k and d v, where they are not simply those of scores.
+        gain: by how much values and gradients can be magnified.
+        sums: the largest number that enters the last sum, of values up to a size.
+        fused: whether torch's fused kernel does it.
+        choose: makes the float64 twin choose as the low precision did.
+        options: of the module.
     """
 
-    value: float
-    gradient: float
-    spread: float
+    factors: tuple[float, float, float]
     why: str
+    score: Callable[[Call], float] = lambda a: a.product
+    terms: Callable[[Call], int] = lambda a: a.c
+    slopes: Callable[[Call], tuple[float, float]] = lambda a: (a.norm_k, a.norm_q)
+    gradients: Callable[[Call, Flow], list[float]] | None = None
+    gain: Callable[[Call], float] = convolution_gain
+    sums: Callable[[Call, float], float] = lambda a, size: size
+    fused: bool = False
+    choose: Callable[[pytest.MonkeyPatch, Any, Tensor], None] = lambda *_: None
+    options: Mapping[str, Any] = field(default_factory=dict)
 
+    def growth(self, a: Call) -> float:
+        """Relative change of weights by the rounding of scores."""
+        return math.expm1(min(600.0, 2 * (self.terms(a) + 4) * 2**-24 * self.score(a)))
+
+    def largest_value(self, a: Call) -> float:
+        """In place of max|v|."""
+        bias = 0.0 if a.last is None or a.last.bias is None else largest(a.last.bias)
+        return self.sums(a, a.largest_v * self.gain(a)) + bias
+
+    def largest_gradients(self, a: Call, gradient: Tensor) -> list[float]:
+        """What d q, d k and d v can reach: weights lie in 0 … 1."""
+        gain, position = self.gain(a), gradient.double().abs().sum(1).max().item()
+        flow = Flow(gain * largest(gradient), gain * position, 2 * gain * position * a.largest_v)
+        return (self.gradients or self.score_gradients)(a, flow)
+
+    def score_gradients(self, a: Call, flow: Flow) -> list[float]:
+        of_q, of_k = self.slopes(a)
+        return [flow.score * of_q, a.n * flow.score * of_k, a.n * flow.largest]
+
+    def flushed(self, a: Call, dtype: torch.dtype) -> float:
+        """Numbers up to this may be taken for zero."""
+        flushes = a.last is not None or (self.fused and fused_kernel_flushes(dtype))
+        return 2**-126 * self.gain(a) if flushes else 0.0
+
+
+def fused_kernel_flushes(dtype: torch.dtype) -> bool:
+    """Whether the fused kernel takes values below the smallest normal number for zero."""
+    tiny = torch.full((1, 1, 32, 32), torch.finfo(dtype).tiny / 4, dtype=dtype)
+    seen = torch.nn.functional.scaled_dot_product_attention(torch.zeros_like(tiny), tiny, tiny)
+    return not bool(seen.any())
+
+
+def channel_score(a: Call) -> float:
+    hidden = after_layer(a.m.down, a.largest_v)
+    return after_layer(a.m.up, hidden)
+
+
+def channel_gradients(a: Call, flow: Flow) -> list[float]:
+    slope = largest_sums(a.m.up.weight)[1] * largest_sums(a.m.down.weight)[1] / 4
+    return [0.0, 0.0, flow.largest * (1 + slope * a.largest_v)]
+
+
+def transposed_gradients(a: Call, flow: Flow) -> list[float]:
+    of_score = 2 * a.n * flow.largest * a.largest_v * largest(a.m.temperature)
+    norms = least_norm(a.q, (2, 3)), least_norm(a.k, (2, 3))
+    return [a.c * x for x in (of_score / norms[0], of_score / norms[1], flow.largest)]
+
+
+def token_gradients(a: Call, flow: Flow) -> list[float]:
+    of_cosine = 2 * flow.position * math.prod(a.tokens)
+    d_q = flow.score * a.norm_k + of_cosine / least_norm(a.q)
+    return [d_q, a.n * flow.score * a.norm_q, a.n * flow.largest]
+
+
+def cross_scale_gradients(a: Call, flow: Flow) -> list[float]:
+    """A position is in nine patches, which a corner divides by four. Blocks hold one at least."""
+    blocks = nn.AvgPool2d(a.m.scale, ceil_mode=True, count_include_pad=False)(a.k)
+    least, longest = max(5e-5, patch_norms(blocks).min().item()), largest(patch_norms(a.q))
+    of_score = 9 / 4 * a.m.sharpness * flow.score
+    return [9 * of_score, 9 * a.n * of_score * 2 * longest / least, 9 / 4 * a.n * flow.largest]
+
+
+def focused_slopes(a: Call) -> tuple[float, float]:
+    powers, lengths = focused_features(a.k, a.m.focus)
+    sums = (powers * lengths).sum(2)  # the least is in every query's normaliser
+    least, most = sums.min().item(), sums.max().item()
+    of_q = 2 * a.c * a.m.focus * most / least / a.q.amax(1).clamp_min(1e-6).min().item()
+    return of_q, 2 * a.c**1.5 * (a.m.focus + 1) / least
+
+
+def region_terms(a: Call) -> int:
+    """A mean is summed over the positions of a region."""
+    cells = regions(a.m.grid, *a.q.shape[2:])
+    return a.c + math.prod(side // n + 2 for side, n in zip(a.q.shape[2:], cells, strict=True))
+
+
+def agent_slopes(a: Call) -> tuple[float, float]:
+    """A position is part of four regions at most."""
+    of_q, of_k = (norm / math.sqrt(a.c) for norm in (a.norm_q, a.norm_k))
+    return of_q + 4 * a.n * (of_q + of_k), of_q
+
+
+def landmark_slopes(a: Call) -> tuple[float, float]:
+    of_q, of_k = (norm / math.sqrt(a.c) for norm in (a.norm_q, a.norm_k))
+    either = a.magnified * (max(of_q, of_k) + 4 * a.n * (of_q + of_k))
+    return either, either / a.n
+
+
+def landmark_gain(a: Call) -> float:
+    """With the pseudo-inverse: that of float32 and that of float64."""
+    gain = 1.0
+    for dtype in (torch.float32, torch.float64):
+        of_q, of_k = (landmarks(x.to(dtype), a.m.grid) for x in (a.q, a.k))
+        inverse = landmark_inverse(of_q, of_k, a.m.steps)
+        gain = max(gain, inverse.abs().sum(2).max().item())
+    return gain + convolution_gain(a) - 1
+
+
+def after_blocks(blocks: nn.Sequential, size: float) -> float:
+    """Largest sum of absolute terms that residual blocks make of numbers up to this size."""
+    for block in blocks:
+        size += after_layer(block.second, after_layer(block.first, size))
+    return size
+
+
+def after_layer(layer: Any, size: float) -> float:
+    into = 1 if isinstance(layer, nn.ConvTranspose2d) else 0
+    return largest_sums(layer.weight)[into] * size + largest(layer.bias)
+
+
+def mask_score(a: Call) -> float:
+    """Of RNAN: the largest sum of absolute terms that enters the sigmoid."""
+    m, size = a.m, a.largest_v
+    x = after_blocks(m.before, size + after_layer(m.joined, after_layer(m.value, size)))
+    below = after_blocks(m.below, after_layer(m.down, x))
+    logit = after_layer(m.last, after_blocks(m.after, x + after_layer(m.up, below)))
+    return max(1.0, logit) * (1 + a.product)
+
+
+def mask_gradients(a: Call, flow: Flow) -> list[float]:
+    """Through RNAN's layers, from the last to the first, then through the softmax."""
+
+    def before_layer(layer: Any, size: float) -> float:
+        out_of = 0 if isinstance(layer, nn.ConvTranspose2d) else 1
+        return largest_sums(layer.weight)[out_of] * size
+
+    def before_blocks(blocks: nn.Sequential, size: float) -> float:
+        for block in reversed(blocks):
+            size += before_layer(block.first, before_layer(block.second, size))
+        return size
+
+    m, size = a.m, a.largest_v
+    of_logit = flow.largest * after_blocks(m.trunk, size) / 4
+    of_sum = before_blocks(m.after, before_layer(m.last, of_logit))
+    below = before_blocks(m.below, before_layer(m.up, of_sum))
+    of_block = before_blocks(m.before, of_sum + before_layer(m.down, below))
+    of_seen = before_layer(m.joined, of_block)
+    of_score = 2 * a.c * of_seen * after_layer(m.value, size)
+    through_values = a.n * before_layer(m.value, of_seen)
+    d_v = before_blocks(m.trunk, flow.largest) + of_block + through_values
+    return [of_score * a.norm_k, a.n * of_score * a.norm_q, d_v]
+
+
+def choose_buckets(monkeypatch: pytest.MonkeyPatch, m: Any, q: Tensor) -> None:
+    """How good they are is :func:`test_buckets_are_those_of_the_largest_projection`."""
+    codes = hash_codes(q.flatten(2).mT, m.rotations(q))
+    order = codes.sort(dim=-1, stable=True).indices
+    monkeypatch.setattr("attention_zoo.cores.nlsa.sort_codes", lambda *_: order)
+    monkeypatch.setattr("attention_zoo.nlsa.hash_codes", lambda *_: codes)
+
+
+def choose_categories(monkeypatch: pytest.MonkeyPatch, m: Any, q: Tensor) -> None:
+    categories = token_categories(token_attention(q, *m.token_maps(torch.float32))[1])
+    monkeypatch.setattr("attention_zoo.rivals.atd.token_categories", lambda *_: categories)
+
+
+NON_LOCAL = Bound(
+    (2, 1, 2), "a weighted mean; the fused kernel rounds weights to the dtype too", fused=True
+)
+FEATURES = Bound(
+    (1, 1, 2),
+    "float32 throughout, rounded once; S bounds both exponents",
+    score=lambda a: 2 * (a.longest_row * math.sqrt(a.m.k) + a.m.k / 2),
+    slopes=lambda a: tuple(a.longest_row * math.sqrt(a.m.k) / least_norm(x) for x in (a.q, a.k)),
+)
+WINDOWS = Bound(
+    (3, 3, 2),
+    "a weighted mean, rounded, and the sum of C that joins the heads",
+    score=lambda a: a.product / math.sqrt(a.c / len(a.m.bias)) + largest(a.m.bias),
+)
 
 BOUNDS = {
-    "none": Bound(0, 0, 0, "nothing is computed"),
-    "conv": Bound(1, 1, 1, "one sum of 9 C products in float32, rounded once"),
-    "nla": Bound(2, 1, 2, "a weighted mean; the fused kernel rounds weights to the dtype too"),
-    "nlsa": Bound(6, 1, 2, "rounds are rounded, weighted and summed in the dtype"),
-    "criss-cross": Bound(4, 1, 4, "column and row are rounded; the own position is taken out"),
-    "enla": Bound(1, 1, 2, "float32 throughout, rounded once; S bounds both exponents"),
-    "enlca": Bound(1, 1, 2, "as enla"),
-    "region": Bound(2, 1, 2, "as nla"),
-    "window": Bound(3, 3, 2, "a weighted mean, rounded, and the sum of C that joins the heads"),
-    "shifted-window": Bound(3, 3, 2, "as window"),
-    "mdta": Bound(3, 3, 2, "as window"),
-    "channel-attention": Bound(2, 2, 1, "float32 throughout: the weight, and its product"),
-    "atd": Bound(4, 4, 4, "as window; the mean of the token values, and the sum of both"),
-    "performer": Bound(1, 1, 2, "as enla"),
-    "nystrom": Bound(3, 3, 8, "as agent; what the pseudo-inverse magnifies is in gain and growth"),
-    "focused-linear": Bound(3, 3, 2, "sums of positive terms, a depthwise convolution, both added"),
-    "nla-flash": Bound(2, 1, 2, "as nla"),
-    "nlrn": Bound(2, 1, 2, "as nla"),
-    "csnln": Bound(2, 1, 2, "as nla, in float32 throughout; the mean of nine patches is one too"),
-    "rnan": Bound(2, 2, 1, "as channel-attention; in growth, all layers before the sigmoid"),
-    "agent": Bound(3, 3, 4, "a mean of means, a depthwise convolution, and the sum of both"),
+    "none": Bound((0, 0, 0), "nothing is computed", gradients=lambda *_: [0.0, 0.0, 0.0]),
+    "conv": Bound(
+        (1, 1, 1),
+        "one sum of 9 C products in float32, rounded once",
+        score=lambda _: 9.0,  # taps
+        gradients=lambda a, flow: [0.0, 0.0, flow.largest],
+    ),
+    "nla": NON_LOCAL,
+    "nlsa": Bound(
+        (6, 1, 2),
+        "rounds are rounded, weighted and summed in the dtype",
+        score=lambda a: a.norm_q,
+        slopes=lambda a: (1.0, a.norm_q / least_norm(a.k)),
+        choose=choose_buckets,
+        options={"chunk_size": 8},
+    ),
+    "criss-cross": Bound((4, 1, 4), "column and row are rounded; the own position is taken out"),
+    "enla": FEATURES,
+    "enlca": FEATURES,
+    "region": NON_LOCAL,
+    "window": WINDOWS,
+    "shifted-window": WINDOWS,
+    "mdta": Bound(
+        (3, 3, 2),
+        "as window",
+        score=lambda a: largest(a.m.temperature),
+        terms=lambda a: a.c + a.n,
+        gradients=transposed_gradients,
+    ),
+    "channel-attention": Bound(
+        (2, 2, 1),
+        "float32 throughout: the weight, and its product",
+        score=channel_score,
+        terms=lambda a: a.c + a.n,
+        gradients=channel_gradients,
+    ),
+    "atd": Bound(
+        (4, 4, 4),
+        "as window; the mean of the token values, and the sum of both",
+        score=lambda a: max(a.product / math.sqrt(a.c / a.m.heads), a.tokens[1]),
+        gradients=token_gradients,
+        sums=lambda a, size: size + a.tokens[0],
+        choose=choose_categories,
+        options={"category_size": 16},
+    ),
+    "performer": Bound(
+        (1, 1, 2),
+        "as enla",
+        score=lambda a: (
+            1
+            + sum(a.longest_row * x / a.c**0.25 + x**2 / a.c**0.5 / 2 for x in (a.norm_q, a.norm_k))
+        ),
+        slopes=lambda a: tuple(
+            a.longest_row / a.c**0.25 + x / a.c**0.5 for x in (a.norm_q, a.norm_k)
+        ),
+    ),
+    "nystrom": Bound(
+        (3, 3, 8),
+        "as agent; what the pseudo-inverse magnifies is in gain and growth",
+        score=lambda a: a.magnified * a.product / math.sqrt(a.c),
+        terms=region_terms,
+        slopes=landmark_slopes,
+        gain=landmark_gain,
+    ),
+    "focused-linear": Bound(
+        (3, 3, 2),
+        "sums of positive terms, a depthwise convolution, both added",
+        score=lambda a: a.m.focus + 1,
+        terms=lambda a: a.c + a.n,
+        slopes=focused_slopes,
+    ),
+    "nla-flash": NON_LOCAL,
+    "nlrn": Bound((2, 1, 2), "as nla"),
+    "csnln": Bound(
+        (2, 1, 2),
+        "as nla, in float32 throughout; the mean of nine patches is one too",
+        score=lambda a: a.m.sharpness * largest(patch_norms(a.q)),
+        terms=lambda a: 9 * a.c,
+        gradients=cross_scale_gradients,
+    ),
+    "rnan": Bound(
+        (2, 2, 1),
+        "as channel-attention; in growth, all layers before the sigmoid",
+        score=mask_score,
+        terms=lambda a: a.c + a.n + sum(p[0].numel() for p in a.m.parameters()),
+        gradients=mask_gradients,
+        sums=lambda a, size: after_blocks(a.m.trunk, size),
+    ),
+    "agent": Bound(
+        (3, 3, 4),
+        "a mean of means, a depthwise convolution, and the sum of both",
+        score=lambda a: a.norm_q * max(a.norm_q, a.norm_k) / math.sqrt(a.c),
+        terms=region_terms,
+        slopes=agent_slopes,
+    ),
 }
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -150,261 +469,9 @@ def features(kind: str, seed: int, channels: int, dtype: torch.dtype) -> Tensor:
 
 def build(name: str, channels: int, dtype: torch.dtype, **options: Any) -> Attention:
     torch.manual_seed(0)
-    if name == "nlsa":
-        options["chunk_size"] = 8
-    if name == "atd":
-        options["category_size"] = 16
-    module = create_attention(name, channels=channels, **options)
-    return perturb(module).to(dtype).eval()  # type: ignore[return-value]
-
-
-def largest_norm(x: Tensor) -> float:
-    return torch.linalg.vector_norm(x.double(), dim=1).max().item()
-
-
-def least_norm(x: Tensor, dims: int | tuple[int, int] = 1) -> float:
-    """Of what embeddings, or whole channels, are divided by."""
-    return max(5e-5, torch.linalg.vector_norm(x.double(), dim=dims).min().item())
-
-
-def largest_score(module: Attention, q: Tensor, k: Tensor, v: Tensor) -> float:
-    """S of :class:`Bound`: no score, or exponent, is larger in magnitude, nor are its terms."""
-    if isinstance(module, EfficientNonLocalAttention):
-        return 2 * (longest_row(module) * math.sqrt(module.k) + module.k / 2)
-    if isinstance(module, PerformerAttention):
-        lengths = [x / q.shape[1] ** 0.25 for x in (largest_norm(q), largest_norm(k))]
-        return 1 + sum(longest_row(module) * x + x**2 / 2 for x in lengths)
-    if module.name == "nlsa":
-        return largest_norm(q)
-    if module.name == "conv":
-        return 9.0  # taps
-    if isinstance(module, FocusedLinearAttention):
-        return module.focus + 1
-    if isinstance(module, ChannelAttention):
-        hidden = largest_sums(module.down.weight)[0] * q.double().abs().max().item()
-        hidden += module.down.bias.double().abs().max().item()
-        entering = largest_sums(module.up.weight)[0] * hidden
-        return entering + module.up.bias.double().abs().max().item()
-    if isinstance(module, TransposedAttention):
-        return module.temperature.double().abs().max().item()
-    if isinstance(module, CrossScaleAttention):
-        return module.sharpness * patch_norms(q.detach().double()).max().item()
-    if isinstance(module, ResidualNonLocalAttention):
-        scores = largest_norm(q) * largest_norm(k)
-        return max(1.0, largest_logit(module, v.double().abs().max().item())) * (1 + scores)
-    if isinstance(module, AgentAttention):
-        longest = largest_norm(q)
-        return longest * max(longest, largest_norm(k)) / math.sqrt(q.shape[1])
-    score = largest_norm(q) * largest_norm(k)
-    if isinstance(module, NystromAttention):
-        return magnified(module, q) * score / math.sqrt(q.shape[1])
-    if isinstance(module, WindowAttention):
-        d = q.shape[1] / module.bias.shape[0]
-        return score / math.sqrt(d) + module.bias.double().abs().max().item()
-    if isinstance(module, AdaptiveTokenDictionaryAttention):
-        return max(score / math.sqrt(q.shape[1] / module.heads), largest_scale(module))
-    return score
-
-
-def largest_gradients(
-    module: Attention, q: Tensor, k: Tensor, v: Tensor, gradient: Tensor
-) -> list[float]:
-    """What d q, d k and d v can reach: weights lie in 0 … 1, outputs among the values."""
-    if module.name == "none":
-        return [0.0, 0.0, 0.0]
-    n = SIZE[0] * SIZE[1]
-    gain = largest_gain(module, q, k)
-    largest = gain * gradient.double().abs().max().item()
-    at_a_position = gain * gradient.double().abs().sum(1).max().item()
-    if module.name == "conv":
-        return [0.0, 0.0, largest]
-    if isinstance(module, ChannelAttention):
-        slope = largest_sums(module.up.weight)[1] * largest_sums(module.down.weight)[1] / 4
-        return [0.0, 0.0, largest * (1 + slope * v.double().abs().max().item())]
-    if isinstance(module, TransposedAttention):
-        c = v.shape[1]
-        d_score = 2 * n * largest * v.double().abs().max().item() * largest_score(module, q, k, v)
-        norms = least_norm(q, (2, 3)), least_norm(k, (2, 3))
-        return [c * d_score / norms[0], c * d_score / norms[1], c * largest]
-    if isinstance(module, ResidualNonLocalAttention):
-        return largest_gradients_of_the_mask(module, q, k, v, largest)
-    d_score = 2 * at_a_position * v.double().abs().max().item()
-    d_v = n * largest
-    if isinstance(module, CrossScaleAttention):
-        # A position is in nine patches, which a corner divides by four. Blocks hold one at least.
-        d_score *= 9 / 4 * module.sharpness
-        pool = torch.nn.AvgPool2d(module.scale, ceil_mode=True, count_include_pad=False)
-        least = max(5e-5, patch_norms(pool(k.detach().double())).min().item())
-        longest = patch_norms(q.detach().double()).max().item()
-        return [9 * d_score, 9 * n * d_score * 2 * longest / least, 9 / 4 * d_v]
-    if isinstance(module, EfficientNonLocalAttention):
-        d_score *= longest_row(module) * math.sqrt(module.k)
-        return [d_score / least_norm(q), n * d_score / least_norm(k), d_v]
-    if isinstance(module, PerformerAttention):
-        root = q.shape[1] ** 0.25
-        by_q, by_k = (
-            d_score * (longest_row(module) + largest_norm(x) / root) / root for x in (q, k)
-        )
-        return [by_q, n * by_k, d_v]
-    if isinstance(module, AgentAttention | NystromAttention):
-        of_q, of_k = (d_score * largest_norm(x) / math.sqrt(q.shape[1]) for x in (q, k))
-        pooled = 4 * n * (of_q + of_k)  # a position is part of four regions at most
-        if isinstance(module, NystromAttention):
-            return [*[magnified(module, q) * (max(of_q, of_k) + pooled)] * 2, d_v]
-        return [of_q + pooled, n * of_q, d_v]
-    if isinstance(module, FocusedLinearAttention):
-        c, (queries, keys) = q.shape[1], (x.detach().double() for x in (q, k))
-        powers, lengths = focused_features(keys, module.focus)
-        sums = (powers * lengths).sum(2)  # the least is in every query's normaliser
-        least, most = sums.min().item(), sums.max().item()
-        of_q = 2 * c * module.focus * most / least / queries.amax(1).clamp_min(1e-6).min().item()
-        of_k = 2 * c**1.5 * (module.focus + 1) / least
-        return [d_score * of_q, n * d_score * of_k, d_v]
-    if module.name == "nlsa":
-        return [d_score, n * d_score * largest_norm(q) / least_norm(k), d_v]
-    by_q, by_k = d_score * largest_norm(k), n * d_score * largest_norm(q)
-    if isinstance(module, AdaptiveTokenDictionaryAttention):
-        d_cosine = 2 * at_a_position * largest_token_value(module) * largest_scale(module)
-        by_q += d_cosine / least_norm(q)
-    return [by_q, by_k, d_v]
-
-
-def longest_row(module: EfficientNonLocalAttention | PerformerAttention) -> float:
-    return module.projection.double().norm(dim=1).max().item()
-
-
-def magnified(module: NystromAttention, q: Tensor) -> float:
-    """What the iteration for the pseudo-inverse makes of an error of the weights of landmarks."""
-    return (13 / 4) ** module.steps * math.prod(regions(module.grid, *q.shape[2:]))
-
-
-def largest_gain(module: Attention, q: Tensor, k: Tensor) -> float:
-    """By how much the convolution of some modules can magnify values and gradients.
-
-    With Nyström attention, the pseudo-inverse too: that of float32 and that of float64.
-    """
-    last, gain = last_convolution(module), 1.0
-    if isinstance(module, NystromAttention):
-        for dtype in (torch.float32, torch.float64):
-            of_q, of_k = (landmarks(x.detach().to(dtype), module.grid) for x in (q, k))
-            inverse = landmark_inverse(of_q, of_k, module.steps)
-            gain = max(gain, inverse.abs().sum(2).max().item())
-    if last is None:
-        return gain
-    if last.groups > 1:  # depthwise, of the values, added to the attention
-        return gain + largest_sums(last.weight)[0]
-    return max(1.0, *largest_sums(last.weight))
-
-
-def after_blocks(blocks: torch.nn.Sequential, size: float) -> float:
-    """Largest sum of absolute terms that residual blocks make of numbers up to this size."""
-    for block in blocks:
-        size += after_layer(block.second, after_layer(block.first, size))
-    return size
-
-
-def after_layer(layer: torch.nn.Conv2d | torch.nn.ConvTranspose2d, size: float) -> float:
-    into = 1 if isinstance(layer, torch.nn.ConvTranspose2d) else 0
-    assert layer.bias is not None
-    return largest_sums(layer.weight)[into] * size + layer.bias.double().abs().max().item()
-
-
-def largest_logit(module: ResidualNonLocalAttention, size: float) -> float:
-    """Largest sum of absolute terms that enters the sigmoid."""
-    x = after_blocks(module.before, size + after_layer(module.joined, size_of_seen(module, size)))
-    below = after_blocks(module.below, after_layer(module.down, x))
-    return after_layer(module.last, after_blocks(module.after, x + after_layer(module.up, below)))
-
-
-def size_of_seen(module: ResidualNonLocalAttention, size: float) -> float:
-    return after_layer(module.value, size)
-
-
-def largest_gradients_of_the_mask(
-    module: ResidualNonLocalAttention, q: Tensor, k: Tensor, v: Tensor, gradient: float
-) -> list[float]:
-    """Of RNAN: through its layers, from the last to the first, then through the softmax."""
-
-    def before_layer(layer: torch.nn.Module, size: float) -> float:
-        out_of = 0 if isinstance(layer, torch.nn.ConvTranspose2d) else 1
-        return largest_sums(layer.weight)[out_of] * size  # type: ignore[arg-type]
-
-    def before_blocks(blocks: torch.nn.Sequential, size: float) -> float:
-        for block in reversed(blocks):
-            size += before_layer(block.first, before_layer(block.second, size))
-        return size
-
-    largest, n = v.double().abs().max().item(), v[0, 0].numel()
-    of_logit = gradient * after_blocks(module.trunk, largest) / 4
-    of_sum = before_blocks(module.after, before_layer(module.last, of_logit))
-    below = before_blocks(module.below, before_layer(module.up, of_sum))
-    of_block = before_blocks(module.before, of_sum + before_layer(module.down, below))
-    of_seen = before_layer(module.joined, of_block)
-    d_score = 2 * q.shape[1] * of_seen * size_of_seen(module, largest)
-    through_values = n * before_layer(module.value, of_seen)
-    of_v = before_blocks(module.trunk, gradient) + of_block + through_values
-    return [d_score * largest_norm(k), n * d_score * largest_norm(q), of_v]
-
-
-def last_convolution(module: Attention) -> torch.nn.Conv2d | None:
-    names = ("conv", "output", "local")
-    return next((found for name in names if (found := getattr(module, name, None))), None)
-
-
-def fused_kernel_flushes(module: Attention, dtype: torch.dtype) -> bool:
-    """Whether the fused kernel takes values below the smallest normal number for zero."""
-    if module.name not in {"nla", "nla-flash", "region"}:
-        return False
-    tiny = torch.full((1, 1, 32, 32), torch.finfo(dtype).tiny / 4, dtype=dtype)
-    seen = torch.nn.functional.scaled_dot_product_attention(torch.zeros_like(tiny), tiny, tiny)
-    return not bool(seen.any())
-
-
-def largest_sums(weight: Tensor) -> tuple[float, float]:
-    """Largest sum of absolute weights ``[out, in, …]`` into an output, and out of an input."""
-    weight = weight.double().abs().view(*weight.shape[:2], -1).sum(2)
-    return weight.sum(1).max().item(), weight.sum(0).max().item()
-
-
-def largest_token_value(module: AdaptiveTokenDictionaryAttention) -> float:
-    return module.token_maps(torch.float64)[1].abs().max().item()
-
-
-def largest_scale(module: AdaptiveTokenDictionaryAttention) -> float:
-    return module.token_maps(torch.float64)[2].max().item()
-
-
-def growth(module: Attention, q: Tensor, k: Tensor, v: Tensor) -> float:
-    """Relative change of weights by the rounding of scores, see :class:`Bound`."""
-    terms = q.shape[1]
-    if isinstance(module, TransposedAttention | ChannelAttention | FocusedLinearAttention):
-        terms += q.shape[2] * q.shape[3]  # sums over positions
-    if isinstance(module, AgentAttention | NystromAttention):  # sums over those of a region
-        cells = regions(module.grid, *q.shape[2:])
-        terms += math.prod(length // n + 2 for length, n in zip(q.shape[2:], cells, strict=True))
-    if isinstance(module, CrossScaleAttention):
-        terms *= 9  # of a patch
-    if isinstance(module, ResidualNonLocalAttention):  # of all layers
-        terms += q[0, 0].numel() + sum(p[0].numel() for p in module.parameters())
-    exponent = 2 * (terms + 4) * 2**-24 * largest_score(module, q, k, v)
-    return math.expm1(min(600.0, exponent))
-
-
-def same_buckets(monkeypatch: pytest.MonkeyPatch, module: Attention, q: Tensor) -> None:
-    """The float64 twin of NLSA takes the low precision's buckets: a near tie may fall either way.
-
-    The same holds for ATD's categories. :func:`test_buckets_are_those_of_the_largest_projection`
-    tests the buckets themselves.
-    """
-    if isinstance(module, NonLocalSparseAttention):
-        codes = hash_codes(q.flatten(2).mT, module.rotations(q))
-        order = codes.sort(dim=-1, stable=True).indices
-        monkeypatch.setattr("attention_zoo.cores.nlsa.sort_codes", lambda *_: order)
-        monkeypatch.setattr("attention_zoo.nlsa.hash_codes", lambda *_: codes)
-    if isinstance(module, AdaptiveTokenDictionaryAttention):
-        _, scores = token_attention(q, *module.token_maps(torch.float32))
-        categories = token_categories(scores)
-        monkeypatch.setattr("attention_zoo.rivals.atd.token_categories", lambda *_: categories)
+    if name in BOUNDS:
+        options |= BOUNDS[name].options
+    return perturb(create_attention(name, channels=channels, **options)).to(dtype).eval()  # type: ignore[return-value]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -420,6 +487,7 @@ def test_error_of_attend_is_bounded(
 ) -> None:
     """Query, key and value of one kind; NLSA by the buckets of the low precision."""
     bound = BOUNDS[name]
+    of_value, of_gradient, spread = bound.factors
     module = build(name, channels, dtype, **options)
     exact_module = copy.deepcopy(module).double()
     c = module.project(torch.zeros(1, channels, 1, 1, dtype=dtype))[0].shape[1]
@@ -428,54 +496,37 @@ def test_error_of_attend_is_bounded(
     exact = [x.detach().double().requires_grad_() for x in inputs]
 
     out = module.attend(q, k, v)
-    same_buckets(monkeypatch, module, q)
+    bound.choose(monkeypatch, module, q)
     wanted = exact_module.attend(*exact)
 
     u, floor = torch.finfo(dtype).eps / 2, torch.finfo(dtype).eps * torch.finfo(dtype).tiny
     alone = module.project(v)[0] is module.project(v)[2]  # it sees its value alone
-    change = growth(module, v, v, v) if alone else growth(module, q, k, v)
-    gain = largest_gain(module, q, k)
-    largest = v.double().abs().max().item() * gain
-    if isinstance(module, ResidualNonLocalAttention):
-        largest = after_blocks(module.trunk, largest)
-    last = last_convolution(module)
-    if last is not None and last.bias is not None:
-        largest += last.bias.double().abs().max().item()
-    flushes = last is not None or fused_kernel_flushes(module, dtype)
-    flushed = 2**-126 * gain if flushes else 0
-    if isinstance(module, AdaptiveTokenDictionaryAttention):
-        largest += largest_token_value(module)
+    call = Call(module, v, v, v) if alone else Call(module, q, k, v)
+    change = bound.growth(call)
     assert out.dtype == dtype
     assert out.isfinite().all()
     error = (out.double() - wanted).abs().max().item()
-    limit = (bound.value * u + bound.spread * min(1, change)) * largest + 4 * floor + flushed
+    limit = (of_value * u + spread * min(1, change)) * bound.largest_value(call)
+    limit += 4 * floor + bound.flushed(call, dtype)
     assert error <= limit, f"value: error {error:.3g}, bound {limit:.3g}"
 
     if name == "none":
         return
     gradient = torch.randn(out.shape, generator=torch.Generator().manual_seed(9)).double()
     # A loss scale, as in training: the largest gradient stays within float16.
-    scale = 2.0**13 / max(largest_gradients(module, q, k, v, gradient))
+    scale = 2.0**13 / max(bound.largest_gradients(call, gradient))
     gradient = (gradient * 2.0 ** math.floor(math.log2(scale))).to(dtype)
     leaves = [v] if alone else [q, k, v]
-    exact_leaves = exact[-len(leaves) :]
     actual = torch.autograd.grad(out, leaves, gradient)
-    wanted_gradients = torch.autograd.grad(wanted, exact_leaves, gradient.double())
-    sizes = largest_gradients(module, q, k, v, gradient)[-len(leaves) :]
-    n = out[0, 0].numel()
+    exact_gradients = torch.autograd.grad(wanted, exact[-len(leaves) :], gradient.double())
+    sizes = bound.largest_gradients(call, gradient)[-len(leaves) :]
     # Score gradients below the smallest number of the dtype vanish in the fused kernel.
-    vanished = n * floor * max(1.0, *(x.double().abs().max().item() for x in (q, k)))
-    for what, a, b, size in zip(
-        "qkv"[-len(leaves) :], actual, wanted_gradients, sizes, strict=True
-    ):
+    vanished = call.n * floor * max(1.0, largest(q), largest(k))
+    for what, a, b, size in zip("qkv"[-len(leaves) :], actual, exact_gradients, sizes, strict=True):
         assert a.isfinite().all(), f"gradient of {what} is not finite"
         error = (a.double() - b).abs().max().item()
-        limit = (bound.gradient * u + min(n, change)) * size + vanished
+        limit = (of_gradient * u + min(call.n, change)) * size + vanished
         assert error <= limit, f"gradient of {what}: error {error:.3g}, bound {limit:.3g}"
-
-
-def test_every_module_has_a_bound() -> None:
-    assert sorted(BOUNDS) == list_attentions()
 
 
 @pytest.mark.parametrize("kind", ["ordinary", "large", "huge", "huge constant", "zero", "mixed"])
@@ -494,13 +545,13 @@ def test_error_of_the_weights_is_bounded(
             weights = module.attention_weights(q, k, 2, 3)
     except AttentionError:
         pytest.skip(f"{name} has no weights over positions")
-    same_buckets(monkeypatch, module, q)
+    BOUNDS[name].choose(monkeypatch, module, q)
     wanted = copy.deepcopy(module).double().attention_weights(q.double(), k.double(), 2, 3)
     assert weights.dtype == torch.float32
     assert (weights >= 0).all()
     assert abs(weights.double().sum() - 1) < 1e-5
     error = (weights.double() - wanted).abs().max()
-    assert error <= 2**-22 + min(1, growth(module, q, k, k))
+    assert error <= 2**-22 + min(1, BOUNDS[name].growth(Call(module, q, k, k)))
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -21,30 +21,9 @@ from attention_zoo import (
     register_attention,
     registry,
 )
+from tests.attention_zoo.table import ORACLES
 
-BUILT_IN = [
-    "agent",
-    "atd",
-    "channel-attention",
-    "conv",
-    "criss-cross",
-    "csnln",
-    "enla",
-    "enlca",
-    "focused-linear",
-    "mdta",
-    "nla",
-    "nla-flash",
-    "nlrn",
-    "nlsa",
-    "none",
-    "nystrom",
-    "performer",
-    "region",
-    "rnan",
-    "shifted-window",
-    "window",
-]
+BUILT_IN = list(ORACLES)
 
 
 class Doubled(Attention):
@@ -99,14 +78,13 @@ def test_every_module_names_its_source_and_complexity(name: str) -> None:
     assert cls.source
     assert cls.complexity
     assert cls.__doc__
+    assert cls.label()
 
 
 @pytest.mark.parametrize(
     ("name", "options", "label"),
     [
-        ("none", {}, "Baseline"),
-        ("conv", {}, "Conv"),
-        ("nla", {}, "NLA"),
+        *((name, oracle.options, oracle.label) for name, oracle in ORACLES.items() if oracle.label),
         ("nlsa", {}, "NLSA-r4"),
         ("nlsa", {"rounds": 1}, "NLSA-r1"),
         ("criss-cross", {}, "Criss-Cross"),
@@ -116,25 +94,12 @@ def test_every_module_names_its_source_and_complexity(name: str) -> None:
         ("window", {}, "Window-w8"),
         ("window", {"window": 16}, "Window-w16"),
         ("shifted-window", {}, "Shifted window-w8"),
-        ("mdta", {"heads": 2}, "MDTA"),
-        ("channel-attention", {}, "RCAN CA"),
-        ("agent", {"grid": 3}, "Agent-3x3"),
-        ("atd", {}, "ATD"),
-        ("focused-linear", {}, "Focused linear-p3"),
-        ("nla-flash", {}, "NLA (flash)"),
         ("nystrom", {}, "Nyström-8x8"),
-        ("performer", {"m": 64}, "Performer-m64"),
-        ("nlrn", {"window": 15}, "NLRN-15x15"),
-        ("rnan", {"blocks": 2}, "RNAN mask"),
         ("csnln", {"scale": 3}, "CSNLN-x3"),
     ],
 )
 def test_labels(name: str, options: dict[str, float], label: str) -> None:
     assert find_attention(name).label(**options) == label
-
-
-def test_label_of_a_repeated_criss_cross_differs() -> None:
-    assert find_attention("criss-cross").label(recurrence=2) != "Criss-Cross"
 
 
 def test_unknown_name_is_told_with_all_names_and_the_nearest() -> None:
@@ -173,6 +138,33 @@ def test_check_options_builds_nothing() -> None:
 def test_reduction_must_divide(name: str, reduction: int) -> None:
     with pytest.raises(AttentionError, match="reduction"):
         create_attention(name, channels=8, reduction=reduction)
+
+
+@pytest.mark.parametrize("name", [n for n in BUILT_IN if "heads" in find_attention(n).options()])
+def test_heads_must_divide(name: str) -> None:
+    with pytest.raises(AttentionError, match="heads 3 does not divide the 8 channels"):
+        create_attention(name, channels=8, heads=3)
+    if "reduction" in find_attention(name).options():
+        with pytest.raises(AttentionError, match="heads 4 does not divide the 2 channels"):
+            create_attention(name, channels=8, heads=4, reduction=4)
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "value"),
+    [
+        (name, option, value)
+        for name, oracle in ORACLES.items()
+        for option, parameter in find_attention(name).options().items()
+        for value in [
+            *((0, -1, 2.5) if type(parameter.default) is int else ()),
+            *oracle.refused.get(option, ()),
+        ]
+        if (option, value) != ("redraw_every", 0)
+    ],
+)
+def test_bad_options_are_refused_by_name(name: str, option: str, value: float) -> None:
+    with pytest.raises(AttentionError, match=rf"\b{option}\b"):
+        create_attention(name, channels=8, **{option: value})
 
 
 @pytest.mark.parametrize("name", BUILT_IN)

@@ -8,27 +8,24 @@ from torch import Tensor
 from .maps import to_map, vectors, weighted_mean
 
 
+def features(x: Tensor, projection: Tensor) -> Tensor:
+    """``exp(f·u − |u|²/2)`` of ``u = x / c^(1/4)`` for every row f of F ``[m, c]``."""
+    u = x / len(x) ** 0.25
+    return torch.stack(
+        [torch.exp(torch.dot(f, u) - torch.dot(u, u) / 2) for f in projection.double()]
+    )
+
+
 def kernel(query: Tensor, key: Tensor, projection: Tensor) -> Tensor:
-    """The estimate of ``exp(q·k / sqrt(c))`` from F ``[m, c]``: a mean over its rows."""
-    root = len(query) ** 0.25
-    a, b = query / root, key / root
-    terms = [
-        torch.exp(torch.dot(f, a) - torch.dot(a, a) / 2)
-        * torch.exp(torch.dot(f, b) - torch.dot(b, b) / 2)
-        for f in projection.double()
-    ]
-    return torch.stack(terms).mean()
+    """The estimate of ``exp(q·k / sqrt(c))``: a mean over the rows of F."""
+    return (features(query, projection) * features(key, projection)).mean()
 
 
 def positive_feature_attention(q: Tensor, k: Tensor, v: Tensor, projection: Tensor) -> Tensor:
     """Every position's mean of the values, weighted by the kernel's estimates."""
     images = []
     for b in range(q.shape[0]):
-        keys, values = vectors(k, b), vectors(v, b)
-        images.append(
-            [
-                weighted_mean([kernel(query, key, projection) for key in keys], values)
-                for query in vectors(q, b)
-            ]
-        )
+        queries, keys = ([features(x, projection) for x in vectors(t, b)] for t in (q, k))
+        values = vectors(v, b)
+        images.append([weighted_mean([(x * y).mean() for y in keys], values) for x in queries])
     return to_map(images, *q.shape[2:])

@@ -50,4 +50,4 @@ def trunk_times_mask(q: Tensor, k: Tensor, v: Tensor, parameters: Parameters, m:
     below = residual_blocks(below, p, "below", 2 * m)
     above = transposed(below, p["up.weight"], p["up.bias"])[:, :, : v.shape[2], : v.shape[3]]
     mask = layer(residual_blocks(x + above, p, "after", m), p, "last")
-    return residual_blocks(v, p, "trunk", 2 * m) / (1 + torch.exp(-mask))
+    return residual_blocks(v, p, "trunk", 2 * m) * torch.sigmoid(mask)

@@ -1,0 +1,349 @@
+"""An oracle for every built-in module, and what the tests over all modules need to know of it.
+
+A new module is a file in ``attention_zoo`` and an entry here, such as ::
+
+    "top-k": Oracle(by(reference.top_k.top_k_attention, "count"), gflops="0.50"),
+
+It is then tested against the oracle (``test_oracles.py``), for its cost (``test_cost.py``), label
+and bad options (``test_registry.py``), besides what is asked of every registered module. What is
+special to it goes to ``test_<module>.py``, or to ``test_rivals.py`` if it takes less than a page;
+bounds on its error, if there are any, to ``test_numerics.py``.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from hypothesis import strategies as st
+from torch import Tensor
+
+from attention_zoo import create_attention, find_attention
+from tests import reference
+from tests.reference.cases import SIZES, TOLERANCES, assert_same, perturb, random_qkv
+from tests.reference.conv import convolve
+
+Attend = Callable[[Any, Tensor, Tensor, Tensor], Tensor]
+#: Values of an option to draw from, by option.
+Drawn = Mapping[str, st.SearchStrategy[Any]]
+
+
+@dataclass(frozen=True)
+class Oracle:
+    """One module. Only the first two have no default.
+
+    Attributes:
+        attend: ``module.attend`` in plain loops: ``(module, q, k, v)`` to ``[B, c_out, H, W]``.
+        gflops: of the core at 100x100, 64 channels in query and key too, with as many digits.
+        label: with the options below.
+        options: small enough for maps of a few positions.
+        drawn: what agreement and cost are tested with.
+        refused: bad values by option; of options that are whole numbers they need no mention.
+        residual: ``(module, x, attention)`` to ``y``.
+        prepare: changes ``(module, q, k)`` where random ones would hide or blur a difference.
+        sizes: of maps; the last one bounds those that are drawn.
+        dtypes: those in which the module makes the choices of its oracle.
+        condition: by how much the errors of float32 and float64 are magnified.
+        defaults: whether plain loops can have the default options too.
+        memory: side of a map, and the elements that its largest tensor may have.
+    """
+
+    attend: Attend
+    gflops: str
+    label: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    drawn: Drawn = field(default_factory=dict)
+    refused: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    residual: Callable[[Any, Tensor, Tensor], Tensor] = lambda m, x, y: x + m.res_scale * y
+    prepare: Callable[[Any, Tensor, Tensor], Any] = lambda *_: None
+    sizes: Sequence[tuple[int, int]] = tuple(SIZES)
+    dtypes: Sequence[torch.dtype] = tuple(TOLERANCES)
+    condition: float = 1
+    defaults: bool = True
+    memory: tuple[int, int, dict[str, Any]] | None = None
+
+    def forward(self, module: Any, x: Tensor) -> Tensor:
+        """The whole module."""
+        for _ in range(getattr(module, "recurrence", 1)):
+            x = self.residual(module, x, self.attend(module, *module.project(x)))
+        return x
+
+
+def build(name: str, width: int = 3, dtype: torch.dtype = torch.float64, **options: Any) -> Any:
+    """A module with open gates, with ``width`` channels for each head of query and key."""
+    defaults = {option: p.default for option, p in find_attention(name).options().items()}
+    factors = ((defaults | options).get(option, 1) for option in ("reduction", "heads"))
+    torch.manual_seed(0)
+    return perturb(create_attention(name, width * math.prod(factors), **options)).to(dtype)
+
+
+def build_with_inputs(
+    name: str,
+    size: tuple[int, int],
+    *,
+    width: int = 3,
+    seed: int = 0,
+    batch: int = 2,
+    dtype: torch.dtype = torch.float64,
+    memory_format: torch.memory_format = torch.contiguous_format,
+    **options: Any,
+) -> tuple[Any, list[Tensor]]:
+    """A module in evaluation, and query, key and value for it."""
+    module = build(name, width, dtype, **options).eval()
+    c = module.project(torch.zeros(1, module.channels, 1, 1, dtype=dtype))[0].shape[1]
+    kind: Any = {"batch": batch, "dtype": dtype, "memory_format": memory_format}
+    q, k, v = random_qkv(seed, size, c=c, c_out=module.channels, **kind)
+    ORACLES[name].prepare(module, q, k)
+    return module, [q, k, v]
+
+
+def assert_attend_agrees(
+    name: str, size: tuple[int, int], *, factor: float = 1, condition: float = 1, **case: Any
+) -> None:
+    """Value, and gradients by query, key, value and parameters; factor is of query and key."""
+    oracle = ORACLES[name]
+    module, qkv = build_with_inputs(name, size, **case)
+    for t in qkv[:2]:
+        t.data *= factor
+    dtype, exact_module = qkv[0].dtype, copy.deepcopy(module).double()
+    exact = [t.detach().double().requires_grad_() for t in qkv]
+    actual, expected = module.attend(*qkv), oracle.attend(exact_module, *exact)
+    assert actual.dtype == dtype
+    if dtype in (torch.float32, torch.float64):
+        condition *= oracle.condition
+    assert_same(
+        actual,
+        expected,
+        ["q", "k", "v", *(name for name, _ in module.named_parameters())],
+        [*qkv, *module.parameters()],
+        [*exact, *exact_module.parameters()],
+        tuple(condition * share for share in TOLERANCES[dtype]),
+    )
+
+
+def by(function: Callable[..., Tensor], *attributes: str) -> Attend:
+    """``function(q, k, v, *attributes of the module)``, and the module's convolutions after it.
+
+    Those are ``output``, of what comes out, and ``local``, of the values, which is added.
+    """
+
+    def attend(m: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        out = function(q, k, v, *(getattr(m, name) for name in attributes))
+        if (output := getattr(m, "output", None)) is not None:
+            out = convolve(output, out)
+        local = getattr(m, "local", None)
+        return out if local is None else out + convolve(local, v)
+
+    return attend
+
+
+def token_maps(m: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """Keys, values and scales of ATD's tokens."""
+    keys, values = (
+        torch.stack([layer.weight @ token + layer.bias for token in m.dictionary])
+        for layer in (m.token_key, m.token_value)
+    )
+    return keys, values, 1 + m.scale * math.log(len(keys))
+
+
+def attend_to_tokens(m: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    keys, values, scale = token_maps(m)
+    categories = reference.atd.token_categories(q, keys, scale)
+    out = reference.atd.category_attention(q, k, v, categories, m.heads, m.category_size)
+    return convolve(m.output, out) + reference.atd.token_attention(q, keys, values, scale)
+
+
+def attend_by_features(m: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    q, k = (reference.enla.normalise(t, m.k) for t in (q, k))
+    return reference.enla.random_feature_attention(q, k, v, m.projection, m.eps)
+
+
+def attend_in_chunks(m: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return reference.nlsa.sparse_attention(q, k, v, m.rotations(q), m.chunk_size)
+
+
+def attend_to_neighbours(m: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return reference.nlrn.neighbourhood_attention(q, k, v, 2 * m.reach + 1)
+
+
+def trunk_times_mask(m: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return reference.rnan.trunk_times_mask(q, k, v, dict(m.named_parameters()), m.blocks)
+
+
+def weigh_channels(m: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return reference.rcan.channel_attention(v, *([f.weight, f.bias] for f in (m.down, m.up)))
+
+
+def share_a_feature(m: Any, q: Tensor, k: Tensor) -> None:
+    """Focused linear attention weighs pairs that share none by 1e-18."""
+    m.query.bias.data[0] = m.key.bias.data[0] = 3.0
+    for t in (q, k):
+        t.data[:, 0] = t.data[:, 0].abs() + 0.25
+
+
+def released_residual(m: Any, x: Tensor, y: Tensor) -> Tensor:
+    return y + m.res_scale * x if m.released else x + m.res_scale * y
+
+
+SOME: Drawn = {"reduction": st.sampled_from([1, 2, 4])}
+MORE: Drawn = {"reduction": st.sampled_from([1, 2, 8])}
+GRID: Drawn = {"grid": st.integers(1, 9), **MORE}
+FEATURES: Drawn = {"m": st.integers(1, 40), **MORE}
+ODD = (st.integers(0, 6) | st.integers(0, 25)).map(lambda reach: 2 * reach + 1)
+HEADS = st.sampled_from([1, 2, 4])
+
+NON_LOCAL = Oracle(
+    by(reference.nla.non_local_attention),
+    gflops="25.60",
+    label="NLA",
+    drawn={"released": st.booleans(), **SOME},
+    residual=released_residual,
+)
+WINDOW = Oracle(
+    by(reference.window.window_attention, "bias", "shift"),
+    gflops="0.164",
+    label="Window-w3",
+    options={"window": 3, "heads": 2},
+    drawn={"window": st.integers(1, 12), "heads": HEADS, **SOME},
+    prepare=lambda m, q, k: m.bias.data.mul_(10),
+    defaults=False,
+    memory=(128, 2**19, {"window": 16}),
+)
+
+ORACLES: dict[str, Oracle] = {
+    "agent": Oracle(
+        by(reference.agent.agent_attention, "grid"),
+        gflops="0.262",
+        label="Agent-3x3",
+        options={"grid": 3},
+        drawn=GRID,
+    ),
+    "atd": Oracle(
+        attend_to_tokens,
+        gflops="0.492",
+        label="ATD",
+        options={"tokens": 5, "category_size": 8, "heads": 2},
+        drawn={
+            "tokens": st.integers(1, 70),
+            "category_size": st.integers(1, 14) | st.integers(1, 200),
+            "heads": HEADS,
+            **SOME,
+        },
+        defaults=False,
+    ),
+    "channel-attention": Oracle(
+        weigh_channels,
+        gflops="0.00",
+        label="RCAN CA",
+        options={"squeeze": 2},
+        drawn={"squeeze": st.integers(1, 70)},
+    ),
+    "conv": Oracle(lambda m, q, k, v: convolve(m.conv, v), gflops="0.74", label="Conv"),
+    "criss-cross": Oracle(
+        by(reference.criss_cross.criss_cross_attention),
+        gflops="0.512",
+        label="Criss-Cross-R2",
+        options={"recurrence": 2},
+        drawn={"recurrence": st.integers(1, 3)},
+        residual=lambda m, x, y: x + m.gamma * y,
+    ),
+    "csnln": Oracle(
+        by(reference.csnln.cross_scale_attention, "scale", "sharpness"),
+        gflops="57.6",
+        label="CSNLN-x2",
+        options={"sharpness": 1.0},  # else half precision sees scores of 60
+        drawn={"scale": st.integers(1, 4), "sharpness": st.just(3.0), **MORE},
+        memory=(136, 2**21, {}),
+    ),
+    "enla": Oracle(
+        attend_by_features,
+        gflops="0.66",
+        label="ENLA-m6",
+        options={"m": 6, "k": 3.0, "eps": 1e-2},
+        drawn=FEATURES,
+        refused={"k": [0.0, -1.0], "eps": [-1e-4]},
+        defaults=False,
+    ),
+    "enlca": Oracle(
+        attend_by_features,
+        gflops="0.66",
+        label="ENLCA-m6",
+        options={"m": 6},
+        drawn=FEATURES,
+        refused={"k": [0.0], "n1": [0.0, -0.1], "n2": [-0.1]},
+        defaults=False,
+    ),
+    "focused-linear": Oracle(
+        by(reference.focused_linear.focused_linear_attention, "focus"),
+        gflops="0.197",
+        label="Focused linear-p3",
+        drawn={"focus": st.floats(1, 6), **MORE},
+        refused={"focus": [0.5, 0.0, -3.0, math.nan]},
+        prepare=share_a_feature,
+    ),
+    "mdta": Oracle(
+        by(reference.mdta.transposed_attention, "temperature"),
+        gflops="0.164",
+        label="MDTA",
+        options={"heads": 2},
+        drawn={"heads": st.sampled_from([1, 2, 3, 8])},
+        prepare=lambda m, q, k: m.temperature.data.mul_(1.5)[1:].mul_(-1),
+    ),
+    "nla": NON_LOCAL,
+    "nla-flash": replace(NON_LOCAL, label="NLA (flash)"),
+    "nlrn": Oracle(
+        attend_to_neighbours,
+        gflops="4.08",
+        label="NLRN-5x5",
+        options={"window": 5},
+        drawn={"window": ODD, **MORE},
+        sizes=[*SIZES, (13, 11)],
+        memory=(64, 100 * 54**2, {}),  # a tile: 100 queries, 54 x 54 keys
+    ),
+    "nlsa": Oracle(
+        attend_in_chunks,
+        gflops="5.08",
+        label="NLSA-r2",
+        options={"rounds": 2, "chunk_size": 7},
+        drawn={"rounds": st.integers(1, 4), "chunk_size": st.integers(1, 40), **SOME},
+        dtypes=[torch.float64, torch.float32],
+        defaults=False,
+    ),
+    "none": Oracle(lambda m, q, k, v: 0 * v, gflops="0.00", label="Baseline"),
+    "nystrom": Oracle(
+        by(reference.nystrom.nystrom_attention, "grid", "steps"),
+        gflops="0.353",
+        label="Nyström-3x3",
+        options={"grid": 3},
+        drawn={"steps": st.integers(1, 7), "skip": st.booleans(), **GRID},
+        condition=10,
+    ),
+    "performer": Oracle(
+        by(reference.performer.positive_feature_attention, "projection"),
+        gflops="0.66",
+        label="Performer-m6",
+        options={"m": 6},
+        drawn=FEATURES,
+        defaults=False,
+    ),
+    "region": Oracle(
+        by(reference.region.region_attention, "grid"),
+        gflops="6.40",
+        label="Region-2x2",
+        drawn=GRID,
+    ),
+    "rnan": Oracle(
+        trunk_times_mask,
+        gflops="33.40",
+        label="RNAN mask",
+        options={"reduction": 1},
+        drawn={"blocks": st.integers(1, 2), **MORE},
+        memory=(64, 2**21, {}),
+    ),
+    "shifted-window": replace(WINDOW, label="Shifted window-w3"),
+    "window": WINDOW,
+}
