@@ -1,8 +1,10 @@
-"""Made-up records for tests of what reads records. No figure here was measured."""
+"""Made-up records, and tables read back, for tests of what reads records. Nothing was measured."""
 
 from __future__ import annotations
 
 import copy
+import csv
+import io
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -24,6 +26,7 @@ from harness.records.shapes import (
     typed,
     untyped,
 )
+from harness.reporting.tables.render import Table
 
 MACHINE = {
     "device": "cpu",
@@ -54,6 +57,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "built_in": False,
     },
 }
+
+#: A label that is HTML.
+AWKWARD = "</td><script>alert(1)</script>&amp;"
 
 CONFIG = {
     "preset": "small",
@@ -105,6 +111,26 @@ def edited(record: R, change: Callable[[dict[str, Any]], object]) -> R:
     found = typed(content)
     assert isinstance(found, type(record))
     return found
+
+
+def csv_rows(table: Table | None) -> list[dict[str, str]]:
+    """The rows for programs."""
+    assert table is not None
+    return list(csv.DictReader(io.StringIO(table.csv())))
+
+
+def cells(table: Table | None) -> dict[str, list[str]]:
+    """The cells for readers by their row's name, which no other row has."""
+    assert table is not None
+    found = {row[0]: list(row[1:]) for row in table.rows}
+    assert len(found) == len(table.rows)
+    return found
+
+
+def headers(table: Table | None) -> list[str]:
+    """What stands above each column."""
+    assert table is not None
+    return [" ".join(header).strip() for header in table.headers]
 
 
 def quality(values: list[float], bicubic: float = 25.0) -> dict[str, Any]:
@@ -172,6 +198,15 @@ def ablation(table: str, seeds: int = 1, only: set[int] | None = None) -> list[R
         for seed in range(seeds)
         if only is None or index in only
     ]
+
+
+def figure6(*ks: float) -> list[Run]:
+    """A baseline of 26 dB and ENLCA with each k."""
+    runs = [run(values=[25.0, 26.0, 27.0])]
+    for k in ks:
+        values = [25.5 + k / 100, 26.4, 27.6]
+        runs.append(run(variant("enlca", k=k), values=values, identifier=f"enlca-k{k:g}"))
+    return runs
 
 
 def cost(variant: str | dict[str, Any], gflops: float, **changes: Any) -> Cost:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import random
 from collections.abc import Callable
 
 import numpy as np
@@ -25,39 +24,21 @@ Interval = Callable[..., tuple[float, float] | tuple[None, None]]
 GENERATOR = np.random.default_rng(7)
 
 
-def brute_force(table: np.ndarray, resamples: int) -> tuple[float, float]:
-    """The crossed bootstrap in plain loops with another generator."""
-    draw = random.Random(3)
-    seeds, images = table.shape
-    means = []
-    for _ in range(resamples):
-        rows = [draw.randrange(seeds) for _ in range(seeds)]
-        columns = [draw.randrange(images) for _ in range(images)]
-        means.append(sum(table[r][c] for r in rows for c in columns) / (seeds * images))
-    low, high = np.quantile(means, [0.025, 0.975])
-    return low, high
-
-
-@pytest.mark.parametrize("shape", [(1, 14), (3, 9), (4, 1)])
-def test_interval_agrees_with_a_brute_force_bootstrap(shape: tuple[int, int]) -> None:
+@pytest.mark.parametrize("shape", [(1, 5), (2, 3), (3, 4), (4, 1)])
+def test_interval_is_that_of_all_resamples(shape: tuple[int, int]) -> None:
+    seeds, images = shape
     table = GENERATOR.normal(0.1, 1, shape)
-    expected = brute_force(table, 4000)
-    width = expected[1] - expected[0]
-    assert bootstrap_interval(table) == pytest.approx(expected, abs=0.06 * width)
-
-
-def test_interval_agrees_with_all_resamples_of_a_small_table() -> None:
-    table = np.array([[0.0, 1.0, 5.0], [2.0, 4.0, 7.0]])
-    means = [
-        table[np.ix_(rows, columns)].mean()
-        for rows in itertools.product(range(2), repeat=2)
-        for columns in itertools.product(range(3), repeat=3)
-    ]
-    low, high = bootstrap_interval(table, resamples=100_000)
-    assert np.mean(np.array(means) < low) <= 0.025 < np.mean(np.array(means) <= low + 1e-9) + 0.005
-    assert (
-        np.mean(np.array(means) > high) <= 0.025 < np.mean(np.array(means) >= high - 1e-9) + 0.005
+    means = np.array(
+        [
+            table[np.ix_(rows, columns)].mean()
+            for rows in itertools.product(range(seeds), repeat=seeds)
+            for columns in itertools.product(range(images), repeat=images)
+        ]
     )
+    low, high = bootstrap_interval(table, resamples=100_000)
+    for beyond, at in ((means < low, means <= low + 1e-9), (means > high, means >= high - 1e-9)):
+        assert np.mean(beyond) <= 0.03
+        assert np.mean(at) >= 0.02
 
 
 def test_interval_is_deterministic_and_follows_its_seed() -> None:
@@ -73,16 +54,6 @@ def test_a_constant_difference_has_an_interval_of_no_width() -> None:
 @pytest.mark.parametrize("table", [np.empty((0, 0)), np.ones((1, 1))])
 def test_nothing_to_resample_gives_no_interval(table: np.ndarray) -> None:
     assert bootstrap_interval(table) == (None, None)
-
-
-def test_interval_covers_the_truth_as_often_as_it_says() -> None:
-    generator = np.random.default_rng(0)
-    hits = 0
-    for _ in range(200):
-        low, high = bootstrap_interval(generator.normal(0.5, 1, (1, 40)), resamples=1000)
-        assert low is not None
-        hits += low <= 0.5 <= high
-    assert 180 <= hits <= 198
 
 
 def coverage(interval: Interval, seeds: int, images: int, noise: tuple[float, float]) -> float:
@@ -114,7 +85,10 @@ def test_interval_of_few_covers_the_truth_too(
 
 @pytest.mark.parametrize(
     ("seeds", "images", "noise", "expected"),
-    [(2, 30, (1.0, 0.2), 0.55), (3, 30, (1.0, 0.2), 0.70), (1, 5, (0.0, 1.0), 0.82)],
+    [
+        *((2, 30, (1.0, 0.2), 0.55), (3, 30, (1.0, 0.2), 0.70), (1, 5, (0.0, 1.0), 0.82)),
+        (1, 40, (0.0, 1.0), 0.94),
+    ],
 )
 def test_a_bootstrap_of_few_alone_is_too_narrow(
     seeds: int, images: int, noise: tuple[float, float], expected: float
@@ -155,11 +129,8 @@ def test_more_noise_between_seeds_widens_the_interval() -> None:
 
 
 def test_summary_of_two_seeds() -> None:
-    ours = [synthetic.run("NLA", 0, [26.0, 28.0]), synthetic.run("NLA", 1, [27.0, 29.5])]
-    baseline = [
-        synthetic.run(seed=0, values=[25.0, 27.5]),
-        synthetic.run(seed=1, values=[27.0, 29.0]),
-    ]
+    ours = [synthetic.run("NLA", s, v) for s, v in enumerate(([26.0, 28.0], [27.0, 29.5]))]
+    baseline = [synthetic.run(seed=s, values=v) for s, v in enumerate(([25.0, 27.5], [27.0, 29.0]))]
     summary = summarise(ours, baseline, "Set5")
     means = [27.0, 28.25]
     assert summary.mean == pytest.approx(np.mean(means))
