@@ -39,19 +39,11 @@ def test_modules_with_other_options_and_users_modules_have_no_row() -> None:
 def test_differences_are_of_the_setting_with_most_runs_on_urban100_x4() -> None:
     small = [synthetic.run("Baseline", 0), synthetic.run("NLA", 0, [20.0, 21.0, 22.0])]
     other = [
-        synthetic.run(
-            name,
-            seed,
-            [30.0, 31.0, 32.0 + (name == "NLA")],
-            steps=7,
-            identifier=f"{name}-{seed}",
-        )
-        for name in ("Baseline", "NLA")
-        for seed in (0, 1)
+        synthetic.run(name, s, [30.0, 31.0, last], steps=7, identifier=f"{name}-{s}")
+        for name, last in (("Baseline", 32.0), ("NLA", 33.0))
+        for s in (0, 1)
     ]
-    elsewhere = [
-        synthetic.run("NLA", seed, sets=["Set5"], identifier=f"e{seed}") for seed in range(9)
-    ]
+    elsewhere = [synthetic.run("NLA", s, sets=["Set5"], identifier=f"e{s}") for s in range(9)]
     rows = rows_of([*small, *other, *elsewhere], [])
     (setting,) = find_settings(other, [])
     (nla,) = (variant for variant in setting.runs_of if variant.name == "nla")

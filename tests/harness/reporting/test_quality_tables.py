@@ -1,9 +1,12 @@
-"""Tables 1, 2 and 3, built from made-up records."""
+"""Tables 1, 2 and 3, built from made-up records.
+
+The paper's figures, headers, captions and notes are those of the published tables, which
+tests/test_readme.py builds again to the last byte.
+"""
 
 from __future__ import annotations
 
 import csv
-import itertools
 import json
 import re
 from pathlib import Path
@@ -53,16 +56,6 @@ def test_the_papers_tables_are_the_transcribed_ones(number: int, sr_data: Path) 
         assert paper_table(number) == list(csv.DictReader(file))
 
 
-def test_the_papers_ablations() -> None:
-    rows = [" ".join(row.values()) for row in paper_table(2)]
-    switches = ["1 0 0 0 32.21", "1 1 0 0 32.37", "1 1 1 0 32.44", "1 1 0 1 32.41"]
-    assert rows == [*switches, "1 1 1 1 32.48"]
-    shares = [(float(r["n1_percent"]) / 100, float(r["n2_percent"]) / 100) for r in paper_table(3)]
-    assert shares == [(v.resolved["n1"], v.resolved["n2"]) for v in table_rows("table3")]
-    best = max(paper_table(3), key=lambda row: float(row["psnr_db"]))
-    assert best == {"n1_percent": "2", "n2_percent": "8", "psnr_db": "32.48"}
-
-
 def test_what_the_notes_say_of_the_paper_is_so() -> None:
     published = {
         (row["method"], row["scale"], row["dataset"]): row["psnr_db"] for row in paper_table(1)
@@ -85,34 +78,23 @@ def test_table1_puts_measured_rows_under_the_papers_headers() -> None:
         values = {name: [start + i, start + i + 1.0] for i, name in enumerate(sets)}
         runs.append(synthetic.run(variant, 0, values, sets))
     table = table1(Setting(runs, [synthetic.cost("NLA", 1.0)]))
-    benchmarks = [f"{name} PSNR / SSIM" for name in BENCHMARKS]
-    assert synthetic.headers(table) == ["Method", "Scale", *benchmarks, "seeds"]
     rows = cells(table)
     assert len(rows) == 14 + 2
     assert table is not None
     assert table.rule_after == 14
-    edsr = "32.46 / 0.8968,28.80 / 0.7876,27.71 / 0.7420,26.64 / 0.8033,31.02 / 0.9148"
-    assert rows["EDSR"] == ["×4", *edsr.split(","), ""]
-    assert rows["NLRN"][4:] == ["25.79 / 0.7729", "", ""]
     measured = [rows[f"{name} (measured, preset small)"] for name in ("Baseline", "NLSA-r4")]
     assert measured[0] == ["×4", "27.50 / 0.6875", "", "26.50 / 0.6625", "", "", "1"]
     assert measured[1][3] == "28.50 / 0.7125"
-    assert "not marked measured are published" in markdown(table)
 
 
 def test_table1_columns_for_programs_never_mix_published_and_measured() -> None:
     runs = [synthetic.run(v, seed) for v in ("Baseline", "NLA") for seed in (0, 1)]
     rows = csv_rows(table1(Setting(runs, [])))
-    methods = [*dict.fromkeys(row["method"] for row in paper_table(1)), "Baseline", "NLA"]
-    names = [(r["method"], r["test_set"]) for r in rows]
-    assert names == list(itertools.product(methods, BENCHMARKS))
-    paper = [(r["psnr_db"], r["ssim"]) for r in paper_table(1) if r["scale"] == "4"]
     published = [r for r in rows if r["source"] == "published"]
-    for row, printed in zip(published, paper, strict=True):
-        assert (row["scale"], row["preset"], row["steps"]) == ("4", "", "")
-        assert row["psnr_db_measured"] == row["ssim_measured"] == row["seeds"] == ""
-        shown = (row["psnr_db_paper"], row["ssim_paper"])
-        assert shown == tuple(value and f"{float(value):g}" for value in printed)
+    assert len(published) == 14 * 5
+    for row in published:
+        assert (row["preset"], row["steps"], row["psnr_db_measured"]) == ("", "", "")
+        assert row["ssim_measured"] == row["seeds"] == ""
     measured = [r for r in rows if r["source"] == "measured"]
     assert len(measured) == 2 * 5
     for row in measured:
@@ -154,11 +136,6 @@ def test_table1_leaves_the_grids_of_the_ablations_to_the_overview(ablation: Sett
 def test_table2(ablation: Setting) -> None:
     table = table2(ablation)
     assert table is not None
-    assert synthetic.headers(table) == [
-        *("Method", "Components base", "Components ENLA", "Components k"),
-        *("Components contrastive learning", "PSNR (dB) Set5 ×4 (paper)"),
-        *("PSNR (dB) Set5 ×4", "SSIM Set5 ×4", "PSNR (dB) difference to baseline", "seeds"),
-    ]
     # Rows 0 to 3 have 21, 22, 23 and 24 dB with seed 0; the default ENLCA is row 9 of Table 3.
     means = [21.1, 22.1, 23.1, 24.1, 30.1]
     rows = cells(table)
@@ -176,12 +153,6 @@ def test_table2(ablation: Setting) -> None:
     for row, mean, variant in zip(csv_rows(table), means, table_rows("table2"), strict=True):
         assert float(row["psnr_db_measured"]) == pytest.approx(mean)
         assert (row["variant"], json.loads(row["options"])) == (variant.name, variant.resolved)
-    switches = list(paper_table(2)[0])[:4]
-    components = [[row[name] for name in switches] for row in csv_rows(table)]
-    assert components == [[row[name] for name in switches] for row in paper_table(2)]
-    assert "k = 1, no amplification" in table.markdown()
-    assert "4000 steps" in table.caption
-    assert r"ENLA-m128 (k=1.0) & $\surd$ & $\surd$ & -- & -- & 32.37 & 22.10 $\pm$" in table.latex()
 
 
 def test_table2_leaves_empty_what_was_not_trained() -> None:
@@ -267,14 +238,8 @@ def test_every_value_lands_in_its_cell(chosen: set[int], seeds: int) -> None:
             assert row["options"] == ""  # which no record names
 
 
-def test_table3_labels_tell_the_shares_and_differences_are_to_the_baseline(
-    ablation: Setting,
-) -> None:
+def test_table3_has_differences_to_the_baseline(ablation: Setting) -> None:
     rows = csv_rows(table3(ablation))
-    shares = ["n1=0.01, n2=0.04", "n1=0.01", "n1=0.015, n2=0.04"]
-    assert [rows[i]["method"] for i in (0, 1, 4)] == [f"ENLCA-m128 ({s})" for s in shares]
-    assert rows[9]["method"] == "ENLCA-m128"
-    assert len({row["method"] for row in rows}) == 16
     assert [float(row["difference_db"]) for row in rows] == pytest.approx(range(16))
     assert {(row["paired_seeds"], row["paired_images"]) for row in rows} == {("3", "3")}
 
@@ -305,16 +270,6 @@ def test_the_best_cell_is_marked_only_if_the_intervals_allow() -> None:
         for run in clear
     ]
     assert marked(tied) == []
-
-
-def test_notes_tell_both_schedules(ablation: Setting) -> None:
-    table = table3(ablation)
-    assert "200 epochs" in markdown(table)
-    assert markdown(table).count("4000 steps") == 2
-    assert re.search("200 epochs .* not .* 1000 epochs", markdown(table2(ablation)))
-    assert table is not None
-    assert r"n2 = 13 \%" in table.latex()
-    assert r"1.5 \% & 32.42 &" in table.latex()
 
 
 ANOTHER_CPU = synthetic.MACHINE | {"cpu": synthetic.MACHINE["cpu"] | {"model": "Another"}}

@@ -1,4 +1,8 @@
-"""The tables that are built from records; every record here is made up."""
+"""The tables that are built from records; every record here is made up.
+
+Headers, captions, notes and columns are those of the published tables, which tests/test_readme.py
+builds again to the last byte.
+"""
 
 from __future__ import annotations
 
@@ -56,29 +60,8 @@ def setting() -> Setting:
 # -- Table 4 ----------------------------------------------------------------------------------
 
 
-def test_the_papers_tables_are_whole() -> None:
-    def column(number: int, name: str) -> str:
-        return " ".join(row[name] or "-" for row in paper_table(number))
-
-    assert column(4, "method") == " ".join(TABLE4_ROWS)
-    assert column(4, "gflops") == "0 25.60 0.74 5.08 1.31 0.66 0.33 0.16 0.08 0.04 0.02 0.01"
-    assert column(4, "psnr_db").startswith("26.64 26.87 - 26.96 ")
-    assert column(5, "latency_ms_100x100") == "42.8 3.9 0.9"
-    assert column(6, "psnr_db") == "26.64 26.87 26.85 26.96 27.12"
-
-
 def test_table4_cells_for_readers(setting: Setting) -> None:
     table = table4(setting)
-    assert synthetic.headers(table) == [
-        "Method",
-        *(f"Core GFLOPs {h}" for h in ("paper", "ours", "executed", "fvcore", "ptflops", "torch")),
-        "Inserted GFLOPs",
-        "PSNR (dB) Urban100 ×4 (paper)",
-        "PSNR (dB) Urban100 ×4",
-        "SSIM Urban100 ×4",
-        "PSNR (dB) difference to baseline",
-        "seeds",
-    ]
     rows = cells(table)
     assert list(rows) == [*TABLE4_ROWS, "Criss-Cross", "User_Attention-8", "Bicubic"]
     assert list(rows) == [row["method"] for row in csv_rows(table)]
@@ -101,52 +84,24 @@ def test_table4_columns_for_programs(setting: Setting) -> None:
     rows = {row["method"]: row for row in csv_rows(table4(setting))}
     expected = summarise([setting.runs[1]], [setting.runs[0]], "Urban100")
     nla = rows["NLA"]
-    figures = {
-        **dict.fromkeys(("gflops_paper", "gflops"), 25.6),
-        **dict.fromkeys(("gflops_executed", "gflops_torch"), 51.2),
-        "gflops_ptflops": 76.8,
-        "gflops_inserted_ptflops": 384.0,
-        **dict.fromkeys(("gflops_inserted", "gflops_inserted_executed"), 256.0),
-        "psnr_db_paper": 26.87,
-        "psnr_db_measured": expected.mean,
-        "difference_db": expected.difference,
-        "difference_low_db": expected.low,
-        "difference_high_db": expected.high,
-        "difference_ssim": 0.3 / 40,
-        "ssim_measured": expected.mean / 40,
-        "scale": 4,
-        "steps": 4000,
-        "seeds": 1,
-        "paired_seeds": 1,
-        "paired_images": 3,
-    }
-    assert {name: float(nla[name]) for name in figures} == pytest.approx(figures)
+    counts = {"": 1, "_executed": 2, "_ptflops": 3, "_torch": 2, "_inserted": 10}
+    counts |= {"_inserted_executed": 10, "_inserted_ptflops": 15}
+    assert {name: float(nla[f"gflops{name}"]) / 25.6 for name in counts} == pytest.approx(counts)
+    names = ("psnr_db_measured", "difference_db", "difference_low_db", "difference_high_db")
+    quality = [expected.mean, expected.difference, expected.low, expected.high]
+    assert [float(nla[name]) for name in names] == pytest.approx(quality)
+    assert float(nla["difference_ssim"]) == pytest.approx(0.3 / 40)
     assert nla["gflops_fvcore"] == nla["psnr_db_std_over_seeds"] == ""
-    assert (nla["variant"], nla["test_set"], nla["preset"]) == ("nla", "Urban100", "small")
     assert json.loads(nla["options"]) == synthetic.VARIANTS["NLA"]["options"]
-    conv = rows["Conv"]
-    measured = [
-        n for n in conv if n.startswith(("gflops", "psnr", "ssim", "diff", "seeds", "pair"))
-    ]
-    assert {n: conv[n] for n in measured if conv[n]} == {"gflops_paper": "0.74"}
+    measured = ("gflops", "psnr", "ssim", "diff", "seeds", "pair")
+    found = {n: cell for n, cell in rows["Conv"].items() if cell and n.startswith(measured)}
+    assert found == {"gflops_paper": "0.74"}
     assert rows["Bicubic"]["seeds"] == rows["Bicubic"]["gflops_paper"] == ""
-
-
-def test_notes_name_what_a_reader_must_know(setting: Setting) -> None:
-    text = table4(setting).markdown()
-    for part in (
-        *("small", "8 blocks × 32 channels", "×4", "scratch", "4000 steps", "1 seed", "float32"),
-        *("40 images of data", "Made-up CPU", "2 threads", "torch 2.9.1", "2026-01-02", "Urban100"),
-        *("0.1.0 (abc1234)", "images (3),", "the images' means", "noise of training", "published"),
-    ):
-        assert part in text, part
 
 
 def test_intervals_over_seeds_are_said_to_be_so() -> None:
     runs = [synthetic.run(v, s, x) for v, x in (("Baseline", BASE), ("NLA", NLA)) for s in (0, 1)]
     table = table4(Setting(runs, []))
-    assert "images (3) and seeds" in table.markdown()
-    assert "the seeds' or the images' means" in table.markdown()
     assert "noise of training" not in table.markdown()
     assert [cells(table)[row][8] for row in ("NLA", "Bicubic")] == ["27.30 ± 0.00", "25.00"]
     mixed = table4(Setting([*runs, synthetic.run("Criss-Cross", 0, NLA)], [])).markdown()
@@ -212,10 +167,7 @@ OLDER = [
         ([synthetic.variant("nlsa"), synthetic.variant("nlsa", rounds=2)], ["NLSA-r2", "NLSA-r4"]),
         ([synthetic.variant("nla"), synthetic.variant("nla", reduction=4)], ["NLA"]),  # the default
         ([USER, USER_16], ["User_Attention-8", "User_Attention-8 (size=16)"]),
-        (
-            [USER, USERS_OTHER],
-            [f"User_Attention-8, {one['name']}" for one in (USERS_OTHER, USER)],
-        ),
+        ([USER, USERS_OTHER], [f"User_Attention-8, {v['name']}" for v in (USERS_OTHER, USER)]),
         (OLDER[:1], ["ENLCA-m128"]),
         (OLDER, [f"ENLCA-m128 (m=128, n1={n1})" for n1 in (0.01, 0.02)]),
         ([{"name": "not-installed", "label": "Gone", "options": {"x": 1}}], ["Gone"]),
@@ -227,10 +179,9 @@ def test_variants_are_told_apart(variants: list[dict[str, Any]], labels: list[st
 
 
 def test_further_rows_are_in_natural_order() -> None:
-    variants = [
-        {"name": "my.module:A", "label": f"A-m{m}", "options": {"m": m}} for m in (128, 8, 16)
-    ]
-    labels = list(cells(table4(Setting([synthetic.run(v) for v in variants], []))))
+    user = {"name": "my.module:A"}
+    runs = [synthetic.run(user | {"label": f"A-m{m}", "options": {"m": m}}) for m in (128, 8, 16)]
+    labels = list(cells(table4(Setting(runs, []))))
     assert labels[len(TABLE4_ROWS) : -1] == ["A-m8", "A-m16", "A-m128"]
 
 
@@ -276,8 +227,6 @@ def test_table6(setting: Setting) -> None:
     assert rows["NLA"][1:3] == ["27.30", "0.6825"]
     assert rows["Criss-Cross"][1:] == rows["ENLCA-m128"][1:] == [""] * 4
     assert rows["Criss-Cross-R2"][1] == "27.30"
-    _, nla, criss_cross, *_ = csv_rows(table)
-    assert (nla["method_paper"], criss_cross["psnr_db_paper"]) == ("Non-Local", "26.85")
 
 
 def test_quality_has_every_set_and_only_what_was_trained(setting: Setting) -> None:
@@ -291,11 +240,8 @@ def test_quality_has_every_set_and_only_what_was_trained(setting: Setting) -> No
     assert rows["NLA"][:5] == ["30.50", "0.7625", interval, "27.30", "0.6825"]
     assert rows["Bicubic"][:2] == ["25.00", "0.6250"]
     assert [row[-1] for row in table.rows] == ["", "1", "1", "1"]
-    data = csv_rows(table)
-    methods = [(row["method"], row["test_set"]) for row in data]
-    assert methods == list(itertools.product(rows, ["Set5", "Urban100"]))
-    assert [row["psnr_db_measured"] for row in data if row["method"] == "NLA"] == ["30.5", "27.3"]
-    assert "(2/3)" in table.markdown()
+    data = [(row["method"], row["test_set"]) for row in csv_rows(table)]
+    assert data == list(itertools.product(rows, ["Set5", "Urban100"]))
 
 
 # -- Table 5 ----------------------------------------------------------------------------------
@@ -320,27 +266,11 @@ def test_table5(setting: Setting) -> None:
         "Criss-Cross": ["", "0.0123", *[""] * 10],
     }
     assert list(cells(table).items()) == list(expected.items())
-    nla, *_, criss_cross = csv_rows(table)
-    wanted = {
-        "core_forward_100x100_median_ms": "11.106",
-        "core_forward_100x100_runs": "7",
-        "module_forward_backward_150x150_mean_ms": "1234.5",
-        "module_forward_100x100_mean_ms": "",
-        "latency_ms_100x100_paper": "42.8",
-        "psnr_db_measured": "27.3",
-        "setting": setting.label,
-    }
-    assert nla.items() >= wanted.items()
-    assert criss_cross["core_forward_100x100_peak_memory_mb"] == "5.5"
-    assert table.name.startswith("table5-cpu-2-threads-float32-60s-")
-    for part in ("RTX 2080 Ti", "Made-up CPU, 2 threads", "min runs 5", setting.label):
-        assert part in table.markdown()
+    assert setting.label in table.markdown()
     details = latency_details(bench)
     assert len(details.rows) == len(rows)
-    assert details.rows[0][:4] == ["NLA", "core", "fwd", "1×64×77×77"]
     oom = next(row for row in details.rows if row[0] == "NLSA-r4")
     assert list(oom[4:]) == ["", "", "", "", "out of memory", ""]
-    assert details.rows[-1][1] == "network"
 
 
 def test_table5_without_runs_has_no_measured_psnr() -> None:
@@ -416,8 +346,6 @@ def test_speed_table() -> None:
         ["step", "9.00", "3.00", "3.00", "3 met", *memory, "", "2.50", "83%"],
     ]
     assert "3 of 5 targets met, 2 missed" in table.notes[0]
-    assert "80.0 GFLOP/s and 10.0 GB/s" in table.notes[2]
-    assert table.name.startswith("speed-cpu-2-threads-float32-10s-")
     first, second, *_ = csv_rows(table)
     assert (first["ratio_verdict"], first["memory_verdict"]) == ("missed", "met")
     assert (first["obvious_median_ms"], first["limit_share"]) == ("370", "0.02")
@@ -451,10 +379,7 @@ def test_redraw_table() -> None:
         ["Set5", "", "28.000", "+0.5000", "", "+0.5000 … +0.5000", "1"],
     ]
     row, _ = table.data
-    assert (row["psnr_db_trained_draw"], row["draws"], row["variant"]) == (27.0, 3, "nlsa")
     assert row["psnr_db_redrawn_mean"] == pytest.approx(statistics.fmean([27.2, 26.9, 27.1]))
-    assert row["psnr_db_redrawn_std"] == pytest.approx(statistics.stdev([27.2, 26.9, 27.1]))
-    assert (row["psnr_db_redrawn_min"], row["psnr_db_redrawn_max"]) == (26.9, 27.2)
     assert redraw_table(records[::-1]).csv() == table.csv()
 
 
@@ -501,7 +426,7 @@ def test_latex_escapes_every_special_character() -> None:
     assert latex_escape(r"a_b & 50% #1 $x$ {y} \z ~ ^") == (
         r"a\_b \& 50\% \#1 \$x\$ \{y\} \textbackslash{}z \textasciitilde{} \textasciicircum{}"
     )
-    assert latex_escape("2×3 ± 1") == r"2$\times$3 $\pm$ 1"
+    assert latex_escape("2×3 ± 1 ✓ –") == r"2$\times$3 $\pm$ 1 $\surd$ --"
     text = awkward_table().latex()
     check_latex(text)
     assert "{}[x] first & 1 &" in text
@@ -563,17 +488,15 @@ def render(table: Any) -> str:
 def test_summary_of_a_run(setting: Setting) -> None:
     rows = [synthetic.latency_row("NLA", 12.3), synthetic.latency_row("NLA", 9.0, size=150)]
     table = summary(setting.runs, setting.costs, synthetic.latency(rows))
-    text = render(table)
     shown = {line[0]: list(line[1:]) for line in printed(table)}
     both = ["27.30 / 0.6825"] * 2
     assert shown["NLA"] == ["25.60", "25.60", "256.00", "12.3", *both, "26.87"]
     assert shown["Baseline"][:4] == ["", "0", "", ""]
     assert shown["bicubic"] == ["", "", "", "", *["25.00 / 0.6250"] * 2, ""]
     assert shown["Criss-Cross"] == ["0.51", "", "5.12", "", "", "", ""]
-    assert [str(column.header).split()[0] for column in table.columns][-1] == "paper's"
+    text = render(table)
     assert max(map(len, text.splitlines())) <= 80
     assert "…" not in text
-    assert "not measured here" in text
 
 
 def test_summary_of_long_labels_keeps_every_column() -> None:
@@ -634,21 +557,6 @@ def results(tmp_path: Path, setting: Setting) -> Path:
     save_record(tmp_path, synthetic.latency([synthetic.latency_row("NLA", 1.0)]))
     save_record(tmp_path, synthetic.speed([synthetic.speed_row("core-nla-100", 12.0, 3.0)]))
     return tmp_path
-
-
-def test_the_same_records_give_the_same_bytes(results: Path, tmp_path: Path) -> None:
-    first, second = tmp_path / "first", tmp_path / "second"
-    write_tables(results, output=first)
-    for path in (results / "records").rglob("*.json"):  # another order of creation on disk
-        text = path.read_text()
-        path.unlink()
-        path.write_text(text)
-    write_tables(results, output=second)
-    files = sorted(p.relative_to(first) for p in first.rglob("*.*"))
-    assert files == sorted(p.relative_to(second) for p in second.rglob("*.*"))
-    assert len(files) == 10 * 2
-    for name in files:
-        assert (first / name).read_bytes() == (second / name).read_bytes()
 
 
 @pytest.mark.parametrize("suffixes", [("csv", "md"), ("csv", "md", "tex")], ids=len)
