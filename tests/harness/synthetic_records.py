@@ -48,12 +48,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
     **{one["label"]: one for one in map(variant, ("none", "nla", "nlsa", "criss-cross"))},
     "User_Attention-8": {
         "name": "my_package.my_module:User",
-        "label": "User_Attention-8",
-        "options": {"size": 8},
-        "row_label": "User_Attention-8",
-        "changed": {},
         "source": "",
         "growth": "O(N)",
+        **dict.fromkeys(("label", "row_label"), "User_Attention-8"),
+        "options": {"size": 8},
+        "changed": {},
         "built_in": False,
     },
 }
@@ -82,8 +81,6 @@ CONFIG = {
         "test": ["Set5", "Urban100"],
     },
 }
-
-
 R = TypeVar("R", bound=Record)
 
 
@@ -135,24 +132,13 @@ def headers(table: Table | None) -> list[str]:
 
 def quality(values: list[float], bicubic: float = 25.0) -> dict[str, Any]:
     """One test set whose images have these PSNRs; SSIM is PSNR / 40."""
+    beside = {"bicubic_psnr": bicubic, "bicubic_ssim": bicubic / 40}
     images = [
-        {
-            "name": f"img{index}.png",
-            "psnr": value,
-            "ssim": value / 40,
-            "bicubic_psnr": bicubic,
-            "bicubic_ssim": bicubic / 40,
-            "tile": None,
-        }
+        {"name": f"img{index}.png", "psnr": value, "ssim": value / 40, "tile": None} | beside
         for index, value in enumerate(values)
     ]
-    return {
-        "images": images,
-        "psnr": float(np.mean(values)),
-        "ssim": float(np.mean(values)) / 40,
-        "bicubic_psnr": bicubic,
-        "bicubic_ssim": bicubic / 40,
-    }
+    mean = float(np.mean(values))
+    return {"images": images, "psnr": mean, "ssim": mean / 40} | beside
 
 
 def run(
@@ -214,13 +200,14 @@ def cost(variant: str | dict[str, Any], gflops: float, **changes: Any) -> Cost:
     variant = VARIANTS[variant] if isinstance(variant, str) else variant
 
     def part(scale: float, channels: int) -> dict[str, Any]:
+        executed = 2 * gflops * scale
         return {
             "channels": channels,
             "paper_gflops": gflops * scale,
-            "executed_gflops": 2 * gflops * scale,
             "fvcore_gflops": None,
+            "executed_gflops": executed,
+            "torch_gflops": executed,
             "ptflops_gflops": 3 * gflops * scale,
-            "torch_gflops": 2 * gflops * scale,
         }
 
     content = {
@@ -243,7 +230,8 @@ def latency_row(
     **changes: Any,
 ) -> dict[str, Any]:
     """One row: median, IQR and minimum are 0.9, 0.1 and 0.5 of the mean."""
-    measured = mean is not None
+    shares = {"mean_ms": 1.0, "median_ms": 0.9, "iqr_ms": 0.1, "min_ms": 0.5}
+    times = {name: None if mean is None else share * mean for name, share in shares.items()}
     return {
         "variant": VARIANTS[variant],
         "part": part,
@@ -254,12 +242,9 @@ def latency_row(
         "channels": 64 if part == "core" else 256,
         "dtype": "float32",
         "device": "cpu",
-        "mean_ms": mean,
-        "median_ms": 0.9 * mean if measured else None,
-        "iqr_ms": 0.1 * mean if measured else None,
-        "min_ms": 0.5 * mean if measured else None,
-        "runs": 7 if measured else None,
         "peak_memory_mb": None,
+        "runs": None if mean is None else 7,
+        **times,
     } | changes
 
 
@@ -375,11 +360,6 @@ def approximation(network: str | None, **changes: Any) -> Approximation:
     ]
     settings = {"sides": [4, 8], "draws": 2, "rounds": 8, "top": 16}
     described = network and {"name": network, "variant": VARIANTS["NLA"]}
-    content = {
-        "settings": settings | {"network": described},
-        "exact": [],
-        "enla": rows,
-        "nlsa": [],
-        "network": [],
-    }
+    content = {"settings": settings | {"network": described}, "enla": rows}
+    content |= {"exact": [], "nlsa": [], "network": []}
     return _record(Approximation, "approximation", "made-up", content | changes)

@@ -140,57 +140,51 @@ def test_a_bad_record_is_not_made(change: dict[str, Any], message: str) -> None:
 DROPPED = object()
 
 
-def put(value: Any, *keys: Any) -> Any:
-    """A change that puts the value where the keys lead, or drops what stands there."""
-
-    def change(record: dict[str, Any]) -> None:
-        for key in keys[:-1]:
-            record = record[key]
-        if value is DROPPED:
-            del record[keys[-1]]
-        else:
-            record[keys[-1]] = value
-
-    return change
-
-
-def drop(*keys: Any) -> Any:
-    return put(DROPPED, *keys)
+def put(record: dict[str, Any], place: str, value: object) -> None:
+    """Put a value in a place such as ``rows.0.name``, or drop what stands there."""
+    *parents, last = [int(key) if key.isdigit() else key for key in place.split(".")]
+    inner: Any = record
+    for key in parents:
+        inner = inner[key]
+    if value is DROPPED:
+        del inner[last]
+    else:
+        inner[last] = value
 
 
 @pytest.mark.parametrize(
-    ("kind", "change", "message"),
+    ("kind", "place", "value", "message"),
     [
-        ("run", drop("config", "seed"), "key 'config.seed' is missing"),
-        ("run", drop("sha256"), "key 'sha256' is missing"),
-        ("run", put("27", "quality", "Set5", "psnr"), "key 'quality.*.psnr' is str"),
-        ("run", put(True, "config", "seed"), "key 'config.seed' is bool, not int"),
-        ("run", put(1, "config", "seeds"), "key 'config.seeds' is unknown"),
-        ("run", put(1, "config", "data", "path"), "key 'config.data.path' is unknown"),
-        ("run", put(math.nan, "training", "seconds"), "key 'training.seconds' is nan"),
-        ("run", put([], "quality", "Set5", "images"), "is empty or names an image twice"),
-        ("run", drop("variant", "options"), "key 'variant.options' is missing"),
-        ("cost", put("x", "parts", "core", "torch_gflops"), "key 'parts.core.torch_gflops' is str"),
-        ("latency", drop("rows", 0, "mean_ms"), "key 'rows[0].mean_ms' is missing"),
-        ("latency", put(7, "rows"), "key 'rows' is int, not array"),
-        ("latency", put([], "settings", "max_seconds"), "key 'settings.max_seconds' is array"),
-        ("scaling", put([], "rows"), "key 'rows' is empty"),
-        ("speed", drop("rows", 0, "ours", "runs"), "key 'rows[0].ours.runs' is missing"),
-        ("redraw", drop("rows", 0, "draw"), "key 'rows[0].draw' is missing"),
-        ("gpu", drop("rows", 0, "name"), "key 'rows[0].name' is missing"),
-        ("approximation", drop("enla", 1, "m"), "key 'enla[1].m' is missing"),
-        ("approximation", put(4, "settings", "sides"), "key 'settings.sides' is int"),
-        ("run", put(99.0, "quality", "Set5", "psnr"), "was changed after it was written"),
-        ("run", put("new", "extra"), "was changed after it was written"),
-        ("cost", put(0, "sha256"), "was changed after it was written"),
-        ("run", put(SCHEMA + 1, "schema"), "newer than this version's 1; update attention-zoo"),
+        ("run", "config.seed", DROPPED, "key 'config.seed' is missing"),
+        ("run", "sha256", DROPPED, "key 'sha256' is missing"),
+        ("run", "quality.Set5.psnr", "27", "key 'quality.*.psnr' is str"),
+        ("run", "config.seed", True, "key 'config.seed' is bool, not int"),
+        ("run", "config.seeds", 1, "key 'config.seeds' is unknown"),
+        ("run", "config.data.path", 1, "key 'config.data.path' is unknown"),
+        ("run", "training.seconds", math.nan, "key 'training.seconds' is nan"),
+        ("run", "quality.Set5.images", [], "is empty or names an image twice"),
+        ("run", "variant.options", DROPPED, "key 'variant.options' is missing"),
+        ("cost", "parts.core.torch_gflops", "x", "key 'parts.core.torch_gflops' is str"),
+        ("latency", "rows.0.mean_ms", DROPPED, "key 'rows[0].mean_ms' is missing"),
+        ("latency", "rows", 7, "key 'rows' is int, not array"),
+        ("latency", "settings.max_seconds", [], "key 'settings.max_seconds' is array"),
+        ("scaling", "rows", [], "key 'rows' is empty"),
+        ("speed", "rows.0.ours.runs", DROPPED, "key 'rows[0].ours.runs' is missing"),
+        ("redraw", "rows.0.draw", DROPPED, "key 'rows[0].draw' is missing"),
+        ("gpu", "rows.0.name", DROPPED, "key 'rows[0].name' is missing"),
+        ("approximation", "enla.1.m", DROPPED, "key 'enla[1].m' is missing"),
+        ("approximation", "settings.sides", 4, "key 'settings.sides' is int"),
+        ("run", "quality.Set5.psnr", 99.0, "was changed after it was written"),
+        ("run", "extra", "new", "was changed after it was written"),
+        ("cost", "sha256", 0, "was changed after it was written"),
+        ("run", "schema", SCHEMA + 1, "newer than this version's 1; update attention-zoo"),
     ],
 )
 def test_a_hand_edited_record_is_refused(
-    tmp_path: Path, kind: str, change: Any, message: str
+    tmp_path: Path, kind: str, place: str, value: object, message: str
 ) -> None:
     path = save_record(tmp_path, RECORDS[kind])
-    edit(path, change)
+    edit(path, lambda record: put(record, place, value))
     for read in (load_records, lambda *both: load_record(*both, RECORDS[kind].id)):
         with pytest.raises(UserError) as error:
             read(tmp_path, KINDS[kind])

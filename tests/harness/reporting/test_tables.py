@@ -583,13 +583,6 @@ def test_preset_picks_runs(results: Path, tmp_path: Path) -> None:
         write_tables(results, preset="base", output=output)
 
 
-def test_scaling_records_give_tables_too(tmp_path: Path) -> None:
-    save_record(tmp_path, synthetic.scaling({"NLA": (2.0, 1.0)}, identifier="made-up"))
-    ((table, paths),) = write_tables(tmp_path)
-    assert table.name == "scaling-made-up"
-    assert {p.name for p in paths} == {f"scaling-made-up.{s}" for s in ("csv", "md")}
-
-
 @pytest.mark.parametrize(
     ("spoiled", "text", "message"),
     [
