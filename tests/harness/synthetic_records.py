@@ -46,41 +46,22 @@ def variant(name: str, **options: Any) -> dict[str, Any]:
 
 VARIANTS: dict[str, dict[str, Any]] = {
     **{one["label"]: one for one in map(variant, ("none", "nla", "nlsa", "criss-cross"))},
-    "User_Attention-8": {
-        "name": "my_package.my_module:User",
-        "source": "",
-        "growth": "O(N)",
-        **dict.fromkeys(("label", "row_label"), "User_Attention-8"),
-        "options": {"size": 8},
-        "changed": {},
-        "built_in": False,
-    },
+    "User_Attention-8": {"name": "my_package.my_module:User", "options": {"size": 8}}
+    | dict.fromkeys(("label", "row_label"), "User_Attention-8")
+    | {"changed": {}, "source": "", "growth": "O(N)", "built_in": False},
 }
 
 #: A label that is HTML.
 AWKWARD = "</td><script>alert(1)</script>&amp;"
 
-CONFIG = {
-    "preset": "small",
-    "protocol": "scratch",
-    "scale": 4,
-    "seed": 0,
-    "blocks": 8,
-    "channels": 32,
-    "patch": 28,
-    "batch": 16,
-    "steps": 4000,
-    "precision": "float32",
-    "device": "cpu",
-    "tile": None,
-    "data": {
-        "name": "data",
-        "train": ["train"],
-        "train_images": 40,
-        "train_sha256": "0" * 64,
-        "test": ["Set5", "Urban100"],
-    },
-}
+DATA = {"name": "data", "train": ["train"], "train_images": 40, "train_sha256": "0" * 64}
+CONFIG: dict[str, Any] = (
+    {"preset": "small", "protocol": "scratch", "scale": 4, "seed": 0}
+    | {"blocks": 8, "channels": 32, "patch": 28, "batch": 16, "steps": 4000}
+    | {"precision": "float32", "device": "cpu", "tile": None}
+    | {"data": DATA | {"test": ["Set5", "Urban100"]}}
+)
+
 R = TypeVar("R", bound=Record)
 
 
@@ -201,14 +182,11 @@ def cost(variant: str | dict[str, Any], gflops: float, **changes: Any) -> Cost:
 
     def part(scale: float, channels: int) -> dict[str, Any]:
         executed = 2 * gflops * scale
-        return {
-            "channels": channels,
-            "paper_gflops": gflops * scale,
-            "fvcore_gflops": None,
-            "executed_gflops": executed,
-            "torch_gflops": executed,
-            "ptflops_gflops": 3 * gflops * scale,
-        }
+        return (
+            {"channels": channels, "paper_gflops": gflops * scale, "fvcore_gflops": None}
+            | {"executed_gflops": executed, "torch_gflops": executed}
+            | {"ptflops_gflops": 3 * gflops * scale}
+        )
 
     content = {
         "variant": variant,
@@ -232,20 +210,12 @@ def latency_row(
     """One row: median, IQR and minimum are 0.9, 0.1 and 0.5 of the mean."""
     shares = {"mean_ms": 1.0, "median_ms": 0.9, "iqr_ms": 0.1, "min_ms": 0.5}
     times = {name: None if mean is None else share * mean for name, share in shares.items()}
-    return {
-        "variant": VARIANTS[variant],
-        "part": part,
-        "passes": passes,
-        "height": size,
-        "width": size,
-        "batch": 1,
-        "channels": 64 if part == "core" else 256,
-        "dtype": "float32",
-        "device": "cpu",
-        "peak_memory_mb": None,
-        "runs": None if mean is None else 7,
-        **times,
-    } | changes
+    sizes = {"height": size, "width": size, "batch": 1, "channels": 64 if part == "core" else 256}
+    return (
+        {"variant": VARIANTS[variant], "part": part, "passes": passes, **sizes, **times}
+        | {"dtype": "float32", "device": "cpu", "runs": None if mean is None else 7}
+        | {"peak_memory_mb": None, **changes}
+    )
 
 
 def latency(
@@ -261,30 +231,19 @@ def speed_row(
     """Median times in ms; the target is 3, memory 300 MB against 20 of at most 30."""
 
     def side(median: float | None, memory: float) -> dict[str, Any]:
-        measured = median is not None
-        return {
-            "median_ms": median,
-            "runs": 7 if measured else None,
-            "peak_memory_mb": memory if measured else None,
-        }
+        measured = {"median_ms": median, "runs": 7, "peak_memory_mb": memory}
+        return measured if median is not None else dict.fromkeys(measured)
 
     ratio = None if obvious is None or ours is None else obvious / ours
-    return {
-        "name": name,
-        "case": f"made-up {name}",
-        "variant": VARIANTS["NLA"],
-        "passes": "forward",
-        "dtype": "float32",
-        "device": "cpu",
-        "obvious": side(obvious, 300.0),
-        "ours": side(ours, 20.0),
-        "ratio": ratio,
-        "ratio_low": None if ratio is None else ratio - 0.5,
-        "ratio_high": None if ratio is None else ratio + 0.5,
-        "ratio_target": 3.0,
-        "memory_target_mb": 30.0,
-        "limit_ms": 2.5,
-    } | changes
+    ends = {"ratio_low": -0.5, "ratio_high": 0.5}
+    return (
+        {"name": name, "case": f"made-up {name}", "variant": VARIANTS["NLA"]}
+        | {"passes": "forward", "dtype": "float32", "device": "cpu"}
+        | {"obvious": side(obvious, 300.0), "ours": side(ours, 20.0), "ratio": ratio}
+        | {end: None if ratio is None else ratio + off for end, off in ends.items()}
+        | {"ratio_target": 3.0, "memory_target_mb": 30.0, "limit_ms": 2.5}
+        | changes
+    )
 
 
 def speed(rows: list[dict[str, Any]], identifier: str = "cpu-float32-2", **changes: Any) -> Speed:
@@ -342,17 +301,9 @@ def redraw(psnrs: list[float], identifier: str = "made-up", **changes: Any) -> R
 def approximation(network: str | None, **changes: Any) -> Approximation:
     """An approximation record of a network's features, or of synthetic ones."""
     rows = [
-        {
-            "features": name,
-            "n": n,
-            "k": float(k),
-            "m": m,
-            "variance_closed": 10.0**k * n,
-            "variance_orthogonal": 2.0 * k,
-            "variance_orthogonal_std": 0.5,
-            "variance_independent": 3.0 * k,
-            "variance_independent_std": 0.5,
-        }
+        {"features": name, "n": n, "k": float(k), "m": m, "variance_closed": 10.0**k * n}
+        | {"variance_orthogonal": 2.0 * k, "variance_orthogonal_std": 0.5}
+        | {"variance_independent": 3.0 * k, "variance_independent_std": 0.5}
         for name in ("module 1", "all modules")
         for n in (16, 64)
         for m in (2, 128)

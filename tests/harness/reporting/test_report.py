@@ -33,7 +33,7 @@ from harness.reporting.report.page import build_page, render_page, write_report
 from harness.reporting.settings import find_settings
 from harness.reporting.tables.all import all_tables
 from harness.reporting.tables.claims import find_claims
-from harness.reporting.tables.render import Table, latex_escape
+from harness.reporting.tables.render import Table
 from tests.harness.command_line import enter, mistake
 
 VOID = {"meta", "link", "img", "br", "hr", "input"}
@@ -325,10 +325,6 @@ def test_parts_of_a_latex_table_hold_every_cell_once(columns: int, rows: int) ->
     assert text.count(r"\label{") == text.count("One note.") == 1
     assert (len(tabulars) > 1) == (columns > 6 or rows > 40)
     assert text.count(r"\midrule") - len(tabulars) >= 1
-
-
-def test_text_that_latex_has_no_letter_for_is_named() -> None:
-    assert latex_escape("Nyström O(N√N) 注 --attn") == (r"Nyström O(N$\sqrt{}$N) [U+6CE8] -{}-attn")
 
 
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
