@@ -1,4 +1,4 @@
-"""The table of modules holds every measured module of the suite, and what was measured of it."""
+"""The tables of modules and, for the README, of methods."""
 
 from __future__ import annotations
 
@@ -58,10 +58,7 @@ def test_latency_is_of_a_cpu_in_float32() -> None:
     assert rows_of([], [record])["nla"][3:5] == ["", "12.5"]
 
 
-# -- the README's table of methods: all times and memory from one record ------------------------
-
-
-def test_times_are_of_the_record_that_timed_most_methods() -> None:
+def test_all_times_of_methods_are_of_the_record_that_timed_most() -> None:
     memory = {"peak_memory_mb": 3.5}
     most = [synthetic.latency_row(name, 12.5, **memory) for name in ("NLA", "NLSA-r4")]
     most.append(synthetic.latency_row("NLA", 99.0, size=150))
@@ -79,6 +76,6 @@ def test_times_are_of_the_record_that_timed_most_methods() -> None:
     assert {row["session"] for row in table.data} == {"most"}
 
 
-def test_there_is_none_where_no_core_was_timed_on_a_cpu() -> None:
+def test_methods_have_no_table_where_no_core_was_timed_on_a_cpu() -> None:
     gpu = synthetic.latency([synthetic.latency_row("NLA", 1.0, device="cuda")])
     assert methods_table([], []) is methods_table([], [gpu]) is None

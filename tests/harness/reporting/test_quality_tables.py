@@ -43,9 +43,6 @@ def ablation() -> Setting:
     return Setting([*synthetic.ablation("table3", 3), *second], [])
 
 
-# -- the paper's data -------------------------------------------------------------------------
-
-
 @pytest.mark.data
 @pytest.mark.parametrize("number", range(1, 7))
 def test_the_papers_tables_are_the_transcribed_ones(number: int, sr_data: Path) -> None:
@@ -66,9 +63,6 @@ def test_what_the_notes_say_of_the_paper_is_so() -> None:
     for network, module in (("EDSR", "Baseline"), ("NLSN", "NLSA-r4"), ("ENLCN", "ENLCA-m128")):
         assert published[network, "4", "Urban100"] == of_table4[module]
     assert published["ENLCN", "4", "Set5"] == "32.67"
-
-
-# -- Table 1 ----------------------------------------------------------------------------------
 
 
 def test_table1_puts_measured_rows_under_the_papers_headers() -> None:
@@ -128,9 +122,6 @@ def test_table1_leaves_the_grids_of_the_ablations_to_the_overview(ablation: Sett
     assert "17 variants of the ablations" in markdown(table1(setting))
     assert len(quality_table(setting).rows) == 1 + len(shown) + 17
     assert "ablations" not in markdown(table1(Setting([user], [])))
-
-
-# -- Table 2 ----------------------------------------------------------------------------------
 
 
 def test_table2(ablation: Setting) -> None:
@@ -198,9 +189,6 @@ def test_an_ablation_takes_two_rows_of_its_own(runs: list[Run], names: set[str])
     assert built - {"claims", "modules"} == {"table1", "table4", "table6", "quality"} | names
 
 
-# -- Table 3 ----------------------------------------------------------------------------------
-
-
 @settings(max_examples=20)
 @given(st.sets(st.integers(0, 15)), st.integers(1, 3))
 def test_every_value_lands_in_its_cell(chosen: set[int], seeds: int) -> None:
@@ -213,29 +201,23 @@ def test_every_value_lands_in_its_cell(chosen: set[int], seeds: int) -> None:
     assert [row[0] for row in table.rows] == ["1 %", "1.5 %", "2 %", "3 %"]
     shown = [cell for row in table.rows for cell in row[1:]]
     assert shown[::2] == [row["psnr_db"] for row in paper_table(3)]
-    values = {i: [21 + i + seed / 10 for seed in range(seeds)] for i in chosen}
-    for index, cell in enumerate(shown[1::2]):
-        if index not in chosen:
-            assert cell == ""
-            continue
-        expected = f"{np.mean(values[index]):.2f}"
-        if seeds > 1:
-            expected += f" ± {np.std(values[index], ddof=1):.2f}"
-        assert cell.removesuffix(" *") == expected
-        assert cell.endswith("*") == (seeds > 1 and index == max(chosen))
-    for index, row in enumerate(csv_rows(table)):
+    for index, (cell, row) in enumerate(zip(shown[1::2], csv_rows(table), strict=True)):
         n1, n2, psnr = paper_table(3)[index].values()
         assert (row["n1_percent"], row["n2_percent"]) == (n1, n2)
         assert float(row["psnr_db_paper"]) == float(psnr)
         assert row["method"] == table_rows("table3")[index].row_label
-        if index in chosen:
-            options = json.loads(row["options"])
-            assert (options["n1"], options["n2"]) == (float(n1) / 100, float(n2) / 100)
-            assert float(row["psnr_db_measured"]) == pytest.approx(np.mean(values[index]))
-            assert row["seeds"] == str(seeds)
-        else:
-            assert row["psnr_db_measured"] == row["ssim_measured"] == row["seeds"] == ""
+        if index not in chosen:
+            assert cell == row["psnr_db_measured"] == row["ssim_measured"] == row["seeds"] == ""
             assert row["options"] == ""  # which no record names
+            continue
+        values = [21 + index + seed / 10 for seed in range(seeds)]
+        spread = f" ± {np.std(values, ddof=1):.2f}" if seeds > 1 else ""
+        best = " *" if seeds > 1 and index == max(chosen) else ""
+        assert cell == f"{np.mean(values):.2f}{spread}{best}"
+        options = json.loads(row["options"])
+        assert (options["n1"], options["n2"]) == (float(n1) / 100, float(n2) / 100)
+        assert float(row["psnr_db_measured"]) == pytest.approx(np.mean(values))
+        assert row["seeds"] == str(seeds)
 
 
 def test_table3_has_differences_to_the_baseline(ablation: Setting) -> None:

@@ -16,8 +16,6 @@ from harness.reporting.figures.scaling import scaling_figure
 from harness.reporting.scaling import Fit, fit_exponent, methods, statements, unmeasured, verdict
 from harness.reporting.tables.scaling import scaling_table
 
-# -- fit ------------------------------------------------------------------------------------------
-
 
 @given(
     st.floats(-3, 3),
@@ -71,9 +69,6 @@ def test_small_sizes_are_left_out_of_the_fit() -> None:
     found = fits(2500)["median_ms"]
     assert found is not None
     assert found.slope < 1.5
-
-
-# -- words ----------------------------------------------------------------------------------------
 
 
 def test_verdict() -> None:
@@ -133,9 +128,6 @@ def test_a_method_without_any_number() -> None:
     assert not figure.axes[0].get_lines()
     figure.draw_without_rendering()
     assert "cannot be judged" in verdict(record)[-1]
-
-
-# -- table and figure -----------------------------------------------------------------------------
 
 
 def test_table() -> None:

@@ -14,6 +14,7 @@ import re
 import shutil
 import statistics
 import subprocess
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -139,9 +140,6 @@ def test_the_newest_of_repeated_records_counts() -> None:
     assert "2026-01-02 to 2026-02-01" in table.markdown()
 
 
-# -- variants ---------------------------------------------------------------------------------
-
-
 def test_an_unusual_option_is_never_taken_for_the_papers_row() -> None:
     unusual = synthetic.variant("nlsa", chunk_size=64)
     rows = cells(table4(Setting([synthetic.run(unusual)], [])))
@@ -190,9 +188,6 @@ def test_every_row_of_the_paper_is_reached_by_the_modules_own_label() -> None:
     assert labels == [*TABLE4_ROWS, "Criss-Cross"]
 
 
-# -- settings ---------------------------------------------------------------------------------
-
-
 def test_settings_are_never_mixed() -> None:
     runs = [
         synthetic.run("Baseline", 0, BASE),
@@ -236,9 +231,6 @@ def test_quality_has_every_set_and_only_what_was_trained(setting: Setting) -> No
     assert [row[-1] for row in table.rows] == ["", "1", "1", "1"]
     data = [(row["method"], row["test_set"]) for row in csv_rows(table)]
     assert data == list(itertools.product(rows, ["Set5", "Urban100"]))
-
-
-# -- Table 5 ----------------------------------------------------------------------------------
 
 
 def test_table5(setting: Setting) -> None:
@@ -294,21 +286,16 @@ def test_latencies_of_other_machines_devices_and_precisions_stand_apart() -> Non
     captions = "\n".join(table5(bench, Setting([], [])).caption for bench in benches)
     for part in ("2 threads (waiting: active)", "2 threads, libtcmalloc.so", "with AVX2, 2 thr"):
         assert captions.count(part) == 1, part
-    names = sorted(bench.label.rsplit("-", 2)[0] for bench in benches)
-    assert names == [
-        "table5-cpu-2-threads-bfloat16",
-        *["table5-cpu-2-threads-float32"] * 4,
-        "table5-cpu-8-threads-float32",
-        "table5-cuda-made-up-gpu-float32",
-    ]
+    names = Counter(bench.label.removeprefix("table5-").rsplit("-", 2)[0] for bench in benches)
+    once = ("cpu-2-threads-bfloat16", "cpu-8-threads-float32", "cuda-made-up-gpu-float32")
+    assert names == {"cpu-2-threads-float32": 4} | dict.fromkeys(once, 1)
     assert len({bench.label for bench in benches}) == 7
 
 
 def test_sessions_on_one_machine_are_joined_and_the_newest_counts() -> None:
     rows = [synthetic.latency_row("NLA", 1.0), synthetic.latency_row("NLSA-r4", 2.0)]
-    newer = synthetic.latency(
-        [synthetic.latency_row("NLA", 5.0)], "b", created="2026-03-01T00:00:00+00:00"
-    )
+    row, later = synthetic.latency_row("NLA", 5.0), "2026-03-01T00:00:00+00:00"
+    newer = synthetic.latency([row], "b", created=later)
     (bench,) = find_benches([newer, synthetic.latency(rows, "a")])
     table = table5(bench, Setting([], []))
     assert [cells(table)[name][1] for name in ("NLA", "NLSA-r4")] == ["5.00", "2.00"]
@@ -338,7 +325,6 @@ def test_speed_table() -> None:
     assert "3 of 5 targets met, 2 missed" in table.notes[0]
     first, second, *_ = csv_rows(table)
     assert (first["ratio_verdict"], first["memory_verdict"]) == ("missed", "met")
-    assert (first["obvious_median_ms"], first["limit_share"]) == ("370", "0.02")
     assert (second["ratio"], second["ratio_verdict"], second["note"]) == ("", "", "out of memory")
 
 
@@ -559,8 +545,8 @@ def test_main_prints_files_and_table4(
 ) -> None:
     lines = enter(main, "--results", results, *["--latex"] * ("tex" in suffixes))
     folder = results / "tables" / setting.label
-    names = [f"{n}.{s}" for n in ("table1", "table4", "table6", "quality") for s in suffixes]
-    assert {str(folder / name) for name in names} <= {*lines}
+    names = itertools.product(("table1", "table4", "table6", "quality"), suffixes)
+    assert {str(folder / ".".join(name)) for name in names} <= {*lines}
     written = {path for path in (results / "tables").rglob("*.*") if path.is_file()}
     assert {str(path) for path in written} == {line for line in lines if "tables/" in line}
     assert {path.suffix[1:] for path in written} == set(suffixes)
