@@ -68,7 +68,6 @@ def test_all_times_of_methods_are_of_the_record_that_timed_most() -> None:
         synthetic.latency(newer, "newer", created="2026-02-02T03:04:05+00:00"),
     ]
     table = methods_table([synthetic.cost("NLA", 25.6)], records)
-    assert table is not None
     rows = {row[0]: row[1:] for row in table.rows}
     assert rows["NLA"] == ["O(N²)", "25.60", "25.60", "12.5", "99.0", "3.50"]
     assert rows["NLSA-r4"] == ["O(N)", "5.08", "", "12.5", "", "3.50"]

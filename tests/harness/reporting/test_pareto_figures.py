@@ -82,7 +82,6 @@ def test_latency_is_the_benchs_and_its_machine_is_named() -> None:
     rows.append(synthetic.latency_row("NLA", 90.0, size=150))
     (bench,) = find_benches([synthetic.latency(rows)])
     plot = latency_plot(Setting(RUNS, []), bench)
-    assert plot is not None
     ours, theirs = plot.draw().axes
     assert {x for x, _ in points_of(ours)} == {9.0, 3.0}
     assert "Made-up CPU" in ours.get_title()

@@ -36,7 +36,6 @@ def test_rows_of_figure_6() -> None:
 def test_figure_6_shows_psnr_with_intervals_against_k() -> None:
     setting = Setting(synthetic.figure6(2.0, 4.0), [])
     figure = figure6(setting, [synthetic.approximation("another"), synthetic.approximation(None)])
-    assert figure is not None
     (axis,) = figure.axes
     assert axis.get_ylabel() == "PSNR (dB), Set5 ×4"
     line, baseline = axis.get_lines()[0], axis.get_lines()[-1]
@@ -44,10 +43,8 @@ def test_figure_6_shows_psnr_with_intervals_against_k() -> None:
     assert line.get_xydata().tolist() == ours
     assert list(baseline.get_ydata()) == [26.0, 26.0]
     summary = setting.summary(Variant("enlca", {"k": 2.0}), "Set5")
-    assert summary is not None
-    assert summary.low is not None
     ((_, low), (_, high)), _ = intervals(axis)
-    assert (low, high) == pytest.approx((26 + summary.low, 26 + (summary.high or 0)))
+    assert (low, high) == pytest.approx((26 + summary.low, 26 + summary.high))
 
 
 def test_figure_6_adds_the_variance_of_the_settings_own_network() -> None:
@@ -56,7 +53,6 @@ def test_figure_6_adds_the_variance_of_the_settings_own_network() -> None:
         synthetic.approximation("another", created="2026-03-01T00:00:00+00:00"),
     ]
     figure = figure6(Setting(synthetic.figure6(2.0, 4.0), []), records)
-    assert figure is not None
     panel = figure.axes[1]
     assert panel.get_yscale() == "log"
     closed = panel.get_lines()[0]
@@ -72,7 +68,6 @@ def test_figure_6_needs_several_k_and_no_other_option() -> None:
 
 def test_without_a_baseline_there_are_no_intervals() -> None:
     figure = figure6(Setting(synthetic.figure6(2.0, 4.0)[1:], []), [])
-    assert figure is not None
     (axis,) = figure.axes
     assert all(low[1] == high[1] for low, high in intervals(axis))
 
@@ -94,7 +89,6 @@ def over_m(*ms: int, seeds: int = 1, **options: Any) -> list[Run]:
 def test_psnr_against_m_with_intervals_above_the_papers() -> None:
     setting = Setting(over_m(16, 2, 128), [])
     figure = psnr_m(setting)
-    assert figure is not None
     ours, paper = figure.axes
     assert ours.get_ylabel() == "PSNR (dB), Urban100 ×4"
     assert ours.get_lines()[0].get_xydata().tolist() == [
@@ -116,7 +110,6 @@ def test_paired_differences_show_every_image_and_the_tables_interval() -> None:
     runs = over_m(16, 2, seeds=2) + [synthetic.run("NLA", s, [25.0, 26.5, 26.0]) for s in (0, 1)]
     setting = Setting(runs, [])
     figure = paired_figure(setting)
-    assert figure is not None
     titles = [axis.get_title() for axis in figure.axes]
     assert titles == ["Set5 ×4 (3 images)", "Urban100 ×4 (3 images)"]
     first, axis = figure.axes
@@ -132,7 +125,6 @@ def test_paired_differences_show_every_image_and_the_tables_interval() -> None:
     for (_, variant), bar in zip(setting.trained[1:], intervals(axis), strict=True):
         (low, _), (high, _) = bar
         summary = setting.summary(variant, "Urban100")
-        assert summary is not None
         assert (low, high) == pytest.approx((summary.low, summary.high))
 
 

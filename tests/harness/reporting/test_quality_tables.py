@@ -74,7 +74,6 @@ def test_table1_puts_measured_rows_under_the_papers_headers() -> None:
     table = table1(Setting(runs, [synthetic.cost("NLA", 1.0)]))
     rows = cells(table)
     assert len(rows) == 14 + 2
-    assert table is not None
     assert table.rule_after == 14
     measured = [rows[f"{name} (measured, preset small)"] for name in ("Baseline", "NLSA-r4")]
     assert measured[0] == ["×4", "27.50 / 0.6875", "", "26.50 / 0.6625", "", "", "1"]
@@ -126,7 +125,6 @@ def test_table1_leaves_the_grids_of_the_ablations_to_the_overview(ablation: Sett
 
 def test_table2(ablation: Setting) -> None:
     table = table2(ablation)
-    assert table is not None
     # Rows 0 to 3 have 21, 22, 23 and 24 dB with seed 0; the default ENLCA is row 9 of Table 3.
     means = [21.1, 22.1, 23.1, 24.1, 30.1]
     rows = cells(table)
@@ -168,7 +166,6 @@ def test_the_measured_set_is_named_when_it_is_not_the_papers() -> None:
     for table, papers in ((table2(setting), "Set5"), (table4(setting), "Urban100")):
         names = {f"PSNR (dB) {papers} ×4 (paper)", "PSNR (dB) B100 ×2"}
         assert names <= {*synthetic.headers(table)}
-        assert table is not None
         assert table.caption.endswith("tested on B100")
         assert {row["test_set"] for row in csv_rows(table) if row["options"]} == {"B100"}
 
@@ -195,7 +192,6 @@ def test_every_value_lands_in_its_cell(chosen: set[int], seeds: int) -> None:
     """Cell i of the grid, row by row, has 21 + i dB with seed 0, and 0.1 dB more with each seed."""
     chosen |= {3, 12}  # two cells of its own make the table
     table = table3(Setting(synthetic.ablation("table3", seeds, chosen), []))
-    assert table is not None
     columns = [f"n2 = {n2} % {of}" for n2 in (4, 8, 13, 20) for of in ("paper", "Set5 ×4")]
     assert synthetic.headers(table) == ["n1", *columns]
     assert [row[0] for row in table.rows] == ["1 %", "1.5 %", "2 %", "3 %"]

@@ -25,7 +25,6 @@ from harness.reporting.tables.scaling import scaling_table
 def test_exact_power_laws_are_found(slope: float, factor: float, ns: list[int]) -> None:
     fit = fit_exponent(ns, [factor * n**slope for n in ns])
     spread = np.std(np.log(ns))
-    assert fit is not None
     tolerance = 1e-12 + 1e-12 / spread  # a fit is rounded
     assert fit.slope == pytest.approx(slope, abs=tolerance)
     assert fit.error == pytest.approx(0, abs=tolerance)
@@ -39,7 +38,6 @@ def test_slope_and_error_are_those_of_the_normal_equations(values: list[float]) 
     residual = np.log(values) - design @ beta
     variance = residual @ residual / (len(ns) - 2) * np.linalg.inv(design.T @ design)
     fit = fit_exponent(ns, values)
-    assert fit is not None
     assert fit.slope == pytest.approx(beta[1], abs=1e-9)
     assert fit.error == pytest.approx(math.sqrt(variance[1, 1]), abs=1e-9)
 
@@ -67,7 +65,6 @@ def test_small_sizes_are_left_out_of_the_fit() -> None:
     assert str(fits(10_000)["median_ms"]) == "2.00 ± 0.00"
     assert str(fits(10_000)["peak_memory_mb"]) == "1.00 ± 0.00"
     found = fits(2500)["median_ms"]
-    assert found is not None
     assert found.slope < 1.5
 
 

@@ -64,8 +64,6 @@ def coverage(interval: Interval, seeds: int, images: int, noise: tuple[float, fl
         of_images = generator.normal(0, noise[1], images)
         table = 0.5 + of_seeds + of_images + generator.normal(0, 0.3, (seeds, images))
         low, high = interval(table, resamples=500)
-        assert low is not None
-        assert high is not None
         hits += low <= 0.5 <= high
     return hits / 500
 
@@ -100,7 +98,6 @@ def test_interval_excludes_zero_where_its_level_says_so(seeds: int) -> None:
     for shift in np.linspace(0, 4, 60):
         table = shift + generator.normal(0, 1, (seeds, 1)) + generator.normal(0, 1, (seeds, 9))
         low, _ = difference_interval(table)
-        assert low is not None
         if abs(p_above(table, 0) - 0.025) > 0.002:  # the bootstrap's own noise
             agreed.append((low > 0) == (p_above(table, 0) < 0.025))
     assert all(agreed)
@@ -112,7 +109,6 @@ def test_interval_of_one_image_or_seed_is_that_of_the_others(seeds: int) -> None
     table = GENERATOR.normal(size=(seeds, 5 if seeds == 1 else 1))
     found = stats.ttest_1samp(table.ravel(), 0).confidence_interval(0.95)
     low, high = bootstrap_interval(table)
-    assert low is not None
     assert difference_interval(table) == pytest.approx((min(low, found.low), max(high, found.high)))
 
 
@@ -125,7 +121,6 @@ def test_summary_of_two_seeds() -> None:
     assert summary.std_over_seeds == pytest.approx(np.std(means, ddof=1))
     assert summary.difference == pytest.approx(np.mean([1.0, 0.5, 0.0, 0.5]))
     assert (summary.seeds, summary.paired_seeds, summary.images) == (2, 2, 2)
-    assert summary.low is not None
     assert summary.low <= summary.difference <= summary.high
     ssim = summarise(ours, baseline, "Set5", "ssim")
     assert ssim.mean == pytest.approx(summary.mean / 40)
@@ -162,8 +157,6 @@ def test_median_ratio_covers_the_truth_as_often_as_it_says() -> None:
         drift = generator.uniform(1, 3, 30)  # hits both of a pair alike
         pairs = drift * np.array([[3.0], [1.0]]) * generator.lognormal(0, 0.1, (2, 30))
         ratio, low, high = median_ratio(*pairs, resamples=200)
-        assert low is not None
-        assert high is not None
         assert low <= ratio <= high
         hits += low <= 3.0 <= high
     assert 180 <= hits <= 200
