@@ -24,7 +24,7 @@ Interval = Callable[..., tuple[float, float] | tuple[None, None]]
 GENERATOR = np.random.default_rng(7)
 
 
-@pytest.mark.parametrize("shape", [(1, 5), (2, 3), (3, 4), (4, 1)])
+@pytest.mark.parametrize("shape", [(1, 5), (2, 3), (3, 3), (3, 4), (4, 1)])
 def test_interval_is_that_of_all_resamples(shape: tuple[int, int]) -> None:
     seeds, images = shape
     table = GENERATOR.normal(0.1, 1, shape)
