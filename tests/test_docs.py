@@ -48,17 +48,24 @@ def blocks(text: str, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
 
 
-@pytest.mark.parametrize("name", TEXTS)
-def test_python_examples_run(name: str, import_folder: Path) -> None:
-    """In the order of the page; one that begins with its file's name is imported by later ones."""
-    names: dict[str, Any] = {}
+def write_examples(name: str, folder: Path) -> list[str]:
+    """Write the examples that begin with their file's name; returns the others."""
+    others = []
     for code in blocks(TEXTS[name], "python"):
         if path := re.match(r"# (\S+\.py)\n", code):
-            file = import_folder / path[1]
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(code)
+            (folder / path[1]).parent.mkdir(parents=True, exist_ok=True)
+            (folder / path[1]).write_text(code)
         else:
-            exec(compile(code, name, "exec"), names)
+            others.append(code)
+    return others
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_python_examples_run(name: str, import_folder: Path) -> None:
+    """In the order of the page, beside the files that it names."""
+    names: dict[str, Any] = {}
+    for code in write_examples(name, import_folder):
+        exec(compile(code, name, "exec"), names)
 
 
 @pytest.mark.parametrize(("name", "module", "words"), TYPED)
@@ -66,10 +73,7 @@ def test_commands_are_understood(
     name: str, module: str, words: str, import_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert module in commands()
-    for code in blocks(TEXTS[name], "python"):
-        if path := re.match(r"# (\S+\.py)\n", code):
-            (import_folder / path[1]).parent.mkdir(parents=True, exist_ok=True)
-            (import_folder / path[1]).write_text(code)
+    write_examples(name, import_folder)
     write_module("my_attention", import_folder)
     argv = [word for word in shlex.split(words, comments=True) if word != "\\"]
     monkeypatch.setattr(sys, "argv", [module, *argv])
@@ -114,23 +118,17 @@ def test_named_files_exist(name: str) -> None:
         assert path.startswith(LOCAL) or (ROOT / path).exists(), path
 
 
-def test_the_index_names_every_page() -> None:
+def test_the_index_names_every_page_and_every_command_is_listed() -> None:
     linked = re.findall(r"\]\((\w[\w-]*\.md)\)", TEXTS["docs/README.md"])
     pages = {name.removeprefix("docs/") for name in TEXTS if name.startswith("docs/")}
     assert {*linked} == pages - {"README.md"}
-
-
-def test_every_command_is_listed() -> None:
     assert not [name for name in commands() if name not in TEXTS["docs/commands.md"]]
 
 
 def test_the_first_module_of_the_documentation_has_gradients_and_its_cost(
     import_folder: Path,
 ) -> None:
-    code = blocks(TEXTS["docs/adding-a-module.md"], "python")[0]
-    file = import_folder / "my_package" / "pooled.py"
-    file.parent.mkdir()
-    file.write_text(code)
+    write_examples("docs/adding-a-module.md", import_folder)
     module = create_attention("my_package.pooled:PooledAttention", channels=16, grid=4)
     x = torch.rand(2, 16, 5, 7, requires_grad=True)
     module(x).sum().backward()
@@ -143,8 +141,6 @@ def test_the_first_module_of_the_documentation_has_gradients_and_its_cost(
 def test_every_module_is_documented() -> None:
     described = re.findall(r"^## (\S+)$", TEXTS["docs/modules.md"], re.MULTILINE)
     here = [
-        name
-        for name in list_attentions()
-        if find_attention(name).__module__.startswith("attention_zoo.")
+        n for n in list_attentions() if find_attention(n).__module__.startswith("attention_zoo.")
     ]
     assert sorted(described) == here

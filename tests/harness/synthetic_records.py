@@ -1,8 +1,10 @@
-"""Made-up records for tests of what reads records. No figure here was measured."""
+"""Made-up records, and tables read back, for tests of what reads records. Nothing was measured."""
 
 from __future__ import annotations
 
 import copy
+import csv
+import io
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -24,6 +26,7 @@ from harness.records.shapes import (
     typed,
     untyped,
 )
+from harness.reporting.tables.render import Table
 
 MACHINE = {
     "device": "cpu",
@@ -43,40 +46,21 @@ def variant(name: str, **options: Any) -> dict[str, Any]:
 
 VARIANTS: dict[str, dict[str, Any]] = {
     **{one["label"]: one for one in map(variant, ("none", "nla", "nlsa", "criss-cross"))},
-    "User_Attention-8": {
-        "name": "my_package.my_module:User",
-        "label": "User_Attention-8",
-        "options": {"size": 8},
-        "row_label": "User_Attention-8",
-        "changed": {},
-        "source": "",
-        "growth": "O(N)",
-        "built_in": False,
-    },
+    "User_Attention-8": {"name": "my_package.my_module:User", "options": {"size": 8}}
+    | dict.fromkeys(("label", "row_label"), "User_Attention-8")
+    | {"changed": {}, "source": "", "growth": "O(N)", "built_in": False},
 }
 
-CONFIG = {
-    "preset": "small",
-    "protocol": "scratch",
-    "scale": 4,
-    "seed": 0,
-    "blocks": 8,
-    "channels": 32,
-    "patch": 28,
-    "batch": 16,
-    "steps": 4000,
-    "precision": "float32",
-    "device": "cpu",
-    "tile": None,
-    "data": {
-        "name": "data",
-        "train": ["train"],
-        "train_images": 40,
-        "train_sha256": "0" * 64,
-        "test": ["Set5", "Urban100"],
-    },
-}
+#: A label that is HTML.
+AWKWARD = "</td><script>alert(1)</script>&amp;"
 
+DATA = {"name": "data", "train": ["train"], "train_images": 40, "train_sha256": "0" * 64}
+CONFIG: dict[str, Any] = (
+    {"preset": "small", "protocol": "scratch", "scale": 4, "seed": 0}
+    | {"blocks": 8, "channels": 32, "patch": 28, "batch": 16, "steps": 4000}
+    | {"precision": "float32", "device": "cpu", "tile": None}
+    | {"data": DATA | {"test": ["Set5", "Urban100"]}}
+)
 
 R = TypeVar("R", bound=Record)
 
@@ -107,26 +91,35 @@ def edited(record: R, change: Callable[[dict[str, Any]], object]) -> R:
     return found
 
 
+def csv_rows(table: Table | None) -> list[dict[str, str]]:
+    """The rows for programs."""
+    assert table is not None
+    return list(csv.DictReader(io.StringIO(table.csv())))
+
+
+def cells(table: Table | None) -> dict[str, list[str]]:
+    """The cells for readers by their row's name, which no other row has."""
+    assert table is not None
+    found = {row[0]: list(row[1:]) for row in table.rows}
+    assert len(found) == len(table.rows)
+    return found
+
+
+def headers(table: Table | None) -> list[str]:
+    """What stands above each column."""
+    assert table is not None
+    return [" ".join(header).strip() for header in table.headers]
+
+
 def quality(values: list[float], bicubic: float = 25.0) -> dict[str, Any]:
     """One test set whose images have these PSNRs; SSIM is PSNR / 40."""
+    beside = {"bicubic_psnr": bicubic, "bicubic_ssim": bicubic / 40}
     images = [
-        {
-            "name": f"img{index}.png",
-            "psnr": value,
-            "ssim": value / 40,
-            "bicubic_psnr": bicubic,
-            "bicubic_ssim": bicubic / 40,
-            "tile": None,
-        }
+        {"name": f"img{index}.png", "psnr": value, "ssim": value / 40, "tile": None} | beside
         for index, value in enumerate(values)
     ]
-    return {
-        "images": images,
-        "psnr": float(np.mean(values)),
-        "ssim": float(np.mean(values)) / 40,
-        "bicubic_psnr": bicubic,
-        "bicubic_ssim": bicubic / 40,
-    }
+    mean = float(np.mean(values))
+    return {"images": images, "psnr": mean, "ssim": mean / 40} | beside
 
 
 def run(
@@ -174,19 +167,26 @@ def ablation(table: str, seeds: int = 1, only: set[int] | None = None) -> list[R
     ]
 
 
+def figure6(*ks: float) -> list[Run]:
+    """A baseline of 26 dB and ENLCA with each k."""
+    runs = [run(values=[25.0, 26.0, 27.0])]
+    for k in ks:
+        values = [25.5 + k / 100, 26.4, 27.6]
+        runs.append(run(variant("enlca", k=k), values=values, identifier=f"enlca-k{k:g}"))
+    return runs
+
+
 def cost(variant: str | dict[str, Any], gflops: float, **changes: Any) -> Cost:
     """A cost record: the closed form is gflops, the others are simple multiples of it."""
     variant = VARIANTS[variant] if isinstance(variant, str) else variant
 
     def part(scale: float, channels: int) -> dict[str, Any]:
-        return {
-            "channels": channels,
-            "paper_gflops": gflops * scale,
-            "executed_gflops": 2 * gflops * scale,
-            "fvcore_gflops": None,
-            "ptflops_gflops": 3 * gflops * scale,
-            "torch_gflops": 2 * gflops * scale,
-        }
+        executed = 2 * gflops * scale
+        return (
+            {"channels": channels, "paper_gflops": gflops * scale, "fvcore_gflops": None}
+            | {"executed_gflops": executed, "torch_gflops": executed}
+            | {"ptflops_gflops": 3 * gflops * scale}
+        )
 
     content = {
         "variant": variant,
@@ -208,24 +208,14 @@ def latency_row(
     **changes: Any,
 ) -> dict[str, Any]:
     """One row: median, IQR and minimum are 0.9, 0.1 and 0.5 of the mean."""
-    measured = mean is not None
-    return {
-        "variant": VARIANTS[variant],
-        "part": part,
-        "passes": passes,
-        "height": size,
-        "width": size,
-        "batch": 1,
-        "channels": 64 if part == "core" else 256,
-        "dtype": "float32",
-        "device": "cpu",
-        "mean_ms": mean,
-        "median_ms": 0.9 * mean if measured else None,
-        "iqr_ms": 0.1 * mean if measured else None,
-        "min_ms": 0.5 * mean if measured else None,
-        "runs": 7 if measured else None,
-        "peak_memory_mb": None,
-    } | changes
+    shares = {"mean_ms": 1.0, "median_ms": 0.9, "iqr_ms": 0.1, "min_ms": 0.5}
+    times = {name: None if mean is None else share * mean for name, share in shares.items()}
+    sizes = {"height": size, "width": size, "batch": 1, "channels": 64 if part == "core" else 256}
+    return (
+        {"variant": VARIANTS[variant], "part": part, "passes": passes, **sizes, **times}
+        | {"dtype": "float32", "device": "cpu", "runs": None if mean is None else 7}
+        | {"peak_memory_mb": None, **changes}
+    )
 
 
 def latency(
@@ -241,30 +231,19 @@ def speed_row(
     """Median times in ms; the target is 3, memory 300 MB against 20 of at most 30."""
 
     def side(median: float | None, memory: float) -> dict[str, Any]:
-        measured = median is not None
-        return {
-            "median_ms": median,
-            "runs": 7 if measured else None,
-            "peak_memory_mb": memory if measured else None,
-        }
+        measured = {"median_ms": median, "runs": 7, "peak_memory_mb": memory}
+        return measured if median is not None else dict.fromkeys(measured)
 
     ratio = None if obvious is None or ours is None else obvious / ours
-    return {
-        "name": name,
-        "case": f"made-up {name}",
-        "variant": VARIANTS["NLA"],
-        "passes": "forward",
-        "dtype": "float32",
-        "device": "cpu",
-        "obvious": side(obvious, 300.0),
-        "ours": side(ours, 20.0),
-        "ratio": ratio,
-        "ratio_low": None if ratio is None else ratio - 0.5,
-        "ratio_high": None if ratio is None else ratio + 0.5,
-        "ratio_target": 3.0,
-        "memory_target_mb": 30.0,
-        "limit_ms": 2.5,
-    } | changes
+    ends = {"ratio_low": -0.5, "ratio_high": 0.5}
+    return (
+        {"name": name, "case": f"made-up {name}", "variant": VARIANTS["NLA"]}
+        | {"passes": "forward", "dtype": "float32", "device": "cpu"}
+        | {"obvious": side(obvious, 300.0), "ours": side(ours, 20.0), "ratio": ratio}
+        | {end: None if ratio is None else ratio + off for end, off in ends.items()}
+        | {"ratio_target": 3.0, "memory_target_mb": 30.0, "limit_ms": 2.5}
+        | changes
+    )
 
 
 def speed(rows: list[dict[str, Any]], identifier: str = "cpu-float32-2", **changes: Any) -> Speed:
@@ -322,17 +301,9 @@ def redraw(psnrs: list[float], identifier: str = "made-up", **changes: Any) -> R
 def approximation(network: str | None, **changes: Any) -> Approximation:
     """An approximation record of a network's features, or of synthetic ones."""
     rows = [
-        {
-            "features": name,
-            "n": n,
-            "k": float(k),
-            "m": m,
-            "variance_closed": 10.0**k * n,
-            "variance_orthogonal": 2.0 * k,
-            "variance_orthogonal_std": 0.5,
-            "variance_independent": 3.0 * k,
-            "variance_independent_std": 0.5,
-        }
+        {"features": name, "n": n, "k": float(k), "m": m, "variance_closed": 10.0**k * n}
+        | {"variance_orthogonal": 2.0 * k, "variance_orthogonal_std": 0.5}
+        | {"variance_independent": 3.0 * k, "variance_independent_std": 0.5}
         for name in ("module 1", "all modules")
         for n in (16, 64)
         for m in (2, 128)
@@ -340,11 +311,6 @@ def approximation(network: str | None, **changes: Any) -> Approximation:
     ]
     settings = {"sides": [4, 8], "draws": 2, "rounds": 8, "top": 16}
     described = network and {"name": network, "variant": VARIANTS["NLA"]}
-    content = {
-        "settings": settings | {"network": described},
-        "exact": [],
-        "enla": rows,
-        "nlsa": [],
-        "network": [],
-    }
+    content = {"settings": settings | {"network": described}, "enla": rows}
+    content |= {"exact": [], "nlsa": [], "network": []}
     return _record(Approximation, "approximation", "made-up", content | changes)

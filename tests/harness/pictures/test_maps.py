@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,6 @@ from harness.base.errors import UserError
 from harness.config.network import NetworkConfig
 from harness.config.variants import Variant
 from harness.images.bicubic import crop_to_multiple, downscale
-from harness.images.files import read_image
 from harness.maps import parse_position
 from harness.network.edsr import to_tensor
 from harness.network.weights import Architecture, TrainedNetwork, load_weights, save_weights
@@ -30,6 +30,7 @@ from harness.pictures.maps import (
     features_before,
     low_resolution,
 )
+from tests.harness.command_line import enter, mistake
 from tests.reference.maps import divided_by_norm, vectors
 
 ROWS, COLS = 11, 14
@@ -44,17 +45,11 @@ VARIANTS = {
 }
 
 
-def make(
-    name: str,
-    variant: Variant,
-    scale: int = 2,
-    seed: int = 0,
-    positions: tuple[int, ...] | None = None,
-) -> TrainedNetwork:
+def make(name: str, variant: Variant, **changes: Any) -> TrainedNetwork:
     """A tiny network whose attention is far from uniform and differs from module to module."""
-    architecture = Architecture(variant, NetworkConfig(4, 8), scale, positions=positions)
-    network = architecture.build(seed).eval()
-    generator = torch.Generator().manual_seed(seed)
+    architecture = Architecture(variant, NetworkConfig(4, 8), **{"scale": 2, **changes})
+    network = architecture.build(0).eval()
+    generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in network.attention.parameters():
             parameter.copy_(0.7 * torch.randn(parameter.shape, generator=generator))
@@ -120,12 +115,6 @@ def test_enla_has_the_softmax_of_its_inner_products_too(name: str, lr: np.ndarra
     assert np.abs(used.weights - expected).max() > 1e-3  # four features are not exact
 
 
-def test_modules_differ(lr: np.ndarray) -> None:
-    run = make("nla", VARIANTS["nla"])
-    first, last = (correlation_maps([run], lr, AT, module)[0] for module in (1, 5))
-    assert np.abs(first.weights - last.weights).max() > 1e-3
-
-
 def test_panels_say_what_they_are(lr: np.ndarray) -> None:
     names = ["enla-m4", "enla-m4-k1", "nla"]
     runs = [make(name, VARIANTS[name]) for name in names] + [make("other", VARIANTS["nla"])]
@@ -144,17 +133,13 @@ def test_panels_say_what_they_are(lr: np.ndarray) -> None:
 def test_effective_positions(masses: list[float]) -> None:
     weights = np.array(masses).reshape(2, 3) / sum(masses)
     m = CorrelationMap("a", "", "a", weights)
-    entropy = 0.0
-    for weight in weights.flatten():
-        if weight > 0:
-            entropy -= weight * math.log(weight)
+    entropy = -sum(weight * math.log(weight) for weight in weights.flatten() if weight > 0)
     assert m.effective_positions == pytest.approx(math.exp(entropy))
     assert 1 - 1e-9 <= m.effective_positions <= m.statistics()["attended_positions"] + 1e-9
 
 
 def test_effective_positions_at_the_ends() -> None:
-    one = np.zeros((3, 5))
-    one[1, 2] = 1
+    one = np.eye(1, 15).reshape(3, 5)
     assert CorrelationMap("a", "", "a", one).effective_positions == 1
     uniform = CorrelationMap("a", "", "a", np.full((3, 5), 1 / 15))
     assert uniform.effective_positions == pytest.approx(15)
@@ -176,40 +161,26 @@ def test_drawing(count: int, rows: int, lr: np.ndarray) -> None:
     np.testing.assert_array_equal(shown[0].images[0].get_array(), lr)
     titles = [ax.get_title() for ax in shown[1:]]
     assert titles == ["L0", *(f"L{i}\nexact" for i in range(1, count))]
-    norms = set()
     for ax, m in zip(shown[1:], drawn, strict=True):
-        values = ax.images[0].get_array()
-        assert values is not None
-        np.testing.assert_array_equal(values, m.weights * (ROWS * COLS))
-        norms.add(ax.images[0].norm)
+        np.testing.assert_array_equal(ax.images[0].get_array(), m.weights * (ROWS * COLS))
         assert ax.get_xlabel() == f"{m.effective_positions:,.0f} effective positions"
-    assert len(norms) == 1  # one colour scale for all
-    (norm,) = norms
-    assert norm.vmax is not None
+    (norm,) = {ax.images[0].norm for ax in shown[1:]}  # one colour scale for all
     assert norm.vmax >= max(w.max() for w in weights) * (ROWS * COLS)
     for ax in shown:
         (ring,) = ax.lines
         assert [*map(int, ring.get_xdata()), *map(int, ring.get_ydata())] == [AT[1], AT[0]]  # type: ignore[arg-type]
 
 
-@given(
-    st.integers(1, 13),
-    st.integers(1, 13),
-    st.sampled_from([2, 3, 4]),
-    st.integers(0, 14),
-    st.integers(0, 14),
-)
+@given(*[st.integers(1, 13)] * 2, st.sampled_from([2, 3, 4]), *[st.integers(0, 14)] * 2)
 def test_positions_of_an_hr_image(height: int, width: int, scale: int, row: int, col: int) -> None:
     image = np.random.default_rng(height).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    inside = row < height // scale * scale and col < width // scale * scale
-    if not inside:
+    if row >= height // scale * scale or col >= width // scale * scale:
         with pytest.raises(UserError, match=f"{row},{col} lies outside a.png"):
             low_resolution(image, (row, col), "a.png", scale, hr=True)
         return
     lr, (i, j) = low_resolution(image, (row, col), "a.png", scale, hr=True)
     np.testing.assert_array_equal(lr, downscale(crop_to_multiple(image, scale), scale))
-    assert row in range(scale * i, scale * i + scale)
-    assert col in range(scale * j, scale * j + scale)
+    assert (i, j) == (row // scale, col // scale)
 
 
 def test_brighter_is_more_and_no_weight_is_black(lr: np.ndarray) -> None:
@@ -279,82 +250,67 @@ def results(trained: Path, tmp_path: Path, lr: np.ndarray) -> Path:
     return tmp_path / "results"
 
 
-def command(monkeypatch: pytest.MonkeyPatch, results: Path, *arguments: str) -> None:
-    monkeypatch.setattr("sys.argv", ["maps", *arguments, "--results", str(results)])
-    maps.main()
+def typed(results: Path, *words: str | Path) -> list[str | Path]:
+    image = results.parent / "windows.png"
+    return ["--results", results, "--image", image, "--at", "7,3", *words]
 
 
-def test_command_line(
-    monkeypatch: pytest.MonkeyPatch,
-    results: Path,
-    tmp_path: Path,
-    lr: np.ndarray,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    given_runs = ("enlca", "nla", str(results / "runs" / "nlsa-run"), "criss", "nla")
-    arguments = ("--image", str(tmp_path / "windows.png"), "--at", "7,3", "--runs", *given_runs)
-    command(monkeypatch, results, *arguments)
+def drawn_maps(results: Path, module: int, lr: np.ndarray, at: tuple[int, int], *runs: str) -> Any:
+    """What the record says of the maps of these runs."""
+    loaded = [load_weights(results / "runs" / run / "weights.safetensors") for run in runs]
+    return [m.statistics() for m in correlation_maps(loaded, lr, at, module)]
+
+
+def test_command_line(results: Path, tmp_path: Path, lr: np.ndarray) -> None:
+    given_runs = ("enlca", "nla", results / "runs" / "nlsa-run", "criss", "nla")
+    words = typed(results, "--runs", *given_runs)
     stem = results / "figures" / "maps-windows-7-3"
     files = [stem.with_suffix(suffix) for suffix in (".png", ".pdf", ".json")]
-    assert capsys.readouterr().out.split() == [str(path) for path in files]
+    assert enter(maps.main, *words) == [str(path) for path in files]
     assert sorted(stem.parent.iterdir()) == sorted(files)
     assert Image.open(files[0]).size[0] == 1380  # 6.9 in at 200 dpi
     assert files[1].read_bytes().startswith(b"%PDF")
 
     record = json.loads(files[2].read_text())
-    assert record["command"].startswith("python -m harness.maps --image windows.png --at 7,3")
+    assert record["command"].startswith("python -m harness.maps ")
+    assert "--image windows.png --at 7,3" in record["command"]
     assert str(tmp_path) not in files[2].read_text()
     runs = ["enlca-m4-run", "nla-run", "nlsa-run", "criss-cross-run"]
     assert record["runs"] == runs
     assert (record["module"], record["scale"], record["lr_position"]) == (5, 2, [7, 3])
-    loaded = [load_weights(results / "runs" / r / "weights.safetensors") for r in runs]
-    expected = [m.statistics() for m in correlation_maps(loaded, lr, AT, 5)]
+    expected = drawn_maps(results, 5, lr, AT, *runs)
     assert record["panels"] == expected
     assert [p["weights"] for p in expected][:3] == ["exact", "random features", "as used"]
     assert expected[-1]["attended_positions"] == ROWS + COLS - 1
 
     before = [path.read_bytes() for path in files]
-    command(monkeypatch, results, *arguments)
+    enter(maps.main, *words)
     assert [path.read_bytes() for path in files] == before
-    capsys.readouterr()
-
     for other in (("--module", "1"), ("--hr",)):  # the figure of other settings is kept
-        with pytest.raises(SystemExit) as stop:
-            command(monkeypatch, results, *arguments, *other)
-        assert stop.value.code == 2
-        assert "another figure" in capsys.readouterr().err
+        assert "another figure" in mistake(maps.main, *words, *other)
     assert [path.read_bytes() for path in files] == before
     (tmp_path / "own.json").write_text("[1]")
-    with pytest.raises(SystemExit):
-        command(monkeypatch, results, *arguments, "--output", str(tmp_path / "own"))
+    mistake(maps.main, *words, "--output", tmp_path / "own")
     assert (tmp_path / "own.json").read_text() == "[1]"
 
 
-def test_command_line_with_an_hr_image(
-    monkeypatch: pytest.MonkeyPatch, results: Path, tmp_path: Path
-) -> None:
-    stem = tmp_path / "elsewhere" / "figure7.1"
-    image = str(tmp_path / "windows.png")
-    arguments = ("--image", image, "--hr", "--at", "9,13", "--runs", "enla-m4-k1", "--module", "2")
-    command(monkeypatch, results, *arguments, "--output", str(stem))
+def test_command_line_with_an_hr_image(results: Path, tmp_path: Path, lr: np.ndarray) -> None:
+    words = ("--hr", "--at", "9,13", "--runs", "enla-m4-k1", "--module", "2")
+    enter(maps.main, *typed(results, *words, "--output", tmp_path / "elsewhere" / "figure7.1"))
     record = json.loads((tmp_path / "elsewhere" / "figure7.1.json").read_text())
     assert (record["lr_size"], record["lr_position"]) == ([5, 7], [4, 6])
-    lr = downscale(crop_to_multiple(read_image(tmp_path / "windows.png"), 2), 2)
-    run = load_weights(results / "runs" / "enla-m4-k1-run" / "weights.safetensors")
-    assert record["panels"] == [m.statistics() for m in correlation_maps([run], lr, (4, 6), 2)]
+    smaller = downscale(crop_to_multiple(lr, 2), 2)
+    assert record["panels"] == drawn_maps(results, 2, smaller, (4, 6), "enla-m4-k1-run")
 
 
 def test_an_official_network_may_have_other_than_five_modules(
-    monkeypatch: pytest.MonkeyPatch, results: Path, tmp_path: Path
+    results: Path, lr: np.ndarray
 ) -> None:
     """One before the first block and one after each eighth: two of a network of eight blocks."""
-    usual = ("--image", str(tmp_path / "windows.png"), "--at", "7,3", "--runs", "two-modules")
-    command(monkeypatch, results, *usual)
+    enter(maps.main, *typed(results, "--runs", "two-modules"))
     record = json.loads((results / "figures" / "maps-windows-7-3.json").read_text())
     assert record["module"] == 2
-    run = load_weights(results / "runs" / "two-modules" / "weights.safetensors")
-    found = correlation_maps([run], read_image(tmp_path / "windows.png"), AT, 2)
-    assert record["panels"] == [m.statistics() for m in found]
+    assert record["panels"] == drawn_maps(results, 2, lr, AT, "two-modules")
 
 
 @pytest.mark.parametrize(
@@ -373,7 +329,6 @@ def test_an_official_network_may_have_other_than_five_modules(
         (("--runs", "nla-run", "--at", "11,0"), "11,0 lies outside windows.png (11 rows, 14 col"),
         (("--runs", "nla-run", "--at", "0,14"), "0,14 lies outside windows.png"),
         (("--runs", "nla-run", "--hr", "--at", "10,0"), "(10 rows, 14 columns, cropped to a mul"),
-        (("--runs", "nla-run", "--at", "here"), "position 'here' is not ROW,COL"),
         (("--runs", "nla-run", "--at=-1,2"), "position '-1,2' is not ROW,COL"),
         (("--runs", "nla-run", "--module", "0"), "module must be 1 to 5, got 0"),
         (("--runs", "nla-run", "--module", "6"), "module must be 1 to 5, got 6"),
@@ -383,23 +338,8 @@ def test_an_official_network_may_have_other_than_five_modules(
         (("--runs", "nla-run", "--output", "/dev/null/a"), "cannot write"),
     ],
 )
-def test_command_line_mistakes(
-    arguments: tuple[str, ...],
-    message: str,
-    monkeypatch: pytest.MonkeyPatch,
-    results: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    usual = ("--image", str(tmp_path / "windows.png"), "--at", "7,3")
-    with pytest.raises(SystemExit) as stop:
-        command(monkeypatch, results, *usual, *arguments)
-    assert stop.value.code == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err.startswith("error: ")
-    assert err.count("\n") == 1
-    assert message in err
+def test_command_line_mistakes(arguments: tuple[str, ...], message: str, results: Path) -> None:
+    assert message in mistake(maps.main, *typed(results, *arguments))
     assert not (results / "figures").exists()
 
 

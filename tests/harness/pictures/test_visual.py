@@ -22,6 +22,7 @@ from harness.images.sources import TestSet
 from harness.measuring.quality import super_resolve
 from harness.network.weights import TrainedNetwork, save_weights
 from harness.pictures.crops import RULE, compare, find_crop
+from tests.harness.command_line import enter, mistake
 
 
 def picture(seed: int, height: int, width: int) -> np.ndarray:
@@ -42,14 +43,11 @@ def test_the_crop_is_the_widest_spread_of_all_windows(
     border = 1
     hr = picture(seed, height, width)
     results = [picture(seed + i + 1, height, width) for i in range(count)]
+    squares = [(rgb_to_y(r).astype(float) - rgb_to_y(hr).astype(float)) ** 2 for r in results]
     best = (-1.0, 0, 0)
     for top in range(border, height - border - size + 1):
         for left in range(border, width - border - size + 1):
-            window = slice(top, top + size), slice(left, left + size)
-            errors = [
-                ((rgb_to_y(r).astype(float) - rgb_to_y(hr).astype(float))[window] ** 2).mean()
-                for r in results
-            ]
+            errors = [s[top : top + size, left : left + size].mean() for s in squares]
             if max(errors) - min(errors) > best[0] + 1e-9:
                 best = (max(errors) - min(errors), top, left)
     top, left, spread = find_crop(hr, results, size, border)
@@ -103,20 +101,15 @@ def test_numbers_are_those_of_the_crop_and_of_the_image(
     assert (alone.top, alone.left) == find_crop(image.hr, outputs[:2], 12, 2)[:2]
 
 
-def command(monkeypatch: pytest.MonkeyPatch, folder: Path, *words: str | Path) -> None:
-    fixed = ("--results", folder / "results", "--data", folder / "data", "--threads", "1")
-    monkeypatch.setattr("sys.argv", ["visual", *map(str, (*words, *fixed))])
-    visual.main()
+def typed(folder: Path, *words: str | Path) -> list[str | Path]:
+    return [*words, "--results", folder / "results", "--data", folder / "data", "--threads", "1"]
 
 
-def test_command_line(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], folder: Path
-) -> None:
-    words = ("--runs", "nla-run", "none-run", "--crop", "12")
-    command(monkeypatch, folder, *words)
+def test_command_line(folder: Path) -> None:
+    words = typed(folder, "--runs", "nla-run", "none-run", "--crop", "12")
     stem = folder / "results" / "figures" / "visual-Some"
     files = [stem.with_suffix(suffix) for suffix in (".png", ".pdf", ".json")]
-    assert capsys.readouterr().out.split() == [str(path) for path in files]
+    assert enter(visual.main, *words) == [str(path) for path in files]
     record = json.loads(files[2].read_text())
     assert str(folder) not in files[2].read_text()
     assert record["rule"] == RULE
@@ -126,16 +119,13 @@ def test_command_line(
     assert [panel["run"] for panel in crop["panels"]] == [None, "nla-run", "none-run"]
     assert Image.open(files[0]).width == 1380  # 6.9 in at 200 dpi
     before = [path.read_bytes() for path in files]
-    command(monkeypatch, folder, *words)
+    enter(visual.main, *words)
     assert [path.read_bytes() for path in files] == before
-    with pytest.raises(SystemExit):
-        command(monkeypatch, folder, *words, "--count", "2")
-    assert "another figure" in capsys.readouterr().err
+    assert "another figure" in mistake(visual.main, *words, "--count", "2")
     assert [path.read_bytes() for path in files] == before
-    command(monkeypatch, folder, *words, "--count", "2", "--output", folder / "both")
+    enter(visual.main, *words, "--count", "2", "--output", folder / "both")
     both = json.loads((folder / "both.json").read_text())
     assert [crop["image"] for crop in both["crops"]] == ["noise", "flat"]
-    capsys.readouterr()
 
 
 @pytest.mark.parametrize(
@@ -152,16 +142,8 @@ def test_command_line(
     ],
 )
 def test_mistakes_are_one_line_and_nothing_is_written(
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    folder: Path,
-    tmp_path: Path,
-    words: list[str],
-    message: str,
+    folder: Path, tmp_path: Path, words: list[str], message: str
 ) -> None:
-    with pytest.raises(SystemExit) as stop:
-        command(monkeypatch, folder, *words, "--output", tmp_path / "figure")
-    assert stop.value.code == 2
-    (line,) = capsys.readouterr().err.strip().splitlines()
+    line = mistake(visual.main, *typed(folder, *words), "--output", tmp_path / "figure")
     assert message in line
     assert not list(tmp_path.iterdir())

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from matplotlib.axes import Axes
 
 from harness.config.rows import table_rows
-from harness.config.variants import Variant
-from harness.records.shapes import Run
+from harness.records.shapes import Cost, Run
 from harness.reporting.benches import find_benches
 from harness.reporting.figures.pareto import (
+    Pareto,
     Point,
     family_label,
     gflops_plot,
@@ -32,19 +32,25 @@ def test_the_front_is_what_no_other_pair_beats(points: list[tuple[float, float]]
     assert pareto_front(points) == sorted({p for p in points if not beaten(p)})
 
 
-def some_runs() -> list[Run]:
-    return [
-        synthetic.run(),
-        synthetic.run("NLA", values=[26.1, 27.3, 28.2]),
-        synthetic.run("NLSA-r4", values=[26.2, 27.4, 28.6]),
-        synthetic.run("Criss-Cross", values=[26.0, 27.1, 28.1]),
-    ]
+RUNS = [
+    synthetic.run(),
+    synthetic.run("NLA", values=[26.1, 27.3, 28.2]),
+    synthetic.run("NLSA-r4", values=[26.2, 27.4, 28.6]),
+    synthetic.run("Criss-Cross", values=[26.0, 27.1, 28.1]),
+]
+COSTS = [synthetic.cost("NLA", 4.0), synthetic.cost("NLSA-r4", 1.0)]
 
 
-def points_of(axis: Axes) -> dict[tuple[float, float], None]:
+def plotted(runs: list[Run] = RUNS, costs: list[Cost] = COSTS) -> Pareto:
+    plot = gflops_plot(Setting(runs, costs))
+    assert plot is not None
+    return plot
+
+
+def points_of(axis: Axes) -> set[tuple[float, float]]:
     """Positions of all markers of an axis."""
     lines = [line for line in axis.get_lines() if line.get_marker() not in ("None", "_", "|")]
-    return {tuple(point): None for line in lines for point in line.get_xydata().tolist()}
+    return {(round(x, 6), round(y, 6)) for line in lines for x, y in line.get_xydata().tolist()}
 
 
 def step_of(axis: Axes) -> list[list[float]]:
@@ -53,19 +59,12 @@ def step_of(axis: Axes) -> list[list[float]]:
 
 
 def test_gflops_are_the_records_and_the_papers_are_beside() -> None:
-    costs = [synthetic.cost("NLA", 4.0), synthetic.cost("NLSA-r4", 1.0)]
-    plot = gflops_plot(Setting(some_runs(), costs))
-    assert plot is not None
-    figure = plot.draw()
+    figure = plotted().draw()
     ours, theirs = figure.axes
-    approx = {(round(x, 6), round(y, 6)) for x, y in points_of(ours)}
-    assert approx == {(4.0, 27.2), (1.0, 27.4)}  # Criss-Cross has no cost record
-    printed = {
-        (float(row["gflops"]), float(row["psnr_db"]))
-        for row in paper_table(4)
-        if row["method"] != "Baseline" and row["psnr_db"]
-    }
-    assert set(points_of(theirs)) == printed
+    assert points_of(ours) == {(4.0, 27.2), (1.0, 27.4)}  # Criss-Cross has no cost record
+    rows = [row for row in paper_table(4) if row["method"] != "Baseline" and row["psnr_db"]]
+    printed = {(float(row["gflops"]), float(row["psnr_db"])) for row in rows}
+    assert points_of(theirs) == printed
     # From the baseline at the left edge up to NLSA, whose better and cheaper NLA is not.
     left, first, last = step_of(ours)
     assert (left[1], first, last[1]) == (27.0, [1.0, pytest.approx(27.4)], pytest.approx(27.4))
@@ -74,20 +73,15 @@ def test_gflops_are_the_records_and_the_papers_are_beside() -> None:
     (legend,) = figure.legends
     names = [text.get_text() for text in legend.get_texts()]
     assert len(names) == len({*names})
-    assert {"NLA", "NLSA", "ENLCA", "baseline", "Pareto front"} <= {*names} | {"NLSA"}
+    assert {"NLA", "ENLCA", "baseline", "Pareto front"} <= {*names}
 
 
 def test_latency_is_the_benchs_and_its_machine_is_named() -> None:
-    rows = [
-        synthetic.latency_row("Baseline", 0.1),
-        synthetic.latency_row("NLA", 9.0),
-        synthetic.latency_row("NLA", 90.0, size=150),
-        synthetic.latency_row("NLSA-r4", 3.0),
-        synthetic.latency_row("Criss-Cross", None),
-    ]
+    times = {"Baseline": 0.1, "NLA": 9.0, "NLSA-r4": 3.0, "Criss-Cross": None}
+    rows = [synthetic.latency_row(name, ms) for name, ms in times.items()]
+    rows.append(synthetic.latency_row("NLA", 90.0, size=150))
     (bench,) = find_benches([synthetic.latency(rows)])
-    plot = latency_plot(Setting(some_runs(), []), bench)
-    assert plot is not None
+    plot = latency_plot(Setting(RUNS, []), bench)
     ours, theirs = plot.draw().axes
     assert {x for x, _ in points_of(ours)} == {9.0, 3.0}
     assert "Made-up CPU" in ours.get_title()
@@ -97,7 +91,7 @@ def test_latency_is_the_benchs_and_its_machine_is_named() -> None:
 
 
 def test_two_counted_variants_are_needed() -> None:
-    assert gflops_plot(Setting(some_runs(), [synthetic.cost("NLA", 4.0)])) is None
+    assert gflops_plot(Setting(RUNS, COSTS[:1])) is None
     assert gflops_plot(Setting([], [])) is None
 
 
@@ -108,22 +102,15 @@ def test_a_family_is_called_by_what_its_labels_share() -> None:
 
 
 def test_the_papers_points_are_of_the_modules_that_have_these_labels() -> None:
-    costs = [synthetic.cost("NLA", 4.0), synthetic.cost("NLSA-r4", 1.0)]
-    plot = gflops_plot(Setting(some_runs(), costs))
-    assert plot is not None
     labels = {v.label: v.name for v in table_rows("table4")}
-    assert {p.label: p.name for p in plot.paper}.items() <= labels.items()
+    assert {p.label: p.name for p in plotted().paper}.items() <= labels.items()
 
 
 def test_every_drawn_point_is_known_by_its_lines_gid() -> None:
-    costs = [synthetic.cost("NLA", 4.0)]
-    runs = [*some_runs()]
-    for m, gflops in ((16, 0.5), (2, 0.1)):
-        variant = Variant("enlca", {"m": m}).describe()
-        runs.append(synthetic.run(variant))
-        costs.append(synthetic.cost(variant, gflops))
-    plot = gflops_plot(Setting(runs, costs))
-    assert plot is not None
+    gflops = {16: 0.5, 2: 0.1}
+    variants = {m: synthetic.variant("enlca", m=m) for m in gflops}
+    runs = [*RUNS, *(synthetic.run(variant) for variant in variants.values())]
+    plot = plotted(runs, [COSTS[0], *(synthetic.cost(variants[m], gflops[m]) for m in gflops)])
     lines = {line.get_gid(): line for axis in plot.draw().axes for line in axis.get_lines()}
     marked = plot.marked()
     assert [p.label for p in marked["measured-enlca"]] == ["ENLCA-m2", "ENLCA-m16"]
@@ -139,8 +126,5 @@ def test_a_variant_with_fewer_seeds_stands_at_its_paired_difference() -> None:
         synthetic.run(values=[27.0, 28.0, 29.0], seed=1),
         synthetic.run("NLA", values=[26.1, 27.1, 28.1]),
     ]
-    runs.append(synthetic.run("NLSA-r4"))
-    costs = [synthetic.cost("NLA", 4.0), synthetic.cost("NLSA-r4", 1.0)]
-    plot = gflops_plot(Setting(runs, costs))
-    assert plot is not None
+    plot = plotted([*runs, synthetic.run("NLSA-r4")])
     assert plot.measured[0].psnr == pytest.approx(27.5 + 0.1)

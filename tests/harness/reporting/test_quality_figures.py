@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import synthetic_records as synthetic
+from matplotlib.axes import Axes
 
 from attention_zoo import list_attentions
 from harness.config.rows import table_rows
@@ -18,16 +19,10 @@ from harness.reporting.figures.style import look
 from harness.reporting.settings import Setting, paper_table
 
 
-def enlca(k: float, **options: Any) -> dict[str, Any]:
-    return Variant("enlca", {"k": k, **options}).describe()
-
-
-def runs(*ks: float) -> list[Run]:
-    found = [synthetic.run(values=[25.0, 26.0, 27.0])]
-    for k in ks:
-        values = [25.5 + k / 100, 26.4, 27.6]
-        found.append(synthetic.run(enlca(k), values=values, identifier=f"enlca-k{k:g}"))
-    return found
+def intervals(axis: Axes) -> list[Any]:
+    """The ends of all error bars."""
+    bars = [c.get_segments() for c in axis.collections if hasattr(c, "get_segments")]
+    return [ends for segments in bars for ends in segments]
 
 
 def test_rows_of_figure_6() -> None:
@@ -39,23 +34,17 @@ def test_rows_of_figure_6() -> None:
 
 
 def test_figure_6_shows_psnr_with_intervals_against_k() -> None:
-    setting = Setting(runs(2.0, 4.0), [])
+    setting = Setting(synthetic.figure6(2.0, 4.0), [])
     figure = figure6(setting, [synthetic.approximation("another"), synthetic.approximation(None)])
-    assert figure is not None
     (axis,) = figure.axes
     assert axis.get_ylabel() == "PSNR (dB), Set5 ×4"
     line, baseline = axis.get_lines()[0], axis.get_lines()[-1]
-    assert line.get_xydata().tolist() == [
-        [2.0, pytest.approx((25.52 + 26.4 + 27.6) / 3)],
-        [4.0, pytest.approx((25.54 + 26.4 + 27.6) / 3)],
-    ]
+    ours = [[k, pytest.approx((25.5 + k / 100 + 26.4 + 27.6) / 3)] for k in (2.0, 4.0)]
+    assert line.get_xydata().tolist() == ours
     assert list(baseline.get_ydata()) == [26.0, 26.0]
     summary = setting.summary(Variant("enlca", {"k": 2.0}), "Set5")
-    assert summary is not None
-    assert summary.low is not None
-    (bars,) = (c for c in axis.collections if hasattr(c, "get_segments"))
-    (_, low), (_, high) = bars.get_segments()[0]
-    assert (low, high) == pytest.approx((26 + summary.low, 26 + (summary.high or 0)))
+    ((_, low), (_, high)), _ = intervals(axis)
+    assert (low, high) == pytest.approx((26 + summary.low, 26 + summary.high))
 
 
 def test_figure_6_adds_the_variance_of_the_settings_own_network() -> None:
@@ -63,8 +52,7 @@ def test_figure_6_adds_the_variance_of_the_settings_own_network() -> None:
         synthetic.approximation("enlca-k4", created="2026-02-01T00:00:00+00:00"),
         synthetic.approximation("another", created="2026-03-01T00:00:00+00:00"),
     ]
-    figure = figure6(Setting(runs(2.0, 4.0), []), records)
-    assert figure is not None
+    figure = figure6(Setting(synthetic.figure6(2.0, 4.0), []), records)
     panel = figure.axes[1]
     assert panel.get_yscale() == "log"
     closed = panel.get_lines()[0]
@@ -73,17 +61,15 @@ def test_figure_6_adds_the_variance_of_the_settings_own_network() -> None:
 
 
 def test_figure_6_needs_several_k_and_no_other_option() -> None:
-    others = [synthetic.run(enlca(2.0, m=16), identifier="m16")]
-    assert figure6(Setting([*runs(4.0), *others], []), []) is None
+    others = [synthetic.run(synthetic.variant("enlca", k=2.0, m=16), identifier="m16")]
+    assert figure6(Setting([*synthetic.figure6(4.0), *others], []), []) is None
     assert figure6(Setting([synthetic.run()], []), []) is None
 
 
 def test_without_a_baseline_there_are_no_intervals() -> None:
-    figure = figure6(Setting(runs(2.0, 4.0)[1:], []), [])
-    assert figure is not None
+    figure = figure6(Setting(synthetic.figure6(2.0, 4.0)[1:], []), [])
     (axis,) = figure.axes
-    (bars,) = (c for c in axis.collections if hasattr(c, "get_segments"))
-    assert all(low[1] == high[1] for low, high in bars.get_segments())
+    assert all(low[1] == high[1] for low, high in intervals(axis))
 
 
 def over_m(*ms: int, seeds: int = 1, **options: Any) -> list[Run]:
@@ -103,15 +89,13 @@ def over_m(*ms: int, seeds: int = 1, **options: Any) -> list[Run]:
 def test_psnr_against_m_with_intervals_above_the_papers() -> None:
     setting = Setting(over_m(16, 2, 128), [])
     figure = psnr_m(setting)
-    assert figure is not None
     ours, paper = figure.axes
     assert ours.get_ylabel() == "PSNR (dB), Urban100 ×4"
     assert ours.get_lines()[0].get_xydata().tolist() == [
         [m, pytest.approx(26 + np.log2(m) / 10)] for m in (2, 16, 128)
     ]
     assert list(ours.get_lines()[-1].get_ydata()) == [26.0, 26.0]
-    (bars,) = (c for c in ours.collections if hasattr(c, "get_segments"))
-    for (low, high), m in zip(bars.get_segments(), (2, 16, 128), strict=True):
+    for (low, high), m in zip(intervals(ours), (2, 16, 128), strict=True):
         assert low[1] < 26 + np.log2(m) / 10 < high[1]
         # Student's t of three images, 0.1 dB apart, reaches 4.303 standard errors.
         assert high[1] - low[1] == pytest.approx(2 * 4.303 * 0.1 / 3**0.5, abs=1e-3)
@@ -126,28 +110,21 @@ def test_paired_differences_show_every_image_and_the_tables_interval() -> None:
     runs = over_m(16, 2, seeds=2) + [synthetic.run("NLA", s, [25.0, 26.5, 26.0]) for s in (0, 1)]
     setting = Setting(runs, [])
     figure = paired_figure(setting)
-    assert figure is not None
-    assert [axis.get_title() for axis in figure.axes] == [
-        "Set5 ×4 (3 images)",
-        "Urban100 ×4 (3 images)",
-    ]
+    titles = [axis.get_title() for axis in figure.axes]
+    assert titles == ["Set5 ×4 (3 images)", "Urban100 ×4 (3 images)"]
     first, axis = figure.axes
-    labels = [tick.get_text() for tick in first.get_yticklabels()]
-    assert labels == ["NLA", "ENLCA-m16", "ENLCA-m2"]
+    names = [tick.get_text() for tick in first.get_yticklabels()]
+    assert names == ["NLA", "ENLCA-m16", "ENLCA-m2"]
     dots = [line for line in axis.get_lines() if line.get_marker() == "."]
-    assert [pytest.approx(line.get_xdata()) for line in dots] == [
-        [0, 0.5, -1.0],
-        [0.3, 0.4, 0.5],
-        [0.0, 0.1, 0.2],
-    ]
+    differences = np.array([[0, 0.5, -1.0], [0.3, 0.4, 0.5], [0.0, 0.1, 0.2]])
+    assert np.array([line.get_xdata() for line in dots]) == pytest.approx(differences)
     for row, line in enumerate(dots):  # dots stay in their own row, apart from each other
         heights = line.get_ydata()
         assert np.all(np.abs(heights - row) < 0.5)
         assert len({*heights}) == len(heights)
-    bars = [c.get_segments() for c in axis.collections if hasattr(c, "get_segments")]
-    for (_, variant), (((low, _), (high, _)),) in zip(setting.trained[1:], bars, strict=True):
+    for (_, variant), bar in zip(setting.trained[1:], intervals(axis), strict=True):
+        (low, _), (high, _) = bar
         summary = setting.summary(variant, "Urban100")
-        assert summary is not None
         assert (low, high) == pytest.approx((summary.low, summary.high))
 
 

@@ -18,14 +18,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import msgspec
 import pytest
 import synthetic_records as synthetic
-from test_quality_figures import runs
 
 from harness import report
 from harness.base.errors import UserError
-from harness.config.variants import Variant
 from harness.records.shapes import Run
 from harness.records.store import load_all_records, load_records, save_record
 from harness.reporting.figures.all import Drawn, draw_all
@@ -36,13 +33,9 @@ from harness.reporting.report.page import build_page, render_page, write_report
 from harness.reporting.settings import find_settings
 from harness.reporting.tables.all import all_tables
 from harness.reporting.tables.claims import find_claims
-from harness.reporting.tables.render import Table, latex_escape
+from harness.reporting.tables.render import Table
+from tests.harness.command_line import enter, mistake
 
-AWKWARD = {
-    "name": "my_package.my_module:User",
-    "label": "</td><script>alert(1)</script>&amp;",
-    "options": {},
-}
 VOID = {"meta", "link", "img", "br", "hr", "input"}
 #: Attributes whose value a browser fetches by itself.
 LOADED = {"src", "srcset", "data", "poster", "background", "formaction", "action", "xlink:href"}
@@ -92,40 +85,6 @@ class Tree(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Records of two presets and two devices; every number is made up."""
-    folder = tmp_path_factory.mktemp("results")
-    others = [
-        synthetic.run("NLA", values=[25.0, 26.5, 27.5]),
-        synthetic.run("NLSA-r4", values=[25.1, 26.2, 27.3]),
-        synthetic.run(Variant("enlca", {"m": 16}).describe(), values=[25.1, 26.1, 27.9]),
-        synthetic.run(AWKWARD, identifier="awkward"),
-    ]
-    gpu: dict[str, Any] = {"preset": "quick", "device": "cuda", "machine": synthetic.GPU_MACHINE}
-    quick = [
-        msgspec.structs.replace(
-            synthetic.run(name, seed, [20.0 + i + seed, 21.0 + i], **gpu),
-            command="python -m harness.run --preset quick",
-        )
-        for i, name in enumerate(("Baseline", "NLA"))
-        for seed in range(3)
-    ]
-    counted = [synthetic.cost("NLA", 2.0), synthetic.cost("NLSA-r4", 1.0)]
-    counted.append(synthetic.cost(AWKWARD, 0.5, id="cost-awkward"))
-    timed = [synthetic.latency_row("NLA", 9.0), synthetic.latency_row("NLSA-r4", 3.0)]
-    measured = [
-        synthetic.latency(timed),
-        synthetic.approximation("enlca-k2"),
-        synthetic.scaling(
-            {"NLA": (2.0, 1.0), "NLSA-r4": (1.0, 1.0)}, machine=synthetic.GPU_MACHINE
-        ),
-    ]
-    for record in [*runs(2.0, 4.0), *others, *quick, *counted, *measured]:
-        save_record(folder, record)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def drawn(results: Path) -> list[Drawn]:
     return list(draw_all(load_all_records(results)))
 
@@ -136,33 +95,36 @@ def written(results: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Pat
 
 
 @pytest.fixture(scope="module")
-def page(written: list[Path]) -> Path:
-    return written[0]
+def page(written: list[Path]) -> str:
+    return written[0].read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
-def root(page: Path) -> Element:
-    return Tree(page.read_text(encoding="utf-8")).root
+def root(page: str) -> Element:
+    return Tree(page).root
 
 
 def words(text: str) -> str:
     return " ".join(text.split())
 
 
+def body(element: Element) -> list[list[str]]:
+    """The cells of the element's table, without its head."""
+    rows = element.all("tbody")[0].all("tr")
+    return [[words(cell.text) for cell in row.children] for row in rows]
+
+
 # -- the page -----------------------------------------------------------------------------------
 
 
 def test_every_cell_of_every_table_is_in_the_page(results: Path, root: Element) -> None:
-    shown = [
-        [[words(cell.text) for cell in row.children] for row in table.all("tbody")[0].all("tr")]
-        for block in root.all("div", **{"class": "table-block"})
-        for table in block.all("table")
-    ]
+    blocks = root.all("div", **{"class": "table-block"})
+    shown = [body(table) for block in blocks for table in block.all("table")]
     built = [table for _, table in all_tables(results)]
     assert len(built) > 10
     wanted = [[[words(cell) for cell in row] for row in table.rows] for table in built]
     assert sorted(shown) == sorted(wanted)
-    for block, table in zip(root.all("div", **{"class": "table-block"}), shown, strict=True):
+    for block, table in zip(blocks, shown, strict=True):
         heads = [head for head in block.all("th") if "scope" in head.attributes]
         columns = sum(1 for head in heads if head.all("button"))
         assert {columns} == {len(row) for row in table}
@@ -187,9 +149,8 @@ def test_every_figure_is_in_the_page(drawn: list[Drawn], root: Element) -> None:
 
 def test_every_record_stands_with_its_command(results: Path, root: Element) -> None:
     (section,) = root.all("section", id="records")
-    rows = [[cell.text for cell in row.children] for row in section.all("tbody")[0].all("tr")]
     records = load_all_records(results)
-    assert [row[:2] for row in rows] == [[r.id, r.command] for r in records]
+    assert [row[:2] for row in body(section)] == [[r.id, r.command] for r in records]
     (machines,) = root.all("section", id="machines")
     assert {h.text for h in machines.all("h3")} == {"cpu: Made-up CPU", "cuda: Made-up GPU"}
 
@@ -208,18 +169,17 @@ def test_points_of_plots_show_their_numbers_and_stand_in_a_table(root: Element) 
     assert len(plots) >= 2
     for plot in plots:
         titles = [title.text.splitlines() for title in plot.all("title")]
-        rows = [[c.text for c in row.children] for row in plot.all("tbody")[0].all("tr")]
         assert {"NLA", "NLSA-r4"} <= {label for label, *_ in titles}
         told = {
             (label, cost.rpartition(": ")[2], f"{float(psnr.split()[1]):.2f}", "seeds" in rest[-1])
             for label, cost, psnr, *rest in titles
         }
-        assert told == {(row[0], row[2], row[3], row[5] != "") for row in rows}
+        assert told == {(row[0], row[2], row[3], row[5] != "") for row in body(plot)}
     titles = [title.text for plot in plots for title in plot.all("title")]
     nla = r"NLA\ncore GFLOPs: 2\.00\nPSNR: 26\.333 dB\nto baseline: .* dB\nseeds: 1"
     assert any(re.fullmatch(nla, title) for title in titles)
     assert any(title.endswith("paper, not measured here") for title in titles)
-    assert any(title.startswith(AWKWARD["label"]) for title in titles)
+    assert any(title.startswith(synthetic.AWKWARD) for title in titles)
 
 
 def test_measuring_is_that_of_the_documentation(root: Element) -> None:
@@ -236,15 +196,13 @@ def test_measuring_is_found_where_it_is_installed(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     wanted = measuring_text()
-    folder = tmp_path / "site-packages" / "harness" / "reporting" / "report"
-    module = folder / "measuring.py"
-    monkeypatch.setattr("harness.reporting.report.measuring.__file__", str(module))
     installed = tmp_path / "share" / "measuring.md"
     installed.parent.mkdir()
     installed.write_text(wanted, encoding="utf-8")
-
     files = [SimpleNamespace(name="measuring.md", locate=lambda: installed)]
     distribution = SimpleNamespace(files=files)
+    module = tmp_path / "site-packages" / "harness" / "reporting" / "report" / "measuring.py"
+    monkeypatch.setattr("harness.reporting.report.measuring.__file__", str(module))
     monkeypatch.setattr("importlib.metadata.distribution", lambda _: distribution)
     assert measuring_text() == wanted
     files.clear()
@@ -252,7 +210,7 @@ def test_measuring_is_found_where_it_is_installed(
         measuring_text()
 
 
-def test_nothing_is_loaded_from_elsewhere(page: Path, root: Element) -> None:
+def test_nothing_is_loaded_from_elsewhere(page: str, root: Element) -> None:
     for element in root.all():
         for name, value in element.attributes.items():
             if name in LOADED or (name == "href" and element.tag != "a"):
@@ -263,11 +221,11 @@ def test_nothing_is_loaded_from_elsewhere(page: Path, root: Element) -> None:
     assert styles
     assert "url(" not in styles
     assert "@import" not in styles
-    assert page.stat().st_size < 1e6
+    assert len(page.encode()) < 1e6
 
 
 def test_text_of_records_stays_text(root: Element) -> None:
-    assert any(head.text == AWKWARD["label"] for head in root.all("th", scope="row"))
+    assert any(head.text == synthetic.AWKWARD for head in root.all("th", scope="row"))
     (script,) = root.all("script")
     assert "alert(1)" not in script.text
 
@@ -276,77 +234,59 @@ def test_the_page_is_sound_html(root: Element) -> None:
     ids = [e.attributes["id"] for e in root.all() if "id" in e.attributes]
     assert len(set(ids)) == len(ids)
     for element in root.all():
-        for name in ("aria-labelledby", "for"):
-            for target in str(element.attributes.get(name) or "").split():
-                assert target in ids, target
-        if str(element.attributes.get("href")).startswith("#"):
-            assert str(element.attributes["href"])[1:] in ids
-        if clip := element.attributes.get("clip-path"):
-            assert clip.removeprefix("url(#").removesuffix(")") in ids
+        found = {name: str(value or "") for name, value in element.attributes.items()}
+        targets = [*found.get("aria-labelledby", "").split(), *found.get("for", "").split()]
+        if found.get("href", "").startswith("#"):
+            targets.append(found["href"][1:])
+        if clip := found.get("clip-path"):
+            targets.append(clip.removeprefix("url(#").removesuffix(")"))
+        assert {*targets} <= {*ids}
     (html,) = root.all("html")
     assert html.attributes["lang"] == "en"
     levels = [int(e.tag[1]) for e in root.all() if re.fullmatch(r"h[1-6]", e.tag)]
-    assert levels[0] == 1
-    assert levels.count(1) == 1
+    assert (levels[0], levels.count(1)) == (1, 1)
     assert all(after - before <= 1 for before, after in pairwise(levels))
-    values = {
+    known = {
         str(select.attributes["name"]): [o.attributes["value"] for o in select.all("option")]
         for select in root.all("select")
     }
-    assert values["preset"] == ["", "quick", "small"]
-    assert values["device"] == ["", "cpu: Made-up CPU", "cuda: Made-up GPU"]
-    known = {name: set(found) for name, found in values.items()}
+    assert known["preset"] == ["", "quick", "small"]
+    assert known["device"] == ["", "cpu: Made-up CPU", "cuda: Made-up GPU"]
     for element in root.all():
-        for name, found in json.loads(element.attributes.get("data-tags") or "{}").items():
-            assert found
-            assert set(found) <= known[name]
+        for name, values in json.loads(element.attributes.get("data-tags") or "{}").items():
+            assert values
+            assert {*values} <= {*known[name]}
 
 
-def test_the_same_records_give_the_same_page(results: Path, page: Path) -> None:
+def test_the_same_records_give_the_same_page(results: Path, page: str) -> None:
     records = load_all_records(results)
     again = build_page(records, all_tables(results), list(draw_all(records)))
-    assert render_page(again) == page.read_text(encoding="utf-8")
-
-
-def run_main(monkeypatch: pytest.MonkeyPatch, *typed: str | Path) -> None:
-    monkeypatch.setattr(sys, "argv", ["harness.report", *map(str, typed)])
-    report.main()
+    assert render_page(again) == page
 
 
 @pytest.mark.parametrize(
     ("missing", "message"),
     [
-        (None, "error: no records under .*records; run python -m harness.run first"),
-        ("jinja2", r"error: the report needs jinja2: pip install 'attention-zoo\[report\]'"),
-        ("markdown_it", r"error: the report needs markdown_it: pip install 'attention-zoo\[.*"),
+        (None, "no records under .*records; run python -m harness.run first"),
+        ("jinja2", r"the report needs jinja2: pip install 'attention-zoo\[report\]'"),
+        ("markdown_it", r"the report needs markdown_it: pip install 'attention-zoo\[.*"),
     ],
 )
 def test_mistakes_are_one_line(
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    tmp_path: Path,
-    missing: str | None,
-    message: str,
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, missing: str | None, message: str
 ) -> None:
     if missing:
         for name in [n for n in sys.modules if n.partition(".")[0] == missing]:
             monkeypatch.delitem(sys.modules, name)
         monkeypatch.setitem(sys.modules, missing, None)
-    with pytest.raises(SystemExit) as stop:
-        run_main(monkeypatch, "--results", tmp_path)
-    assert stop.value.code == 2
-    (line,) = capsys.readouterr().err.strip().splitlines()
-    assert re.fullmatch(message, line)
+    assert re.fullmatch(f"error: {message}", mistake(report.main, "--results", tmp_path))
     assert not list(tmp_path.iterdir())
 
 
-def test_the_command_writes_beside_the_records(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+def test_the_command_writes_beside_the_records(tmp_path: Path) -> None:
     """Without runs too: operation counts alone."""
     save_record(tmp_path, synthetic.cost("NLA", 2.0))
-    run_main(monkeypatch, "--results", tmp_path)
-    printed = [Path(line) for line in capsys.readouterr().out.splitlines()]
+    printed = [Path(line) for line in enter(report.main, "--results", tmp_path)]
     assert printed == [tmp_path / "report" / name for name in ("index.html", "latex/main.tex")]
     tree = Tree(printed[0].read_text(encoding="utf-8"))
     assert "operation counts and quality" in tree.root.text
@@ -361,9 +301,7 @@ def wide_table(columns: int, rows: int) -> Table:
         caption="Table 4: many columns",
         notes=["One note."],
         headers=[("", "Method"), *((f"Group {c // 3}", f"column {c}") for c in range(columns))],
-        rows=[
-            [f"row {r}", *(f"{r}.{c} [-1.00, 1.00]" for c in range(columns))] for r in range(rows)
-        ],
+        rows=[[f"row {r}", *(f"{r}.{c} [-1, 1]" for c in range(columns))] for r in range(rows)],
         data=[],
         rule_after=rows // 3,
     )
@@ -387,10 +325,6 @@ def test_parts_of_a_latex_table_hold_every_cell_once(columns: int, rows: int) ->
     assert text.count(r"\label{") == text.count("One note.") == 1
     assert (len(tabulars) > 1) == (columns > 6 or rows > 40)
     assert text.count(r"\midrule") - len(tabulars) >= 1
-
-
-def test_text_that_latex_has_no_letter_for_is_named() -> None:
-    assert latex_escape("Nyström O(N√N) 注 --attn") == (r"Nyström O(N$\sqrt{}$N) [U+6CE8] -{}-attn")
 
 
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
@@ -444,7 +378,7 @@ class Browser:
 
 
 @pytest.fixture(scope="module")
-def browser(page: Path) -> Iterator[Browser]:
+def browser(written: list[Path]) -> Iterator[Browser]:
     pytest.importorskip("selenium", reason="selenium is not installed")
     from selenium import webdriver
     from selenium.webdriver.chrome.service import Service
@@ -461,7 +395,7 @@ def browser(page: Path) -> Iterator[Browser]:
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     with webdriver.Chrome(options=options, service=Service(driver)) as opened:
         opened.set_script_timeout(120)
-        yield Browser(opened, page)
+        yield Browser(opened, written[0])
 
 
 @pytest.mark.parametrize("width", [1280, 400])
@@ -528,15 +462,16 @@ def test_tables_sort_by_click_and_by_key(browser: Browser, key: str | None) -> N
 
 def test_intervals_sort_by_their_middle_and_words_as_words(browser: Browser) -> None:
     browser.open(1280)
-    where = ("Table 4", "PSNR (dB) difference to baseline")
-    browser.run(COLUMN + "button.click()", *where)
-    cells, _ = browser.run(COLUMN + READ, *where)
+
+    def sorted_by(column: str) -> list[str]:
+        browser.run(COLUMN + "button.click()", "Table 4", column)
+        return list(browser.run(COLUMN + READ, "Table 4", column)[0])
+
+    cells = sorted_by("PSNR (dB) difference to baseline")
     values = [float(cell.split()[0]) for cell in cells if cell]
     assert len(values) > 2
     assert values == sorted(values)
-    where = ("Table 4", "Method")
-    browser.run(COLUMN + "button.click()", *where)
-    names, _ = browser.run(COLUMN + READ, *where)
+    names = sorted_by("Method")
     assert names.index("ENLCA-m2") < names.index("ENLCA-m16") < names.index("ENLCA-m128")
 
 
@@ -548,8 +483,7 @@ return [...document.querySelectorAll('[data-tags]')]
 
 
 @pytest.mark.parametrize(
-    ("name", "value"),
-    [("preset", "quick"), ("device", "cuda: Made-up GPU"), ("data", "")],
+    ("name", "value"), [("preset", "quick"), ("device", "cuda: Made-up GPU"), ("data", "")]
 )
 def test_filters_show_what_fits_and_what_belongs_to_all(
     browser: Browser, name: str, value: str

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import random
 from collections.abc import Callable
 
 import numpy as np
@@ -25,39 +24,21 @@ Interval = Callable[..., tuple[float, float] | tuple[None, None]]
 GENERATOR = np.random.default_rng(7)
 
 
-def brute_force(table: np.ndarray, resamples: int) -> tuple[float, float]:
-    """The crossed bootstrap in plain loops with another generator."""
-    draw = random.Random(3)
-    seeds, images = table.shape
-    means = []
-    for _ in range(resamples):
-        rows = [draw.randrange(seeds) for _ in range(seeds)]
-        columns = [draw.randrange(images) for _ in range(images)]
-        means.append(sum(table[r][c] for r in rows for c in columns) / (seeds * images))
-    low, high = np.quantile(means, [0.025, 0.975])
-    return low, high
-
-
-@pytest.mark.parametrize("shape", [(1, 14), (3, 9), (4, 1)])
-def test_interval_agrees_with_a_brute_force_bootstrap(shape: tuple[int, int]) -> None:
+@pytest.mark.parametrize("shape", [(1, 5), (2, 3), (3, 3), (3, 4), (4, 1)])
+def test_interval_is_that_of_all_resamples(shape: tuple[int, int]) -> None:
+    seeds, images = shape
     table = GENERATOR.normal(0.1, 1, shape)
-    expected = brute_force(table, 4000)
-    width = expected[1] - expected[0]
-    assert bootstrap_interval(table) == pytest.approx(expected, abs=0.06 * width)
-
-
-def test_interval_agrees_with_all_resamples_of_a_small_table() -> None:
-    table = np.array([[0.0, 1.0, 5.0], [2.0, 4.0, 7.0]])
-    means = [
-        table[np.ix_(rows, columns)].mean()
-        for rows in itertools.product(range(2), repeat=2)
-        for columns in itertools.product(range(3), repeat=3)
-    ]
-    low, high = bootstrap_interval(table, resamples=100_000)
-    assert np.mean(np.array(means) < low) <= 0.025 < np.mean(np.array(means) <= low + 1e-9) + 0.005
-    assert (
-        np.mean(np.array(means) > high) <= 0.025 < np.mean(np.array(means) >= high - 1e-9) + 0.005
+    means = np.array(
+        [
+            table[np.ix_(rows, columns)].mean()
+            for rows in itertools.product(range(seeds), repeat=seeds)
+            for columns in itertools.product(range(images), repeat=images)
+        ]
     )
+    low, high = bootstrap_interval(table, resamples=100_000)
+    for beyond, at in ((means < low, means <= low + 1e-9), (means > high, means >= high - 1e-9)):
+        assert np.mean(beyond) <= 0.03
+        assert np.mean(at) >= 0.02
 
 
 def test_interval_is_deterministic_and_follows_its_seed() -> None:
@@ -66,23 +47,9 @@ def test_interval_is_deterministic_and_follows_its_seed() -> None:
     assert bootstrap_interval(table) != bootstrap_interval(table, seed=1)
 
 
-def test_a_constant_difference_has_an_interval_of_no_width() -> None:
-    assert bootstrap_interval(np.full((2, 5), 0.25)) == pytest.approx((0.25, 0.25))
-
-
 @pytest.mark.parametrize("table", [np.empty((0, 0)), np.ones((1, 1))])
 def test_nothing_to_resample_gives_no_interval(table: np.ndarray) -> None:
     assert bootstrap_interval(table) == (None, None)
-
-
-def test_interval_covers_the_truth_as_often_as_it_says() -> None:
-    generator = np.random.default_rng(0)
-    hits = 0
-    for _ in range(200):
-        low, high = bootstrap_interval(generator.normal(0.5, 1, (1, 40)), resamples=1000)
-        assert low is not None
-        hits += low <= 0.5 <= high
-    assert 180 <= hits <= 198
 
 
 def coverage(interval: Interval, seeds: int, images: int, noise: tuple[float, float]) -> float:
@@ -97,8 +64,6 @@ def coverage(interval: Interval, seeds: int, images: int, noise: tuple[float, fl
         of_images = generator.normal(0, noise[1], images)
         table = 0.5 + of_seeds + of_images + generator.normal(0, 0.3, (seeds, images))
         low, high = interval(table, resamples=500)
-        assert low is not None
-        assert high is not None
         hits += low <= 0.5 <= high
     return hits / 500
 
@@ -114,7 +79,10 @@ def test_interval_of_few_covers_the_truth_too(
 
 @pytest.mark.parametrize(
     ("seeds", "images", "noise", "expected"),
-    [(2, 30, (1.0, 0.2), 0.55), (3, 30, (1.0, 0.2), 0.70), (1, 5, (0.0, 1.0), 0.82)],
+    [
+        *((2, 30, (1.0, 0.2), 0.55), (3, 30, (1.0, 0.2), 0.70), (1, 5, (0.0, 1.0), 0.82)),
+        (1, 40, (0.0, 1.0), 0.94),
+    ],
 )
 def test_a_bootstrap_of_few_alone_is_too_narrow(
     seeds: int, images: int, noise: tuple[float, float], expected: float
@@ -130,7 +98,6 @@ def test_interval_excludes_zero_where_its_level_says_so(seeds: int) -> None:
     for shift in np.linspace(0, 4, 60):
         table = shift + generator.normal(0, 1, (seeds, 1)) + generator.normal(0, 1, (seeds, 9))
         low, _ = difference_interval(table)
-        assert low is not None
         if abs(p_above(table, 0) - 0.025) > 0.002:  # the bootstrap's own noise
             agreed.append((low > 0) == (p_above(table, 0) < 0.025))
     assert all(agreed)
@@ -142,31 +109,18 @@ def test_interval_of_one_image_or_seed_is_that_of_the_others(seeds: int) -> None
     table = GENERATOR.normal(size=(seeds, 5 if seeds == 1 else 1))
     found = stats.ttest_1samp(table.ravel(), 0).confidence_interval(0.95)
     low, high = bootstrap_interval(table)
-    assert low is not None
     assert difference_interval(table) == pytest.approx((min(low, found.low), max(high, found.high)))
 
 
-def test_more_noise_between_seeds_widens_the_interval() -> None:
-    images = GENERATOR.normal(size=30)
-    calm = np.stack([images, images, images])
-    noisy = calm + np.array([[-1.0], [0.0], [1.0]])
-    widths = [np.subtract(*reversed(bootstrap_interval(t))) for t in (calm, noisy)]
-    assert widths[1] > 1.5 * widths[0]
-
-
 def test_summary_of_two_seeds() -> None:
-    ours = [synthetic.run("NLA", 0, [26.0, 28.0]), synthetic.run("NLA", 1, [27.0, 29.5])]
-    baseline = [
-        synthetic.run(seed=0, values=[25.0, 27.5]),
-        synthetic.run(seed=1, values=[27.0, 29.0]),
-    ]
+    ours = [synthetic.run("NLA", s, v) for s, v in enumerate(([26.0, 28.0], [27.0, 29.5]))]
+    baseline = [synthetic.run(seed=s, values=v) for s, v in enumerate(([25.0, 27.5], [27.0, 29.0]))]
     summary = summarise(ours, baseline, "Set5")
     means = [27.0, 28.25]
     assert summary.mean == pytest.approx(np.mean(means))
     assert summary.std_over_seeds == pytest.approx(np.std(means, ddof=1))
     assert summary.difference == pytest.approx(np.mean([1.0, 0.5, 0.0, 0.5]))
     assert (summary.seeds, summary.paired_seeds, summary.images) == (2, 2, 2)
-    assert summary.low is not None
     assert summary.low <= summary.difference <= summary.high
     ssim = summarise(ours, baseline, "Set5", "ssim")
     assert ssim.mean == pytest.approx(summary.mean / 40)
@@ -203,8 +157,6 @@ def test_median_ratio_covers_the_truth_as_often_as_it_says() -> None:
         drift = generator.uniform(1, 3, 30)  # hits both of a pair alike
         pairs = drift * np.array([[3.0], [1.0]]) * generator.lognormal(0, 0.1, (2, 30))
         ratio, low, high = median_ratio(*pairs, resamples=200)
-        assert low is not None
-        assert high is not None
         assert low <= ratio <= high
         hits += low <= 3.0 <= high
     assert 180 <= hits <= 200

@@ -54,7 +54,6 @@ def test_a_panel_for_the_loss_and_for_each_difference() -> None:
     runs += [logged("NLA", seed, 1.1 if seed else 0.9) for seed in (0, 1)]
     runs += [logged("Criss-Cross", 0, 0.98)]
     figure = training_figure(Setting(runs, []))
-    assert figure is not None
     panels = {axis.get_title(): axis for axis in figure.axes}
     assert list(panels) == ["Baseline", "NLA", "Criss-Cross"]
     assert panels["Baseline"].get_ylabel() == "L1 loss"
@@ -75,5 +74,4 @@ def test_a_panel_for_the_loss_and_for_each_difference() -> None:
 def test_without_logs_there_is_no_figure_and_without_a_baseline_losses() -> None:
     assert training_figure(Setting([synthetic.run()], [])) is None
     figure = training_figure(Setting([logged("NLA", 0, 1.0)], []))
-    assert figure is not None
     assert [axis.get_ylabel() for axis in figure.axes] == ["L1 loss"]
