@@ -24,7 +24,15 @@ from torch import Tensor
 
 from attention_zoo import create_attention, find_attention
 from tests import reference
-from tests.reference.cases import SIZES, TOLERANCES, assert_same, perturb, random_qkv
+from tests.reference.cases import (
+    FORMATS,
+    SIZES,
+    TOLERANCES,
+    assert_all_close,
+    perturb,
+    random_qkv,
+    with_gradients,
+)
 from tests.reference.conv import convolve
 
 Attend = Callable[[Any, Tensor, Tensor, Tensor], Tensor]
@@ -73,12 +81,17 @@ class Oracle:
         return x
 
 
-def build(name: str, width: int = 3, dtype: torch.dtype = torch.float64, **options: Any) -> Any:
-    """A module with open gates, with ``width`` channels for each head of query and key."""
+def channels_of(name: str, width: int, **options: Any) -> int:
+    """Channels of a module with ``width`` channels for each head of query and key."""
     defaults = {option: p.default for option, p in find_attention(name).options().items()}
-    factors = ((defaults | options).get(option, 1) for option in ("reduction", "heads"))
+    return width * math.prod((defaults | options).get(o, 1) for o in ("reduction", "heads"))
+
+
+def build(name: str, width: int = 3, dtype: torch.dtype = torch.float64, **options: Any) -> Any:
+    """A module of that width, with open gates."""
     torch.manual_seed(0)
-    return perturb(create_attention(name, width * math.prod(factors), **options)).to(dtype)
+    module = create_attention(name, channels_of(name, width, **options), **options)
+    return perturb(module).to(dtype)
 
 
 def build_with_inputs(
@@ -89,14 +102,12 @@ def build_with_inputs(
     seed: int = 0,
     batch: int = 2,
     dtype: torch.dtype = torch.float64,
-    memory_format: torch.memory_format = torch.contiguous_format,
     **options: Any,
 ) -> tuple[Any, list[Tensor]]:
     """A module in evaluation, and query, key and value for it."""
     module = build(name, width, dtype, **options).eval()
     c = module.project(torch.zeros(1, module.channels, 1, 1, dtype=dtype))[0].shape[1]
-    kind: Any = {"batch": batch, "dtype": dtype, "memory_format": memory_format}
-    q, k, v = random_qkv(seed, size, c=c, c_out=module.channels, **kind)
+    q, k, v = random_qkv(seed, size, c=c, c_out=module.channels, batch=batch, dtype=dtype)
     ORACLES[name].prepare(module, q, k)
     return module, [q, k, v]
 
@@ -104,25 +115,28 @@ def build_with_inputs(
 def assert_attend_agrees(
     name: str, size: tuple[int, int], *, factor: float = 1, condition: float = 1, **case: Any
 ) -> None:
-    """Value, and gradients by query, key, value and parameters; factor is of query and key."""
+    """Value, and gradients by query, key, value and parameters, contiguous and channels-last.
+
+    Factor is of query and key, condition of the tolerance.
+    """
     oracle = ORACLES[name]
     module, qkv = build_with_inputs(name, size, **case)
     for t in qkv[:2]:
         t.data *= factor
     dtype, exact_module = qkv[0].dtype, copy.deepcopy(module).double()
     exact = [t.detach().double().requires_grad_() for t in qkv]
-    actual, expected = module.attend(*qkv), oracle.attend(exact_module, *exact)
-    assert actual.dtype == dtype
+    expected = with_gradients(
+        oracle.attend(exact_module, *exact), [*exact, *exact_module.parameters()]
+    )
     if dtype in (torch.float32, torch.float64):
         condition *= oracle.condition
-    assert_same(
-        actual,
-        expected,
-        ["q", "k", "v", *(name for name, _ in module.named_parameters())],
-        [*qkv, *module.parameters()],
-        [*exact, *exact_module.parameters()],
-        tuple(condition * share for share in TOLERANCES[dtype]),
-    )
+    value, gradient = TOLERANCES[dtype]
+    leaves = ["q", "k", "v", *(parameter for parameter, _ in module.named_parameters())]
+    for memory_format in FORMATS:
+        maps = [t.detach().contiguous(memory_format=memory_format).requires_grad_() for t in qkv]
+        actual = with_gradients(module.attend(*maps), [*maps, *module.parameters()])
+        assert actual[0].dtype == dtype
+        assert_all_close(actual, expected, leaves, (condition * value, condition * gradient))
 
 
 def by(function: Callable[..., Tensor], *attributes: str) -> Attend:

@@ -79,8 +79,12 @@ def assert_agrees(
     exact = [x.detach().double().requires_grad_() for x in inputs]
     actual, expected = function(*inputs), oracle(*exact)
     assert actual.dtype == inputs[0].dtype
-    names = [f"input {i}" for i in range(len(inputs))]
-    assert_same(actual, expected, names, inputs, exact, tolerance)
+    assert_all_close(
+        with_gradients(actual, inputs),
+        with_gradients(expected, exact),
+        [f"input {i}" for i in range(len(inputs))],
+        tolerance or TOLERANCES[inputs[0].dtype],
+    )
 
 
 def assert_module_agrees(
@@ -91,31 +95,33 @@ def assert_module_agrees(
     Gradients are those of x and of every parameter; module and x are in float64.
     """
     names, leaves = zip(("x", x), *module.named_parameters(), strict=True)
-    assert_same(module(x), forward(x), names, leaves, leaves)
+    actual, expected = module(x), forward(x)
+    assert_all_close(
+        with_gradients(actual, leaves),
+        with_gradients(expected, leaves),
+        names,
+        TOLERANCES[torch.float64],
+    )
 
 
-def assert_same(
-    actual: Tensor,
-    expected: Tensor,
-    names: Sequence[str],
-    leaves: Sequence[Tensor],
-    exact_leaves: Sequence[Tensor],
-    tolerance: tuple[float, float] | None = None,
+def assert_all_close(
+    actual: Sequence[Tensor],
+    expected: Sequence[Tensor],
+    leaves: Sequence[str],
+    tolerance: tuple[float, float],
 ) -> None:
-    """Value and gradients agree; by default as the dtype of the leaves allows."""
-    value_tolerance, gradient_tolerance = tolerance or TOLERANCES[leaves[0].dtype]
-    assert_close(actual, expected, value_tolerance)
-    weights = random_weights(expected)
-    found, wanted = gradients(actual, weights, leaves), gradients(expected, weights, exact_leaves)
-    for name, gradient, exact in zip(names, found, wanted, strict=True):
-        assert_close(gradient, exact, gradient_tolerance, f"gradient of {name}")
+    """Results of :func:`with_gradients` agree; tolerances are those of value and gradient."""
+    assert_close(actual[0], expected[0], tolerance[0])
+    for name, gradient, wanted in zip(leaves, actual[1:], expected[1:], strict=True):
+        assert_close(gradient, wanted, tolerance[1], f"gradient of {name}")
 
 
-def gradients(out: Tensor, weights: Tensor, leaves: Sequence[Tensor]) -> Sequence[Tensor]:
-    """Gradients of ``sum(weights · out)``, zero where out does not depend on a leaf."""
+def with_gradients(out: Tensor, leaves: Sequence[Tensor]) -> list[Tensor]:
+    """The value, and a gradient of it by every leaf: zero where it does not depend on one."""
     if not out.requires_grad:
-        return [torch.zeros_like(leaf) for leaf in leaves]
-    return torch.autograd.grad((out * weights.to(out.dtype)).sum(), leaves, materialize_grads=True)
+        return [out, *(torch.zeros_like(leaf) for leaf in leaves)]
+    loss = (out * random_weights(out).to(out.dtype)).sum()
+    return [out, *torch.autograd.grad(loss, leaves, materialize_grads=True)]
 
 
 def perturb(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
