@@ -93,18 +93,6 @@ class Call:
         return (13 / 4) ** self.m.steps * math.prod(regions(self.m.grid, *self.q.shape[2:]))
 
 
-@dataclass
-class Flow:
-    """A gradient of the output, magnified; what reaches a score, as outputs are among the values.
-
-    ``position`` is the largest sum over the channels of a position.
-    """
-
-    largest: float
-    position: float
-    score: float
-
-
 @dataclass(frozen=True)
 class Bound:
     """Bound on the error of ``attend``, against float64 on the same rounded inputs.
@@ -131,7 +119,8 @@ class Bound:
         score: S: no score, or exponent, is larger in magnitude, nor are its terms.
         terms: c.
         slopes: by how much a change of q, and of k, changes a score.
-        gradients: largest d q, d k and d v, where they are not simply those of scores.
+        gradients: largest d q, d k and d v, where they are not simply those of scores, from the
+            largest number of the output's gradient, and the largest sum of a position's.
         gain: by how much values and gradients can be magnified.
         sums: the largest number that enters the last sum, of values up to a size.
         fused: whether torch's fused kernel does it.
@@ -144,7 +133,7 @@ class Bound:
     score: Callable[[Call], float] = lambda a: a.product
     terms: Callable[[Call], int] = lambda a: a.c
     slopes: Callable[[Call], tuple[float, float]] = lambda a: (a.norm_k, a.norm_q)
-    gradients: Callable[[Call, Flow], list[float]] | None = None
+    gradients: Callable[[Call, float, float], list[float]] | None = None
     gain: Callable[[Call], float] = convolution_gain
     sums: Callable[[Call, float], float] = lambda a, size: size
     fused: bool = False
@@ -161,14 +150,14 @@ class Bound:
         return self.sums(a, a.largest_v * self.gain(a)) + bias
 
     def largest_gradients(self, a: Call, gradient: Tensor) -> list[float]:
-        """What d q, d k and d v can reach: weights lie in 0 … 1."""
-        gain, position = self.gain(a), gradient.double().abs().sum(1).max().item()
-        flow = Flow(gain * largest(gradient), gain * position, 2 * gain * position * a.largest_v)
-        return (self.gradients or self.score_gradients)(a, flow)
-
-    def score_gradients(self, a: Call, flow: Flow) -> list[float]:
+        """What d q, d k and d v can reach: weights lie in 0 … 1, outputs among the values."""
+        gain = self.gain(a)
+        most, position = gain * largest(gradient), gain * largest(gradient.double().abs().sum(1))
+        if self.gradients is not None:
+            return self.gradients(a, most, position)
+        of_score = 2 * position * a.largest_v
         of_q, of_k = self.slopes(a)
-        return [flow.score * of_q, a.n * flow.score * of_k, a.n * flow.largest]
+        return [of_score * of_q, a.n * of_score * of_k, a.n * most]
 
     def flushed(self, a: Call, dtype: torch.dtype) -> float:
         """Numbers up to this may be taken for zero."""
@@ -184,33 +173,32 @@ def fused_kernel_flushes(dtype: torch.dtype) -> bool:
 
 
 def channel_score(a: Call) -> float:
-    hidden = after_layer(a.m.down, a.largest_v)
-    return after_layer(a.m.up, hidden)
+    return after_layer(a.m.up, after_layer(a.m.down, a.largest_v))
 
 
-def channel_gradients(a: Call, flow: Flow) -> list[float]:
+def channel_gradients(a: Call, most: float, position: float) -> list[float]:
     slope = largest_sums(a.m.up.weight)[1] * largest_sums(a.m.down.weight)[1] / 4
-    return [0.0, 0.0, flow.largest * (1 + slope * a.largest_v)]
+    return [0.0, 0.0, most * (1 + slope * a.largest_v)]
 
 
-def transposed_gradients(a: Call, flow: Flow) -> list[float]:
-    of_score = 2 * a.n * flow.largest * a.largest_v * largest(a.m.temperature)
+def transposed_gradients(a: Call, most: float, position: float) -> list[float]:
+    of_score = 2 * a.n * most * a.largest_v * largest(a.m.temperature)
     norms = least_norm(a.q, (2, 3)), least_norm(a.k, (2, 3))
-    return [a.c * x for x in (of_score / norms[0], of_score / norms[1], flow.largest)]
+    return [a.c * x for x in (of_score / norms[0], of_score / norms[1], most)]
 
 
-def token_gradients(a: Call, flow: Flow) -> list[float]:
-    of_cosine = 2 * flow.position * math.prod(a.tokens)
-    d_q = flow.score * a.norm_k + of_cosine / least_norm(a.q)
-    return [d_q, a.n * flow.score * a.norm_q, a.n * flow.largest]
+def token_gradients(a: Call, most: float, position: float) -> list[float]:
+    of_score, of_cosine = 2 * position * a.largest_v, 2 * position * math.prod(a.tokens)
+    d_q = of_score * a.norm_k + of_cosine / least_norm(a.q)
+    return [d_q, a.n * of_score * a.norm_q, a.n * most]
 
 
-def cross_scale_gradients(a: Call, flow: Flow) -> list[float]:
+def cross_scale_gradients(a: Call, most: float, position: float) -> list[float]:
     """A position is in nine patches, which a corner divides by four. Blocks hold one at least."""
     blocks = nn.AvgPool2d(a.m.scale, ceil_mode=True, count_include_pad=False)(a.k)
     least, longest = max(5e-5, patch_norms(blocks).min().item()), largest(patch_norms(a.q))
-    of_score = 9 / 4 * a.m.sharpness * flow.score
-    return [9 * of_score, 9 * a.n * of_score * 2 * longest / least, 9 / 4 * a.n * flow.largest]
+    of_score = 9 / 4 * a.m.sharpness * 2 * position * a.largest_v
+    return [9 * of_score, 9 * a.n * of_score * 2 * longest / least, 9 / 4 * a.n * most]
 
 
 def focused_slopes(a: Call) -> tuple[float, float]:
@@ -270,7 +258,7 @@ def mask_score(a: Call) -> float:
     return max(1.0, logit) * (1 + a.product)
 
 
-def mask_gradients(a: Call, flow: Flow) -> list[float]:
+def mask_gradients(a: Call, most: float, position: float) -> list[float]:
     """Through RNAN's layers, from the last to the first, then through the softmax."""
 
     def before_layer(layer: Any, size: float) -> float:
@@ -283,14 +271,14 @@ def mask_gradients(a: Call, flow: Flow) -> list[float]:
         return size
 
     m, size = a.m, a.largest_v
-    of_logit = flow.largest * after_blocks(m.trunk, size) / 4
+    of_logit = most * after_blocks(m.trunk, size) / 4
     of_sum = before_blocks(m.after, before_layer(m.last, of_logit))
     below = before_blocks(m.below, before_layer(m.up, of_sum))
     of_block = before_blocks(m.before, of_sum + before_layer(m.down, below))
     of_seen = before_layer(m.joined, of_block)
     of_score = 2 * a.c * of_seen * after_layer(m.value, size)
     through_values = a.n * before_layer(m.value, of_seen)
-    d_v = before_blocks(m.trunk, flow.largest) + of_block + through_values
+    d_v = before_blocks(m.trunk, most) + of_block + through_values
     return [of_score * a.norm_k, a.n * of_score * a.norm_q, d_v]
 
 
@@ -328,7 +316,7 @@ BOUNDS = {
         (1, 1, 1),
         "one sum of 9 C products in float32, rounded once",
         score=lambda _: 9.0,  # taps
-        gradients=lambda a, flow: [0.0, 0.0, flow.largest],
+        gradients=lambda a, most, position: [0.0, 0.0, most],
     ),
     "nla": NON_LOCAL,
     "nlsa": Bound(
