@@ -27,7 +27,7 @@ from attention_zoo.implementations import AUTO, list_implementations
 
 from ..base.commands import usage_errors
 from ..base.errors import UserError
-from .rows import table_rows
+from .rows import rows_to_run
 from .variants import Variant
 
 T = TypeVar("T")
@@ -102,7 +102,7 @@ def parse(cls: type[T], argv: Sequence[str], module: str) -> tuple[T, list[Varia
             description=f"{inspect.getdoc(cls)}\n\nModules: {', '.join(list_attentions())}.",
         )
     if values.rows:
-        return values, table_rows(values.rows)
+        return values, rows_to_run(values.rows)
     present = {_name(word) for word in argv if word.startswith("--")}
     given = {o: getattr(values, name) for o, name in options.items() if name in present}
     variants = [

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import itertools
-from typing import Literal
+from typing import Literal, get_args
 
 from ..base.errors import UserError
-from .variants import Variant
+from .variants import Variant, built_in_attentions
 
 TableName = Literal[
     "table1",
@@ -74,6 +74,19 @@ def table_rows(table: str) -> list[Variant]:
     if table not in rows:
         raise UserError(f"unknown rows {table!r}: choose from {', '.join(rows)}")
     return rows[table]
+
+
+def rows_to_run(table: str) -> list[Variant]:
+    """As :func:`table_rows`; the rivals end with the built-in modules that no table names yet.
+
+    Raises:
+        UserError: no such table.
+    """
+    rows = table_rows(table)
+    if table != "rivals":
+        return rows
+    named = {variant.name for name in get_args(TableName) for variant in table_rows(name)}
+    return [*rows, *(Variant(name) for name in built_in_attentions() if name not in named)]
 
 
 def _variant(name: str, **options: float) -> Variant:

@@ -26,7 +26,7 @@ from attention_zoo.nla import non_local_attention
 
 from ..base import machine
 from ..base.errors import UserError, is_out_of_memory
-from ..config.rows import table_rows
+from ..config.rows import rows_to_run
 from ..config.run import PRECISIONS, DataConfig, RunConfig
 from ..config.variants import CORE_CHANNELS, Variant, create_core
 from ..images.cache import TrainingCache
@@ -90,7 +90,7 @@ def _tests(conditions: Conditions) -> Rows:
 
 def _limits(conditions: Conditions, dtype: str) -> Rows:
     """Each core of Table 5: its times, the device's limit, its error against the reference."""
-    device, variants = conditions.device, table_rows("table5")
+    device, variants = conditions.device, rows_to_run("table5")
     cases = [(v, *size, p) for v in variants for size in conditions.sizes for p in PASSES]
     rows = []
     with precision(dtype, device):
@@ -252,7 +252,7 @@ def _flash(conditions: Conditions) -> Rows:
 
 def _train(conditions: Conditions, preset: str, dtype: str) -> Rows:
     """Steps per second of a preset's network with each module, and the whole schedule's cost."""
-    variants = [v for v in table_rows("table6") if v.name != "nla"] + [Variant("nla")]
+    variants = [v for v in rows_to_run("table6") if v.name != "nla"] + [Variant("nla")]
     rows = []
     for variant in variants:
         row: dict[str, Any] = {"name": f"{preset}, {variant.label}, {dtype}"}
@@ -378,7 +378,7 @@ def measure(piece: str, conditions: Conditions) -> Latency | Gpu:
             rows, dtype = LATENCIES[piece]
             cases = 2 * len(PASSES) * len(conditions.sizes)
             return latency.measure(
-                table_rows(rows),
+                rows_to_run(rows),
                 device=device,
                 dtype=dtype,
                 sizes=conditions.sizes,

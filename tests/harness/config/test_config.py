@@ -10,7 +10,7 @@ from attention_zoo import AttentionError, find_attention, list_attentions
 from harness.base.errors import UserError
 from harness.config.network import NetworkConfig
 from harness.config.presets import PRESETS, find_preset
-from harness.config.rows import table_rows
+from harness.config.rows import rows_to_run, table_rows
 from harness.config.run import DataConfig, RunConfig, StartConfig
 from harness.config.variants import Variant
 from harness.records.shapes import Run, untyped
@@ -68,9 +68,9 @@ def test_names_of_files_are_plain() -> None:
 
 def test_every_module_is_a_row_and_windows_are_of_both_sizes() -> None:
     """ENLA is a row of Table 2. One command trains, times or scales all rivals."""
-    rivals = table_rows("rivals")
+    rivals = rows_to_run("rivals")
     assert rivals[0].name == "none"
-    tables = [v for t in ("table2", "table4", "table5", "rivals") for v in table_rows(t)]
+    tables = [v for t in ("table2", "table4", "table5", "rivals") for v in rows_to_run(t)]
     built_in = {
         name
         for name in list_attentions(installed=False)
@@ -84,6 +84,12 @@ def test_every_module_is_a_row_and_windows_are_of_both_sizes() -> None:
             f"{kind}-w8",
             f"{kind}-w16",
         ]
+
+
+def test_a_new_module_is_a_rival_without_a_row_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("harness.config.rows.built_in_attentions", lambda: ["nla", "top-k"])
+    assert rows_to_run("rivals") == [*table_rows("rivals"), Variant("top-k")]
+    assert rows_to_run("table4") == table_rows("table4")
 
 
 def test_rows_of_tables_5_and_6() -> None:

@@ -154,7 +154,7 @@ def test_table5_is_a_latency_record_and_finished_pieces_are_left_out(
 ) -> None:
     quick = ("--device", "cpu", "--seconds", "0.01", "--sizes", "4x4", "--results", str(tmp_path))
     monkeypatch.setattr(
-        "harness.measuring.gpu.table_rows", lambda table: [Variant("conv"), Variant("criss-cross")]
+        "harness.measuring.gpu.rows_to_run", lambda table: [Variant("conv"), Variant("criss-cross")]
     )
     command(monkeypatch, "--only", "table5-float32", *quick)
     (record,) = load_records(tmp_path, Latency)
@@ -180,7 +180,7 @@ def test_a_record_of_other_code_or_size_does_not_count(tmp_path: Path) -> None:
 
 
 def test_out_of_memory_is_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("harness.measuring.gpu.table_rows", lambda table: [Variant("nla")])
+    monkeypatch.setattr("harness.measuring.gpu.rows_to_run", lambda table: [Variant("nla")])
 
     def full(*args: Any) -> Any:
         raise torch.OutOfMemoryError("CUDA out of memory")
