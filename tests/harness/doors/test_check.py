@@ -40,9 +40,7 @@ def test_a_sound_module(
 
 
 def test_a_module_that_fails(
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    import_folder: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], import_folder: Path
 ) -> None:
     (import_folder / "somebodys.py").write_text(
         "from attention_zoo import Attention, Cost\n"

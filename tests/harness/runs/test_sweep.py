@@ -433,10 +433,7 @@ def test_other_engines_stop_in_time(
 
 @pytest.mark.slow
 def test_ray_starts_a_job_again_whose_worker_died(
-    environment: None,
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-    image_folder: Path,
+    environment: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, image_folder: Path
 ) -> None:
     pytest.importorskip("ray")
     # The first attempt kills the worker, the job's parent.
