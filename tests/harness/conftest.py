@@ -22,15 +22,19 @@ def write_image(path: Path, height: int, width: int, seed: int) -> None:
     Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC).save(path)
 
 
+def write_images(folder: Path, tests: int = 2, height: int = 48, width: int = 60) -> Path:
+    """Three training images and some test images of a size, in the layout of a data folder."""
+    for i in range(3):
+        write_image(folder / "train" / "Some" / f"t{i}.png", 64, 72, i)
+    for i in range(tests):
+        write_image(folder / "Tiny" / "HR" / f"e{i}.png", height, width, 10 + i)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three training and two test images, in the layout of a data folder."""
-    folder = tmp_path_factory.mktemp("images")
-    for i in range(3):
-        write_image(folder / "train" / "Some" / f"t{i}.png", 64, 72, i)
-    for i in range(2):
-        write_image(folder / "Tiny" / "HR" / f"e{i}.png", 48, 60, 10 + i)
-    return folder
+    return write_images(tmp_path_factory.mktemp("images"))
 
 
 @pytest.fixture

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-import sys
 
 import pytest
 
 from attention_zoo.implementations import AUTO, list_implementations
-from harness.completion import commands, completion, main, options_of
+from harness.completion import commands, completion, options_of
 from harness.config.run import PRECISIONS, PROTOCOLS, SCHEDULES
+from tests.harness.conftest import Cli
 
 SCRIPT = completion("bash")
 
@@ -86,24 +86,8 @@ def test_bash_completes(words: list[str], offered: list[str]) -> None:
     assert complete(*words) == offered
 
 
-def test_the_command_prints_the_script(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(sys, "argv", ["harness.completion", "zsh"])
-    main()
-    printed = capsys.readouterr().out
+def test_the_command_prints_the_script_of_a_known_shell(cli: Cli) -> None:
+    printed = cli("completion", "zsh").out
     assert printed.startswith("autoload")
     assert printed.endswith(SCRIPT)
-
-
-def test_another_shell_is_refused(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(sys, "argv", ["harness.completion", "csh"])
-    with pytest.raises(SystemExit) as caught:
-        main()
-    assert caught.value.code == 2
-    error = capsys.readouterr().err
-    assert error.startswith("error: ")
-    assert "bash" in error
-    assert error.count("\n") == 1
+    assert "bash" in cli.refused("completion", "csh")

@@ -20,12 +20,11 @@ import torch
 
 from harness.config.run import StartConfig
 from harness.images.sources import find_data
-from harness.runs import run
 from tests.harness import killable, survival
-from tests.harness.conftest import write_image
+from tests.harness.conftest import write_images
 from tests.harness.killable import PHASES, watch_changes
 from tests.harness.survival import differences, outcome
-from tests.harness.tiny import make_config
+from tests.harness.tiny import make_config, run_tiny
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -37,14 +36,12 @@ KILLS = int(os.environ.get("SURVIVAL_KILLS", "26"))
 
 def _run(images: Path, results: Path) -> None:
     """ENLCA on from a baseline: two runs, the second begins with the weights of the first."""
-    source = find_data(images)
-    cache = source.training_images(4)
     options = {"m": 4, "redraw_every": 2}
     start = StartConfig(2, 1e-3, "halving")
     values = {"protocol": "warm-start", "start": start, "steps": 4, "steps_per_epoch": 3}
     config = make_config("enlca", options, **values)
     for one in (config.baseline, config):
-        run.run(one, source, cache, results, torch.device("cpu"), "test", save_every=0)
+        run_tiny(one, images, results, save_every=0)
 
 
 def _in_child(images: Path, results: Path, kill_at: int | None = None) -> int:
@@ -118,12 +115,7 @@ def test_killed_before_every_change_of_the_file_system(
 @pytest.fixture
 def more_images(tmp_path: Path) -> Path:
     """Enough test images that an evaluation takes as long as a training of some steps."""
-    folder = tmp_path / "images"
-    for i in range(3):
-        write_image(folder / "train" / "Some" / f"t{i}.png", 64, 72, i)
-    for i in range(4):
-        write_image(folder / "Tiny" / "HR" / f"e{i}.png", 192, 240, 10 + i)
-    return folder
+    return write_images(tmp_path / "images", tests=4, height=192, width=240)
 
 
 @pytest.mark.slow
@@ -154,15 +146,12 @@ def test_killed_at_random_moments(redraw_every: int, more_images: Path, tmp_path
         at_change = changes > 0 and chance.random() < 0.5
         # The first seconds of a process are the same each time: most are spared them.
         forked = phase != "importing" and chance.random() < 0.9
-        change = -1
-        if at_change:  # rather one of the first: what is resumed makes fewer of them
-            change = int(changes * chance.random() ** 2)
-        if kills.total() >= KILLS / 2:
-            process = killable.start(folder, words(folder), forked=forked)
-        elif at_change:
-            process = killable.start(folder, words(folder), phase, change, forked=forked)
-        else:
-            process = killable.start(folder, words(folder), forked=forked)
+        enough = kills.total() >= KILLS / 2
+        place: tuple[str, int] | tuple[()] = ()
+        if at_change and not enough:  # rather an early one: what is resumed makes fewer changes
+            place = (phase, int(changes * chance.random() ** 2))
+        process = killable.start(folder, words(folder), *place, forked=forked)
+        if not place and not enough:
             killable.send(process, folder, phase, chance.uniform(0, seconds), signal.SIGKILL)
         assert process.wait() in (0, -signal.SIGKILL), (folder / "told").read_text()
         ended = process.returncode == 0

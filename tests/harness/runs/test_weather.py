@@ -27,17 +27,14 @@ from harness.reporting.tables.all import write_tables
 from harness.runs import run
 from harness.training.checkpoints import find_checkpoints, load_checkpoint
 from tests.harness import synthetic_records as synthetic
-from tests.harness.tiny import make_config
+from tests.harness.tiny import make_config, run_tiny
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 ROOT = Path(__file__).parents[3]
 
 
 def train_and_evaluate(images: Path, results: Path, steps: int = 6) -> None:
-    source = find_data(images)
-    cache = source.training_images(4)
-    config = make_config("enlca", {"m": 4}, steps=steps)
-    run.run(config, source, cache, results, torch.device("cpu"), "test", save_every=0)
+    run_tiny(make_config("enlca", {"m": 4}, steps=steps), images, results, save_every=0)
 
 
 def in_child(work: Callable[[], None]) -> str:
@@ -121,7 +118,7 @@ def as_nobody() -> None:
 def test_read_only_results(image_folder: Path, open_folder: Path) -> None:
     """A finished run is read there; a new one says that nothing can be written."""
     source = find_data(image_folder)
-    cache = source.training_images(4)
+    cache = source.training_images(4)  # nobody cannot read it
     results = open_folder / "results"
 
     def work(steps: int) -> None:
@@ -129,7 +126,7 @@ def test_read_only_results(image_folder: Path, open_folder: Path) -> None:
         config = make_config(steps=steps)
         run.run(config, source, cache, results, torch.device("cpu"), "test")
 
-    run.run(make_config(steps=2), source, cache, results, torch.device("cpu"), "test")
+    run_tiny(make_config(steps=2), image_folder, results)
     for path in [results, *results.rglob("*")]:
         path.chmod(0o555 if path.is_dir() else 0o444)
     try:
@@ -200,22 +197,17 @@ def test_a_stopped_evaluation_goes_on_with_the_next_image(
     assert not (results / "runs" / record.id / "evaluated.json").exists()
 
 
-def test_names_that_are_not_utf8(image_folder: Path, tmp_path: Path) -> None:
+def test_names_that_are_not_utf8(image_folder: Path, tmp_path: Path, results: Path) -> None:
     """Of a test set and an image: the record holds them, and is read back."""
-    images = tmp_path / "images"
-    shutil.copytree(image_folder, images)
+    images = shutil.copytree(image_folder, tmp_path / "images")
     try:
         (images / "Tiny").rename(images / "T\udce9")
     except OSError:
         pytest.skip("this file system takes UTF-8 alone")
     (images / "T\udce9" / "HR" / "e0.png").rename(images / "T\udce9" / "HR" / "e\udce8.png")
-    source = find_data(images)
-    cache = source.training_images(4)
-    data = dataclasses.replace(make_config().data, test=source.test_sets)
-    config = make_config(steps=2, data=data)
-    results = tmp_path / "results"
-    run.run(config, source, cache, results, torch.device("cpu"), "test")
-    (record,) = load_records(results, Run)
+    data = dataclasses.replace(make_config().data, test=find_data(images).test_sets)
+    record = run_tiny(make_config(steps=2, data=data), images, results)
+    assert load_records(results, Run) == [record]
     assert {i.name for i in record.quality["T\udce9"].images} == {"e1", "e\udce8"}
     for _, paths in write_tables(results):
         assert all(path.read_text(encoding="utf-8") for path in paths)
@@ -235,10 +227,10 @@ def test_nothing_in_the_packages_unpickles() -> None:
     for path in sources:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             where = f"{path.name}:{getattr(node, 'lineno', 0)}"
-            if isinstance(node, ast.Import):
-                assert not _UNSAFE & {alias.name.split(".")[0] for alias in node.names}, where
-            elif isinstance(node, ast.ImportFrom):
-                assert (node.module or "").split(".")[0] not in _UNSAFE, where
+            if isinstance(node, (ast.Import, ast.ImportFrom)):
+                names = [alias.name for alias in node.names]
+                modules = names if isinstance(node, ast.Import) else [node.module or ""]
+                assert not _UNSAFE & {module.split(".")[0] for module in modules}, where
             elif isinstance(node, ast.Call):
                 called = ast.unparse(node.func)
                 assert called not in {"eval", "exec", "np.load", "numpy.load"}, where
