@@ -17,8 +17,8 @@ import subprocess
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable, Sequence
+from multiprocessing.context import ForkProcess
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -139,7 +139,9 @@ def start(
     (folder / "phase").unlink(missing_ok=True)  # of the one before it
     arguments = [str(folder), kill_in, str(kill_at), *words]
     if forked:
-        return _Forked(folder, arguments)
+        process = _Forked(target=_main_forked, args=(folder, arguments))
+        process.start()
+        return process
     with (folder / "told").open("wb") as told:
         return subprocess.Popen(
             [sys.executable, __file__, *arguments],
@@ -149,45 +151,32 @@ def start(
         )
 
 
-class _Forked:
-    def __init__(self, folder: Path, arguments: list[str]) -> None:
-        self.returncode: int | None = None
-        self.pid = os.fork()
-        if self.pid:
-            return
-        status = 1
-        try:
-            sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
-            sys.stderr = (folder / "told").open("w", buffering=1)
-            os.environ.update(environment(folder))
-            sys.argv = [__file__, *arguments]
-            main()
-            status = 0
-        except SystemExit as stop:
-            status = int(stop.code or 0)
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(status)
+class _Forked(ForkProcess):
+    """With what :class:`Process` asks for."""
+
+    @property
+    def returncode(self) -> int | None:
+        return self.exitcode
 
     def poll(self) -> int | None:
-        return self._wait(os.WNOHANG)
+        return self.exitcode
 
     def wait(self) -> int:
-        status = self._wait(0)
-        assert status is not None
-        return status
+        self.join()
+        assert self.exitcode is not None
+        return self.exitcode
 
     def send_signal(self, signum: int, /) -> None:
         if self.poll() is None:
-            os.kill(self.pid, signum)
+            os.kill(self.ident, signum)
 
-    def _wait(self, options: int) -> int | None:
-        if self.returncode is None:
-            pid, status = os.waitpid(self.pid, options)
-            if pid:
-                self.returncode = os.waitstatus_to_exitcode(status)
-        return self.returncode
+
+def _main_forked(folder: Path, arguments: list[str]) -> None:
+    sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
+    sys.stderr = (folder / "told").open("w", buffering=1)
+    os.environ.update(environment(folder))
+    sys.argv = [__file__, *arguments]
+    main()
 
 
 def phase_of(folder: Path) -> str:

@@ -22,7 +22,7 @@ from harness.records.shapes import Run
 from harness.records.store import load_all_records, load_records
 from harness.training.checkpoints import find_checkpoints
 from tests.harness import killable
-from tests.harness.conftest import write_image
+from tests.harness.conftest import Cli, write_image
 from tests.harness.survival import command, differences, outcome, words
 
 
@@ -66,25 +66,6 @@ def test_another_thread_than_the_main_one_leaves_signals_alone() -> None:
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
-def test_the_command_that_resumes(
-    signum: signal.Signals, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    @command_line
-    @resumable("harness.run")
-    def main() -> None:
-        signal.raise_signal(signum)
-
-    monkeypatch.setattr(sys, "argv", ["run.py", "--data", "/my images"])
-    with pytest.raises(SystemExit) as stop:
-        main()
-    assert stop.value.code == 128 + signum
-    told = capsys.readouterr().err.splitlines()
-    assert told[0] == f"stopped by {signum.name}; resume with:"
-    assert shlex.split(told[1]) == [sys.executable, "-m", "harness.run", "--data", "/my images"]
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-
-
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize(
     ("command", "resumes"),
     [
@@ -92,7 +73,7 @@ def test_the_command_that_resumes(
         ("evaluate --weights some-run", False),
         ("latency --attn nla", False),
         ("redraws --runs some-run", True),
-        ("run --attn nla", True),
+        ("run --attn nla --data '/my images'", True),
         ("scaling --attn nla", False),
         ("speed --only core", False),
     ],
@@ -101,22 +82,28 @@ def test_only_commands_that_continue_their_work_say_how_to_resume(
     command: str,
     resumes: bool,
     signum: signal.Signals,
+    cli: Cli,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    tmp_path: Path,
+    results: Path,
 ) -> None:
-    name, *words = command.split()
-    words += ["--results", str(tmp_path)]
+    name, *words = [*shlex.split(command), "--results", str(results)]
     module = importlib.import_module(f"harness.{name}")
     monkeypatch.setattr(module.machine, "use_threads", lambda _: signal.raise_signal(signum))
-    monkeypatch.setattr(sys, "argv", [f"{name}.py", *words])
-    with pytest.raises(SystemExit) as stop:
-        module.main()
-    assert stop.value.code == 128 + signum
-    told, *line = capsys.readouterr().err.splitlines()
-    assert told.startswith(f"stopped by {signum.name}")
+    told, *line = cli(name, *words, status=128 + signum).err.splitlines()
+    assert told == f"stopped by {signum.name}" + ("; resume with:" if resumes else "")
     resumed_by = [sys.executable, "-m", f"harness.{name}", *words]
     assert [shlex.split(words) for words in line] == ([resumed_by] if resumes else [])
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_the_command_that_resumes_names_the_launcher(cli: Cli) -> None:
+    @command_line
+    @resumable("harness.run", lambda: "torchrun --nproc-per-node=2 -m --")
+    def main() -> None:
+        raise Stopped(signal.SIGTERM)
+
+    line = cli(main, status=143).err.splitlines()[1]
+    assert line.startswith("torchrun --nproc-per-node=2 -m -- harness.run")
 
 
 def test_an_error_within_goes_before_the_signal() -> None:
@@ -238,16 +225,3 @@ def test_a_signal_leaves_nothing_half_written(
     assert stopped
     subprocess.run(line, check=True, capture_output=True)
     load_all_records(tmp_path)
-
-
-def test_the_command_that_resumes_names_the_launcher(capsys: pytest.CaptureFixture[str]) -> None:
-    @command_line
-    @resumable("harness.run", lambda: "torchrun --nproc-per-node=2 -m --")
-    def main() -> None:
-        raise Stopped(signal.SIGTERM)
-
-    with pytest.raises(SystemExit) as stop:
-        main()
-    assert stop.value.code == 143
-    line = capsys.readouterr().err.splitlines()[1]
-    assert line.startswith("torchrun --nproc-per-node=2 -m -- harness.run")

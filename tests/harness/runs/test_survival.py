@@ -12,6 +12,7 @@ import random
 import shutil
 import signal
 from collections import Counter
+from multiprocessing.context import ForkProcess
 from pathlib import Path
 from typing import Any
 
@@ -44,33 +45,33 @@ def _run(images: Path, results: Path) -> None:
         run_tiny(one, images, results, save_every=0)
 
 
+def _counted_run(images: Path, results: Path, kill_at: int | None) -> None:
+    """Run; what it prints, and the number of its changes, go into the folder around ``results``."""
+    with (results.parent / "output").open("w") as output:
+        os.dup2(output.fileno(), 1)
+        os.dup2(output.fileno(), 2)
+    changes = 0
+
+    def count() -> None:
+        nonlocal changes
+        if changes == kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        changes += 1
+
+    watch_changes(results, count)
+    _run(images, results)
+    (results.parent / "changes").write_text(str(changes))
+
+
 def _in_child(images: Path, results: Path, kill_at: int | None = None) -> int:
-    """Run in a forked process; its wait status.
+    """Run in a forked process; its exit status.
 
-    It kills itself with SIGKILL before the ``kill_at``-th change that it makes under ``results``;
-    without one it writes the number of changes to ``results/../changes``.
+    It kills itself with SIGKILL before the ``kill_at``-th change that it makes under ``results``.
     """
-    child = os.fork()
-    if child:
-        return os.waitpid(child, 0)[1]
-    status = 1
-    try:
-        os.dup2(os.open(results.parent / "output", os.O_WRONLY | os.O_CREAT), 1)
-        os.dup2(1, 2)
-        changes = 0
-
-        def count() -> None:
-            nonlocal changes
-            if changes == kill_at:
-                os.kill(os.getpid(), signal.SIGKILL)
-            changes += 1
-
-        watch_changes(results, count)
-        _run(images, results)
-        (results.parent / "changes").write_text(str(changes))
-        status = 0
-    finally:
-        os._exit(status)
+    child = ForkProcess(target=_counted_run, args=(images, results, kill_at))
+    child.start()
+    child.join()
+    return int(child.exitcode or 0)
 
 
 @pytest.fixture
@@ -88,7 +89,7 @@ def _survives(images: Path, folder: Path, points: range, expected: dict[str, Any
     for point in points:
         results = folder / str(point) / "results"
         results.parent.mkdir()
-        assert _in_child(images, results, point) == signal.SIGKILL
+        assert _in_child(images, results, point) == -signal.SIGKILL
         assert _in_child(images, results) == 0, (results.parent / "output").read_text()
         assert not differences(outcome(results), expected), f"killed before change {point}"
     return len(points)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import ast
-import contextlib
 import dataclasses
+import multiprocessing
 import os
 import pickle
 import resource
 import shutil
 import stat
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from multiprocessing.context import ForkProcess
 from pathlib import Path
 
 import pytest
@@ -37,28 +39,24 @@ def train_and_evaluate(images: Path, results: Path, steps: int = 6) -> None:
     run_tiny(make_config("enlca", {"m": 4}, steps=steps), images, results, save_every=0)
 
 
-def in_child(work: Callable[[], None]) -> str:
+def in_child(work: Callable[[], object]) -> str:
     """What a user reads of an error that work gives in a forked process; empty if it gives none."""
-    reading, writing = os.pipe()
-    child = os.fork()
-    if not child:
+    reader, writer = multiprocessing.Pipe(duplex=False)
+
+    def told() -> None:
+        sys.stdout = None  # type: ignore[assignment]
         try:
-            told = ""
-            with contextlib.redirect_stdout(None):
-                try:
-                    work()
-                except UserError as error:
-                    told = str(error)
-                except BaseException as error:
-                    told = f"no UserError: {error!r}"
-            os.write(writing, told.encode())
-        finally:
-            os._exit(0)
-    os.close(writing)
-    with os.fdopen(reading) as file:
-        told = file.read()
-    assert os.waitpid(child, 0)[1] == 0
-    return told
+            work()
+            writer.send("")
+        except BaseException as error:
+            writer.send(str(error) if isinstance(error, UserError) else f"no UserError: {error!r}")
+
+    child = ForkProcess(target=told)
+    child.start()
+    text: str = reader.recv()
+    child.join()
+    assert child.exitcode == 0
+    return text
 
 
 def limit_files(size: int) -> None:
@@ -143,11 +141,7 @@ def test_a_record_cannot_be_saved_in_a_read_only_folder(open_folder: Path) -> No
     folder = open_folder / "results"
     folder.mkdir(mode=0o555)
 
-    def work() -> None:
-        as_nobody()
-        save_record(folder, synthetic.run())
-
-    told = in_child(work)
+    told = in_child(lambda: (as_nobody(), save_record(folder, synthetic.run())))
     assert told.startswith(f"cannot write {folder}/records/runs/baseline-small-s0.json: Permission")
 
 
