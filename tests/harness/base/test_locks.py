@@ -85,10 +85,8 @@ def test_many_processes_take_turns(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_locked_is_the_users_to_mend(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     path = tmp_path / "file" / "a.lock"
-    with (
-        pytest.raises(UserError, match=r"cannot write .*a\.lock: .*choose a folder"),
-        lock(path, ""),
-    ):
+    told = r"cannot write .*a\.lock: .*choose a folder"
+    with pytest.raises(UserError, match=told), lock(path, ""):
         pass
 
 

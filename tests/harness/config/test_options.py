@@ -101,12 +101,15 @@ def test_an_option_of_no_chosen_module_is_refused(words: list[str], told: str) -
         parse(run.RunOptions, words, "harness.run")
 
 
+def help_of(command: str, name: str, capsys: pytest.CaptureFixture[str]) -> str:
+    with pytest.raises(SystemExit):
+        parse(COMMANDS[command], ["--attn", name, "--help"], command)
+    return re.sub(r"[\s│]+", " ", capsys.readouterr().out)
+
+
 @pytest.mark.parametrize("command", ["harness.run", "harness.sweep", "harness.latency"])
 def test_help_names_every_implementation(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        parse(COMMANDS[command], ["--attn", "nla", "--help"], command)
-    text = re.sub(r"[\s│]+", " ", capsys.readouterr().out)
-    assert ", ".join(implementation_names()) in text
+    assert ", ".join(implementation_names()) in help_of(command, "nla", capsys)
 
 
 def test_options_at_their_defaults_are_no_part_of_a_variant() -> None:
@@ -114,10 +117,16 @@ def test_options_at_their_defaults_are_no_part_of_a_variant() -> None:
     assert parse(run.RunOptions, words, "harness.run")[1] == [Variant("enlca")]
 
 
-def test_help_tells_both(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        parse(run.RunOptions, ["--attn", "nystrom", "--help"], "harness.run")
-    text = re.sub(r"[\s│]+", " ", capsys.readouterr().out)
-    assert "--attn-steps" in text
-    assert "iterations for the pseudo-inverse" in text
-    assert "Training steps" in text
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("nystrom", ["--attn-steps", "iterations for the pseudo-inverse", "Training steps"]),
+        ("enlca", ["random features. (enlca: 128)"]),
+    ],
+)
+def test_help_tells_options_of_the_module_and_of_the_command(
+    name: str, told: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = help_of("harness.run", name, capsys)
+    assert all(words in text for words in told)
+    assert "--chunk-size" not in text  # of another module

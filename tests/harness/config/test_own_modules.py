@@ -141,6 +141,7 @@ def test_options_that_the_label_does_not_tell_are_told(write: Write) -> None:
     assert Variant(name, {"a": 3}).label == "Mine-3"
     assert Variant(name, {"a": 3, "b": 4}).label == "Mine-3 (b=4)"
     assert Variant(name, {"b": 2}).label == "Mine-1"
+    assert Variant(write("float", "*, a=2.0", label="Mine-{a}"), {"a": 3.0}).label == "Mine-3.0"
 
 
 @pytest.mark.parametrize("label", ["注意", " ", "x" * 300])

@@ -232,28 +232,6 @@ def test_folder_of_another_configuration(cli: Cli, job: list[str], results: Path
     assert record.id in line
 
 
-def test_an_own_module_is_run_by_its_path(
-    cli: Cli, job: list[str], results: Path, import_folder: Path
-) -> None:
-    (import_folder / "my_package").mkdir()
-    (import_folder / "my_package" / "my_module.py").write_text(
-        "from attention_zoo import Cost\n"
-        "from attention_zoo.conv import Conv\n"
-        "class Twice(Conv):\n"
-        "    '''Own module.\n\n    Args:\n        channels: C.\n        factor: gain.\n    '''\n"
-        "    name = ''\n"
-        "    label_format = 'Twice-{factor}'\n"
-        "    def __init__(self, channels: int, *, factor: float = 2.0) -> None:\n"
-        "        super().__init__(channels)\n"
-        "        self.factor = factor\n"
-        "    def attend(self, q, k, v):\n"
-        "        return self.factor * super().attend(q, k, v)\n"
-    )
-    cli("run", *job, "--attn", "my_package.my_module:Twice", "--factor", "3")
-    (record,) = load_records(results, Run)
-    assert record.variant.label == "Twice-3.0"
-
-
 def test_a_warm_start_trains_every_variant_on_from_one_baseline(
     cli: Cli, job: list[str], results: Path, tmp_path: Path, image_folder: Path
 ) -> None:

@@ -71,7 +71,8 @@ def _in_child(images: Path, results: Path, kill_at: int | None = None) -> int:
     child = ForkProcess(target=_counted_run, args=(images, results, kill_at))
     child.start()
     child.join()
-    return int(child.exitcode or 0)
+    assert child.exitcode is not None
+    return child.exitcode
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import psutil  # type: ignore[import-untyped]
 import pytest
@@ -31,7 +32,7 @@ from harness.runs.jobs import Job, find_jobs, run_job
 from harness.runs.options import RunOptions as Options
 from harness.runs.options import TrainingOptions, configure
 from harness.runs.plan import calibrate
-from harness.runs.sweep import BUDGET_STATUS, seconds_of
+from harness.runs.sweep import BUDGET_STATUS, Report, seconds_of
 from tests.harness.conftest import Cli
 from tests.harness.tiny import make_config
 
@@ -169,22 +170,28 @@ def grid(tiny: list[str]) -> list[Job]:
     return jobs_of("--attn", "none", "nla", "--protocol", "warm-start", "--seeds", "0", "1", *tiny)
 
 
+def swept(
+    grid: list[Job], outcome: Callable[[Job], int] = lambda _: 0, **options: Any
+) -> tuple[Report, list[str]]:
+    """What comes of a grid, and the jobs that were run."""
+    engine = Fake(outcome)
+    options.setdefault("stop", threading.Event())
+    return runs_sweep.sweep(grid, engine, **options), engine.ran
+
+
 def test_baselines_first_and_finished_ones_never(grid: list[Job]) -> None:
-    engine = Fake(lambda _: 0)
-    report = runs_sweep.sweep(grid, engine, threading.Event(), at_once=1)
-    assert {str(m) for m in report.finished} == set(engine.ran) == {str(m) for m in grid}
-    assert len(engine.ran) == 6
+    report, ran = swept(grid, at_once=1)
+    assert {str(m) for m in report.finished} == set(ran) == {str(m) for m in grid}
+    assert len(ran) == 6
     for seed in (0, 1):
-        start = engine.ran.index(f"Baseline, seed {seed}")
-        assert start < engine.ran.index(f"NLA, warm start, seed {seed}")
-    again = Fake(lambda _: 0)
-    assert len(runs_sweep.sweep(grid, again, threading.Event()).finished) == 6
-    assert again.ran == []
+        start = ran.index(f"Baseline, seed {seed}")
+        assert start < ran.index(f"NLA, warm start, seed {seed}")
+    report, ran = swept(grid)
+    assert (len(report.finished), ran) == (6, [])
 
 
 def test_what_needs_a_failed_baseline_fails_with_it(grid: list[Job]) -> None:
-    engine = Fake(lambda job: 0 if job.config.seed else -9)
-    report = runs_sweep.sweep(grid, engine, threading.Event())
+    report, _ = swept(grid, lambda job: 0 if job.config.seed else -9)
     assert [m.config.seed for m in report.finished] == [1, 1, 1]
     reasons = {str(m): reason for m, reason in report.failed}
     assert reasons.pop("Baseline, seed 0") == "killed by SIGKILL (out of memory?)"
@@ -198,7 +205,7 @@ def test_an_engine_that_loses_a_job_does_not_end_the_sweep(grid: list[Job]) -> N
             raise RuntimeError("its node\nwent away")
         return 0
 
-    report = runs_sweep.sweep(grid, Fake(outcome), threading.Event())
+    report, _ = swept(grid, outcome)
     assert len(report.finished) == 4
     assert [reason for _, reason in report.failed] == ["its node went away"] * 2
 
@@ -207,7 +214,7 @@ def test_a_job_that_ends_well_without_a_record_has_failed(
     grid: list[Job], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Fake, "run", lambda self, job: 0)
-    report = runs_sweep.sweep(grid[:1], Fake(lambda _: 0), threading.Event())
+    report, _ = swept(grid[:1])
     assert [reason for _, reason in report.failed] == ["exit status 0"]
 
 
@@ -220,15 +227,13 @@ def test_the_deadline_stops_what_runs_and_begins_nothing(grid: list[Job]) -> Non
         assert stop.wait(20)
         return 143
 
-    report = runs_sweep.sweep(grid, Fake(outcome), stop, at_once=2, deadline=time.monotonic() + 1.0)
+    report, _ = swept(grid, outcome, stop=stop, at_once=2, deadline=time.monotonic() + 1.0)
     assert [m.config.seed for m in report.finished] == [0, 0, 0]
     assert [m.config.seed for m in report.left] == [1, 1, 1]
     assert report.failed == []
 
 
-def test_an_interrupt_stops_the_jobs_first(
-    grid: list[Job], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupt_stops_the_jobs_first(grid: list[Job]) -> None:
     stop, ended = threading.Event(), []
 
     def outcome(job: Job) -> int:
@@ -238,7 +243,7 @@ def test_an_interrupt_stops_the_jobs_first(
         return 130
 
     with pytest.raises(KeyboardInterrupt):
-        runs_sweep.sweep(grid, Fake(outcome), stop, at_once=1)
+        swept(grid, outcome, stop=stop, at_once=1)
     assert len(ended) == 1
 
 
