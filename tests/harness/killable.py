@@ -12,6 +12,7 @@ import json
 import math
 import mmap
 import os
+import pkgutil
 import signal
 import subprocess
 import sys
@@ -20,18 +21,21 @@ import time
 from collections.abc import Callable, Sequence
 from multiprocessing.context import ForkProcess
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-PHASES = (
-    "importing",
-    "preparing",
-    "decoding",
-    "training",
-    "saving",
-    "evaluating",
-    "recording",
-    "counting",
-)
+#: Functions that are phases of their own.
+_MARKED = {
+    "harness.images.sources:training_cache": "decoding",
+    "harness.training.trainer:Trainer.train": "training",
+    "harness.training.trainer:save_checkpoint": "saving",
+    "harness.runs.run:save_weights": "saving",
+    "harness.runs.run:evaluate": "evaluating",
+    "harness.runs.run:save_record": "recording",
+    "harness.runs.run:_claim": "recording",
+    "harness.training.trainer:Trainer.discard_state": "recording",
+    "harness.runs.run:measure_cost": "counting",
+}
+PHASES = ("importing", "preparing", *dict.fromkeys(_MARKED.values()))
 
 _CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.truncate"}
 
@@ -83,9 +87,10 @@ class Phases:
             os.kill(os.getpid(), signal.SIGKILL)
         self.changes[self.now] += 1
 
-    def mark(self, place: Any, name: str, phase: str) -> None:
+    def mark(self, path: str, phase: str) -> None:
         """Let a function or method be a phase of its own."""
-        function = getattr(place, name)
+        function = pkgutil.resolve_name(path)
+        place, _, name = path.replace(":", ".").rpartition(".")
 
         def marked(*arguments: Any, **named: Any) -> Any:
             if threading.current_thread() is not threading.main_thread():
@@ -96,7 +101,7 @@ class Phases:
             finally:
                 self.enter(before)
 
-        setattr(place, name, marked)
+        setattr(pkgutil.resolve_name(place), name, marked)
 
 
 # -- for those who start it -----------------------------------------------------------------------
@@ -111,16 +116,6 @@ def environment(folder: Path) -> dict[str, str]:
     return os.environ | own | {"PYTHONPATH": str(Path(__file__).parents[2])}
 
 
-class Process(Protocol):
-    """What :func:`start` gives: a part of ``subprocess.Popen``."""
-
-    returncode: int | Any
-
-    def poll(self) -> int | None: ...
-    def wait(self) -> int: ...
-    def send_signal(self, signum: int, /) -> None: ...
-
-
 def start(
     folder: Path,
     words: Sequence[str],
@@ -128,7 +123,7 @@ def start(
     kill_at: int = -1,
     *,
     forked: bool = False,
-) -> Process:
+) -> subprocess.Popen[bytes] | Forked:
     """Start it; see the module's text. What it says on stderr is in ``folder/told``.
 
     Args:
@@ -139,7 +134,7 @@ def start(
     (folder / "phase").unlink(missing_ok=True)  # of the one before it
     arguments = [str(folder), kill_in, str(kill_at), *words]
     if forked:
-        process = _Forked(target=_main_forked, args=(folder, arguments))
+        process = Forked(target=_main_forked, args=(folder, arguments))
         process.start()
         return process
     with (folder / "told").open("wb") as told:
@@ -151,8 +146,8 @@ def start(
         )
 
 
-class _Forked(ForkProcess):
-    """With what :class:`Process` asks for."""
+class Forked(ForkProcess):
+    """Much like ``subprocess.Popen``."""
 
     @property
     def returncode(self) -> int | None:
@@ -193,7 +188,7 @@ def _begun(folder: Path, flag: int) -> bool:
 
 
 def send(
-    process: Process,
+    process: subprocess.Popen[bytes] | Forked,
     folder: Path,
     phase: str,
     seconds: float,
@@ -215,20 +210,10 @@ def main() -> None:
     phases = Phases(folder, sys.argv[2], int(sys.argv[3]))
     watch_changes(folder, phases.count)
 
-    from harness.images import sources
     from harness.run import main as main_job
-    from harness.runs import run
-    from harness.training import trainer
 
-    phases.mark(sources, "training_cache", "decoding")
-    phases.mark(trainer.Trainer, "train", "training")
-    phases.mark(trainer, "save_checkpoint", "saving")
-    phases.mark(run, "save_weights", "saving")
-    phases.mark(run, "evaluate", "evaluating")
-    phases.mark(run, "save_record", "recording")
-    phases.mark(run, "_claim", "recording")
-    phases.mark(trainer.Trainer, "discard_state", "recording")
-    phases.mark(run, "measure_cost", "counting")
+    for function, phase in _MARKED.items():
+        phases.mark(function, phase)
     phases.enter("preparing")
     sys.argv = ["harness.run", *sys.argv[4:]]
     main_job()

@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -147,7 +148,7 @@ def test_a_signal_in_any_phase_of_the_main_job(
     chance = random.Random(signum)
     values = {"steps": 12, "save_every": 0}
 
-    def start(folder: Path) -> killable.Process:
+    def start(folder: Path) -> Any:
         options = words(image_folder, folder / "results", **values)
         return killable.start(folder, options, forked=True)
 
@@ -179,8 +180,8 @@ SHORT = {
     "scaling": "--attn conv --sizes 32x32 48x48 --size-seconds 1 --fit-from 1",
     "approximation": "--synthetic --sizes 24 --images 1",
     "speed": "--only core-criss-cross --seconds 1",
-    "redraws": "--draws 2",
-    "evaluate": "--output {results}/evaluation.json",
+    "redraws": "--draws 2 --runs {run} --data {data}",
+    "evaluate": "--output {results}/evaluation.json --weights {run} --data {data}",
 }
 
 
@@ -193,13 +194,10 @@ def test_a_signal_leaves_nothing_half_written(
     chance = random.Random(name)
     subprocess.run(command(image_folder, tmp_path, steps=2, save_every=9), check=True)
     (run,) = load_records(tmp_path, Run)
-    line = [sys.executable, "-m", f"harness.{name}", *SHORT[name].split()]
-    line = [word.format(results=tmp_path) for word in line] + ["--results", str(tmp_path)]
-    if name in ("redraws", "evaluate"):
-        option = {"redraws": "--runs", "evaluate": "--weights"}[name]
-        # Work of some seconds: the moments below vary as much as imports do.
-        write_image(tmp_path / "data" / "Large" / "HR" / "e0.png", 1440, 1920, 0)
-        line += [option, run.id, "--data", str(tmp_path / "data")]
+    # Work of some seconds: the moments below vary as much as imports do.
+    write_image(tmp_path / "data" / "Large" / "HR" / "e0.png", 1440, 1920, 0)
+    options = SHORT[name].format(results=tmp_path, run=run.id, data=tmp_path / "data").split()
+    line = [sys.executable, "-m", f"harness.{name}", *options, "--results", str(tmp_path)]
     stopped = 0
     begin = time.monotonic()
     subprocess.run([*line, "--help"], check=True, capture_output=True)

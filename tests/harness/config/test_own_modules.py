@@ -71,18 +71,14 @@ def chosen(*words: str) -> list[Variant]:
         (["nla", "--released"], {"released": True}),
         (["enlca", "--no-hinge"], {"hinge": False}),
         (["nystrom", "--no-skip"], {"skip": False}),
-        (["enlca", "--attn-no-hinge"], None),
         (["enlca", "--no-attn-hinge", "--m", "4"], {"hinge": False, "m": 4}),
         (["enlca", "--hinge", "--m", "4"], {"m": 4}),  # as it is by default
         (["enlca", "--hinge=False"], {"hinge": False}),
+        (["enlca", "--m", "128", "--k", "6"], {}),  # as they are by default
     ],
 )
-def test_switches(words: list[str], options: dict[str, Any] | None) -> None:
-    if options is None:
-        with pytest.raises(UserError, match="unknown option --attn-no-hinge"):
-            chosen(*words)
-    else:
-        assert chosen(*words) == [Variant(words[0], options)]
+def test_switches(words: list[str], options: dict[str, Any]) -> None:
+    assert chosen(*words) == [Variant(words[0], options)]
 
 
 @pytest.mark.parametrize(

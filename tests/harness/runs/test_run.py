@@ -7,16 +7,18 @@ import json
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from harness.base.errors import UserError
 from harness.config.options import describe_command
 from harness.records.shapes import Cost, Latency, Run, untyped
 from harness.records.store import load_records
+from harness.runs.run import _claim
 from tests.harness.conftest import Cli
+from tests.harness.tiny import make_config
 
 
 @pytest.fixture
@@ -101,15 +103,6 @@ def test_a_users_manga109_joins_table_1(
     for record in load_records(results, Run):
         psnr = float(measured[record.variant.label])
         assert psnr == pytest.approx(record.quality["Manga109"].psnr, abs=1e-4)
-
-
-def test_same_command_same_result(cli: Cli, job: list[str], tmp_path: Path) -> None:
-    records = []
-    for place in (tmp_path / "a", tmp_path / "b"):
-        cli("run", *job, "--attn", "nlsa", "--results", place)
-        (record,) = load_records(place, Run)
-        records.append((record.id, record.quality, record.training.log))
-    assert records[0] == records[1]
 
 
 def test_several_modules_and_seeds(cli: Cli, job: list[str], results: Path) -> None:
@@ -205,31 +198,11 @@ def test_results_that_cannot_be_written(cli: Cli, tiny: list[str], results: Path
     assert "cannot write" in cli.refused("run", *tiny)
 
 
-def test_full_disk(
-    cli: Cli, monkeypatch: pytest.MonkeyPatch, job: list[str], results: Path
-) -> None:
-    """The error that a full disk gives comes at the sync of the temporary file."""
-
-    def no_space(_: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    cli("run", *job)  # the image cache is there now
-    monkeypatch.setattr("os.fsync", no_space)
-    assert "No space left on device" in cli.refused("run", *job, "--seeds", "5")
-    assert not list(results.rglob("*.tmp"))
-
-
-def test_folder_of_another_configuration(cli: Cli, job: list[str], results: Path) -> None:
-    cli("run", *job, "--attn", "none")
-    (record,) = load_records(results, Run)
-    (results / "records" / "runs" / f"{record.id}.json").unlink()
-    path = results / "runs" / record.id / "config.json"
-    content: dict[str, Any] = json.loads(path.read_text())
-    content["config"]["steps"] = 4
-    path.write_text(json.dumps(content))
-    line = cli.refused("run", *job, "--attn", "none")
-    assert "another configuration" in line
-    assert record.id in line
+def test_folder_of_another_configuration(tmp_path: Path) -> None:
+    _claim(tmp_path, make_config())
+    _claim(tmp_path, make_config())
+    with pytest.raises(UserError, match=f"{tmp_path} holds a run of another configuration"):
+        _claim(tmp_path, make_config(steps=7))
 
 
 def test_a_warm_start_trains_every_variant_on_from_one_baseline(

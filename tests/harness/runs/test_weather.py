@@ -21,7 +21,7 @@ import torch
 
 from harness.base.errors import UserError
 from harness.images.sources import TestImage, find_data
-from harness.measuring.quality import evaluate, within_memory
+from harness.measuring.quality import within_memory
 from harness.network.weights import load_weights
 from harness.records.shapes import Run
 from harness.records.store import load_records, save_record
@@ -145,50 +145,38 @@ def test_a_record_cannot_be_saved_in_a_read_only_folder(open_folder: Path) -> No
     assert told.startswith(f"cannot write {folder}/records/runs/baseline-small-s0.json: Permission")
 
 
-def test_an_evaluation_that_fails_leaves_the_trained_state(
-    image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """And goes on from it, without a step of training."""
-
-    def fails(*_: object, **__: object) -> None:
-        raise UserError("cannot read the image")
-
-    monkeypatch.setattr("harness.runs.run.evaluate", fails)
-    with pytest.raises(UserError, match="cannot read the image"):
-        train_and_evaluate(image_folder, tmp_path)
-    monkeypatch.setattr("harness.runs.run.evaluate", evaluate)
-    monkeypatch.setattr("harness.training.trainer.Trainer.train_step", None)
-    train_and_evaluate(image_folder, tmp_path)
-    (record,) = load_records(tmp_path, Run)
-    assert record.training.log[-1][0] == 6
-    assert not list((tmp_path / "runs" / record.id).glob("state*"))
-
-
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, UserError])
 def test_a_stopped_evaluation_goes_on_with_the_next_image(
-    image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stop: type[BaseException],
+    image_folder: Path,
+    tmp_path: Path,
+    results: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """And ends with the record of one that nothing disturbed."""
-    results = tmp_path / "stopped"
+    """Without a step of training, and ends with the record of one that nothing disturbed."""
     train_and_evaluate(image_folder, tmp_path / "whole")
     (whole,) = load_records(tmp_path / "whole", Run)
     names: list[str] = []
 
     def stops(network: object, image: TestImage, *others: object) -> object:
         if len(names) == 1:
-            raise KeyboardInterrupt
+            raise stop("cannot read the image")
         names.append(image.name)
         return within_memory(network, image, *others)  # type: ignore[arg-type]
 
     monkeypatch.setattr("harness.measuring.quality.within_memory", stops)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(stop, match="cannot read the image"):
         train_and_evaluate(image_folder, results)
     assert not load_records(results, Run)
     names.append("stopped")
+    monkeypatch.setattr("harness.training.trainer.Trainer.train_step", None)
     train_and_evaluate(image_folder, results)
     assert names == ["e0", "stopped", "e1"]
     (record,) = load_records(results, Run)
     assert record.quality == whole.quality
-    assert not (results / "runs" / record.id / "evaluated.json").exists()
+    assert record.training.log[-1][0] == 6
+    folder = results / "runs" / record.id
+    assert not [*folder.glob("state*"), *folder.glob("evaluated.json")]
 
 
 def test_names_that_are_not_utf8(image_folder: Path, tmp_path: Path, results: Path) -> None:
