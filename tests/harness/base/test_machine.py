@@ -36,8 +36,6 @@ def test_description_is_json_and_says_what_matters() -> None:
     assert described["cpu"]["logical_cores"] >= 1
     assert described["cpu"]["memory_gb"] > 0
     assert described["packages"]["torch"] == torch.__version__
-    assert described["torch"]["threads"] == torch.get_num_threads()
-    assert described["torch"]["matmul_precision"] == torch.get_float32_matmul_precision()
 
 
 def test_description_names_no_host_user_or_path() -> None:
@@ -52,8 +50,7 @@ def test_description_names_no_host_user_or_path() -> None:
 def test_description_follows_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: 77)
     monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "medium")
-    described = describe(CPU)["torch"]
-    assert (described["threads"], described["matmul_precision"]) == (77, "medium")
+    assert describe(CPU)["torch"].items() >= {"threads": 77, "matmul_precision": "medium"}.items()
 
 
 @pytest.mark.parametrize(

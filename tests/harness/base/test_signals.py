@@ -10,8 +10,8 @@ import shlex
 import signal
 import subprocess
 import sys
-import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -53,17 +53,12 @@ def test_an_ignored_signal_stays_ignored() -> None:
 
 
 def test_another_thread_than_the_main_one_leaves_signals_alone() -> None:
-    before = signal.getsignal(signal.SIGTERM)
-    found = []
-
-    def work() -> None:
+    def work() -> object:
         with defer_signals():
-            found.append(signal.getsignal(signal.SIGTERM))
+            return signal.getsignal(signal.SIGTERM)
 
-    thread = threading.Thread(target=work)
-    thread.start()
-    thread.join()
-    assert found == [before]
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(work).result() == signal.getsignal(signal.SIGTERM)
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])

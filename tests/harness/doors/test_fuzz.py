@@ -237,16 +237,8 @@ def encoded(image_format: str, mode: str) -> bytes:
     return buffer.getvalue()
 
 
-IMAGES = [
-    encoded(image_format, mode)
-    for image_format, modes in {
-        "PNG": "RGB P RGBA",
-        "WEBP": "RGB",
-        "JPEG": "RGB L",
-        "BMP": "RGB 1",
-    }.items()
-    for mode in modes.split()
-]
+KINDS = "PNG RGB, PNG P, PNG RGBA, WEBP RGB, JPEG RGB, JPEG L, BMP RGB, BMP 1"
+IMAGES = [encoded(*kind.split()) for kind in KINDS.split(", ")]
 
 
 @fuzz

@@ -14,7 +14,6 @@ import signal
 from collections import Counter
 from multiprocessing.context import ForkProcess
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -75,40 +74,26 @@ def _in_child(images: Path, results: Path, kill_at: int | None = None) -> int:
     return child.exitcode
 
 
-@pytest.fixture
-def undisturbed(image_folder: Path, tmp_path: Path) -> tuple[int, dict[str, Any]]:
-    """Changes of the file system that a run makes, and how it ends."""
+@pytest.mark.parametrize("points", [4, pytest.param(None, marks=pytest.mark.slow)])
+def test_killed_before_changes_of_the_file_system(
+    points: int | None, image_folder: Path, tmp_path: Path
+) -> None:
+    """Before some of them, and before every one."""
     results = tmp_path / "undisturbed" / "results"
     results.parent.mkdir()
     find_data(image_folder).training_images(4)  # the cache is there
     torch.optim.Adam([torch.zeros(1, requires_grad=True)])  # what it imports, children inherit
     assert _in_child(image_folder, results) == 0, (results.parent / "output").read_text()
-    return int((results.parent / "changes").read_text()), outcome(results)
-
-
-def _survives(images: Path, folder: Path, points: range, expected: dict[str, Any]) -> int:
-    for point in points:
-        results = folder / str(point) / "results"
+    changes, expected = int((results.parent / "changes").read_text()), outcome(results)
+    chosen = range(3, changes, changes // points) if points else range(changes)
+    assert len(chosen) >= 4
+    for point in chosen:
+        results = tmp_path / str(point) / "results"
         results.parent.mkdir()
-        assert _in_child(images, results, point) == -signal.SIGKILL
-        assert _in_child(images, results) == 0, (results.parent / "output").read_text()
+        assert _in_child(image_folder, results, point) == -signal.SIGKILL
+        assert _in_child(image_folder, results) == 0, (results.parent / "output").read_text()
         assert not differences(outcome(results), expected), f"killed before change {point}"
-    return len(points)
-
-
-def test_killed_before_some_changes_of_the_file_system(
-    image_folder: Path, tmp_path: Path, undisturbed: tuple[int, dict[str, Any]]
-) -> None:
-    changes, expected = undisturbed
-    assert _survives(image_folder, tmp_path, range(3, changes, changes // 4), expected) >= 4
-
-
-@pytest.mark.slow
-def test_killed_before_every_change_of_the_file_system(
-    image_folder: Path, tmp_path: Path, undisturbed: tuple[int, dict[str, Any]]
-) -> None:
-    changes, expected = undisturbed
-    print(f"{_survives(image_folder, tmp_path, range(changes), expected)} points survived")
+    print(f"{len(chosen)} points survived")
 
 
 # -- at random moments ----------------------------------------------------------------------------

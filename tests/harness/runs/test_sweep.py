@@ -33,7 +33,7 @@ from harness.runs.options import RunOptions as Options
 from harness.runs.options import TrainingOptions, configure
 from harness.runs.plan import calibrate
 from harness.runs.sweep import BUDGET_STATUS, Report, seconds_of
-from tests.harness.conftest import Cli
+from tests.harness.conftest import Cli, until
 from tests.harness.tiny import make_config
 
 ROOT = Path(__file__).parents[3]
@@ -57,14 +57,6 @@ def start(*words: str | Path) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "harness.sweep", *map(str, words), "--device", "cpu"]
     pipe = subprocess.PIPE
     return subprocess.Popen(command, cwd=ROOT, text=True, stdout=pipe, stderr=pipe)
-
-
-def until(condition: Callable[[], bool]) -> None:
-    """Wait for something that must come about."""
-    end = time.monotonic() + 120
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.2)
 
 
 def write_killer(folder: Path, until: Path, kill: str = KILL) -> str:
@@ -324,7 +316,7 @@ def test_a_sweep_that_dies_leaves_no_job_behind(
         return any("harness.run" in line and str(results) in line for line in lines)
 
     process = start("--attn", "none", *tiny, *ENDLESS, "--threads", "1")
-    until(lambda: bool(list(results.glob("runs/*/config.json"))))
+    until(lambda: any(results.glob("runs/*/config.json")))
     assert alive()
     process.send_signal(sent)
     process.communicate(timeout=60)
@@ -421,7 +413,7 @@ def test_a_job_whose_machine_dies_goes_on_at_another_of_the_cluster(
     try:
         machine = cluster.add_node(num_cpus=1)
         process = start(*words, "--ray-address", cluster.address)
-        until(lambda: bool(list(results.glob("runs/*/config.json"))))
+        until(lambda: any(results.glob("runs/*/config.json")))
         cluster.remove_node(machine, allow_graceful=False)
         cluster.add_node(num_cpus=1)
         _, err = process.communicate(timeout=200)
