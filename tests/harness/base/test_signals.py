@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
 import random
 import shlex
 import signal
@@ -21,7 +20,6 @@ from harness.base.commands import command_line
 from harness.base.signals import Stopped, defer_signals, resumable
 from harness.records.shapes import Run
 from harness.records.store import load_all_records, load_records
-from harness.training.checkpoints import find_checkpoints
 from tests.harness import killable
 from tests.harness.conftest import Cli, write_image
 from tests.harness.survival import command, differences, outcome, words
@@ -110,28 +108,6 @@ def test_an_error_within_goes_before_the_signal() -> None:
 
     with pytest.raises(OSError, match="disk"):
         work()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
-def test_the_printed_line_finishes_the_run(
-    signum: signal.Signals, tmp_path: Path, image_folder: Path
-) -> None:
-    words = command(image_folder, tmp_path, steps=400, save_every=0.5)
-    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
-    while not (states := list((tmp_path / "runs").glob("*/state-*.safetensors"))):
-        assert process.poll() is None
-        time.sleep(0.02)
-    process.send_signal(signum)
-    _, told = process.communicate(timeout=60)
-    assert process.returncode == 128 + signum, told
-    # The one that was seen, and the one at the end, unless no step was between them.
-    assert states[0] in find_checkpoints(states[0].parent)
-    assert load_records(tmp_path, Run) == []
-    line = told.strip().splitlines()[-1]
-    done = subprocess.run(shlex.split(line), check=True, capture_output=True, env=os.environ)
-    assert b"400/400" in done.stdout
-    assert len(load_records(tmp_path, Run)) == 1
 
 
 @pytest.mark.slow

@@ -183,21 +183,6 @@ def test_bad_words_are_refused_in_one_line(
     assert not results.exists()
 
 
-def test_bad_images_are_refused_in_one_line(cli: Cli, tmp_path: Path, image_folder: Path) -> None:
-    empty, torn = tmp_path / "empty", tmp_path / "torn"
-    empty.mkdir()
-    assert "found no images" in cli.refused("run", "--data", empty)
-    source = image_folder / "train" / "Some" / "t0.png"
-    (torn / "train" / "A").mkdir(parents=True)
-    (torn / "train" / "A" / "torn.png").write_bytes(source.read_bytes()[:500])
-    assert "torn.png" in cli.refused("run", "--data", torn)
-
-
-def test_results_that_cannot_be_written(cli: Cli, tiny: list[str], results: Path) -> None:
-    results.write_text("a file where a folder should be")
-    assert "cannot write" in cli.refused("run", *tiny)
-
-
 def test_folder_of_another_configuration(tmp_path: Path) -> None:
     _claim(tmp_path, make_config())
     _claim(tmp_path, make_config())

@@ -24,11 +24,10 @@ from harness.images.sources import TestImage, find_data
 from harness.measuring.quality import within_memory
 from harness.network.weights import load_weights
 from harness.records.shapes import Run
-from harness.records.store import load_records, save_record
+from harness.records.store import load_records
 from harness.reporting.tables.all import write_tables
 from harness.runs import run
 from harness.training.checkpoints import find_checkpoints, load_checkpoint
-from tests.harness import synthetic_records as synthetic
 from tests.harness.tiny import make_config, run_tiny
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -135,14 +134,6 @@ def test_read_only_results(image_folder: Path, open_folder: Path) -> None:
             path.chmod(path.stat().st_mode | stat.S_IWUSR)
     assert told.startswith(f"cannot write {results}/runs/.locks/")
     assert "Permission denied; choose a folder that can be written" in told
-
-
-def test_a_record_cannot_be_saved_in_a_read_only_folder(open_folder: Path) -> None:
-    folder = open_folder / "results"
-    folder.mkdir(mode=0o555)
-
-    told = in_child(lambda: (as_nobody(), save_record(folder, synthetic.run())))
-    assert told.startswith(f"cannot write {folder}/records/runs/baseline-small-s0.json: Permission")
 
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, UserError])
