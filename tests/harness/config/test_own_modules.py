@@ -206,13 +206,6 @@ def test_mistakes_are_told_in_a_line_before_any_work(
     assert not list(results.rglob("*.safetensors"))
 
 
-def test_a_file_that_ends_the_process_is_told(
-    cli: Cli, job: list[str], import_folder: Path
-) -> None:
-    (import_folder / "own_script.py").write_text("import sys\nsys.exit()\n")
-    assert "cannot import 'own_script'" in cli.refused("run", *job, "--attn", "own_script:Mine")
-
-
 @pytest.mark.parametrize("value", ["nan", "inf"])
 def test_options_that_no_record_can_hold_are_refused(value: str) -> None:
     with pytest.raises(AttentionError, match=f"res_scale = {value} cannot be kept in a record"):

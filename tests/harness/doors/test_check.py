@@ -49,6 +49,7 @@ def test_a_module_that_fails(cli: Cli, import_folder: Path) -> None:
         (["nla", "--m", 3], "nla has no option --m"),
         (["nla", "--channels", 0], "--channels must be at least 1"),
         (["typo:Class"], "cannot import 'typo' for attention 'typo:Class': SyntaxError: "),
+        (["ends:Class"], "cannot import 'ends'"),
         (["fails:Fails"], "fails:Fails cannot be built with 16 channels: ZeroDivisionError"),
     ],
 )
@@ -56,6 +57,7 @@ def test_mistakes_are_told_in_a_line(
     words: list[object], message: str, cli: Cli, import_folder: Path
 ) -> None:
     (import_folder / "typo.py").write_text("class Class(:\n")
+    (import_folder / "ends.py").write_text("import sys\nsys.exit()\n")
     (import_folder / "fails.py").write_text(
         "from attention_zoo import Attention\n"
         "class Fails(Attention):\n"
