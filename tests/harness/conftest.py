@@ -1,14 +1,19 @@
-"""A small folder of images."""
+"""A small folder of images, and commands that run in the test's process."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import importlib
+import sys
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+
+from tests.harness.tiny import TINY_WORDS
 
 
 def write_image(path: Path, height: int, width: int, seed: int) -> None:
@@ -18,15 +23,19 @@ def write_image(path: Path, height: int, width: int, seed: int) -> None:
     Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC).save(path)
 
 
+def write_images(folder: Path, tests: int = 2, height: int = 48, width: int = 60) -> Path:
+    """Three training images and some test images of a size, in the layout of a data folder."""
+    for i in range(3):
+        write_image(folder / "train" / "Some" / f"t{i}.png", 64, 72, i)
+    for i in range(tests):
+        write_image(folder / "Tiny" / "HR" / f"e{i}.png", height, width, 10 + i)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three training and two test images, in the layout of a data folder."""
-    folder = tmp_path_factory.mktemp("images")
-    for i in range(3):
-        write_image(folder / "train" / "Some" / f"t{i}.png", 64, 72, i)
-    for i in range(2):
-        write_image(folder / "Tiny" / "HR" / f"e{i}.png", 48, 60, 10 + i)
-    return folder
+    return write_images(tmp_path_factory.mktemp("images"))
 
 
 @pytest.fixture
@@ -36,3 +45,62 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Wait for something that must come about."""
+    end = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+class Cli:
+    """Runs commands in this process, as ``python -m harness.<command>`` does in its own."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, capture: pytest.CaptureFixture[str]) -> None:
+        self._patch, self._capture = patch, capture
+
+    def __call__(
+        self, command: str | Callable[[], None], *words: object, status: int = 0
+    ) -> pytest.CaptureResult[str]:
+        """What a command, or a ``main`` of its own, prints; its exit status must be ``status``."""
+        main = (
+            importlib.import_module(f"harness.{command}").main
+            if isinstance(command, str)
+            else command
+        )
+        self._patch.setattr(sys, "argv", [f"harness.{command}", *map(str, words)])
+        self._capture.readouterr()
+        found: object = 0
+        try:
+            main()
+        except SystemExit as stop:
+            found = stop.code or 0
+        printed = self._capture.readouterr()
+        assert found == status, printed
+        return printed
+
+    def refused(self, command: str, *words: object) -> str:
+        """The one line of a refused command; only the progress of decoding may stand before it."""
+        *before, line = self(command, *words, status=2).err.strip().splitlines()
+        assert all(text.startswith("Decoding training images") for text in before), before
+        assert line.startswith("error: ")
+        return line
+
+
+@pytest.fixture
+def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
+    return Cli(monkeypatch, capsys)
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    """A folder that does not exist yet."""
+    return tmp_path / "results"
+
+
+@pytest.fixture
+def tiny(image_folder: Path, results: Path) -> list[str]:
+    """Options of a training of a second; those that follow them hold instead."""
+    return [*TINY_WORDS, "--data", str(image_folder), "--results", str(results)]

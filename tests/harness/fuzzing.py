@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
+
+from harness.base.errors import UserError
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "60"))
 fuzz = settings(
@@ -72,3 +76,12 @@ def check_message(error: Exception, *words: object) -> None:
     assert text
     assert "\n" not in text
     assert all(str(word) in text for word in words)
+
+
+@contextmanager
+def taken_or_refused(*words: object, refusals: Any = UserError) -> Iterator[None]:
+    """Input is taken whole, or refused with one line that names ``words``; nothing else."""
+    try:
+        yield
+    except refusals as error:
+        check_message(error, *words)

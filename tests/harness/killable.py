@@ -12,26 +12,30 @@ import json
 import math
 import mmap
 import os
+import pkgutil
 import signal
 import subprocess
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable, Sequence
+from multiprocessing.context import ForkProcess
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-PHASES = (
-    "importing",
-    "preparing",
-    "decoding",
-    "training",
-    "saving",
-    "evaluating",
-    "recording",
-    "counting",
-)
+#: Functions that are phases of their own.
+_MARKED = {
+    "harness.images.sources:training_cache": "decoding",
+    "harness.training.trainer:Trainer.train": "training",
+    "harness.training.trainer:save_checkpoint": "saving",
+    "harness.runs.run:save_weights": "saving",
+    "harness.runs.run:evaluate": "evaluating",
+    "harness.runs.run:save_record": "recording",
+    "harness.runs.run:_claim": "recording",
+    "harness.training.trainer:Trainer.discard_state": "recording",
+    "harness.runs.run:measure_cost": "counting",
+}
+PHASES = ("importing", "preparing", *dict.fromkeys(_MARKED.values()))
 
 _CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.truncate"}
 
@@ -83,9 +87,10 @@ class Phases:
             os.kill(os.getpid(), signal.SIGKILL)
         self.changes[self.now] += 1
 
-    def mark(self, place: Any, name: str, phase: str) -> None:
+    def mark(self, path: str, phase: str) -> None:
         """Let a function or method be a phase of its own."""
-        function = getattr(place, name)
+        function = pkgutil.resolve_name(path)
+        place, _, name = path.replace(":", ".").rpartition(".")
 
         def marked(*arguments: Any, **named: Any) -> Any:
             if threading.current_thread() is not threading.main_thread():
@@ -96,7 +101,7 @@ class Phases:
             finally:
                 self.enter(before)
 
-        setattr(place, name, marked)
+        setattr(pkgutil.resolve_name(place), name, marked)
 
 
 # -- for those who start it -----------------------------------------------------------------------
@@ -111,16 +116,6 @@ def environment(folder: Path) -> dict[str, str]:
     return os.environ | own | {"PYTHONPATH": str(Path(__file__).parents[2])}
 
 
-class Process(Protocol):
-    """What :func:`start` gives: a part of ``subprocess.Popen``."""
-
-    returncode: int | Any
-
-    def poll(self) -> int | None: ...
-    def wait(self) -> int: ...
-    def send_signal(self, signum: int, /) -> None: ...
-
-
 def start(
     folder: Path,
     words: Sequence[str],
@@ -128,7 +123,7 @@ def start(
     kill_at: int = -1,
     *,
     forked: bool = False,
-) -> Process:
+) -> subprocess.Popen[bytes] | Forked:
     """Start it; see the module's text. What it says on stderr is in ``folder/told``.
 
     Args:
@@ -139,7 +134,9 @@ def start(
     (folder / "phase").unlink(missing_ok=True)  # of the one before it
     arguments = [str(folder), kill_in, str(kill_at), *words]
     if forked:
-        return _Forked(folder, arguments)
+        process = Forked(target=_main_forked, args=(folder, arguments))
+        process.start()
+        return process
     with (folder / "told").open("wb") as told:
         return subprocess.Popen(
             [sys.executable, __file__, *arguments],
@@ -149,45 +146,32 @@ def start(
         )
 
 
-class _Forked:
-    def __init__(self, folder: Path, arguments: list[str]) -> None:
-        self.returncode: int | None = None
-        self.pid = os.fork()
-        if self.pid:
-            return
-        status = 1
-        try:
-            sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
-            sys.stderr = (folder / "told").open("w", buffering=1)
-            os.environ.update(environment(folder))
-            sys.argv = [__file__, *arguments]
-            main()
-            status = 0
-        except SystemExit as stop:
-            status = int(stop.code or 0)
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(status)
+class Forked(ForkProcess):
+    """Much like ``subprocess.Popen``."""
+
+    @property
+    def returncode(self) -> int | None:
+        return self.exitcode
 
     def poll(self) -> int | None:
-        return self._wait(os.WNOHANG)
+        return self.exitcode
 
     def wait(self) -> int:
-        status = self._wait(0)
-        assert status is not None
-        return status
+        self.join()
+        assert self.exitcode is not None
+        return self.exitcode
 
     def send_signal(self, signum: int, /) -> None:
         if self.poll() is None:
-            os.kill(self.pid, signum)
+            os.kill(self.ident, signum)
 
-    def _wait(self, options: int) -> int | None:
-        if self.returncode is None:
-            pid, status = os.waitpid(self.pid, options)
-            if pid:
-                self.returncode = os.waitstatus_to_exitcode(status)
-        return self.returncode
+
+def _main_forked(folder: Path, arguments: list[str]) -> None:
+    sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
+    sys.stderr = (folder / "told").open("w", buffering=1)
+    os.environ.update(environment(folder))
+    sys.argv = [__file__, *arguments]
+    main()
 
 
 def phase_of(folder: Path) -> str:
@@ -204,7 +188,7 @@ def _begun(folder: Path, flag: int) -> bool:
 
 
 def send(
-    process: Process,
+    process: subprocess.Popen[bytes] | Forked,
     folder: Path,
     phase: str,
     seconds: float,
@@ -226,20 +210,10 @@ def main() -> None:
     phases = Phases(folder, sys.argv[2], int(sys.argv[3]))
     watch_changes(folder, phases.count)
 
-    from harness.images import sources
     from harness.run import main as main_job
-    from harness.runs import run
-    from harness.training import trainer
 
-    phases.mark(sources, "training_cache", "decoding")
-    phases.mark(trainer.Trainer, "train", "training")
-    phases.mark(trainer, "save_checkpoint", "saving")
-    phases.mark(run, "save_weights", "saving")
-    phases.mark(run, "evaluate", "evaluating")
-    phases.mark(run, "save_record", "recording")
-    phases.mark(run, "_claim", "recording")
-    phases.mark(trainer.Trainer, "discard_state", "recording")
-    phases.mark(run, "measure_cost", "counting")
+    for function, phase in _MARKED.items():
+        phases.mark(function, phase)
     phases.enter("preparing")
     sys.argv = ["harness.run", *sys.argv[4:]]
     main_job()

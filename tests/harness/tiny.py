@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
+
+import torch
 
 from harness.config.network import NetworkConfig
 from harness.config.run import DataConfig, RunConfig
 from harness.config.variants import Variant
+from harness.images.sources import find_data
+from harness.records.shapes import Run
+from harness.runs import run
 
+#: Much the same as options of a command.
+TINY_WORDS = ["--blocks", "4", "--channels", "8", "--steps", "3", "--batch", "2", "--patch", "8"]
 TINY = NetworkConfig(blocks=4, channels=8)
 
 
@@ -33,3 +41,12 @@ def make_config(
         "data": DataConfig("images", ["Some"], 3, "0" * 64, ["Tiny"]),
     }
     return RunConfig(**(defaults | values))
+
+
+def run_tiny(
+    config: RunConfig, images: Path, results: Path, command: str = "test", **options: Any
+) -> Run:
+    """Train and evaluate a configuration on the CPU with a folder of images."""
+    source = find_data(images)
+    cache = source.training_images(config.scale)
+    return run.run(config, source, cache, results, torch.device("cpu"), command, **options)

@@ -15,6 +15,7 @@ from attention_zoo import AttentionError
 from harness.base.commands import command_line
 from harness.base.errors import UserError
 from harness.base.signals import Stopped
+from tests.harness.conftest import Cli
 
 
 @pytest.mark.parametrize(
@@ -31,19 +32,13 @@ from harness.base.signals import Stopped
         (MemoryError(), 2, "error: not enough memory"),
     ],
 )
-def test_one_line_and_a_status(
-    error: BaseException, status: int, told: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_one_line_and_a_status(error: BaseException, status: int, told: str, cli: Cli) -> None:
     @command_line
     def main() -> None:
         raise error
 
-    with pytest.raises(SystemExit) as stop:
-        main()
-    assert stop.value.code == status
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 1
-    assert lines[0].startswith(told)
+    (line,) = cli(main, status=status).err.splitlines()
+    assert line.startswith(told)
 
 
 def test_what_a_terminal_cannot_show_is_escaped(monkeypatch: pytest.MonkeyPatch) -> None:

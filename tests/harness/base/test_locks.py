@@ -14,6 +14,7 @@ import pytest
 
 from harness.base.errors import UserError
 from harness.base.locks import lock
+from tests.harness.conftest import until
 
 CONTEXT = multiprocessing.get_context("fork")
 
@@ -25,20 +26,13 @@ def hold(path: Path, seconds: float) -> None:
         (path.parent / "held").unlink()
 
 
-def wait_for(path: Path) -> None:
-    end = time.monotonic() + 20
-    while not path.exists():
-        assert time.monotonic() < end
-        time.sleep(0.01)
-
-
 def test_the_second_waits_and_says_for_whom(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "sub" / "a.lock"
     owner = CONTEXT.Process(target=hold, args=(path, 1.0))
     owner.start()
-    wait_for(path.parent / "held")
+    until((path.parent / "held").exists)
     with lock(path, "NLA seed 0"):
         assert not (path.parent / "held").exists()
     owner.join()
@@ -55,7 +49,7 @@ def test_a_lock_dies_with_its_owner(tmp_path: Path) -> None:
     path = tmp_path / "a.lock"
     owner = CONTEXT.Process(target=hold, args=(path, 60))
     owner.start()
-    wait_for(tmp_path / "held")
+    until((tmp_path / "held").exists)
     assert owner.pid is not None
     threading.Timer(0.3, os.kill, (owner.pid, signal.SIGKILL)).start()
     start = time.monotonic()
@@ -85,10 +79,8 @@ def test_many_processes_take_turns(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_locked_is_the_users_to_mend(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     path = tmp_path / "file" / "a.lock"
-    with (
-        pytest.raises(UserError, match=r"cannot write .*a\.lock: .*choose a folder"),
-        lock(path, ""),
-    ):
+    told = r"cannot write .*a\.lock: .*choose a folder"
+    with pytest.raises(UserError, match=told), lock(path, ""):
         pass
 
 

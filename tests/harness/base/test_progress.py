@@ -22,10 +22,7 @@ def drawn(bar: Progress, *, seconds: float, capsys: pytest.CaptureFixture[str]) 
 
 @pytest.mark.parametrize(("seconds", "rate"), [(0.5, "2.0 steps/s"), (1800, "2.0 steps/h")])
 def test_count_rate_and_note(
-    seconds: float,
-    rate: str,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    seconds: float, rate: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("COLUMNS", "120")
     bar = progress_bar("steps", "L1 {task.fields[loss]:.4f}", stdout=True)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
 import random
 import shlex
 import signal
 import subprocess
 import sys
-import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,9 +20,8 @@ from harness.base.commands import command_line
 from harness.base.signals import Stopped, defer_signals, resumable
 from harness.records.shapes import Run
 from harness.records.store import load_all_records, load_records
-from harness.training.checkpoints import find_checkpoints
 from tests.harness import killable
-from tests.harness.conftest import write_image
+from tests.harness.conftest import Cli, write_image
 from tests.harness.survival import command, differences, outcome, words
 
 
@@ -52,36 +51,12 @@ def test_an_ignored_signal_stays_ignored() -> None:
 
 
 def test_another_thread_than_the_main_one_leaves_signals_alone() -> None:
-    before = signal.getsignal(signal.SIGTERM)
-    found = []
-
-    def work() -> None:
+    def work() -> object:
         with defer_signals():
-            found.append(signal.getsignal(signal.SIGTERM))
+            return signal.getsignal(signal.SIGTERM)
 
-    thread = threading.Thread(target=work)
-    thread.start()
-    thread.join()
-    assert found == [before]
-
-
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
-def test_the_command_that_resumes(
-    signum: signal.Signals, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    @command_line
-    @resumable("harness.run")
-    def main() -> None:
-        signal.raise_signal(signum)
-
-    monkeypatch.setattr(sys, "argv", ["run.py", "--data", "/my images"])
-    with pytest.raises(SystemExit) as stop:
-        main()
-    assert stop.value.code == 128 + signum
-    told = capsys.readouterr().err.splitlines()
-    assert told[0] == f"stopped by {signum.name}; resume with:"
-    assert shlex.split(told[1]) == [sys.executable, "-m", "harness.run", "--data", "/my images"]
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(work).result() == signal.getsignal(signal.SIGTERM)
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
@@ -92,7 +67,7 @@ def test_the_command_that_resumes(
         ("evaluate --weights some-run", False),
         ("latency --attn nla", False),
         ("redraws --runs some-run", True),
-        ("run --attn nla", True),
+        ("run --attn nla --data '/my images'", True),
         ("scaling --attn nla", False),
         ("speed --only core", False),
     ],
@@ -101,22 +76,28 @@ def test_only_commands_that_continue_their_work_say_how_to_resume(
     command: str,
     resumes: bool,
     signum: signal.Signals,
+    cli: Cli,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    tmp_path: Path,
+    results: Path,
 ) -> None:
-    name, *words = command.split()
-    words += ["--results", str(tmp_path)]
+    name, *words = [*shlex.split(command), "--results", str(results)]
     module = importlib.import_module(f"harness.{name}")
     monkeypatch.setattr(module.machine, "use_threads", lambda _: signal.raise_signal(signum))
-    monkeypatch.setattr(sys, "argv", [f"{name}.py", *words])
-    with pytest.raises(SystemExit) as stop:
-        module.main()
-    assert stop.value.code == 128 + signum
-    told, *line = capsys.readouterr().err.splitlines()
-    assert told.startswith(f"stopped by {signum.name}")
+    told, *line = cli(name, *words, status=128 + signum).err.splitlines()
+    assert told == f"stopped by {signum.name}" + ("; resume with:" if resumes else "")
     resumed_by = [sys.executable, "-m", f"harness.{name}", *words]
     assert [shlex.split(words) for words in line] == ([resumed_by] if resumes else [])
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_the_command_that_resumes_names_the_launcher(cli: Cli) -> None:
+    @command_line
+    @resumable("harness.run", lambda: "torchrun --nproc-per-node=2 -m --")
+    def main() -> None:
+        raise Stopped(signal.SIGTERM)
+
+    line = cli(main, status=143).err.splitlines()[1]
+    assert line.startswith("torchrun --nproc-per-node=2 -m -- harness.run")
 
 
 def test_an_error_within_goes_before_the_signal() -> None:
@@ -131,28 +112,6 @@ def test_an_error_within_goes_before_the_signal() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
-def test_the_printed_line_finishes_the_run(
-    signum: signal.Signals, tmp_path: Path, image_folder: Path
-) -> None:
-    words = command(image_folder, tmp_path, steps=400, save_every=0.5)
-    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
-    while not (states := list((tmp_path / "runs").glob("*/state-*.safetensors"))):
-        assert process.poll() is None
-        time.sleep(0.02)
-    process.send_signal(signum)
-    _, told = process.communicate(timeout=60)
-    assert process.returncode == 128 + signum, told
-    # The one that was seen, and the one at the end, unless no step was between them.
-    assert states[0] in find_checkpoints(states[0].parent)
-    assert load_records(tmp_path, Run) == []
-    line = told.strip().splitlines()[-1]
-    done = subprocess.run(shlex.split(line), check=True, capture_output=True, env=os.environ)
-    assert b"400/400" in done.stdout
-    assert len(load_records(tmp_path, Run)) == 1
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_in_any_phase_of_the_main_job(
     signum: signal.Signals, one_thread: None, tmp_path: Path, image_folder: Path
 ) -> None:
@@ -160,7 +119,7 @@ def test_a_signal_in_any_phase_of_the_main_job(
     chance = random.Random(signum)
     values = {"steps": 12, "save_every": 0}
 
-    def start(folder: Path) -> killable.Process:
+    def start(folder: Path) -> Any:
         options = words(image_folder, folder / "results", **values)
         return killable.start(folder, options, forked=True)
 
@@ -192,8 +151,8 @@ SHORT = {
     "scaling": "--attn conv --sizes 32x32 48x48 --size-seconds 1 --fit-from 1",
     "approximation": "--synthetic --sizes 24 --images 1",
     "speed": "--only core-criss-cross --seconds 1",
-    "redraws": "--draws 2",
-    "evaluate": "--output {results}/evaluation.json",
+    "redraws": "--draws 2 --runs {run} --data {data}",
+    "evaluate": "--output {results}/evaluation.json --weights {run} --data {data}",
 }
 
 
@@ -206,13 +165,10 @@ def test_a_signal_leaves_nothing_half_written(
     chance = random.Random(name)
     subprocess.run(command(image_folder, tmp_path, steps=2, save_every=9), check=True)
     (run,) = load_records(tmp_path, Run)
-    line = [sys.executable, "-m", f"harness.{name}", *SHORT[name].split()]
-    line = [word.format(results=tmp_path) for word in line] + ["--results", str(tmp_path)]
-    if name in ("redraws", "evaluate"):
-        option = {"redraws": "--runs", "evaluate": "--weights"}[name]
-        # Work of some seconds: the moments below vary as much as imports do.
-        write_image(tmp_path / "data" / "Large" / "HR" / "e0.png", 1440, 1920, 0)
-        line += [option, run.id, "--data", str(tmp_path / "data")]
+    # Work of some seconds: the moments below vary as much as imports do.
+    write_image(tmp_path / "data" / "Large" / "HR" / "e0.png", 1440, 1920, 0)
+    options = SHORT[name].format(results=tmp_path, run=run.id, data=tmp_path / "data").split()
+    line = [sys.executable, "-m", f"harness.{name}", *options, "--results", str(tmp_path)]
     stopped = 0
     begin = time.monotonic()
     subprocess.run([*line, "--help"], check=True, capture_output=True)
@@ -238,16 +194,3 @@ def test_a_signal_leaves_nothing_half_written(
     assert stopped
     subprocess.run(line, check=True, capture_output=True)
     load_all_records(tmp_path)
-
-
-def test_the_command_that_resumes_names_the_launcher(capsys: pytest.CaptureFixture[str]) -> None:
-    @command_line
-    @resumable("harness.run", lambda: "torchrun --nproc-per-node=2 -m --")
-    def main() -> None:
-        raise Stopped(signal.SIGTERM)
-
-    with pytest.raises(SystemExit) as stop:
-        main()
-    assert stop.value.code == 143
-    line = capsys.readouterr().err.splitlines()[1]
-    assert line.startswith("torchrun --nproc-per-node=2 -m -- harness.run")

@@ -26,13 +26,6 @@ COMMANDS = {
 SHARED = [("nystrom", "steps", 3), ("csnln", "scale", 3), ("rnan", "blocks", 2)]
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-@pytest.mark.parametrize("name", list_attentions())
-def test_options_that_are_not_given_stay_the_modules_defaults(command: str, name: str) -> None:
-    _, variants = parse(COMMANDS[command], ["--attn", name], command)
-    assert variants == [Variant(name)]
-
-
 @pytest.mark.parametrize(("name", "option", "value"), SHARED)
 @pytest.mark.parametrize("command", ["harness.run", "harness.sweep"])
 def test_the_commands_own_option_leaves_the_module_alone(
@@ -51,7 +44,11 @@ def test_the_commands_own_option_leaves_the_module_alone(
 @pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.parametrize("name", list_attentions())
 def test_every_option_of_every_module_can_be_set_in_every_command(name: str, command: str) -> None:
-    """By its flag, which completion knows, and by the long form that holds in all commands."""
+    """By its flag, which completion knows, and by the long form that holds in all commands.
+
+    Options that are not given stay the module's defaults.
+    """
+    assert parse(COMMANDS[command], ["--attn", name], command)[1] == [Variant(name)]
     known = options_of(command)
     for option, parameter in find_attention(name).options().items():
         value = _another(name, option, parameter.default)
@@ -78,11 +75,6 @@ def _another(name: str, option: str, default: Any) -> Any:
     return None
 
 
-def test_the_long_form_of_a_switch() -> None:
-    _, variants = parse(run.RunOptions, ["--attn", "enlca", "--attn-hinge", "False"], "harness.run")
-    assert variants == [Variant("enlca", {"hinge": False})]
-
-
 @pytest.mark.parametrize(
     ("words", "told"),
     [
@@ -94,6 +86,7 @@ def test_the_long_form_of_a_switch() -> None:
         (["--attn", "nla", "--attn-m", "3"], r"nla has no option --attn-m .*enlca"),
         (["--rows", "rivals", "--attn-steps", "3"], "--attn-steps cannot be set with --rows"),
         (["--attn", "nla", "--attn-wrong", "3"], "unknown option --attn-wrong"),
+        (["--attn", "enlca", "--attn-no-hinge"], "unknown option --attn-no-hinge"),
     ],
 )
 def test_an_option_of_no_chosen_module_is_refused(words: list[str], told: str) -> None:
@@ -101,23 +94,27 @@ def test_an_option_of_no_chosen_module_is_refused(words: list[str], told: str) -
         parse(run.RunOptions, words, "harness.run")
 
 
+def help_of(command: str, name: str, capsys: pytest.CaptureFixture[str]) -> str:
+    with pytest.raises(SystemExit):
+        parse(COMMANDS[command], ["--attn", name, "--help"], command)
+    return re.sub(r"[\s│]+", " ", capsys.readouterr().out)
+
+
 @pytest.mark.parametrize("command", ["harness.run", "harness.sweep", "harness.latency"])
 def test_help_names_every_implementation(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        parse(COMMANDS[command], ["--attn", "nla", "--help"], command)
-    text = re.sub(r"[\s│]+", " ", capsys.readouterr().out)
-    assert ", ".join(implementation_names()) in text
+    assert ", ".join(implementation_names()) in help_of(command, "nla", capsys)
 
 
-def test_options_at_their_defaults_are_no_part_of_a_variant() -> None:
-    words = ["--attn", "enlca", "--m", "128", "--k", "6"]
-    assert parse(run.RunOptions, words, "harness.run")[1] == [Variant("enlca")]
-
-
-def test_help_tells_both(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        parse(run.RunOptions, ["--attn", "nystrom", "--help"], "harness.run")
-    text = re.sub(r"[\s│]+", " ", capsys.readouterr().out)
-    assert "--attn-steps" in text
-    assert "iterations for the pseudo-inverse" in text
-    assert "Training steps" in text
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("nystrom", ["--attn-steps", "iterations for the pseudo-inverse", "Training steps"]),
+        ("enlca", ["random features. (enlca: 128)"]),
+    ],
+)
+def test_help_tells_options_of_the_module_and_of_the_command(
+    name: str, told: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = help_of("harness.run", name, capsys)
+    assert all(words in text for words in told)
+    assert "--chunk-size" not in text  # of another module

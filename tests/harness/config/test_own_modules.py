@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from attention_zoo import AttentionError
-from harness import run
 from harness.base.errors import UserError
 from harness.config.labels import row_labels
 from harness.config.options import parse
@@ -22,7 +21,7 @@ from harness.records.shapes import Run
 from harness.records.store import load_records
 from harness.runs.jobs import option_words
 from harness.runs.options import RunOptions as Options
-from harness.tables import main as write_tables
+from tests.harness.conftest import Cli
 
 MODULE = """
 from attention_zoo import Attention, Cost
@@ -38,7 +37,6 @@ class Mine(Attention):
     def attend(self, q, k, v): return {factor} * v
     def cost(self, height, width): return Cost(projections=0, core=0, executed=0)
 """
-TINY = ["--blocks", "4", "--channels", "8", "--steps", "3", "--batch", "2", "--patch", "8"]
 
 Write = Callable[..., str]
 
@@ -59,19 +57,8 @@ def write(import_folder: Path) -> Write:
 
 
 @pytest.fixture
-def main(monkeypatch: pytest.MonkeyPatch, image_folder: Path, tmp_path: Path) -> Any:
-    """Run ``harness.run`` on some modules; gives its exit status."""
-
-    def called(*words: str) -> int:
-        common = ["--data", str(image_folder), "--results", str(tmp_path), "--skip-latency"]
-        monkeypatch.setattr(sys, "argv", ["harness.run", "--attn", *words, *TINY, *common])
-        try:
-            run.main()
-        except SystemExit as stop:
-            return int(stop.code or 0)
-        return 0
-
-    return called
+def job(tiny: list[str]) -> list[str]:
+    return [*tiny, "--skip-latency"]
 
 
 def chosen(*words: str) -> list[Variant]:
@@ -84,18 +71,14 @@ def chosen(*words: str) -> list[Variant]:
         (["nla", "--released"], {"released": True}),
         (["enlca", "--no-hinge"], {"hinge": False}),
         (["nystrom", "--no-skip"], {"skip": False}),
-        (["enlca", "--attn-no-hinge"], None),
         (["enlca", "--no-attn-hinge", "--m", "4"], {"hinge": False, "m": 4}),
         (["enlca", "--hinge", "--m", "4"], {"m": 4}),  # as it is by default
         (["enlca", "--hinge=False"], {"hinge": False}),
+        (["enlca", "--m", "128", "--k", "6"], {}),  # as they are by default
     ],
 )
-def test_switches(words: list[str], options: dict[str, Any] | None) -> None:
-    if options is None:
-        with pytest.raises(UserError, match="unknown option --attn-no-hinge"):
-            chosen(*words)
-    else:
-        assert chosen(*words) == [Variant(words[0], options)]
+def test_switches(words: list[str], options: dict[str, Any]) -> None:
+    assert chosen(*words) == [Variant(words[0], options)]
 
 
 @pytest.mark.parametrize(
@@ -133,12 +116,11 @@ def test_one_option_of_two_modules_has_the_type_of_each(write: Write) -> None:
 
 
 def test_two_modules_of_one_label_have_two_rows(
-    write: Write, main: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    write: Write, cli: Cli, job: list[str], results: Path
 ) -> None:
-    assert main(write("one"), write("two", factor=3)) == 0
-    monkeypatch.setattr(sys, "argv", ["harness.tables", "--results", str(tmp_path)])
-    write_tables()
-    text = "".join(path.read_text() for path in tmp_path.rglob("quality.md"))
+    cli("run", *job, "--attn", write("one"), write("two", factor=3))
+    cli("tables", "--results", results)
+    text = "".join(path.read_text() for path in results.rglob("quality.md"))
     assert "| Mine, own_one:Mine " in text
     assert "| Mine, own_two:Mine " in text
 
@@ -155,48 +137,52 @@ def test_options_that_the_label_does_not_tell_are_told(write: Write) -> None:
     assert Variant(name, {"a": 3}).label == "Mine-3"
     assert Variant(name, {"a": 3, "b": 4}).label == "Mine-3 (b=4)"
     assert Variant(name, {"b": 2}).label == "Mine-1"
+    assert Variant(write("float", "*, a=2.0", label="Mine-{a}"), {"a": 3.0}).label == "Mine-3.0"
 
 
 @pytest.mark.parametrize("label", ["注意", " ", "x" * 300])
-def test_any_label_gives_a_file_name(write: Write, main: Any, tmp_path: Path, label: str) -> None:
-    assert main(write("names", label=label)) == 0
-    (record,) = load_records(tmp_path, Run)
+def test_any_label_gives_a_file_name(
+    write: Write, cli: Cli, job: list[str], results: Path, label: str
+) -> None:
+    cli("run", *job, "--attn", write("names", label=label))
+    (record,) = load_records(results, Run)
     assert record.variant.label == label
 
 
-def test_weights_that_layers_share_are_kept(write: Write, main: Any, tmp_path: Path) -> None:
+def test_weights_that_layers_share_are_kept(
+    write: Write, cli: Cli, job: list[str], results: Path
+) -> None:
     body = "import torch; self.one = torch.nn.Conv2d(channels, channels, 1); self.two = self.one"
-    assert main(write("shared", body=body), "--save-every", "0") == 0
-    (path,) = (tmp_path / "runs").glob("*/weights.safetensors")
+    cli("run", *job, "--attn", write("shared", body=body), "--save-every", "0")
+    (path,) = (results / "runs").glob("*/weights.safetensors")
     network = load_weights(path).network
     module = next(iter(network.attention_modules))
     assert module.one is module.two
 
 
-def test_a_tuple_is_a_tuple_again(write: Write, main: Any, tmp_path: Path) -> None:
+def test_a_tuple_is_a_tuple_again(write: Write, cli: Cli, job: list[str], results: Path) -> None:
     name = write("tuples", "*, t: tuple[int, ...] = (1, 2)", body="assert type(t) is tuple")
-    assert main(name, "--t", "3", "4") == 0
-    (path,) = (tmp_path / "runs").glob("*/config.json")
+    words = [*job, "--attn", name, "--t", "3", "4"]
+    cli("run", *words)
+    (path,) = (results / "runs").glob("*/config.json")
     assert json.loads(path.read_text())["variant"]["options"] == {"t": [3, 4]}
-    (record,) = (tmp_path / "records" / "runs").glob("*.json")
+    (record,) = (results / "records" / "runs").glob("*.json")
     record.unlink()
-    assert main(name, "--t", "3", "4") == 0  # the run's folder is its own
-    (path,) = (tmp_path / "runs").glob("*/weights.safetensors")
-    load_weights(path)
+    cli("run", *words)  # the run's folder is its own
+    load_weights(path.parent / "weights.safetensors")
 
 
 def test_a_changed_file_is_no_more_the_module_that_was_measured(
-    write: Write, main: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    write: Write, cli: Cli, job: list[str], results: Path
 ) -> None:
-    assert main(write("edited")) == 0
-    assert main(write("edited")) == 0
-    assert "is finished" in capsys.readouterr().out
-    assert main(write("edited", factor=5)) == 2
-    assert "the file of own_edited:Mine has changed since" in capsys.readouterr().err
-    (record,) = (tmp_path / "records" / "runs").glob("*.json")
+    cli("run", *job, "--attn", write("edited"))
+    assert "is finished" in cli("run", *job, "--attn", write("edited")).out
+    changed = [*job, "--attn", write("edited", factor=5)]
+    told = "the file of own_edited:Mine has changed since"
+    assert told in cli.refused("run", *changed)
+    (record,) = (results / "records" / "runs").glob("*.json")
     record.unlink()  # as if it had been interrupted
-    assert main(write("edited", factor=5)) == 2
-    assert "the file of own_edited:Mine has changed since" in capsys.readouterr().err
+    assert told in cli.refused("run", *changed)
 
 
 @pytest.mark.parametrize(
@@ -214,27 +200,10 @@ def test_a_changed_file_is_no_more_the_module_that_was_measured(
     ],
 )
 def test_mistakes_are_told_in_a_line_before_any_work(
-    write: Write,
-    main: Any,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    module: dict[str, Any],
-    told: str,
+    write: Write, cli: Cli, job: list[str], results: Path, module: dict[str, Any], told: str
 ) -> None:
-    assert main(write("bad", **module)) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("error: ")
-    assert told in error
-    assert error.count("\n") == 1
-    assert not list(tmp_path.rglob("*.safetensors"))
-
-
-def test_a_file_that_ends_the_process_is_told(
-    main: Any, import_folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (import_folder / "own_script.py").write_text("import sys\nsys.exit()\n")
-    assert main("own_script:Mine") == 2
-    assert "cannot import 'own_script'" in capsys.readouterr().err
+    assert told in cli.refused("run", *job, "--attn", write("bad", **module))
+    assert not list(results.rglob("*.safetensors"))
 
 
 @pytest.mark.parametrize("value", ["nan", "inf"])
@@ -245,7 +214,9 @@ def test_options_that_no_record_can_hold_are_refused(value: str) -> None:
 
 def test_a_core_of_fewer_channels_is_noted(write: Write) -> None:
     half = "self.project = lambda x: (x[:, :32], x[:, :32], x)"
-    assert any(
-        "queries have 32 channels" in n for n in count(Variant(write("half", body=half)))["notes"]
+    noted, whole = (
+        " ".join(count(Variant(name))["notes"])
+        for name in (write("half", body=half), write("whole"))
     )
-    assert not any("queries have" in n for n in count(Variant(write("whole")))["notes"])
+    assert "queries have 32 channels" in noted
+    assert "queries have" not in whole

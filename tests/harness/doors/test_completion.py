@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-import sys
 
 import pytest
 
 from attention_zoo.implementations import AUTO, list_implementations
-from harness.completion import commands, completion, main, options_of
+from harness.completion import commands, completion, options_of
 from harness.config.run import PRECISIONS, PROTOCOLS, SCHEDULES
+from tests.harness.conftest import Cli
 
 SCRIPT = completion("bash")
 
@@ -38,26 +38,22 @@ def test_every_command_is_known() -> None:
         assert "--help" in options_of(command), command
 
 
-def test_modules_and_their_options_are_known() -> None:
-    options = options_of("harness.run")
-    assert "--m" in options
-    assert "--chunk-size" in options
-    assert {"nla", "enlca", "all"} <= {*options["--attn"]}
-    assert "table4" in options["--rows"]
-    assert "--no-skip-latency" in options
-    assert options["--results"] == []
-
-
-def test_choices_are_those_of_the_code() -> None:
+def test_options_and_choices_are_those_of_the_code() -> None:
     registered = {name for names in list_implementations().values() for name in names}
     for command in ("harness.run", "harness.sweep", "harness.latency"):
-        options = options_of(command)
-        assert options["--impl"][0] == AUTO
-        assert set(options["--impl"]) == registered
+        first, *others = options_of(command)["--impl"]
+        assert (first, {first, *others}) == (AUTO, registered)
     options = options_of("harness.run")
-    assert options["--protocol"] == list(PROTOCOLS)
-    assert options["--schedule"] == list(SCHEDULES)
-    assert options["--precision"] == list(PRECISIONS)
+    assert {"--m", "--chunk-size", "--no-skip-latency"} <= {*options}
+    assert {"nla", "enlca", "all"} <= {*options["--attn"]}
+    assert "table4" in options["--rows"]
+    assert options["--results"] == []
+    for option, choices in (
+        ("--protocol", PROTOCOLS),
+        ("--schedule", SCHEDULES),
+        ("--precision", PRECISIONS),
+    ):
+        assert options[option] == list(choices)
 
 
 @pytest.mark.parametrize(
@@ -86,24 +82,8 @@ def test_bash_completes(words: list[str], offered: list[str]) -> None:
     assert complete(*words) == offered
 
 
-def test_the_command_prints_the_script(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(sys, "argv", ["harness.completion", "zsh"])
-    main()
-    printed = capsys.readouterr().out
+def test_the_command_prints_the_script_of_a_known_shell(cli: Cli) -> None:
+    printed = cli("completion", "zsh").out
     assert printed.startswith("autoload")
     assert printed.endswith(SCRIPT)
-
-
-def test_another_shell_is_refused(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(sys, "argv", ["harness.completion", "csh"])
-    with pytest.raises(SystemExit) as caught:
-        main()
-    assert caught.value.code == 2
-    error = capsys.readouterr().err
-    assert error.startswith("error: ")
-    assert "bash" in error
-    assert error.count("\n") == 1
+    assert "bash" in cli.refused("completion", "csh")

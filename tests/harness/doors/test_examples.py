@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +10,9 @@ from torch import Tensor
 
 from attention_zoo.contract import CHECKS, NotApplicable, Subject
 from examples.efficient_attention import efficient_attention
-from harness.run import main
+from harness.records.shapes import Run
+from harness.records.store import load_records
+from tests.harness.conftest import Cli
 from tests.reference.cases import SIZES, TOLERANCES, assert_agrees, random_qkv
 from tests.reference.maps import to_map, vectors
 
@@ -58,16 +58,9 @@ def test_it_is_short() -> None:
     assert len(path.read_text(encoding="utf-8").splitlines()) < 60
 
 
-def test_it_runs_and_joins_the_table(
-    tmp_path: Path, image_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    words = ["--attn", EXAMPLE, "--reduction", "2", "--data", str(image_folder)]
-    words += ["--blocks", "4", "--channels", "8", "--patch", "8", "--batch", "2", "--steps", "2"]
-    words += ["--skip-latency", "--results", str(tmp_path)]
-    monkeypatch.setattr(sys, "argv", ["harness.run", *words])
-    main()
-    (record,) = (tmp_path / "records" / "runs").glob("*.json")
-    variant = json.loads(record.read_text())["variant"]
-    assert variant["name"] == EXAMPLE
-    assert variant["label"] == "Efficient attention (reduction=2)"
-    assert variant["options"]["reduction"] == 2
+def test_it_runs_and_joins_the_table(cli: Cli, tiny: list[str], results: Path) -> None:
+    cli("run", *tiny, "--attn", EXAMPLE, "--reduction", "2", "--skip-latency")
+    (record,) = load_records(results, Run)
+    assert record.variant.name == EXAMPLE
+    assert record.variant.label == "Efficient attention (reduction=2)"
+    assert record.variant.options["reduction"] == 2

@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import importlib
 import io
+import itertools
 import json
 import math
 import shutil
@@ -36,7 +37,6 @@ from harness.config.variants import Variant
 from harness.images.files import read_image
 from harness.images.sources import DataSource, find_data
 from harness.images.verify import verify_files
-from harness.network.edsr import build_network
 from harness.network.official import read_state_dict
 from harness.network.weights import Architecture, load_weights, save_weights
 from harness.records.shapes import untyped
@@ -56,19 +56,26 @@ from tests.harness.fuzzing import (
     mutated,
     numbers,
     slow_fuzz,
+    taken_or_refused,
 )
 from tests.harness.tiny import make_config
 
 # -- command line and configuration ---------------------------------------------------------------
 
-OPTIONS = sorted(
-    {"--" + f.name.replace("_", "-") for f in dataclasses.fields(runs_options.RunOptions)}
-    | {
-        "--" + option.replace("_", "-")
-        for name in list_attentions()
-        for option in find_attention(name).options()
-    }
-)
+REFUSALS = (UserError, AttentionError)
+ENLA = Architecture(Variant("enla", {"m": 2}), NetworkConfig(4, 4), 2)
+#: Options of all modules.
+MODULES = {option for name in list_attentions() for option in find_attention(name).options()}
+
+
+def flags(options: type, *without: str) -> list[str]:
+    """Of a command and, where it takes ``--attn``, of all modules."""
+    names = {field.name for field in dataclasses.fields(options)}
+    names |= MODULES if "attn" in names else set()
+    return sorted("--" + name.replace("_", "-") for name in names - {*without})
+
+
+OPTIONS = flags(runs_options.RunOptions)
 VALUES = st.one_of(
     numbers.map(str),
     st.sampled_from([*list_attentions(), *PRESETS, *PROTOCOLS, "table4", "all", "", "-", "--"]),
@@ -95,22 +102,17 @@ def test_any_command_line(words: list[tuple[str, list[str]]], source: DataSource
     argv = [word for option, values in words for word in (option, *values)]
     try:
         options, variants = parse(runs_options.RunOptions, argv, "harness.run")
-    except (UserError, AttentionError) as error:
+    except REFUSALS as error:
         check_message(error)
         return
     except SystemExit as stop:
         if stop.code:  # --help exits with 0
             raise
         return
-    for variant in variants:
-        for seed in options.seeds:
-            try:
-                device = torch.device("cpu")
-                config = configure(options, variant, seed, device, source, None)
-            except (UserError, AttentionError) as error:
-                check_message(error)
-            else:
-                assert_runnable(config)
+    for variant, seed in itertools.product(variants, options.seeds):
+        with taken_or_refused(refusals=REFUSALS):
+            device = torch.device("cpu")
+            assert_runnable(configure(options, variant, seed, device, source, None))
 
 
 class ReachedError(UserError):
@@ -133,20 +135,11 @@ COMMANDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 }
 
 
-def options_of(command: str) -> list[str]:
-    """Its options, without those that name files to be written."""
-    module = importlib.import_module(f"harness.{command}")
-    names = {f.name for f in dataclasses.fields(module.Options)} - {"results", "output", "data"}
-    if "attn" in names:
-        names |= {option for name in list_attentions() for option in find_attention(name).options()}
-    return sorted("--" + name.replace("_", "-") for name in names)
-
-
 @pytest.fixture(scope="module")
 def places(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """A folder of images and a file of weights."""
     path = tmp_path_factory.mktemp("weights") / "a.safetensors"
-    architecture = Architecture(Variant("enla", {"m": 2}), NetworkConfig(4, 4), 4)
+    architecture = dataclasses.replace(ENLA, scale=4)
     save_weights(path, architecture.build(), architecture, "a")
     return {"IMAGES": str(image_folder), "WEIGHTS": str(path)}
 
@@ -159,7 +152,10 @@ def test_any_command(
     """It begins to work, prints its help, or ends with one line and status 2."""
     module = importlib.import_module(f"harness.{command}")
     given_words, work = COMMANDS[command]
-    option = st.tuples(st.sampled_from(options_of(command)), st.lists(VALUES, max_size=2))
+    option = st.tuples(
+        st.sampled_from(flags(module.Options, "results", "output", "data")),
+        st.lists(VALUES, max_size=2),
+    )
     words = [places.get(word, word) for word in given_words]
     for name, values in data.draw(st.lists(option, max_size=3)):
         words += [name, *values]
@@ -227,12 +223,8 @@ NUMBERS = {
 def test_any_number_in_a_configuration(name: str, value: float) -> None:
     if NUMBERS[name] != "float" and not isinstance(value, int):
         return  # the command line gives no float here
-    try:
-        config = make_config(**{name: value})
-    except UserError as error:
-        check_message(error)
-    else:
-        assert_runnable(config)
+    with taken_or_refused():
+        assert_runnable(make_config(**{name: value}))
 
 
 # -- files ----------------------------------------------------------------------------------------
@@ -245,11 +237,8 @@ def encoded(image_format: str, mode: str) -> bytes:
     return buffer.getvalue()
 
 
-IMAGES = [
-    encoded(f, m)
-    for f, m in [("PNG", "RGB"), ("PNG", "P"), ("PNG", "RGBA"), ("WEBP", "RGB"), ("JPEG", "RGB"),
-                 ("JPEG", "L"), ("BMP", "RGB"), ("BMP", "1")]
-]  # fmt: skip
+KINDS = "PNG RGB, PNG P, PNG RGBA, WEBP RGB, JPEG RGB, JPEG L, BMP RGB, BMP 1"
+IMAGES = [encoded(*kind.split()) for kind in KINDS.split(", ")]
 
 
 @fuzz
@@ -260,14 +249,9 @@ def test_any_image(content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10**6)
     path = tmp_path / "a.png"
     path.write_bytes(content)
-    try:
+    with taken_or_refused(path):
         image = read_image(path)
-    except UserError as error:
-        check_message(error, path)
-    else:
-        assert image.dtype == np.uint8
-        assert image.ndim == 3
-        assert image.shape[2] == 3
+        assert (image.dtype, image.ndim, image.shape[2]) == (np.uint8, 3, 3)
 
 
 STATE = Checkpoint(3, {"config": "abc", "log": [[1, 0.5]]}, {"network.a": torch.arange(6.0)})
@@ -277,8 +261,7 @@ STATE = Checkpoint(3, {"config": "abc", "log": [[1, 0.5]]}, {"network.a": torch.
 def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """A state, weights and a pickled state dict, as they are written."""
     folder = tmp_path_factory.mktemp("written")
-    architecture = Architecture(Variant("enla", {"m": 2}), NetworkConfig(4, 4), 2)
-    save_weights(folder / "a", architecture.build(), architecture, "a")
+    save_weights(folder / "a", ENLA.build(), ENLA, "a")
     torch.save({"head.0.weight": torch.ones(2, 3)}, folder / "b")
     return {
         "state": save_checkpoint(folder, STATE).read_bytes(),
@@ -292,11 +275,8 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 def test_any_saved_state(written: dict[str, bytes], data: st.DataObject, tmp_path: Path) -> None:
     path = tmp_path / "state-000000003.safetensors"
     path.write_bytes(data.draw(mutated(written["state"])))
-    try:
+    with taken_or_refused(path):
         found = load_checkpoint(tmp_path)
-    except UserError as error:
-        check_message(error, path)
-    else:
         assert found is None or (found.step, found.content) == (STATE.step, STATE.content)
         assert found is None or torch.equal(*(s.tensors["network.a"] for s in (found, STATE)))
 
@@ -308,12 +288,8 @@ def test_any_pickled_weights(
 ) -> None:
     path = tmp_path / "a.pt"
     path.write_bytes(data.draw(mutated(written["pickle"])))
-    try:
-        found = read_state_dict(path)
-    except UserError as error:
-        check_message(error, path)
-    else:
-        assert all(isinstance(value, torch.Tensor) for value in found.values())
+    with taken_or_refused(path):
+        assert all(isinstance(value, torch.Tensor) for value in read_state_dict(path).values())
 
 
 @fuzz
@@ -326,30 +302,21 @@ def test_any_bytes_as_weights(
     content = written["weights"]
     header = 8 + int.from_bytes(content[:8], "little")
     path.write_bytes(data.draw(mutated(content[:header])) + content[header:])
-    try:
+    with taken_or_refused(refusals=REFUSALS):
         load_weights(path)
-    except (UserError, AttentionError) as error:
-        check_message(error)
 
 
 @fuzz
 @given(data=st.data(), value=anything)
 def test_any_architecture_in_the_header(data: st.DataObject, value: Any, tmp_path: Path) -> None:
-    content = Architecture(Variant("enla", {"m": 2}), NetworkConfig(4, 4), 2).to_dict()
-    place: dict[str, Any] = content
-    while isinstance(place[key := data.draw(st.sampled_from(sorted(place)))], dict):
-        if not place[key] or data.draw(st.booleans()):
-            break
-        place = place[key]
-    place[key] = value
-    tensors = build_network(Variant("enla", {"m": 2}), NetworkConfig(4, 4), 2).state_dict()
+    content = ENLA.to_dict()
+    change_one(content, value, data)
+    tensors = ENLA.build().state_dict()
     header = {"network": json.dumps({"name": "a", "architecture": content})}
     path = tmp_path / "a.safetensors"
     path.write_bytes(save({k: v.contiguous() for k, v in tensors.items()}, metadata=header))
-    try:
+    with taken_or_refused(refusals=REFUSALS):
         load_weights(path)
-    except (UserError, AttentionError) as error:
-        check_message(error)
 
 
 RECORDS = [
@@ -377,15 +344,20 @@ def test_any_record_with_a_fitting_hash(
         with contextlib.suppress(ValueError):  # what holds NaN has no hash
             content["sha256"] = digest(content)
         path.write_text(json.dumps(content))
-    try:
+    with taken_or_refused():
         write_tables(tmp_path)
-    except UserError as error:
-        check_message(error)
+
+
+HASHES = {
+    "MANIFEST.csv": b"path,width,height,bytes,sha256\nTiny/HR/e0.png,60,48,9,0a\n",
+    "LR_bicubic_pixels.csv": b"set,image,scale,width,height,channels,sha256_of_uint8_pixels\n"
+    b"Tiny,e0,4,15,12,3,0a\nTiny,e0,2,30,24,1,0a\n",
+}
 
 
 @slow_fuzz
 @given(data=st.data())
-@pytest.mark.parametrize("name", ["MANIFEST.csv", "LR_bicubic_pixels.csv"])
+@pytest.mark.parametrize("name", HASHES)
 def test_any_list_of_hashes(
     name: str, data: st.DataObject, image_folder: Path, tmp_path: Path
 ) -> None:
@@ -394,22 +366,11 @@ def test_any_list_of_hashes(
     path = tmp_path / "Tiny" / "HR" / image.name
     path.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(image, path)
-    (tmp_path / name).write_bytes(
-        data.draw(
-            mutated(
-                b"path,width,height,bytes,sha256\nTiny/HR/e0.png,60,48,9,0a\n"
-                if name == "MANIFEST.csv"
-                else b"set,image,scale,width,height,channels,sha256_of_uint8_pixels\n"
-                b"Tiny,e0,4,15,12,3,0a\nTiny,e0,2,30,24,1,0a\n"
-            )
-        )
-    )
+    (tmp_path / name).write_bytes(data.draw(mutated(HASHES[name])))
     source = find_data(tmp_path)
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        try:
-            verify_files(source.root, source.train, source.test)
-        except UserError as error:
-            check_message(error)
+    quiet = io.StringIO()
+    with contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet), taken_or_refused():
+        verify_files(source.root, source.train, source.test)
 
 
 @fuzz

@@ -10,24 +10,21 @@ from pathlib import Path
 import pytest
 import torch
 
-from harness.images.sources import find_data
 from harness.records.shapes import Cost, Run
 from harness.records.store import load_records
 from harness.reporting.tables.all import write_tables
-from harness.runs import run
 from tests.harness.survival import command
-from tests.harness.tiny import make_config
+from tests.harness.tiny import make_config, run_tiny
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CONTEXT = multiprocessing.get_context("fork")
 
 
 def run_seeds(images: Path, results: Path, seeds: list[int]) -> None:
-    source = find_data(images)
-    cache = source.training_images(4)
     for seed in seeds:
-        config = make_config("enlca", {"m": 4}, seed=seed, steps=4)
-        run.run(config, source, cache, results, torch.device("cpu"), f"seed {seed}")
+        run_tiny(
+            make_config("enlca", {"m": 4}, seed=seed, steps=4), images, results, f"seed {seed}"
+        )
 
 
 def build_tables(results: Path) -> int:
@@ -65,17 +62,12 @@ def test_processes_at_one_folder_while_tables_are_built(image_folder: Path, tmp_
 @pytest.mark.slow
 def test_main_jobs_at_one_folder(image_folder: Path, tmp_path: Path) -> None:
     """Six processes, two of them with the same command; all also want the same cost record."""
-    values = {"steps": 20, "save_every": 0}
-    seeds = [0, 0, 1, 2, 3, 4]
-    jobs = [
-        subprocess.Popen(
-            command(image_folder, tmp_path, seed=seed, **values),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for seed in seeds
+    pipe = subprocess.PIPE
+    commands = [
+        command(image_folder, tmp_path, steps=20, save_every=0, seed=seed)
+        for seed in (0, 0, 1, 2, 3, 4)
     ]
+    jobs = [subprocess.Popen(words, stdout=pipe, stderr=pipe, text=True) for words in commands]
     while any(job.poll() is None for job in jobs):
         build_tables(tmp_path)
         time.sleep(0.3)

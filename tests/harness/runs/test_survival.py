@@ -12,8 +12,8 @@ import random
 import shutil
 import signal
 from collections import Counter
+from multiprocessing.context import ForkProcess
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -21,12 +21,11 @@ import torch
 from harness.config.run import StartConfig
 from harness.images.sources import find_data
 from harness.measuring.quality import bicubic_quality
-from harness.runs import run
 from tests.harness import killable, survival
-from tests.harness.conftest import write_image
+from tests.harness.conftest import write_images
 from tests.harness.killable import PHASES, watch_changes
 from tests.harness.survival import differences, outcome
-from tests.harness.tiny import make_config
+from tests.harness.tiny import make_config, run_tiny
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -38,48 +37,49 @@ KILLS = int(os.environ.get("SURVIVAL_KILLS", "26"))
 
 def _run(images: Path, results: Path) -> None:
     """ENLCA on from a baseline: two runs, the second begins with the weights of the first."""
-    source = find_data(images)
-    cache = source.training_images(4)
     options = {"m": 4, "redraw_every": 2}
     start = StartConfig(2, 1e-3, "halving")
     values = {"protocol": "warm-start", "start": start, "steps": 4, "steps_per_epoch": 3}
     config = make_config("enlca", options, **values)
     for one in (config.baseline, config):
-        run.run(one, source, cache, results, torch.device("cpu"), "test", save_every=0)
+        run_tiny(one, images, results, save_every=0)
+
+
+def _counted_run(images: Path, results: Path, kill_at: int | None) -> None:
+    """Run; what it prints, and the number of its changes, go into the folder around ``results``."""
+    with (results.parent / "output").open("w") as output:
+        os.dup2(output.fileno(), 1)
+        os.dup2(output.fileno(), 2)
+    changes = 0
+
+    def count() -> None:
+        nonlocal changes
+        if changes == kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        changes += 1
+
+    watch_changes(results, count)
+    _run(images, results)
+    (results.parent / "changes").write_text(str(changes))
 
 
 def _in_child(images: Path, results: Path, kill_at: int | None = None) -> int:
-    """Run in a forked process; its wait status.
+    """Run in a forked process; its exit status.
 
-    It kills itself with SIGKILL before the ``kill_at``-th change that it makes under ``results``;
-    without one it writes the number of changes to ``results/../changes``.
+    It kills itself with SIGKILL before the ``kill_at``-th change that it makes under ``results``.
     """
-    child = os.fork()
-    if child:
-        return os.waitpid(child, 0)[1]
-    status = 1
-    try:
-        os.dup2(os.open(results.parent / "output", os.O_WRONLY | os.O_CREAT), 1)
-        os.dup2(1, 2)
-        changes = 0
-
-        def count() -> None:
-            nonlocal changes
-            if changes == kill_at:
-                os.kill(os.getpid(), signal.SIGKILL)
-            changes += 1
-
-        watch_changes(results, count)
-        _run(images, results)
-        (results.parent / "changes").write_text(str(changes))
-        status = 0
-    finally:
-        os._exit(status)
+    child = ForkProcess(target=_counted_run, args=(images, results, kill_at))
+    child.start()
+    child.join()
+    assert child.exitcode is not None
+    return child.exitcode
 
 
-@pytest.fixture
-def undisturbed(image_folder: Path, tmp_path: Path) -> tuple[int, dict[str, Any]]:
-    """Changes of the file system that a run makes, and how it ends."""
+@pytest.mark.parametrize("points", [4, pytest.param(None, marks=pytest.mark.slow)])
+def test_killed_before_changes_of_the_file_system(
+    points: int | None, image_folder: Path, tmp_path: Path
+) -> None:
+    """Before some of them, and before every one."""
     results = tmp_path / "undisturbed" / "results"
     results.parent.mkdir()
     # The caches are there.
@@ -89,32 +89,16 @@ def undisturbed(image_folder: Path, tmp_path: Path) -> tuple[int, dict[str, Any]
         bicubic_quality(image, 4)
     torch.optim.Adam([torch.zeros(1, requires_grad=True)])  # what it imports, children inherit
     assert _in_child(image_folder, results) == 0, (results.parent / "output").read_text()
-    return int((results.parent / "changes").read_text()), outcome(results)
-
-
-def _survives(images: Path, folder: Path, points: range, expected: dict[str, Any]) -> int:
-    for point in points:
-        results = folder / str(point) / "results"
+    changes, expected = int((results.parent / "changes").read_text()), outcome(results)
+    chosen = range(3, changes, changes // points) if points else range(changes)
+    assert len(chosen) >= 4
+    for point in chosen:
+        results = tmp_path / str(point) / "results"
         results.parent.mkdir()
-        assert _in_child(images, results, point) == signal.SIGKILL
-        assert _in_child(images, results) == 0, (results.parent / "output").read_text()
+        assert _in_child(image_folder, results, point) == -signal.SIGKILL
+        assert _in_child(image_folder, results) == 0, (results.parent / "output").read_text()
         assert not differences(outcome(results), expected), f"killed before change {point}"
-    return len(points)
-
-
-def test_killed_before_some_changes_of_the_file_system(
-    image_folder: Path, tmp_path: Path, undisturbed: tuple[int, dict[str, Any]]
-) -> None:
-    changes, expected = undisturbed
-    assert _survives(image_folder, tmp_path, range(3, changes, changes // 4), expected) >= 4
-
-
-@pytest.mark.slow
-def test_killed_before_every_change_of_the_file_system(
-    image_folder: Path, tmp_path: Path, undisturbed: tuple[int, dict[str, Any]]
-) -> None:
-    changes, expected = undisturbed
-    print(f"{_survives(image_folder, tmp_path, range(changes), expected)} points survived")
+    print(f"{len(chosen)} points survived")
 
 
 # -- at random moments ----------------------------------------------------------------------------
@@ -123,12 +107,7 @@ def test_killed_before_every_change_of_the_file_system(
 @pytest.fixture
 def more_images(tmp_path: Path) -> Path:
     """Enough test images that an evaluation takes as long as a training of some steps."""
-    folder = tmp_path / "images"
-    for i in range(3):
-        write_image(folder / "train" / "Some" / f"t{i}.png", 64, 72, i)
-    for i in range(4):
-        write_image(folder / "Tiny" / "HR" / f"e{i}.png", 192, 240, 10 + i)
-    return folder
+    return write_images(tmp_path / "images", tests=4, height=192, width=240)
 
 
 @pytest.mark.slow
@@ -159,15 +138,12 @@ def test_killed_at_random_moments(redraw_every: int, more_images: Path, tmp_path
         at_change = changes > 0 and chance.random() < 0.5
         # The first seconds of a process are the same each time: most are spared them.
         forked = phase != "importing" and chance.random() < 0.9
-        change = -1
-        if at_change:  # rather one of the first: what is resumed makes fewer of them
-            change = int(changes * chance.random() ** 2)
-        if kills.total() >= KILLS / 2:
-            process = killable.start(folder, words(folder), forked=forked)
-        elif at_change:
-            process = killable.start(folder, words(folder), phase, change, forked=forked)
-        else:
-            process = killable.start(folder, words(folder), forked=forked)
+        enough = kills.total() >= KILLS / 2
+        place: tuple[str, int] | tuple[()] = ()
+        if at_change and not enough:  # rather an early one: what is resumed makes fewer changes
+            place = (phase, int(changes * chance.random() ** 2))
+        process = killable.start(folder, words(folder), *place, forked=forked)
+        if not place and not enough:
             killable.send(process, folder, phase, chance.uniform(0, seconds), signal.SIGKILL)
         assert process.wait() in (0, -signal.SIGKILL), (folder / "told").read_text()
         ended = process.returncode == 0

@@ -1,3 +1,5 @@
+"""Grids of runs: which jobs there are, in what order they run, what stops them, and engines."""
+
 from __future__ import annotations
 
 import os
@@ -7,13 +9,15 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import psutil  # type: ignore[import-untyped]
 import pytest
 import torch
 
-from harness import run, sweep
+from harness import sweep
 from harness.base.errors import UserError
 from harness.config.options import parse
 from harness.config.rows import table_rows
@@ -28,57 +32,56 @@ from harness.runs.jobs import Job, find_jobs, run_job
 from harness.runs.options import RunOptions as Options
 from harness.runs.options import TrainingOptions, configure
 from harness.runs.plan import calibrate
-from harness.runs.sweep import BUDGET_STATUS, seconds_of
+from harness.runs.sweep import BUDGET_STATUS, Report, seconds_of
+from tests.harness.conftest import Cli, until
 from tests.harness.tiny import make_config
 
 ROOT = Path(__file__).parents[3]
 CPU = torch.device("cpu")
-TINY = ["--blocks", "4", "--channels", "8", "--steps", "3", "--batch", "2", "--patch", "8"]
 #: Trains for longer than any test lasts.
-ENDLESS = [*TINY, "--steps", "1000000"]
+ENDLESS = ["--steps", "1000000"]
+#: The package that an engine needs.
+PACKAGES = {"ray": "ray", "slurm": "submitit"}
+KILL = "os.kill(os.getpid(), signal.SIGKILL)"
 
 
-@pytest.fixture
-def environment(monkeypatch: pytest.MonkeyPatch, import_folder: Path) -> None:
+@pytest.fixture(autouse=True)
+def _environment(monkeypatch: pytest.MonkeyPatch, import_folder: Path) -> None:
     """Jobs import this checkout, and modules that the test writes."""
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(import_folder)]))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 
-def main(monkeypatch: pytest.MonkeyPatch, *words: str | Path) -> int:
-    """Exit status of the command."""
-    monkeypatch.setattr(sys, "argv", ["harness.sweep", *map(str, words)])
-    try:
-        sweep.main()
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
+def start(*words: str | Path) -> subprocess.Popen[str]:
+    """The command as a process of its own, on the CPU."""
+    command = [sys.executable, "-m", "harness.sweep", *map(str, words), "--device", "cpu"]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, cwd=ROOT, text=True, stdout=pipe, stderr=pipe)
 
 
-def until(condition: Callable[[], bool]) -> None:
-    """Wait for something that must come about."""
-    end = time.monotonic() + 120
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.2)
-
-
-def write_killer(folder: Path, until: Path | None = None) -> str:
-    """A module whose training kills its process as a lack of memory would, while ``until`` is
-    not there; its name for --attn."""
+def write_killer(folder: Path, until: Path, kill: str = KILL) -> str:
+    """A module whose training kills a process as a lack of memory would, while ``until`` is not
+    there; its name for --attn."""
     (folder / "killer.py").write_text(
-        "import os, pathlib, signal\n"
+        "import os, pathlib, signal, time\n"
         "from attention_zoo.none import Baseline\n"
         "class Killer(Baseline):\n"
-        "    '''Kills.\n\n    Args:\n        channels: C.\n    '''\n"
         "    name = ''\n"
         "    label_format = 'Killer'\n"
         "    def forward(self, x):\n"
-        f"        if self.training and not pathlib.Path({str(until)!r}).exists():\n"
-        "            os.kill(os.getpid(), signal.SIGKILL)\n"
+        f"        until = pathlib.Path({str(until)!r})\n"
+        "        if self.training and not until.exists():\n"
+        f"            {kill}\n"
         "        return super().forward(x)\n"
     )
     return "killer:Killer"
+
+
+def tries(results: Path) -> int:
+    """How often the only finished run was started, by its log."""
+    (record,) = load_records(results, Run)
+    log = (results / "runs" / record.id / "log.txt").read_text()
+    return log.count("] python -m harness.run")
 
 
 # -- the grid -------------------------------------------------------------------------------
@@ -109,8 +112,8 @@ def jobs_of(*words: str | Path) -> list[Job]:
         ["--attn", "nla", "--test-sets", "Tiny", "--train-sets", "Some", "--holdout", "3"],
     ],
 )
-def test_a_jobs_command_leads_to_its_run(words: list[str], image_folder: Path) -> None:
-    found = jobs_of(*words, *TINY, "--data", image_folder)
+def test_a_jobs_command_leads_to_its_run(words: list[str], tiny: list[str]) -> None:
+    found = jobs_of(*words, *tiny)
     ids = [job.config.run_id for job in found]
     assert len(set(ids)) == len(ids)
     for job in found:
@@ -154,30 +157,33 @@ class Fake:
 
 
 @pytest.fixture
-def grid(tmp_path: Path, image_folder: Path) -> list[Job]:
+def grid(tiny: list[str]) -> list[Job]:
     """Two seeds of the baseline's start, its continuation and NLA."""
-    words = ["--attn", "none", "nla", "--protocol", "warm-start", "--seeds", "0", "1"]
-    return jobs_of(*words, *TINY, "--data", image_folder, "--results", tmp_path)
+    return jobs_of("--attn", "none", "nla", "--protocol", "warm-start", "--seeds", "0", "1", *tiny)
+
+
+def swept(
+    grid: list[Job], outcome: Callable[[Job], int] = lambda _: 0, **options: Any
+) -> tuple[Report, list[str]]:
+    """What comes of a grid, and the jobs that were run."""
+    engine = Fake(outcome)
+    options.setdefault("stop", threading.Event())
+    return runs_sweep.sweep(grid, engine, **options), engine.ran
 
 
 def test_baselines_first_and_finished_ones_never(grid: list[Job]) -> None:
-    engine = Fake(lambda _: 0)
-    report = runs_sweep.sweep(grid, engine, threading.Event(), at_once=1)
-    assert {str(m) for m in report.finished} == set(engine.ran) == {str(m) for m in grid}
-    assert len(engine.ran) == 6
+    report, ran = swept(grid, at_once=1)
+    assert {str(m) for m in report.finished} == set(ran) == {str(m) for m in grid}
+    assert len(ran) == 6
     for seed in (0, 1):
-        start = engine.ran.index(f"Baseline, seed {seed}")
-        assert start < engine.ran.index(f"NLA, warm start, seed {seed}")
-    again = Fake(lambda _: 0)
-    assert len(runs_sweep.sweep(grid, again, threading.Event()).finished) == 6
-    assert again.ran == []
+        start = ran.index(f"Baseline, seed {seed}")
+        assert start < ran.index(f"NLA, warm start, seed {seed}")
+    report, ran = swept(grid)
+    assert (len(report.finished), ran) == (6, [])
 
 
 def test_what_needs_a_failed_baseline_fails_with_it(grid: list[Job]) -> None:
-    def outcome(job: Job) -> int:
-        return 0 if job.config.seed else -9
-
-    report = runs_sweep.sweep(grid, Fake(outcome), threading.Event())
+    report, _ = swept(grid, lambda job: 0 if job.config.seed else -9)
     assert [m.config.seed for m in report.finished] == [1, 1, 1]
     reasons = {str(m): reason for m, reason in report.failed}
     assert reasons.pop("Baseline, seed 0") == "killed by SIGKILL (out of memory?)"
@@ -191,15 +197,16 @@ def test_an_engine_that_loses_a_job_does_not_end_the_sweep(grid: list[Job]) -> N
             raise RuntimeError("its node\nwent away")
         return 0
 
-    report = runs_sweep.sweep(grid, Fake(outcome), threading.Event())
+    report, _ = swept(grid, outcome)
     assert len(report.finished) == 4
     assert [reason for _, reason in report.failed] == ["its node went away"] * 2
 
 
-def test_a_job_that_ends_well_without_a_record_has_failed(grid: list[Job]) -> None:
-    engine = Fake(lambda job: 0)
-    engine.run = lambda job: 0  # type: ignore[method-assign]
-    report = runs_sweep.sweep(grid[:1], engine, threading.Event())
+def test_a_job_that_ends_well_without_a_record_has_failed(
+    grid: list[Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Fake, "run", lambda self, job: 0)
+    report, _ = swept(grid[:1])
     assert [reason for _, reason in report.failed] == ["exit status 0"]
 
 
@@ -212,15 +219,13 @@ def test_the_deadline_stops_what_runs_and_begins_nothing(grid: list[Job]) -> Non
         assert stop.wait(20)
         return 143
 
-    report = runs_sweep.sweep(grid, Fake(outcome), stop, at_once=2, deadline=time.monotonic() + 1.0)
+    report, _ = swept(grid, outcome, stop=stop, at_once=2, deadline=time.monotonic() + 1.0)
     assert [m.config.seed for m in report.finished] == [0, 0, 0]
     assert [m.config.seed for m in report.left] == [1, 1, 1]
     assert report.failed == []
 
 
-def test_an_interrupt_stops_the_jobs_first(
-    grid: list[Job], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupt_stops_the_jobs_first(grid: list[Job]) -> None:
     stop, ended = threading.Event(), []
 
     def outcome(job: Job) -> int:
@@ -230,7 +235,7 @@ def test_an_interrupt_stops_the_jobs_first(
         return 130
 
     with pytest.raises(KeyboardInterrupt):
-        runs_sweep.sweep(grid, Fake(outcome), stop, at_once=1)
+        swept(grid, outcome, stop=stop, at_once=1)
     assert len(ended) == 1
 
 
@@ -238,19 +243,11 @@ def test_an_interrupt_stops_the_jobs_first(
 
 
 def test_a_sweep_survives_a_killed_job_and_goes_on_later(
-    environment: None,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    tmp_path: Path,
-    image_folder: Path,
-    import_folder: Path,
+    cli: Cli, tiny: list[str], results: Path, tmp_path: Path, import_folder: Path
 ) -> None:
     mended = tmp_path / "mended"
-    killer = write_killer(import_folder, mended)
-    words = ["--attn", killer, "none", *TINY, "--data", image_folder, "--threads", "1"]
-    results = tmp_path / "results"
-    assert main(monkeypatch, *words, "--results", results) == 1
-    printed = capsys.readouterr()
+    words = ["--attn", write_killer(import_folder, mended), "none", *tiny, "--threads", "1"]
+    printed = cli("sweep", *words, status=1)
     assert "1 of 2 runs are finished." in printed.out
     (line,) = [x for x in printed.err.splitlines() if x.startswith("failed: ")]
     assert line.startswith("failed: Killer, seed 0 (killed by SIGKILL (out of memory?)); log: ")
@@ -260,7 +257,7 @@ def test_a_sweep_survives_a_killed_job_and_goes_on_later(
 
     mended.touch()
     before = {p: p.stat().st_mtime_ns for p in (results / "records" / "runs").iterdir()}
-    assert main(monkeypatch, *words, "--results", results) == 0
+    cli("sweep", *words)
     assert len(load_records(results, Run)) == 2
     assert all(p.stat().st_mtime_ns == at for p, at in before.items())
 
@@ -268,69 +265,62 @@ def test_a_sweep_survives_a_killed_job_and_goes_on_later(
 @pytest.mark.slow
 @pytest.mark.parametrize("protocol", ["scratch", "warm-start"])
 def test_a_sweep_gives_the_runs_of_the_main_job(
-    protocol: str,
-    environment: None,
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-    image_folder: Path,
+    protocol: str, cli: Cli, tiny: list[str], tmp_path: Path
 ) -> None:
-    words = ["--rows", "table2", "--protocol", protocol, *TINY, "--data", image_folder]
-    words += ["--seeds", "0", "1"]
+    words = ["--rows", "table2", "--protocol", protocol, *tiny, "--seeds", "0", "1"]
     if protocol == "warm-start":
         words += ["--start-steps", "2"]
-    workers = ["--workers", "2", "--threads", "2"]
-    assert main(monkeypatch, *words, *workers, "--results", tmp_path / "sweep") == 0
-    one = [*words, "--threads", "1", "--skip-latency", "--results", tmp_path / "run"]
-    monkeypatch.setattr(sys, "argv", ["harness.run", *map(str, one)])
-    run.main()
+    places = [tmp_path / "sweep", tmp_path / "run"]
+    cli("sweep", *words, "--workers", "2", "--threads", "2", "--results", places[0])
+    cli("run", *words, "--threads", "1", "--skip-latency", "--results", places[1])
     found = [
-        {r.id: (r.quality, r.training.log) for r in load_records(place, Run)}
-        for place in (tmp_path / "sweep", tmp_path / "run")
+        {r.id: (r.quality, r.training.log) for r in load_records(place, Run)} for place in places
     ]
     assert found[0] == found[1]
     assert len(found[0]) == 10 + 2 * (protocol == "warm-start")
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("engine", "modules", "budget", "limit"),
+    [
+        ("local", ["none", "conv", "--threads", "1"], 60, 60),
+        *((engine, ["none"], 45, 55) for engine in PACKAGES),  # Ray itself takes seconds to end
+    ],
+)
 def test_a_budget_is_kept_and_the_rest_goes_on(
-    environment: None,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    tmp_path: Path,
-    image_folder: Path,
+    engine: str, modules: list[str], budget: int, limit: int, tiny: list[str], results: Path
 ) -> None:
     """As a process: the budget counts from its start."""
-    words = ["--attn", "none", "conv", *ENDLESS, "--data", image_folder, "--results", tmp_path]
-    command = [sys.executable, "-m", "harness.sweep", *map(str, words), "--threads", "1"]
+    pytest.importorskip(PACKAGES.get(engine, "torch"))
+    words = ["--attn", *modules, *tiny, *ENDLESS, "--engine", engine, "--budget", f"{budget}s"]
     begin = time.monotonic()
-    done = subprocess.run(
-        [*command, "--budget", "60s"], capture_output=True, text=True, cwd=ROOT, check=False
-    )
-    assert time.monotonic() - begin < 60
-    assert done.returncode == BUDGET_STATUS, done.stderr
-    assert "Time budget used up" in done.stdout
-    assert "0 of 2 runs are finished." in done.stdout
-    (folder,) = [p.parent for p in tmp_path.glob("runs/baseline-*/log.txt")]
-    assert list(folder.glob("*state*")), "the job did not save its state"
+    process = start(*words)
+    out, err = process.communicate()
+    assert time.monotonic() - begin < limit
+    assert process.returncode == BUDGET_STATUS, err
+    assert "Time budget used up" in out
+    assert f"0 of {1 + ('conv' in modules)} runs are finished." in out
+    (log,) = results.glob("runs/baseline-*/log.txt")
+    assert list(log.parent.glob("*state*")), "the job did not save its state"
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="prctl is Linux's")
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGKILL])
 def test_a_sweep_that_dies_leaves_no_job_behind(
-    sent: signal.Signals, environment: None, tmp_path: Path, image_folder: Path
+    sent: signal.Signals, tiny: list[str], results: Path
 ) -> None:
-    words = ["--attn", "none", *ENDLESS, "--data", image_folder, "--results", tmp_path]
-    command = [sys.executable, "-m", "harness.sweep", *map(str, words), "--threads", "1"]
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
+    def alive() -> bool:
+        lines = [" ".join(p.info["cmdline"] or ()) for p in psutil.process_iter(["cmdline"])]
+        return any("harness.run" in line and str(results) in line for line in lines)
 
-    def alive() -> list[str]:
-        done = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True)
-        return [x for x in done.stdout.splitlines() if "harness.run" in x and str(tmp_path) in x]
-
-    until(lambda: bool(list(tmp_path.glob("runs/*/config.json"))))
+    process = start("--attn", "none", *tiny, *ENDLESS, "--threads", "1")
+    until(lambda: any(results.glob("runs/*/config.json")))
+    assert alive()
     process.send_signal(sent)
-    assert process.wait(60) == (143 if sent == signal.SIGTERM else -9)
+    process.communicate(timeout=60)
+    assert process.returncode == (143 if sent == signal.SIGTERM else -9)
     until(lambda: not alive())
 
 
@@ -367,151 +357,88 @@ def test_local_jobs_share_threads_and_gpus(
     monkeypatch.setattr(engines, "run_job", record)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     engine = Local(EngineOptions(device=torch.device("cuda"), workers=3, threads=8))
-    threads = [threading.Thread(target=engine.run, args=[m]) for m in grid[:3]]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(3) as pool:
+        assert list(pool.map(engine.run, grid[:3])) == [0, 0, 0]
     assert sorted(seen) == [("cuda:0", "2"), ("cuda:0", "2"), ("cuda:1", "2")]
 
 
-@pytest.mark.parametrize(("engine", "package"), [("ray", "ray"), ("slurm", "submitit")])
+@pytest.mark.parametrize("engine", PACKAGES)
 def test_an_engine_that_is_not_installed_is_named(
-    engine: str,
-    package: str,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    tmp_path: Path,
-    image_folder: Path,
+    engine: str, cli: Cli, monkeypatch: pytest.MonkeyPatch, tiny: list[str]
 ) -> None:
+    package = PACKAGES[engine]
     monkeypatch.setitem(sys.modules, package, None)
-    words = ["--attn", "none", *TINY, "--data", image_folder, "--results", tmp_path]
-    assert main(monkeypatch, *words, "--engine", engine) == 2
-    line = capsys.readouterr().err.strip().splitlines()[-1]
+    line = cli.refused("sweep", "--attn", "none", *tiny, "--engine", engine)
     needs = f"--engine {engine} needs {package}: pip install 'attention-zoo[{engine}]'"
     assert line == f"error: {needs}"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("engine", ["ray", "slurm"])
+@pytest.mark.parametrize("engine", PACKAGES)
 def test_other_engines_run_fail_and_finish_like_the_local_one(
-    engine: str,
-    environment: None,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    tmp_path: Path,
-    image_folder: Path,
-    import_folder: Path,
+    engine: str, cli: Cli, tiny: list[str], results: Path, import_folder: Path
 ) -> None:
-    pytest.importorskip({"ray": "ray", "slurm": "submitit"}[engine])
-    killer = write_killer(import_folder)
-    words = ["--attn", killer, "none", "nla", *TINY, "--data", image_folder, "--engine", engine]
+    pytest.importorskip(PACKAGES[engine])
+    killer = write_killer(import_folder, results / "never")
+    words = ["--attn", killer, "none", "nla", *tiny, "--engine", engine, "--device", "cpu"]
     words += ["--protocol", "warm-start", "--start-steps", "2", "--workers", "2"]
-    assert main(monkeypatch, *words, "--device", "cpu", "--results", tmp_path) == 1
-    printed = capsys.readouterr()
+    printed = cli("sweep", *words, status=1)
     assert "3 of 4 runs are finished." in printed.out
     assert "failed: Killer, warm start, seed 0 (killed by SIGKILL" in printed.err
-    labels = [r.variant.label for r in load_records(tmp_path, Run)]
+    labels = [r.variant.label for r in load_records(results, Run)]
     assert sorted(labels) == ["Baseline", "Baseline", "NLA"]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("engine", ["ray", "slurm"])
-def test_other_engines_stop_in_time(
-    engine: str, environment: None, tmp_path: Path, image_folder: Path
-) -> None:
-    pytest.importorskip({"ray": "ray", "slurm": "submitit"}[engine])
-    words = ["--attn", "none", *ENDLESS, "--data", image_folder, "--results", tmp_path]
-    words += ["--engine", engine, "--device", "cpu", "--budget", "45s"]
-    command = [sys.executable, "-m", "harness.sweep", *map(str, words)]
-    begin = time.monotonic()
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
-    assert time.monotonic() - begin < 55  # Ray itself takes seconds to end
-    assert done.returncode == BUDGET_STATUS, done.stderr
-    assert list(tmp_path.glob("runs/baseline-*/*state*")), "the job did not save its state"
-
-
-@pytest.mark.slow
 def test_ray_starts_a_job_again_whose_worker_died(
-    environment: None,
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-    image_folder: Path,
+    cli: Cli, tiny: list[str], results: Path, tmp_path: Path, import_folder: Path
 ) -> None:
+    """The first attempt kills the worker, the job's parent."""
     pytest.importorskip("ray")
-    # The first attempt kills the worker, the job's parent.
-    words = ["--attn", "none", *TINY, "--data", image_folder, "--results", tmp_path]
-    folder = Path(os.environ["PYTHONPATH"].split(os.pathsep)[1])
-    (folder / "orphan.py").write_text(
-        "import os, pathlib, signal, time\n"
-        "from attention_zoo.none import Baseline\n"
-        "class Orphan(Baseline):\n"
-        "    '''Kills its parent once.\n\n    Args:\n        channels: C.\n    '''\n"
-        "    name = ''\n"
-        "    label_format = 'Orphan'\n"
-        "    def forward(self, x):\n"
-        f"        once = pathlib.Path({str(tmp_path / 'once')!r})\n"
-        "        if self.training and not once.exists():\n"
-        "            once.touch()\n"
-        "            os.kill(os.getppid(), signal.SIGKILL)\n"
-        "            time.sleep(60)\n"
-        "        return super().forward(x)\n"
-    )
-    words[1] = "orphan:Orphan"
-    assert main(monkeypatch, *words, "--engine", "ray", "--device", "cpu") == 0
-    (record,) = load_records(tmp_path, Run)
-    log = (tmp_path / "runs" / record.id / "log.txt").read_text()
-    assert log.count("] python -m harness.run") == 2
+    kill = "until.touch(); os.kill(os.getppid(), signal.SIGKILL); time.sleep(60)"
+    orphan = write_killer(import_folder, tmp_path / "once", kill)
+    cli("sweep", "--attn", orphan, *tiny, "--engine", "ray", "--device", "cpu")
+    assert tries(results) == 2
 
 
 @pytest.mark.slow
 def test_a_job_whose_machine_dies_goes_on_at_another_of_the_cluster(
-    environment: None, tmp_path: Path, image_folder: Path
+    tiny: list[str], results: Path
 ) -> None:
     pytest.importorskip("ray")
     from ray.cluster_utils import Cluster
 
-    words = ["--attn", "none", *TINY, "--steps", "3000", "--data", image_folder]
-    words += ["--results", tmp_path, "--engine", "ray", "--device", "cpu"]
+    words = ["--attn", "none", *tiny, "--steps", "3000", "--engine", "ray"]
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
     try:
         machine = cluster.add_node(num_cpus=1)
-        command = [sys.executable, "-m", "harness.sweep", *map(str, words)]
-        process = subprocess.Popen([*command, "--ray-address", cluster.address], cwd=ROOT)
-        until(lambda: bool(list(tmp_path.glob("runs/*/config.json"))))
+        process = start(*words, "--ray-address", cluster.address)
+        until(lambda: any(results.glob("runs/*/config.json")))
         cluster.remove_node(machine, allow_graceful=False)
         cluster.add_node(num_cpus=1)
-        assert process.wait(200) == 0
+        _, err = process.communicate(timeout=200)
+        assert process.returncode == 0, err
     finally:
         cluster.shutdown()
-    (record,) = load_records(tmp_path, Run)
-    log = (tmp_path / "runs" / record.id / "log.txt").read_text()
-    assert log.count("] python -m harness.run") == 2
+    assert tries(results) == 2
 
 
 @pytest.mark.slow
-def test_a_ray_cluster_that_does_not_answer_is_named(
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    tmp_path: Path,
-    image_folder: Path,
-) -> None:
+def test_a_ray_cluster_that_does_not_answer_is_named(cli: Cli, tiny: list[str]) -> None:
     pytest.importorskip("ray")
-    words = ["--attn", "none", *TINY, "--data", image_folder, "--results", tmp_path]
-    words += ["--engine", "ray", "--ray-address", "127.0.0.1:1"]
-    assert main(monkeypatch, *words) == 2
-    line = capsys.readouterr().err.strip().splitlines()[-1]
-    assert line.startswith("error: no Ray cluster answers at 127.0.0.1:1")
+    words = ["--attn", "none", *tiny, "--engine", "ray", "--ray-address", "127.0.0.1:1"]
+    assert (
+        cli("sweep", *words, status=2)
+        .err.strip()
+        .splitlines()[-1]
+        .startswith("error: no Ray cluster answers at 127.0.0.1:1")
+    )
 
 
 @pytest.mark.slow
-def test_a_preempted_job_is_queued_again(
-    environment: None, tmp_path: Path, image_folder: Path
-) -> None:
+def test_a_preempted_job_is_queued_again(tiny: list[str], results: Path, tmp_path: Path) -> None:
     submitit = pytest.importorskip("submitit")
-    (job,) = jobs_of(
-        "--attn", "none", *TINY, "--steps", "3000", "--data", image_folder, "--results", tmp_path
-    )
+    (job,) = jobs_of("--attn", "none", *tiny, "--steps", "3000")
     executor = submitit.AutoExecutor(folder=tmp_path / "jobs", cluster="local")
     executor.update_parameters(timeout_min=5)
     submitted = executor.submit(engines.Submission(job.words, job.log, ROOT, 15.0))
@@ -521,29 +448,24 @@ def test_a_preempted_job_is_queued_again(
     task.send_signal(signal.SIGUSR2)  # as Slurm warns of preemption
     assert submitted.result() == 0
     assert job.finished
-    assert job.log.read_text().count("] python -m harness.run") == 2
+    assert tries(results) == 2
 
 
 # -- the command line -----------------------------------------------------------------------
 
 
 def test_the_plan_runs_nothing(
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    tmp_path: Path,
-    image_folder: Path,
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, tiny: list[str], results: Path
 ) -> None:
     monkeypatch.setenv("COLUMNS", "120")
-    words = ["--attn", "none", "enlca", "--m", "4", *TINY, "--data", image_folder, "--seeds", "0"]
-    words += ["1", "--threads", "1", "--results", tmp_path / "results", "--plan"]
-    assert main(monkeypatch, *words) == 0
-    printed = capsys.readouterr().out
+    words = ["--attn", "none", "enlca", "--m", "4", *tiny, "--seeds", "0", "1", "--threads", "1"]
+    printed = cli("sweep", *words, "--plan").out
     assert "4 of 4 runs to do" in printed
     assert "CPU-hours" in printed
     (row,) = [x.split() for x in printed.splitlines() if x.split()[:1] == ["ENLCA-m4"]]
     assert row[1:5] == ["2", "0", "0", "3"]
     assert row[-1] == "MB"
-    assert not (tmp_path / "results").exists()
+    assert not results.exists()
 
 
 def test_the_calibration_is_of_the_run(image_folder: Path) -> None:
@@ -578,14 +500,7 @@ def test_the_calibration_is_of_the_run(image_folder: Path) -> None:
     ],
 )
 def test_mistakes_are_told_in_one_line(
-    words: list[str],
-    told: str,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    tmp_path: Path,
+    words: list[str], told: str, cli: Cli, results: Path
 ) -> None:
-    assert main(monkeypatch, *words, "--results", tmp_path / "results") == 2
-    (line,) = capsys.readouterr().err.strip().splitlines()
-    assert line.startswith("error: ")
-    assert told in line
-    assert not (tmp_path / "results").exists()
+    assert told in cli.refused("sweep", *words, "--results", results)
+    assert not results.exists()

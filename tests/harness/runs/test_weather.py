@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import ast
-import contextlib
 import dataclasses
+import multiprocessing
 import os
 import pickle
 import resource
 import shutil
 import stat
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from multiprocessing.context import ForkProcess
 from pathlib import Path
 
 import pytest
@@ -19,49 +21,41 @@ import torch
 
 from harness.base.errors import UserError
 from harness.images.sources import TestImage, find_data
-from harness.measuring.quality import evaluate, within_memory
+from harness.measuring.quality import within_memory
 from harness.network.weights import load_weights
 from harness.records.shapes import Run
-from harness.records.store import load_records, save_record
+from harness.records.store import load_records
 from harness.reporting.tables.all import write_tables
 from harness.runs import run
 from harness.training.checkpoints import find_checkpoints, load_checkpoint
-from tests.harness import synthetic_records as synthetic
-from tests.harness.tiny import make_config
+from tests.harness.tiny import make_config, run_tiny
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 ROOT = Path(__file__).parents[3]
 
 
 def train_and_evaluate(images: Path, results: Path, steps: int = 6) -> None:
-    source = find_data(images)
-    cache = source.training_images(4)
-    config = make_config("enlca", {"m": 4}, steps=steps)
-    run.run(config, source, cache, results, torch.device("cpu"), "test", save_every=0)
+    run_tiny(make_config("enlca", {"m": 4}, steps=steps), images, results, save_every=0)
 
 
-def in_child(work: Callable[[], None]) -> str:
+def in_child(work: Callable[[], object]) -> str:
     """What a user reads of an error that work gives in a forked process; empty if it gives none."""
-    reading, writing = os.pipe()
-    child = os.fork()
-    if not child:
+    reader, writer = multiprocessing.Pipe(duplex=False)
+
+    def told() -> None:
+        sys.stdout = None  # type: ignore[assignment]
         try:
-            told = ""
-            with contextlib.redirect_stdout(None):
-                try:
-                    work()
-                except UserError as error:
-                    told = str(error)
-                except BaseException as error:
-                    told = f"no UserError: {error!r}"
-            os.write(writing, told.encode())
-        finally:
-            os._exit(0)
-    os.close(writing)
-    with os.fdopen(reading) as file:
-        told = file.read()
-    assert os.waitpid(child, 0)[1] == 0
-    return told
+            work()
+            writer.send("")
+        except BaseException as error:
+            writer.send(str(error) if isinstance(error, UserError) else f"no UserError: {error!r}")
+
+    child = ForkProcess(target=told)
+    child.start()
+    text: str = reader.recv()
+    child.join()
+    assert child.exitcode == 0
+    return text
 
 
 def limit_files(size: int) -> None:
@@ -121,7 +115,7 @@ def as_nobody() -> None:
 def test_read_only_results(image_folder: Path, open_folder: Path) -> None:
     """A finished run is read there; a new one says that nothing can be written."""
     source = find_data(image_folder)
-    cache = source.training_images(4)
+    cache = source.training_images(4)  # nobody cannot read it
     results = open_folder / "results"
 
     def work(steps: int) -> None:
@@ -129,7 +123,7 @@ def test_read_only_results(image_folder: Path, open_folder: Path) -> None:
         config = make_config(steps=steps)
         run.run(config, source, cache, results, torch.device("cpu"), "test")
 
-    run.run(make_config(steps=2), source, cache, results, torch.device("cpu"), "test")
+    run_tiny(make_config(steps=2), image_folder, results)
     for path in [results, *results.rglob("*")]:
         path.chmod(0o555 if path.is_dir() else 0o444)
     try:
@@ -142,80 +136,51 @@ def test_read_only_results(image_folder: Path, open_folder: Path) -> None:
     assert "Permission denied; choose a folder that can be written" in told
 
 
-def test_a_record_cannot_be_saved_in_a_read_only_folder(open_folder: Path) -> None:
-    folder = open_folder / "results"
-    folder.mkdir(mode=0o555)
-
-    def work() -> None:
-        as_nobody()
-        save_record(folder, synthetic.run())
-
-    told = in_child(work)
-    assert told.startswith(f"cannot write {folder}/records/runs/baseline-small-s0.json: Permission")
-
-
-def test_an_evaluation_that_fails_leaves_the_trained_state(
-    image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """And goes on from it, without a step of training."""
-
-    def fails(*_: object, **__: object) -> None:
-        raise UserError("cannot read the image")
-
-    monkeypatch.setattr("harness.runs.run.evaluate", fails)
-    with pytest.raises(UserError, match="cannot read the image"):
-        train_and_evaluate(image_folder, tmp_path)
-    monkeypatch.setattr("harness.runs.run.evaluate", evaluate)
-    monkeypatch.setattr("harness.training.trainer.Trainer.train_step", None)
-    train_and_evaluate(image_folder, tmp_path)
-    (record,) = load_records(tmp_path, Run)
-    assert record.training.log[-1][0] == 6
-    assert not list((tmp_path / "runs" / record.id).glob("state*"))
-
-
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, UserError])
 def test_a_stopped_evaluation_goes_on_with_the_next_image(
-    image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stop: type[BaseException],
+    image_folder: Path,
+    tmp_path: Path,
+    results: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """And ends with the record of one that nothing disturbed."""
-    results = tmp_path / "stopped"
+    """Without a step of training, and ends with the record of one that nothing disturbed."""
     train_and_evaluate(image_folder, tmp_path / "whole")
     (whole,) = load_records(tmp_path / "whole", Run)
     names: list[str] = []
 
     def stops(network: object, image: TestImage, *others: object) -> object:
         if len(names) == 1:
-            raise KeyboardInterrupt
+            raise stop("cannot read the image")
         names.append(image.name)
         return within_memory(network, image, *others)  # type: ignore[arg-type]
 
     monkeypatch.setattr("harness.measuring.quality.within_memory", stops)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(stop, match="cannot read the image"):
         train_and_evaluate(image_folder, results)
     assert not load_records(results, Run)
     names.append("stopped")
+    monkeypatch.setattr("harness.training.trainer.Trainer.train_step", None)
     train_and_evaluate(image_folder, results)
     assert names == ["e0", "stopped", "e1"]
     (record,) = load_records(results, Run)
     assert record.quality == whole.quality
-    assert not (results / "runs" / record.id / "evaluated.json").exists()
+    assert record.training.log[-1][0] == 6
+    folder = results / "runs" / record.id
+    assert not [*folder.glob("state*"), *folder.glob("evaluated.json")]
 
 
-def test_names_that_are_not_utf8(image_folder: Path, tmp_path: Path) -> None:
+def test_names_that_are_not_utf8(image_folder: Path, tmp_path: Path, results: Path) -> None:
     """Of a test set and an image: the record holds them, and is read back."""
-    images = tmp_path / "images"
-    shutil.copytree(image_folder, images)
+    images = shutil.copytree(image_folder, tmp_path / "images")
     try:
         (images / "Tiny").rename(images / "T\udce9")
     except OSError:
         pytest.skip("this file system takes UTF-8 alone")
     (images / "T\udce9" / "HR" / "e0.png").rename(images / "T\udce9" / "HR" / "e\udce8.png")
-    source = find_data(images)
-    cache = source.training_images(4)
-    data = dataclasses.replace(make_config().data, test=source.test_sets)
-    config = make_config(steps=2, data=data)
-    results = tmp_path / "results"
-    run.run(config, source, cache, results, torch.device("cpu"), "test")
-    (record,) = load_records(results, Run)
+    data = dataclasses.replace(make_config().data, test=find_data(images).test_sets)
+    record = run_tiny(make_config(steps=2, data=data), images, results)
+    assert load_records(results, Run) == [record]
     assert {i.name for i in record.quality["T\udce9"].images} == {"e1", "e\udce8"}
     for _, paths in write_tables(results):
         assert all(path.read_text(encoding="utf-8") for path in paths)
@@ -235,10 +200,10 @@ def test_nothing_in_the_packages_unpickles() -> None:
     for path in sources:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             where = f"{path.name}:{getattr(node, 'lineno', 0)}"
-            if isinstance(node, ast.Import):
-                assert not _UNSAFE & {alias.name.split(".")[0] for alias in node.names}, where
-            elif isinstance(node, ast.ImportFrom):
-                assert (node.module or "").split(".")[0] not in _UNSAFE, where
+            if isinstance(node, (ast.Import, ast.ImportFrom)):
+                names = [alias.name for alias in node.names]
+                modules = names if isinstance(node, ast.Import) else [node.module or ""]
+                assert not _UNSAFE & {module.split(".")[0] for module in modules}, where
             elif isinstance(node, ast.Call):
                 called = ast.unparse(node.func)
                 assert called not in {"eval", "exec", "np.load", "numpy.load"}, where
