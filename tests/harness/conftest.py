@@ -1,4 +1,4 @@
-"""A small folder of images."""
+"""A small folder of images, and commands run in this process."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+
+from tests.harness.commands import Command
 
 
 def write_image(path: Path, height: int, width: int, seed: int) -> None:
@@ -36,3 +38,8 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    return Command(monkeypatch, capsys)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,6 +20,7 @@ from harness.measuring.scaling import measure, projected_seconds
 from harness.records.shapes import Scaling, untyped
 from harness.records.store import load_records, save_record
 from harness.reporting.scaling import statements, unmeasured, verdict
+from tests.harness.commands import Command, texts_of
 
 CPU = torch.device("cpu")
 QUICK: dict[str, Any] = {"device": CPU, "min_runs": 1, "max_runs": 1}
@@ -162,34 +162,16 @@ def test_progress_over_all_sizes() -> None:
     told: list[tuple[float, str]] = []
     variants = [Variant("conv"), Variant("none")]
     measure(variants, **QUICK, sizes=[(2, 2), (3, 3)], on_run=lambda *both: told.append(both))
-    shares = [share for share, _ in told]
-    assert shares == sorted(shares)
-    assert shares[0] == 0
-    assert 0.5 <= shares[-1] <= 1
-    assert {text for _, text in told} >= {
-        "core, forward, 2x2: Conv",
-        "core, forward, 3x3: Baseline",
-    }
+    assert {"core, forward, 2x2: Conv", "core, forward, 3x3: Baseline"} <= texts_of(told)
 
 
 # -- command --------------------------------------------------------------------------------------
 
 
-def command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
-    monkeypatch.setattr(sys, "argv", ["scaling", *arguments])
-    scaling.main()
-
-
-def test_command_line(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    command(
-        monkeypatch,
-        *("--attn", "enlca", "--m", "4", "--sizes", "8x8", "4x4", "6x6", "--fit-from", "16"),
-        *("--max-runs", "1", "--size-seconds", "0", "--device", "cpu", "--backward"),
-        *("--threads", str(torch.get_num_threads()), "--results", str(tmp_path)),
-    )
-    out = capsys.readouterr().out
+def test_command_line(command: Command, tmp_path: Path) -> None:
+    words = "--attn enlca --m 4 --sizes 8x8 4x4 6x6 --fit-from 16 --max-runs 1 --backward"
+    words += f" --size-seconds 0 --device cpu --threads {torch.get_num_threads()}"
+    out = command(f"scaling {words}", "--results", tmp_path)
     (record,) = load_records(tmp_path, Scaling)
     assert [row.height for row in record.rows] == [4, 6, 8]
     assert {row.variant.label for row in record.rows} == {"ENLCA-m4"}
@@ -202,52 +184,40 @@ def test_command_line(
     before = [path.read_bytes() for path in files]
     for path in files:
         path.unlink()
-    command(monkeypatch, "--from-records", "--results", str(tmp_path))
-    assert capsys.readouterr().out == out
+    assert command("scaling --from-records", "--results", tmp_path) == out
     assert [path.read_bytes() for path in files] == before
     assert len(load_records(tmp_path, Scaling)) == 1
 
 
-def test_rows_of_table_5_are_the_default(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_rows_of_table_5_are_the_default(
+    command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(scaling, "write_report", lambda *_: [])  # drawing takes seconds
-    command(monkeypatch, "--sizes", "3x3", "--max-runs", "1", "--results", str(tmp_path))
+    command("scaling --sizes 3x3 --max-runs 1", "--results", tmp_path)
     (record,) = load_records(tmp_path, Scaling)
     labels = [variant.label for variant in table_rows("table5")]
     assert [row.variant.label for row in record.rows] == labels
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("words", "message"),
     [
-        (("--sizes", "3"), "size '3' is not height x width"),
-        (("--device", "cuda:99"), "cuda:99"),
-        (("--max-runs", "0"), "--max-runs must be at least 1, got 0"),
-        (("--fit-from", "0"), "--fit-from must be at least 1, got 0"),
-        (("--max-seconds", "inf"), "--max-seconds must be finite and not negative, got inf"),
-        (("--memory-seconds", "nan"), "--memory-seconds must be finite and not negative, got nan"),
-        (("--size-seconds", "-1"), "--size-seconds must be finite and not negative, got -1"),
-        (("--max-seconds", "nan"), "--max-seconds must be finite"),
-        (("--threads", "0"), "threads must be at least 1"),
-        (("--attn", "nonsense"), "unknown attention 'nonsense'"),
-        (("--attn", "nlsa", "--m", "3"), "no option --m"),
-        (("--attn", "enlca", "--m", "0"), "m must be"),
-        (("--dtype", "tf32", "--device", "cpu"), "tf32 needs a CUDA device"),
-        (("--from-records",), "no scaling records under"),
+        ("--sizes 3", "size '3' is not height x width"),
+        ("--device cuda:99", "cuda:99"),
+        ("--max-runs 0", "--max-runs must be at least 1, got 0"),
+        ("--fit-from 0", "--fit-from must be at least 1, got 0"),
+        ("--max-seconds inf", "--max-seconds must be finite and not negative, got inf"),
+        ("--memory-seconds nan", "--memory-seconds must be finite and not negative, got nan"),
+        ("--size-seconds -1", "--size-seconds must be finite and not negative, got -1"),
+        ("--max-seconds nan", "--max-seconds must be finite"),
+        ("--threads 0", "threads must be at least 1"),
+        ("--attn nonsense", "unknown attention 'nonsense'"),
+        ("--attn nlsa --m 3", "no option --m"),
+        ("--attn enlca --m 0", "m must be"),
+        ("--dtype tf32 --device cpu", "tf32 needs a CUDA device"),
+        ("--from-records", "no scaling records under"),
     ],
 )
-def test_command_line_mistakes(
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    arguments: tuple[str, ...],
-    message: str,
-) -> None:
-    with pytest.raises(SystemExit) as stop:
-        command(monkeypatch, *arguments, "--results", str(tmp_path))
-    assert stop.value.code == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err.startswith("error: ")
-    assert err.count("\n") == 1
-    assert message in err
+def test_command_line_mistakes(words: str, message: str, command: Command, tmp_path: Path) -> None:
+    assert message in command.refused(f"scaling {words}", "--results", tmp_path)
     assert not list(tmp_path.iterdir())
