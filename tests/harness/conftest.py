@@ -33,7 +33,10 @@ def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def one_thread() -> Iterator[None]:
-    """For tests that fork: OpenMP's threads are not there in a child, which would wait for them."""
+    """One thread of torch; what a test sets is put back.
+
+    Tests that fork need it: OpenMP's threads are not there in a child, which would wait for them.
+    """
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

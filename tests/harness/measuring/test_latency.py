@@ -25,6 +25,8 @@ from harness.records.shapes import Latency, untyped
 from harness.records.store import load_records, save_record
 from tests.harness.commands import Command, texts_of
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CPU = torch.device("cpu")
 QUICK: dict[str, Any] = {"device": CPU, "min_runs": 2, "max_runs": 2, "warmup": 0}
 
@@ -53,14 +55,6 @@ class Probe(Attention):
 
     def cost(self, height: int, width: int) -> Cost:
         return Cost(projections=0, core=0, executed=0)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(autouse=True)
