@@ -59,24 +59,23 @@ def test_output_of_an_attention_whose_parts_are_sound(
 ) -> None:
     module = network.attention_modules[1]
     monkeypatch.setattr(module, "attend", lambda q, k, v: v * float("nan"))
-    found = where_not_finite(network, IMAGES)
-    assert found == "first in the output of attention.1 (EfficientNonLocalContrastiveAttention)"
+    place = "first in the output of attention.1 (EfficientNonLocalContrastiveAttention)"
+    assert where_not_finite(network, IMAGES) == place
 
 
 def test_auxiliary_loss(network: EDSR, monkeypatch: pytest.MonkeyPatch) -> None:
     network.enable_auxiliary(True)
     module = network.attention_modules[3]
     monkeypatch.setattr(module, "contrast", lambda q, k: q.sum() / 0)
-    found = where_not_finite(network, IMAGES)
-    assert found.startswith("first in the auxiliary loss of attention.3 (")
+    place = "first in the auxiliary loss of attention.3 ("
+    assert where_not_finite(network, IMAGES).startswith(place)
 
 
 def test_gradient(network: EDSR) -> None:
     """The module behind it is at fault: a gradient is that of an output."""
     network.blocks[1] = Faulty(network.blocks[1])
-    assert where_not_finite(network, IMAGES).startswith(
-        "first in the gradient of blocks.1.inner (ResidualBlock)"
-    )
+    place = "first in the gradient of blocks.1.inner (ResidualBlock)"
+    assert where_not_finite(network, IMAGES).startswith(place)
 
 
 def test_what_has_only_grown(network: EDSR) -> None:
@@ -84,8 +83,4 @@ def test_what_has_only_grown(network: EDSR) -> None:
     found = where_not_finite(network, IMAGES)
     assert found.startswith("the largest output (")
     assert found.endswith(("upsampler.0", "upsampler.1", "upsampler", "tail"))
-
-
-def test_no_hook_is_left(network: EDSR) -> None:
-    where_not_finite(network, IMAGES)
     assert not any(module._forward_hooks for module in network.modules())
