@@ -196,24 +196,6 @@ def test_failed_tests_leave_no_record(monkeypatch: pytest.MonkeyPatch) -> None:
     assert measure("tests", TINY).rows == [{"name": "tests", "result": "1 failed in 1s"}]
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        ("", "the GPU benchmark needs a CUDA device, and this machine has none"),
-        ("--device cuda:1", "needs a CUDA device"),
-        ("--only nonsense", "no piece begins with 'nonsense'"),
-        ("--seconds 0", "seconds must be above 0"),
-        ("--sizes 5", "size '5' is not height x width"),
-        ("--device cpu --only limits-float32 --sizes 5x6", "must be square"),
-        ("--device cpu --only limits-tf32", "tf32 needs a CUDA device"),
-    ],
-)
-def test_command_line_mistakes(words: str, message: str, command: Command, tmp_path: Path) -> None:
-    assert message in command.refused(f"gpu {words}", "--results", tmp_path)
-    assert not list(tmp_path.iterdir())
-
-
 def test_pieces_are_listed_anywhere(command: Command) -> None:
     assert command("gpu --pieces").split() == list_pieces()
 

@@ -264,19 +264,6 @@ def test_a_chosen_implementation_runs_and_is_recorded(command: Command, tmp_path
     assert auto.rows[1].implementation == {"enla": "native" if compiled else "tiled"}
 
 
-@pytest.mark.parametrize(
-    "words",
-    [
-        *("--sizes 3", "--device cuda:99", "--batch 0", "--max-runs 0", "--threads 0"),
-        *("--preset huge", "--attn nonsense", "--attn nlsa --m 3", "--attn enlca --m 0"),
-        *("--dtype tf32 --device cpu", "--impl fastest", "--attn nla --impl triton"),
-    ],
-)
-def test_command_line_mistakes(words: str, command: Command, tmp_path: Path) -> None:
-    command.refused(f"latency {words}", "--results", tmp_path)
-    assert not list(tmp_path.iterdir())
-
-
 @pytest.mark.cuda
 @pytest.mark.parametrize("dtype", ["float32", "tf32", "bfloat16"])
 def test_on_cuda(dtype: str, tmp_path: Path) -> None:

@@ -233,13 +233,3 @@ def test_command_line(command: Command, monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert "| core, NLSA-r4, 7×7 " in printed
     assert "1e+06 missed" in printed
     assert f"Record: {tmp_path / 'records' / 'speed'}" in printed
-
-
-@pytest.mark.parametrize(
-    "words",
-    ["--only nonsense", "--seconds 0", "--seconds many", "--threads 0", "--device cuda:99"],
-)
-def test_command_line_mistakes(words: str, command: Command, tmp_path: Path) -> None:
-    value = words.split()[1]
-    assert value in command.refused(f"speed {words}", "--results", tmp_path)
-    assert not list(tmp_path.iterdir())
