@@ -152,18 +152,15 @@ def test_bicubic_is_measured_once(cache: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_bicubic_of_anything_else_is_measured(
     change: str, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    image, scale, released_luma = gradient_image(20, 30), 4, False
-    kept = bicubic_quality(image, scale)
+    image = gradient_image(20, 30)
+    kept = bicubic_quality(image, 4)
     if change in ("lr", "hr"):
         image = dataclasses.replace(image, **{change: 255 - getattr(image, change)})
     elif change == "scale":
-        scale = 2
         image = dataclasses.replace(image, hr=image.hr[:40, :60].copy())
-    elif change == "released_psnr":
-        released_luma = True
-    else:
+    elif change == "version":
         monkeypatch.setattr("harness.measuring.quality.BICUBIC_VERSION", 0)
-    found = bicubic_quality(image, scale, released_luma)
+    found = bicubic_quality(image, 2 if change == "scale" else 4, change == "released_psnr")
     assert len(list(cache.iterdir())) == 2
     assert (found == kept) == (change == "version")
 

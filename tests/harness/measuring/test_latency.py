@@ -178,17 +178,11 @@ def test_other_errors_come_through() -> None:
         measure([probe(fails="a real fault")], **QUICK, sizes=((3, 3),))
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"dtype": "float8"}, "unknown dtype 'float8': choose from float32"),
-        ({"dtype": "tf32"}, "tf32 needs a CUDA device"),
-        ({"parts": ()}, "nothing to time"),
-    ],
-)
-def test_mistakes(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        measure([Variant("conv")], **QUICK, **options)
+def test_mistakes() -> None:
+    with pytest.raises(UserError, match="unknown dtype 'float8': choose from float32"):
+        measure([Variant("conv")], **QUICK, dtype="float8")
+    with pytest.raises(UserError, match="nothing to time"):
+        measure([Variant("conv")], **QUICK, parts=())
 
 
 def test_default_limits_depend_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -61,8 +61,7 @@ def test_every_module_has_draws_of_its_own_and_m_of_the_asked_number() -> None:
 
 
 def test_draw_zero_is_the_network_as_it_is_trained(image_folder: Path) -> None:
-    network, source = trained("enlca", m=4), find_data(image_folder)
-    sets = [source.test_set("Tiny", 4)]
+    network, sets = trained("enlca", m=4), [find_data(image_folder).test_set("Tiny", 4)]
     rows = measure(network, sets, draws=2, m=(2, 4))
     assert [(row.m, row.draw) for row in rows] == [(4, 0), (4, 1), (4, 2), (2, 1), (2, 2)]
     alone = measure(network, sets, draws=1)

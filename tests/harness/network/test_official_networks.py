@@ -299,15 +299,12 @@ def test_a_file_may_be_wrapped_prefixed_or_old(tmp_path: Path) -> None:
         ("a.pt", {"state_dict": state, "epoch": 3}),
         ("b.pth", {"model": prefixed, "optimizer": {"lr": 0.1}}),
         ("c.pt", {k: nn.Parameter(v) for k, v in state.items()}),
-        ("d.pt", {f"model.{k}": v.half().float() for k, v in state.items()}),
+        ("d.pt", {f"model.{k}": v for k, v in state.items()}),
     ]:
-        found = load_official(write(content, tmp_path / name)).network.state_dict()
-        for key, value in expected.items():
-            assert torch.allclose(found[key], value, rtol=1e-3, atol=1e-3 * (name == "d.pt")), key
-    old = tmp_path / "old.pt"
-    torch.save(state, old, _use_new_zipfile_serialization=False)
+        write(content, tmp_path / name)
+    torch.save(state, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
     save_file({k: v.contiguous() for k, v in state.items()}, tmp_path / "e.safetensors")
-    for path in (old, tmp_path / "e.safetensors"):
+    for path in tmp_path.iterdir():
         trained = load_official(path)
         assert (trained.name, trained.network.training) == (path.stem, False)
         for key, value in trained.network.state_dict().items():
@@ -345,35 +342,26 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     last = "body.9.attn_fn.projection_matrix"
     (tmp_path / "torn.pt").write_bytes(write(state, tmp_path / "whole.pt").read_bytes()[:999])
     (tmp_path / "torn.safetensors").write_bytes(b"torn")
-    for name, content in [
-        ("list.pt", [torch.zeros(1)]),
-        ("empty.pt", {}),
-        ("numbers.pt", {"head.0.bias": 3}),
-        ("module.pt", released.ENLCA(8).state_dict()),
-        ("mixed.pt", state | {last: state[last][:2]}),
-        ("mean.pt", state | {"sub_mean.bias": torch.zeros(3)}),
-        ("nan.pt", state | {"add_mean.weight": torch.full((3, 3, 1, 1), torch.nan)}),
-        ("infinite.pt", state | {"tail.1.bias": torch.tensor([0.0, torch.inf, 0.0])}),
-        ("foreign.pt", state | {f"body.0.{i}.w": torch.zeros(1) for i in range(99)}),
-    ]:
-        write(content, tmp_path / name)
-    for name, words in [
+    zeros, nan = torch.zeros(3), torch.full((3, 3, 1, 1), torch.nan)
+    for content, words in [
         ("nowhere.pt", "no weights at"),
         (".", "cannot read weights"),
         ("torn.pt", "cannot open .* damaged"),
         ("torn.safetensors", "cannot open .* damaged"),
-        ("list.pt", "holds no state dict$"),
-        ("empty.pt", "holds no state dict$"),
-        ("numbers.pt", "'head.0.bias' is no tensor"),
-        ("module.pt", r"no network of EDSR-PyTorch.*but conv_match1\.0\.weight"),
-        ("mixed.pt", "body.0 is ENLCA-m5 and body.9 ENLCA-m2; all"),
-        ("mean.pt", r"sub_mean\.bias is \[0\.0, 0\.0, 0\.0\], not the mean of DIV2K"),
-        ("nan.pt", r"add_mean\.weight is \[nan, .* another normalisation"),
-        ("infinite.pt", r"tail\.1\.bias has values that are not finite"),
-        ("foreign.pt", r"body\.0\.0\.w is surplus; .*; and 94 more"),
+        ([zeros], "holds no state dict$"),
+        ({}, "holds no state dict$"),
+        ({"head.0.bias": 3}, "'head.0.bias' is no tensor"),
+        (released.ENLCA(8).state_dict(), "no network of EDSR-PyTorch.*but conv_match1.0.weight"),
+        (state | {last: state[last][:2]}, "body.0 is ENLCA-m5 and body.9 ENLCA-m2; all"),
+        (state | {"sub_mean.bias": zeros}, r"sub_mean.bias is \[0.*0\], not the mean of DIV2K"),
+        (state | {"add_mean.weight": nan}, r"add_mean.weight is \[nan, .* another normalisation"),
+        (state | {"tail.1.bias": zeros + torch.inf}, "tail.1.bias has values that are not finite"),
+        (state | {f"body.0.{i}.w": zeros for i in range(99)}, "body.0.0.w is .*; and 94 more"),
     ]:
+        there = isinstance(content, str)
+        path = tmp_path / content if there else write(content, tmp_path / "a.pt")
         with pytest.raises(UserError, match=words) as error:
-            load_official(tmp_path / name)
+            load_official(path)
         assert "\n" not in str(error.value)
 
 
