@@ -32,10 +32,8 @@ def save(path: Path, height: int = 40, width: int = 44, seed: int = 0) -> np.nda
 def folder(tmp_path: Path) -> Path:
     """Two training sets of 3 and 4 images, two test sets."""
     root = tmp_path / "photos"
-    for n in range(3):
-        save(root / "train" / "B" / f"{n}.png", seed=n)
-    for n in range(4):
-        save(root / "train" / "A" / f"{n}.png", seed=10 + n)
+    for n, name in enumerate(("B/0", "B/1", "B/2", "A/0", "A/1", "A/2", "A/3")):
+        save(root / "train" / f"{name}.png", seed=n)
     save(root / "Set5" / "HR" / "img_1.png", 42, 47, seed=20)
     save(root / "Set5" / "HR" / "img_2.png", 50, 61, seed=21)
     save(root / "City" / "HR" / "x.bmp", 44, 44, seed=22)

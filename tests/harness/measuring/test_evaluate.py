@@ -210,14 +210,8 @@ class PatchDependent(Nearest):
 def in_quarters(network: nn.Module, lr: np.ndarray, largest: int) -> np.ndarray:
     """The released forward_chop, one output pixel after the other, x4."""
 
-    def extended(half: int, multiple: int) -> int:
-        size = half + 10 + 1
-        while size % multiple:
-            size += 1
-        return size
-
     height, width = lr.shape[:2]
-    h, w = extended(height // 2, 4), extended(width // 2, 8)
+    h, w = (4 * math.ceil((height // 2 + 11) / 4), 8 * math.ceil((width // 2 + 11) / 8))
     cut = super_resolve if h * w < largest else lambda n, part, _: in_quarters(n, part, largest)
     corners = {
         (top, left): cut(network, lr[top : top + h, left : left + w], 4)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -184,15 +185,12 @@ def test_out_of_memory_is_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_failed_tests_leave_no_record(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Done:
-        returncode = 1
-        stdout = "x\nFAILED tests/test_a.py::test_b - boom\n1 failed in 1s"
-        stderr = ""
-
-    monkeypatch.setattr("subprocess.run", lambda *a, **k: Done)
+    out = "x\nFAILED tests/test_a.py::test_b - boom\n1 failed in 1s"
+    done = subprocess.CompletedProcess([], 1, out, "")
+    monkeypatch.setattr("subprocess.run", lambda *a, **k: done)
     with pytest.raises(UserError, match="tests of CUDA failed: FAILED tests/test_a"):
         measure("tests", TINY)
-    Done.returncode = 0
+    done.returncode = 0
     assert measure("tests", TINY).rows == [{"name": "tests", "result": "1 failed in 1s"}]
 
 

@@ -21,7 +21,7 @@ from harness.config.rows import table_rows
 from harness.config.variants import Variant
 from harness.measuring.latency import measure
 from harness.measuring.timing import Timing
-from harness.records.shapes import Latency, untyped
+from harness.records.shapes import Latency, Scaling, untyped
 from harness.records.store import load_records, save_record
 from tests.harness.commands import Command, texts_of
 
@@ -237,9 +237,16 @@ def test_command_line(command: Command, tmp_path: Path) -> None:
     assert str(tmp_path) not in json.dumps(untyped(record))
 
 
-def test_rows_of_table_5_are_the_default(command: Command, tmp_path: Path) -> None:
-    assert "NLA" in command(f"latency {ONE_RUN}", "--results", tmp_path)
-    (record,) = load_records(tmp_path, Latency)
+@pytest.mark.parametrize(
+    ("line", "shape"),
+    [(f"latency {ONE_RUN}", Latency), ("scaling --sizes 3x3 --max-runs 1", Scaling)],
+)
+def test_rows_of_table_5_are_the_default(
+    line: str, shape: type, command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("harness.scaling.write_report", lambda *_: [])  # drawing takes seconds
+    command(line, "--results", tmp_path)
+    (record,) = load_records(tmp_path, shape)
     labels = [variant.label for variant in table_rows("table5")]
     assert [r.variant.label for r in record.rows] == labels
 

@@ -12,9 +12,7 @@ import torch
 from torch import Tensor
 
 from attention_zoo import Attention, Cost
-from harness import scaling
 from harness.base.errors import UserError
-from harness.config.rows import table_rows
 from harness.config.variants import Variant
 from harness.measuring.scaling import measure, projected_seconds
 from harness.records.shapes import Scaling, untyped
@@ -115,13 +113,6 @@ def test_memory_of_what_is_too_slow_to_time(tmp_path: Path) -> None:
     assert notes == [f"{label} at 10x10: not timed", f"{label} at 100x100: skipped"]
 
 
-def test_out_of_memory_where_memory_alone_is_measured() -> None:
-    limits = {"max_seconds": 1e-3, "memory_seconds": 1e5}
-    record = measure([slow(power=3, full=9)], **QUICK, sizes=[(1, 1), (10, 10)], **limits)
-    assert record.rows[1].peak_memory_mb is None
-    assert record.rows[1].note.endswith("s (bound 0.001); out of memory")
-
-
 def test_sizes_where_all_are_skipped_have_rows_too() -> None:
     record = measure([slow(power=3)], **QUICK, sizes=[(1, 1), (30, 30)], max_seconds=0.5)
     assert [row.median_ms is None for row in record.rows] == [False, True]
@@ -143,6 +134,11 @@ def test_out_of_memory_is_a_note_and_ends_nothing(tmp_path: Path) -> None:
     assert [row.note for row in record.rows] == [None, None, "out of memory", None]
     save_record(tmp_path, record)
     assert unmeasured(record) == [f"{variants[0].label} at 3x3: out of memory."]
+    # Where memory alone is measured:
+    limits = {"max_seconds": 1e-3, "memory_seconds": 1e5}
+    record = measure([slow(power=3, full=9)], **QUICK, sizes=[(1, 1), (10, 10)], **limits)
+    assert record.rows[1].peak_memory_mb is None
+    assert record.rows[1].note.endswith("s (bound 0.001); out of memory")
 
 
 def test_nothing_to_time() -> None:
@@ -182,13 +178,3 @@ def test_command_line(command: Command, tmp_path: Path) -> None:
     assert command("scaling --from-records", "--results", tmp_path) == out
     assert [path.read_bytes() for path in files] == before
     assert len(load_records(tmp_path, Scaling)) == 1
-
-
-def test_rows_of_table_5_are_the_default(
-    command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setattr(scaling, "write_report", lambda *_: [])  # drawing takes seconds
-    command("scaling --sizes 3x3 --max-runs 1", "--results", tmp_path)
-    (record,) = load_records(tmp_path, Scaling)
-    labels = [variant.label for variant in table_rows("table5")]
-    assert [row.variant.label for row in record.rows] == labels
