@@ -102,10 +102,7 @@ def test_work_by_hand() -> None:
     module = Comparison("module", Variant("nla"), {}, side=7)
     parameters = 256 * 64 * 2 + 64 * 2 + 256 * 256 + 256
     projections = 2 * n * 256 * (64 + 64 + 256)
-    assert module.work("forward") == (
-        projections + 2 * n * n * 320,
-        4 * (2 * 256 * n + parameters),
-    )
+    assert module.work("forward") == (projections + 2 * n * n * 320, 4 * (2 * 256 * n + parameters))
     # One entry in each group.
     contrast = Comparison("contrast", Variant("enlca", {"n1": 1.0}), {}, side=7, batch=2)
     assert contrast.work("forward+backward") == (2 * 2 * n * 64 * (n + 4), 2 * 8 * 2 * 64 * n)

@@ -105,10 +105,7 @@ def test_a_state_of_another_version_is_refused(
     older = folder / "older" / "state.safetensors"
     older.parent.mkdir()
     save_file({"network.a": torch.ones(2)}, older)
-    for path, message in (
-        (newer, "has format 2, this version writes 1"),
-        (older, "older version"),
-    ):
+    for path, message in ((newer, "has format 2, this version writes 1"), (older, "older version")):
         with pytest.raises(UserError, match=message):
             load_checkpoint(path.parent)
         assert path.exists()

@@ -216,11 +216,7 @@ def test_non_finite_gradients_stop_training(cache: TrainingCache) -> None:
     ("factor", "what"), [(1e3, "the loss has exploded, the largest output"), (1e30, "not finite")]
 )
 def test_an_exploding_run_keeps_its_last_good_state(
-    factor: float,
-    what: str,
-    cache: TrainingCache,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    factor: float, what: str, cache: TrainingCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The update of step 3 spoils the weights; their state is saved before step 4 tells."""
     config = make_config("nla")
