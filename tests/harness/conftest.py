@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.harness.commands import Command
 from tests.harness.tiny import TINY_WORDS
 
 
@@ -40,7 +41,10 @@ def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def one_thread() -> Iterator[None]:
-    """For tests that fork: OpenMP's threads are not there in a child, which would wait for them."""
+    """One thread of torch; what a test sets is put back.
+
+    Tests that fork need it: OpenMP's threads are not there in a child, which would wait for them.
+    """
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -104,3 +108,8 @@ def results(tmp_path: Path) -> Path:
 def tiny(image_folder: Path, results: Path) -> list[str]:
     """Options of a training of a second; those that follow them hold instead."""
     return [*TINY_WORDS, "--data", str(image_folder), "--results", str(results)]
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    return Command(monkeypatch, capsys)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import csv
 import hashlib
 import re
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +13,12 @@ from PIL import Image
 
 from harness import data as data_module
 from harness.base.errors import UserError
-from harness.data import main
 from harness.images import embedded
 from harness.images.bicubic import crop_to_multiple, downscale
 from harness.images.files import read_image
 from harness.images.patches import check_patch
 from harness.images.sources import find_data
+from tests.harness.commands import Command
 
 
 def save(path: Path, height: int = 40, width: int = 44, seed: int = 0) -> np.ndarray:
@@ -34,20 +32,13 @@ def save(path: Path, height: int = 40, width: int = 44, seed: int = 0) -> np.nda
 def folder(tmp_path: Path) -> Path:
     """Two training sets of 3 and 4 images, two test sets."""
     root = tmp_path / "photos"
-    for n in range(3):
-        save(root / "train" / "B" / f"{n}.png", seed=n)
-    for n in range(4):
-        save(root / "train" / "A" / f"{n}.png", seed=10 + n)
+    for n, name in enumerate(("B/0", "B/1", "B/2", "A/0", "A/1", "A/2", "A/3")):
+        save(root / "train" / f"{name}.png", seed=n)
     save(root / "Set5" / "HR" / "img_1.png", 42, 47, seed=20)
     save(root / "Set5" / "HR" / "img_2.png", 50, 61, seed=21)
     save(root / "City" / "HR" / "x.bmp", 44, 44, seed=22)
     (root / "notes").mkdir()
     return root
-
-
-def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
-    monkeypatch.setattr(sys, "argv", ["harness.data", *arguments])
-    main()
 
 
 def test_folder(folder: Path) -> None:
@@ -86,14 +77,6 @@ def test_test_set_takes_stored_lr_images(folder: Path) -> None:
         next(iter(find_data(folder).test_set("Set5", 4)))
 
 
-def test_greyscale_is_three_equal_channels(folder: Path) -> None:
-    path = folder / "Set5" / "HR" / "img_1.png"
-    Image.fromarray(read_image(path)).convert("L").save(path)
-    first = next(iter(find_data(folder).test_set("Set5", 2)))
-    assert first.hr.shape == (42, 46, 3)
-    assert (first.lr == first.lr[..., :1]).all()
-
-
 def test_div2k_layouts(tmp_path: Path) -> None:
     save(tmp_path / "one" / "DIV2K" / "DIV2K_train_HR" / "0001.png")
     save(tmp_path / "two" / "DIV2K_train_HR" / "0001.png")
@@ -126,35 +109,14 @@ def test_environment(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert find_data().name == "embedded"
 
 
-def cut(root: Path) -> None:
-    path = root / "train" / "A" / "1.png"
-    path.write_bytes(path.read_bytes()[:300])
-
-
-def shrink(root: Path) -> None:
-    save(root / "train" / "B" / "1.png", 19, 90)
-
-
-@pytest.mark.parametrize(
-    ("damage", "message"),
-    [
-        (cut, r"cannot read the image .*A/1\.png: .*truncated"),
-        (shrink, r"training image B/1\.png is 90x18, smaller than a patch of 20x20"),
-    ],
-)
-def test_bad_training_images(folder: Path, damage: Callable[[Path], None], message: str) -> None:
-    damage(folder)
-    with pytest.raises(UserError, match=message):
-        check_patch(find_data(folder).training_images(2), 10)
-
-
 def test_bad_folders(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UserError, match="nowhere does not exist: set --data or SR_DATA"):
-        find_data(tmp_path / "nowhere")
-    with pytest.raises(UserError, match="is not a folder"):
-        find_data(folder / "train" / "A" / "1.png")
-    with pytest.raises(UserError, match=r"found no images in .*: expected test sets as <Set>/HR"):
-        find_data(folder / "notes")
+    for path, message in [
+        (tmp_path / "nowhere", "nowhere does not exist: set --data or SR_DATA"),
+        (folder / "train" / "A" / "1.png", "is not a folder"),
+        (folder / "notes", r"found no images in .*: expected test sets as <Set>/HR"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            find_data(path)
     source = find_data(folder)
     with pytest.raises(UserError, match=r"'set5': it has City, Set5; did you mean Set5\?"):
         source.test_set("set5", 4)
@@ -189,11 +151,7 @@ def test_embedded_default() -> None:
     check_patch(cache, 48)
     names = [image.name for image in source.test_set("Embedded", 4)]
     assert names == ["brick", "camera", "chelsea", "coffee"]
-
-
-def test_embedded_training_and_test_photographs_differ() -> None:
-    assert not set(embedded.TRAIN) & set(embedded.TEST)
-    source = find_data()
+    # Training and test photographs differ.
     paths = [path for s in (*source.train, *source.test) for path in s.paths]
     hashes = [hashlib.sha256(path.read_bytes()).digest() for path in paths]
     assert len(set(hashes)) == len(hashes) == 13
@@ -207,56 +165,36 @@ def test_embedded_image_missing() -> None:
 # -- command line ---------------------------------------------------------------------------
 
 
-def test_list(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run(monkeypatch, "list", "--data", str(folder))
-    out = capsys.readouterr().out
-    assert "Images of photos" in out
-    assert re.search(r"train\W+A\W+4 ", out)
-    assert re.search(r"test\W+Set5\W+2 ", out)
-    run(monkeypatch, "list")
-    assert "chelsea.png: Chelsea the cat" in capsys.readouterr().out
-
-
-def test_user_errors_exit_with_2(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit) as stop:
-        run(monkeypatch, "list", "--data", str(tmp_path / "nowhere"))
-    assert stop.value.code == 2
-    assert capsys.readouterr().err.startswith("error: data folder")
+def test_list(folder: Path, command: Command) -> None:
+    out = command("data list --data", folder)
+    for expected in ("Images of photos", r"train\W+A\W+4 ", r"test\W+Set5\W+2 "):
+        assert re.search(expected, out)
+    assert "chelsea.png: Chelsea the cat" in command("data list")
+    assert "data folder" in command.refused("data list --data", folder / "nowhere")
 
 
 def write_tables(folder: Path) -> None:
     """MANIFEST.csv and LR_bicubic_pixels.csv that fit the folder."""
-    with (folder / "MANIFEST.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["path", "width", "height", "bytes", "sha256"])
-        for path in sorted(folder.rglob("*.png")):
-            content = path.read_bytes()
-            height, width = read_image(path).shape[:2]
-            name = path.relative_to(folder).as_posix()
-            writer.writerow(
-                [name, width, height, len(content), hashlib.sha256(content).hexdigest()]
-            )
-    with (folder / "LR_bicubic_pixels.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(
-            ["set", "image", "scale", "width", "height", "channels", "sha256_of_uint8_pixels"]
-        )
-        for path, channels in (("Set5/HR/img_1.png", 3), ("Set5/HR/img_2.png", 1)):
-            image = read_image(folder / path)
-            lr = downscale(crop_to_multiple(image, 2), 2)
-            pixels = lr if channels == 3 else lr[..., 0]
-            digest = hashlib.sha256(pixels.tobytes()).hexdigest()
-            stem = Path(path).stem
-            writer.writerow(["Set5", stem, 2, lr.shape[1], lr.shape[0], channels, digest])
+    files: list[list[object]] = [["path", "width", "height", "bytes", "sha256"]]
+    for path in sorted(folder.rglob("*.png")):
+        content = path.read_bytes()
+        height, width = read_image(path).shape[:2]
+        name = path.relative_to(folder).as_posix()
+        files.append([name, width, height, len(content), hashlib.sha256(content).hexdigest()])
+    made: list[list[object]] = [
+        ["set", "image", "scale", "width", "height", "channels", "sha256_of_uint8_pixels"]
+    ]
+    for stem, channels in (("img_1", 3), ("img_2", 1)):
+        image = read_image(folder / "Set5" / "HR" / f"{stem}.png")
+        lr = downscale(crop_to_multiple(image, 2), 2)
+        digest = hashlib.sha256(lr[..., :channels].tobytes()).hexdigest()
+        made.append(["Set5", stem, 2, lr.shape[1], lr.shape[0], channels, digest])
+    for table, rows in (("MANIFEST.csv", files), ("LR_bicubic_pixels.csv", made)):
+        with (folder / table).open("w", newline="") as file:
+            csv.writer(file).writerows(rows)
 
 
-def test_verify(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_verify(folder: Path, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     grey = folder / "Set5" / "HR" / "img_2.png"
     Image.fromarray(read_image(grey)).convert("L").save(grey)
@@ -265,50 +203,45 @@ def test_verify(
     stored.parent.mkdir(parents=True)
     Image.fromarray(ours).save(stored)
     write_tables(folder)
-    run(monkeypatch, "verify", "--data", str(folder))
-    out = capsys.readouterr().out
+    out = command("data verify --data", folder)
     assert re.search(r"Set5\W+2/2\W+2/2\W+1/1\W+3/3\W", out)
     assert re.search(r"A\W+4/4\W+4/4\W", out)
 
     # Another maker's LR image is counted, and no fault by itself.
     Image.fromarray(255 - ours).save(stored)
     (folder / "MANIFEST.csv").unlink()
-    run(monkeypatch, "verify", "--data", str(folder))
-    assert re.search(r"Set5\W+2/2\W+2/2\W+0/1\W", capsys.readouterr().out)
+    assert re.search(r"Set5\W+2/2\W+2/2\W+0/1\W", command("data verify --data", folder))
+    assert re.search(r"Embedded\W+4/4", command("data verify"))
 
 
 def test_verify_finds_faults(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    folder: Path, command: Command, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_tables(folder)
     save(folder / "Set5" / "HR" / "img_1.png", 42, 47, seed=99)  # other pixels
-    cut(folder)
+    torn = folder / "train" / "A" / "1.png"
+    torn.write_bytes(torn.read_bytes()[:300])
     (folder / "train" / "B" / "0.png").unlink()
     lr = folder / "Set5" / "LR_bicubic" / "X4" / "img_1x4.png"
     lr.parent.mkdir(parents=True)
     lr.write_bytes(b"no image")
     with pytest.raises(SystemExit) as stop:
-        run(monkeypatch, "verify", "--data", str(folder))
+        command("data verify --data", folder)
     assert stop.value.code == 2
-    captured = capsys.readouterr()
-    problems = captured.out
-    assert "img_1.png: x2 LR pixels differ from LR_bicubic_pixels.csv" in problems
-    assert "1.png: image file is truncated" in problems
-    assert "0.png: No such file or directory" in problems
-    assert re.search(r"A/1\.png: size or SHA-256 differs from MANIFEST\.csv", problems)
-    assert "img_1x4.png: not a PNG" in problems
-    assert captured.err.rstrip().endswith("error: 6 checks failed, listed above")
-
-
-def test_verify_embedded(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run(monkeypatch, "verify")
-    assert re.search(r"Embedded\W+4/4", capsys.readouterr().out)
+    problems, error = capsys.readouterr()
+    for problem in (
+        "img_1.png: x2 LR pixels differ from LR_bicubic_pixels.csv",
+        "1.png: image file is truncated",
+        "0.png: No such file or directory",
+        "A/1.png: size or SHA-256 differs from MANIFEST.csv",
+        "img_1x4.png: not a PNG",
+    ):
+        assert problem in problems
+    assert error.rstrip().endswith("error: 6 checks failed, listed above")
 
 
 def test_download_command(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = []
 
@@ -317,11 +250,10 @@ def test_download_command(
         return len(asked) == 1
 
     monkeypatch.setattr(data_module, "download_archive", fake)
-    run(monkeypatch, "download", "--data", str(tmp_path))
-    out = capsys.readouterr().out
+    out = command("data download --data", tmp_path)
     assert "div2k: done" in out
     assert "benchmark: already there" in out
-    run(monkeypatch, "download", "--data", str(tmp_path), "--sets", "benchmark")
+    command("data download --sets benchmark --data", tmp_path)
     assert len(asked) == 3
     assert asked[0][1] == tmp_path
 

@@ -54,18 +54,19 @@ def zip_bytes(files: dict[str, bytes]) -> bytes:
     return buffer.getvalue()
 
 
-def tar_bytes(files: dict[str, bytes], *links: tarfile.TarInfo) -> bytes:
+def tar_bytes(files: dict[str, bytes]) -> bytes:
+    """With a link to a file elsewhere, which is not unpacked."""
     buffer = io.BytesIO()
+    folder, link = tarfile.TarInfo("bench"), tarfile.TarInfo("bench/Set5/HR/c.png")
+    folder.type = tarfile.DIRTYPE
+    link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
     with tarfile.open(fileobj=buffer, mode="w") as archive:
-        folder = tarfile.TarInfo("bench")
-        folder.type = tarfile.DIRTYPE
         archive.addfile(folder)
         for name, content in files.items():
             info = tarfile.TarInfo(name)
             info.size = len(content)
             archive.addfile(info, io.BytesIO(content))
-        for link in links:
-            archive.addfile(link)
+        archive.addfile(link)
     return buffer.getvalue()
 
 
@@ -145,6 +146,14 @@ def archive_of(server: Server) -> Archive:
     return Archive(server.url, f"sha256:{digest}", FOLDERS, {"Set5/HR": 2})
 
 
+def part_of(folder: Path, content: bytes) -> Path:
+    """What an earlier download has left of the archive."""
+    part = folder / ".downloads" / "bench.zip.part"
+    part.parent.mkdir()
+    part.write_bytes(content)
+    return part
+
+
 def names(folder: Path) -> list[str]:
     """Files but for the lock, which stays."""
     files = (p for p in folder.rglob("*") if p.is_file() and p.suffix != ".lock")
@@ -172,9 +181,7 @@ def test_a_cut_connection_goes_on(server: Server, tmp_path: Path) -> None:
 
 
 def test_a_second_run_goes_on(server: Server, tmp_path: Path, no_waiting: list[float]) -> None:
-    part = tmp_path / ".downloads" / "bench.zip.part"
-    part.parent.mkdir()
-    part.write_bytes(server.content[:5000])
+    part = part_of(tmp_path, server.content[:5000])
     server.status = 503
     with pytest.raises(UserError, match=r"cannot download .*503.*to continue from 0\.0 MB"):
         download(archive_of(server), tmp_path)
@@ -189,9 +196,7 @@ def test_a_second_run_goes_on(server: Server, tmp_path: Path, no_waiting: list[f
 
 @pytest.mark.parametrize("extra", [0, 10], ids=["whole part", "part too long"])
 def test_a_part_that_needs_nothing_more(server: Server, tmp_path: Path, extra: int) -> None:
-    part = tmp_path / ".downloads" / "bench.zip.part"
-    part.parent.mkdir()
-    part.write_bytes(server.content + b"x" * extra)
+    part_of(tmp_path, server.content + b"x" * extra)
     assert download(archive_of(server), tmp_path)
     assert len(server.requests) == (2 if extra else 1)
     assert names(tmp_path) == EXPECTED
@@ -266,30 +271,26 @@ def test_an_interrupted_unpacking_goes_on(
         assert names(folder) == EXPECTED
 
 
-def test_a_missing_page_is_not_tried_again(server: Server, tmp_path: Path) -> None:
-    server.status = 404
-    with pytest.raises(UserError, match="404"):
-        download(archive_of(server), tmp_path)
-    assert len(server.requests) == 1
-
-
-def test_a_wrong_hash_is_refused(server: Server, tmp_path: Path) -> None:
-    archive = replace(archive_of(server), known_hash="md5:" + "0" * 32)
-    with pytest.raises(UserError, match="does not have the known hash md5:000"):
-        download(archive, tmp_path)
-    assert names(tmp_path) == []
-
-
-def test_an_incomplete_archive(server: Server, tmp_path: Path) -> None:
-    archive = replace(archive_of(server), images={"Set5/HR": 3})
-    with pytest.raises(UserError, match="does not hold the expected images"):
-        download(archive, tmp_path)
-
-
-def test_no_space_to_download(server: Server, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("status", "changes", "place", "message"),
+    [
+        (404, {}, "data", "404"),
+        (200, {"known_hash": "md5:" + "0" * 32}, "data", "not have the known hash md5:000"),
+        (200, {"images": {"Set5/HR": 3}}, "data", "does not hold the expected images"),
+        (200, {}, "file", r"cannot write .*file"),
+    ],
+    ids=["missing page", "wrong hash", "incomplete archive", "no folder"],
+)
+def test_what_is_not_tried_again(
+    status: int, changes: dict[str, Any], place: str, message: str, server: Server, tmp_path: Path
+) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=r"cannot write .*file"):
-        download(archive_of(server), tmp_path / "file")
+    server.status = status
+    with pytest.raises(UserError, match=message):
+        download(replace(archive_of(server), **changes), tmp_path / place)
+    assert len(server.requests) == (0 if place == "file" else 1)
+    if "images" not in changes:
+        assert names(tmp_path) == ["file"]
 
 
 def unpack(content: bytes, tmp_path: Path) -> Path:
@@ -308,18 +309,12 @@ BAD_NAMES = ["../a.png", "bench/../../a.png", "/tmp/a.png", "bench/Set5/HR/../..
 def test_only_the_chosen_folders_are_written(
     pack: Callable[[dict[str, bytes]], bytes], tmp_path: Path
 ) -> None:
-    """Also where names lead elsewhere, which an archive of known hash does not do."""
+    """Also where names or links lead elsewhere, which an archive of known hash does not do."""
     for _ in range(2):  # an image that is there already is replaced
         out = unpack(pack(FILES | {name: png(5) for name in BAD_NAMES}), tmp_path)
         assert names(tmp_path) == ["archive", *(f"out/{name}" for name in EXPECTED)]
         assert (out / EXPECTED[0]).read_bytes() == FILES["bench/Set5/HR/a.png"]
         (out / EXPECTED[0]).write_bytes(b"half")
-
-
-def test_links_are_not_unpacked(tmp_path: Path) -> None:
-    link = tarfile.TarInfo("bench/Set5/HR/c.png")
-    link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
-    assert names(unpack(tar_bytes(FILES, link), tmp_path)) == EXPECTED
 
 
 def test_damaged_archives(tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import math
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +20,6 @@ from attention_zoo import create_attention
 from attention_zoo.base import to_rows
 from attention_zoo.enla import EfficientNonLocalAttention, orthogonal_gaussian
 from attention_zoo.nlsa import NonLocalSparseAttention, hash_codes
-from harness import approximation
 from harness.base.errors import UserError
 from harness.config.network import NetworkConfig
 from harness.config.variants import Variant
@@ -44,26 +42,18 @@ from harness.reporting.approximation import statements
 from harness.reporting.figures.approximation import figures
 from harness.reporting.figures.style import new_figure
 from harness.reporting.tables.approximation import table
+from tests.harness.commands import Command
 from tests.reference import approximation as oracle
 from tests.reference.maps import vectors
 
 SWEEP = Sweep(m=(2, 128), k=(6.0,), rounds=3, draws=2, queries=10_000, top=3)
-TINY = ["--sizes", "6", "8", "--images", "1", "--draws", "2", "--queries", "8", "--rounds", "5"]
-TINY += ["--m", "2", "16", "--k", "1", "2", "--chunk-size", "16", "--top", "4"]
+TINY = "approximation --sizes 6 8 --images 1 --draws 2 --queries 8 --rounds 5"
+TINY += " --m 2 16 --k 1 2 --chunk-size 16 --top 4"
 
 
-def enla(
-    features: Features, k: float, counts: tuple[int, ...], sweep: Sweep = SWEEP, seed: int = 0
-) -> Any:
-    return measure_enla(
-        features,
-        k,
-        counts,
-        draws=sweep.draws,
-        queries=sweep.queries,
-        eps=sweep.eps,
-        seed=seed,
-    )
+def enla(features: Features, k: float, counts: tuple[int, ...], **changes: Any) -> Any:
+    settings = {"draws": SWEEP.draws, "queries": SWEEP.queries, "eps": SWEEP.eps, "seed": 0}
+    return measure_enla(features, k, counts, **(settings | changes))
 
 
 def random_features(side: int = 4, c: int = 3, c_out: int = 5, seed: int = 0) -> Features:
@@ -108,8 +98,7 @@ def test_eq_7_is_the_variance_of_independent_draws() -> None:
 
 
 def test_measured_variance_tends_to_eq_7_where_tails_are_light() -> None:
-    sweep = Sweep(m=(4, 8), k=(0.25,), draws=1000, queries=16)
-    _, found = enla(random_features(), 0.25, (4, 8), sweep, seed=3)
+    _, found = enla(random_features(), 0.25, (4, 8), draws=1000, queries=16, seed=3)
     for m in (4, 8):
         closed = found[m]["variance_closed"].item()
         assert found[m]["variance_independent"].mean().item() == pytest.approx(closed, rel=0.1)
@@ -121,8 +110,7 @@ def test_measurements_equal_dense_code(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn = [orthogonal_gaussian(6, 3, torch.Generator().manual_seed(s)) for s in range(2)]
     supply = iter(drawn)
     monkeypatch.setattr("harness.measuring.kernel.orthogonal_gaussian", lambda *_: next(supply))
-    sweep = Sweep(m=(2, 6), k=(k,), draws=2, queries=100, eps=eps)
-    exact, found = enla(one, k, (2, 6), sweep)
+    exact, found = enla(one, k, (2, 6), eps=eps)
 
     u, w = oracle.amplified(one.q, k), oracle.amplified(one.k, k)
     values = vectors(one.v, 0)
@@ -219,15 +207,8 @@ def test_mass_and_recall_equal_dense_code(monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setattr("harness.measuring.buckets.hash_codes", spy)
     one = random_features(side=8)
-    found = measure_nlsa(
-        one,
-        rounds=SWEEP.rounds,
-        draws=SWEEP.draws,
-        queries=SWEEP.queries,
-        top=SWEEP.top,
-        largest_chunk=SWEEP.chunk_size,
-        seed=2,
-    )
+    counts = {"rounds": SWEEP.rounds, "draws": SWEEP.draws, "queries": SWEEP.queries}
+    found = measure_nlsa(one, **counts, top=3, largest_chunk=SWEEP.chunk_size, seed=2)
     rows = vectors(one.q, 0)
     softmax = torch.stack(
         [torch.stack([torch.dot(a, b / b.norm()) for b in rows]).softmax(0) for a in rows]
@@ -275,18 +256,14 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 def test_features_are_what_the_modules_see(image_folder: Path) -> None:
     network = Architecture(Variant("enlca", {"m": 4}), NetworkConfig(4, 8), 4).build(2)
     (image,) = cropped(find_data(image_folder).test_set("Tiny", 4), 1, 9)
-    assert image.lr.shape == (9, 9, 3)
-    assert image.hr.shape == (36, 36, 3)
+    assert (image.lr.shape, image.hr.shape) == ((9, 9, 3), (36, 36, 3))
     features = network_features(network, image)
     assert [one.name for one in features] == [f"module {i}" for i in range(1, 6)]
     x = torch.from_numpy(image.lr).permute(2, 0, 1)[None] / 255
     with torch.no_grad():
         head = network.head(x - network.mean)
         q, k, v = network.attention_modules[0].project(head)
-    for ours, expected in zip(
-        (features[0].q, features[0].k, features[0].v), (q, k, v), strict=True
-    ):
-        torch.testing.assert_close(ours, expected)
+    torch.testing.assert_close((features[0].q, features[0].k, features[0].v), (q, k, v))
     assert not network.attention_modules[0]._forward_pre_hooks
 
 
@@ -319,13 +296,9 @@ def test_attention_is_replaced_and_put_back(image_folder: Path) -> None:
     rows = measure_network(
         network, images, Sweep(m=(1, 4), k=(6.0,), draws=2), lambda: steps.append(1)
     )
-    assert [(row["attention"], row["m"]) for row in rows] == [
-        ("exact", None),
-        ("mean", None),
-        ("enla", 1),
-        ("enla", 4),
-        ("none", None),
-    ]
+    attentions = [(row["attention"], row["m"]) for row in rows]
+    enla_rows = [("enla", 1), ("enla", 4)]
+    assert attentions == [("exact", None), ("mean", None), *enla_rows, ("none", None)]
     assert len(steps) == 7
     for key, value in network.state_dict().items():
         assert torch.equal(value, state[key]), key
@@ -345,7 +318,7 @@ def test_attention_is_replaced_and_put_back(image_folder: Path) -> None:
         def forward(self, x: Tensor) -> Tensor:
             q, k, v = (to_rows(t)[0].double() for t in self.module.project(x))
             q, k = (t / t.norm(dim=1, keepdim=True) for t in (q, k))
-            w = (3.0 * (0.0 if self.uniform else 1.0) * q @ k.T).softmax(1)
+            w = ((0.0 if self.uniform else 3.0) * q @ k.T).softmax(1)
             return x + 5.0 * (w @ v).T.reshape(x.shape).float()
 
     by_name = {row["attention"]: row["psnr"] for row in rows if row["m"] is None}
@@ -378,11 +351,6 @@ def test_averages_are_over_modules_and_images() -> None:
 # -- the command ----------------------------------------------------------------------------------
 
 
-def run_main(monkeypatch: pytest.MonkeyPatch, *words: str | Path) -> None:
-    monkeypatch.setattr(sys, "argv", ["harness.approximation", *map(str, words)])
-    approximation.main()
-
-
 @pytest.fixture
 def few_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Most figures are empty, to save time."""
@@ -394,16 +362,10 @@ def few_figures(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("few_figures")
 def test_the_command_leaves_record_csv_and_figures(
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    tmp_path: Path,
-    image_folder: Path,
-    weights: Callable[..., Path],
+    command: Command, tmp_path: Path, image_folder: Path, weights: Callable[..., Path]
 ) -> None:
-    path = weights("enlca", m=4)
-    words = ["--weights", path, "--data", image_folder, "--results", tmp_path, *TINY]
-    run_main(monkeypatch, *words)
-    printed = capsys.readouterr().out
+    words = ("--weights", weights("enlca", m=4), "--data", image_folder, "--results", tmp_path)
+    printed = command(TINY, *words)
     (record,) = load_records(tmp_path, Approximation)
     assert str(image_folder) not in json.dumps(untyped(record))
     assert record.settings.network.name == "enlca-1a2b"
@@ -435,17 +397,17 @@ def test_the_command_leaves_record_csv_and_figures(
     before = {p: p.read_bytes() for p in figures.iterdir()}
     for p in before:
         p.unlink()
-    run_main(monkeypatch, "--from-records", "--results", tmp_path)
+    command("approximation --from-records", "--results", tmp_path)
     assert {p: p.read_bytes() for p in figures.iterdir()} == before
 
 
 @pytest.mark.slow
 @pytest.mark.data
 def test_every_figure_is_drawn(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, sr_data: Path, weights: Callable[..., Path]
+    command: Command, tmp_path: Path, sr_data: Path, weights: Callable[..., Path]
 ) -> None:
-    words = ["--weights", weights("enlca"), "--synthetic", "--data", sr_data, "--images", "1"]
-    run_main(monkeypatch, *words, "--draws", "2", "--test-sets", "Set5", "--results", tmp_path)
+    words = ("--weights", weights("enlca"), "--data", sr_data, "--results", tmp_path)
+    command("approximation --synthetic --images 1 --draws 2 --test-sets Set5", *words)
     figures = [p for p in (tmp_path / "figures").iterdir() if p.suffix != ".csv"]
     sizes = {p.name.rpartition("-")[2]: p.stat().st_size for p in figures}
     assert len(sizes) == 14
@@ -458,43 +420,35 @@ def test_a_network_and_synthetic_features_share_a_record(
     trained = load_weights(weights("enla", m=4))
     sets = [find_data(image_folder).test_set("Tiny", 4)]
     sweep = Sweep(m=(2, 128), k=(2.0, 6.0), draws=2, eps=1.0)
-    record = study(sweep, (6,), trained, sets, data="images", synthetic=True, command="made up")
+
+    def measured(sweep: Sweep) -> Approximation:
+        return study(sweep, (6,), trained, sets, data="images", synthetic=True, command="made up")
+
+    record = measured(sweep)
     names = ["module 1", "all modules", *(f"module {i}" for i in range(2, 6))]
-    assert [row["features"] for row in record.exact if row["k"] == 2] == [
-        *names,
-        "Gaussian",
-        "clustered",
-    ]
+    features = [row["features"] for row in record.exact if row["k"] == 2]
+    assert features == [*names, "Gaussian", "clustered"]
     network = record.settings.network
     assert network is not None
     assert (network.images, network.data, network.test_sets) == (2, "images", ["Tiny"])
     assert (record.settings.synthetic, record.settings.eps) == (2, 1e-4)  # the network's own
     save_record(tmp_path, record)
     assert load_record(tmp_path, Approximation, record.id) == record
-
-    def again(sweep: Sweep) -> Approximation:
-        return study(sweep, (6,), trained, sets, data="images", synthetic=True, command="made up")
-
     # The same again gives the same record; another seed another.
-    assert again(sweep).id == record.id
-    assert again(replace(sweep, seed=1)).enla != record.enla
+    assert measured(sweep).id == record.id
+    assert measured(replace(sweep, seed=1)).enla != record.enla
 
 
 def test_an_nlsa_network_is_measured_for_nlsa_alone(
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    tmp_path: Path,
-    image_folder: Path,
-    weights: Callable[..., Path],
+    command: Command, tmp_path: Path, image_folder: Path, weights: Callable[..., Path]
 ) -> None:
     path = weights("nlsa", chunk_size=4)
-    words = ["--weights", path, "--data", image_folder, "--results", tmp_path, *TINY]
-    run_main(monkeypatch, *words, "--threads", "1")
+    words = ("--weights", path, "--data", image_folder, "--results", tmp_path)
+    assert "ENLA" not in command(f"{TINY} --threads 1", *words)
     (record,) = load_records(tmp_path, Approximation)
     assert not record.enla + record.exact + record.network
     suffixes = sorted(p.suffix for p in (tmp_path / "figures").iterdir())
     assert suffixes == [".csv", ".pdf", ".png"]
-    assert "ENLA" not in capsys.readouterr().out
 
 
 def test_the_summary_says_what_the_numbers_say() -> None:
@@ -514,62 +468,28 @@ def test_the_summary_says_what_the_numbers_say() -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("name", "data", "words", "message"),
     [
-        ([], "give --weights RUN-OR-FILE, --synthetic, or both"),
-        (["--synthetic", "--m", "0"], "--m must be at least 1, got 0"),
-        (["--synthetic", "--k", "0"], "--k must be above 0 and at most 100, got 0.0"),
-        (["--synthetic", "--k", "nan"], "--k must be above 0 and at most 100, got nan"),
-        (["--synthetic", "--k", "101"], "got 101.0"),
-        (["--synthetic", "--m", "many"], "--m"),
-        (["--synthetic", "--draws", "1"], "--draws must be at least 2, got 1"),
-        (["--synthetic", "--chunk-size", "0"], "--chunk-size must be at least 1"),
-        (["--synthetic", "--sizes", "1"], "--sizes needs sides of at least 2"),
-        (["--synthetic", "--threads", "0"], "--threads must be at least 1"),
-        (["--weights", "nowhere"], "no weights of run 'nowhere'"),
-        (["--from-records"], "no approximation records under"),
+        ("nla", "whole", "", "nla-1a2b holds NLA, which has no random features and no buckets"),
+        ("nlsa", "whole", "--synthetic", "--synthetic needs a network of ENLA modules"),
+        ("enla", "whole", "", "LR image e0 of Tiny is 15x12, smaller than a crop of 16"),
+        ("enla", "no-tests", "", "has no test sets"),
     ],
 )
-def test_bad_arguments_are_one_line(
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    tmp_path: Path,
-    words: list[str],
-    message: str,
-) -> None:
-    assert message in refused(monkeypatch, capsys, *words, "--results", tmp_path)
-    assert not list(tmp_path.iterdir())
-
-
-def refused(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: str | Path
-) -> str:
-    with pytest.raises(SystemExit) as stop:
-        run_main(monkeypatch, *words)
-    assert stop.value.code == 2
-    (line,) = capsys.readouterr().err.strip().splitlines()
-    assert line.startswith("error: ")
-    return line
-
-
 def test_networks_that_cannot_be_measured_are_refused(
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    name: str,
+    data: str,
+    words: str,
+    message: str,
+    command: Command,
     tmp_path: Path,
     image_folder: Path,
     weights: Callable[..., Path],
 ) -> None:
-    common = ["--data", image_folder, "--results", tmp_path / "results"]
-    line = refused(monkeypatch, capsys, "--weights", weights("nla"), *common)
-    assert "nla-1a2b holds NLA, which has no random features and no buckets" in line
-    line = refused(monkeypatch, capsys, "--weights", weights("nlsa"), "--synthetic", *common)
-    assert "--synthetic needs a network of ENLA modules" in line
-    line = refused(monkeypatch, capsys, "--weights", weights("enla"), *common)
-    assert "LR image e0 of Tiny is 15x12, smaller than a crop of 16" in line
-    only_training = tmp_path / "data"
-    only_training.mkdir()
-    (only_training / "train").symlink_to(image_folder / "train")
-    common[1] = only_training
-    line = refused(monkeypatch, capsys, "--weights", weights("enla"), *common)
-    assert "has no test sets" in line
+    (tmp_path / "whole").symlink_to(image_folder)
+    (tmp_path / "no-tests").mkdir()
+    (tmp_path / "no-tests" / "train").symlink_to(image_folder / "train")
+    places = ("--data", tmp_path / data, "--results", tmp_path / "results")
+    line = f"approximation {words} --weights"
+    assert message in command.refused(line, weights(name), *places)
     assert not (tmp_path / "results").exists()

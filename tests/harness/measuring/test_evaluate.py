@@ -3,7 +3,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -14,8 +13,6 @@ import pytest
 import torch
 from torch import nn
 
-from harness import convert
-from harness import evaluate as evaluation
 from harness.base.errors import UserError
 from harness.config.network import NetworkConfig
 from harness.config.variants import Variant
@@ -28,6 +25,7 @@ from harness.network.official import published_method
 from harness.network.weights import Architecture, save_weights
 from harness.records.shapes import ImageQuality, Quality
 from harness.reporting.tables.evaluation import evaluation_table
+from tests.harness.commands import Command
 from tests.reference import released
 
 
@@ -42,9 +40,26 @@ class Nearest(nn.Module):
         return self.gain * x.repeat_interleave(4, 2).repeat_interleave(4, 3)
 
 
-def test_pixels_go_through_unchanged() -> None:
-    lr = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
-    assert np.array_equal(super_resolve(Nearest(), lr, 4), lr.repeat(4, 0).repeat(4, 1))
+def random_image(height: int, width: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("size", "options"),
+    [
+        ((5, 7), {}),
+        *((size, {"tile": 16}) for size in [(40, 50), (33, 17), (16, 16)]),
+        *((size, {"chop": True}) for size in [(1, 1), (3, 40), (20, 31), (130, 1)]),
+    ],
+)
+def test_pixels_go_through_unchanged(
+    size: tuple[int, int], options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whole, in tiles, and in quarters of images that are smaller than one with its overlap."""
+    monkeypatch.setattr("harness.measuring.quality.CHOP_PIXELS", 1000)
+    lr = random_image(*size)
+    found = super_resolve(Nearest(), lr, 4, **options)
+    assert np.array_equal(found, lr.repeat(4, 0).repeat(4, 1))
 
 
 def test_output_is_clipped_and_rounded() -> None:
@@ -52,13 +67,6 @@ def test_output_is_clipped_and_rounded() -> None:
     assert super_resolve(Nearest(2.0), lr, 4).max() == 255
     assert super_resolve(Nearest(-1.0), lr, 4).max() == 0
     assert (super_resolve(Nearest(0.5031), lr, 4) == 101).all()
-
-
-@pytest.mark.parametrize("size", [(40, 50), (33, 17), (16, 16)])
-def test_tiles_fit_together(size: tuple[int, int]) -> None:
-    """The receptive field of four blocks exceeds the overlap, so only the middle must agree."""
-    lr = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
-    assert np.array_equal(super_resolve(Nearest(), lr, 4, 16), super_resolve(Nearest(), lr, 4))
 
 
 class Small(Nearest):
@@ -75,7 +83,7 @@ class Small(Nearest):
 
 
 def gradient_image(height: int, width: int) -> TestImage:
-    hr = np.random.default_rng(1).integers(0, 256, (4 * height, 4 * width, 3), dtype=np.uint8)
+    hr = random_image(4 * height, 4 * width, seed=1)
     return TestImage("wall", hr, hr[::4, ::4].copy())
 
 
@@ -89,12 +97,9 @@ def test_an_image_too_large_for_the_gpu_is_cut_into_tiles(
     assert [row.tile for row in tiled.images] == [37, None]
     assert [row.psnr for row in tiled.images] == [row.psnr for row in whole.images]
     told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning")]
-    assert told == [
-        "warning: wall (LR 150x140) does not fit into memory whole: using tiles of 75 "
-        "LR pixels, as the result records",
-        "warning: wall (LR 150x140) does not fit into memory in tiles of 75: using "
-        "tiles of 37 LR pixels, as the result records",
-    ]
+    for line, tried, size in zip(told, ("whole", "in tiles of 75"), (75, 37), strict=True):
+        assert line.startswith("warning: wall (LR 150x140) does not fit")
+        assert f" {tried}: using tiles of {size} LR pixels" in line
 
 
 @pytest.mark.parametrize(
@@ -121,8 +126,11 @@ def test_evaluate_reports_the_metrics_of_each_image(image_folder: Path) -> None:
         assert row.psnr == pytest.approx(nearest.psnr, abs=1e-6)
         assert row.ssim == pytest.approx(nearest.ssim, abs=1e-6)
         assert row.bicubic_psnr == pytest.approx(bicubic.psnr, abs=1e-6)
+        assert row.bicubic_ssim == pytest.approx(bicubic.ssim, abs=1e-6)
         assert row.tile == 12
-    assert result.psnr == pytest.approx(np.mean([r.psnr for r in rows]), abs=1e-5)
+    for name in ("psnr", "ssim", "bicubic_psnr", "bicubic_ssim"):
+        mean = np.mean([getattr(row, name) for row in rows])
+        assert getattr(result, name) == pytest.approx(mean, abs=1e-5)
 
 
 @pytest.fixture
@@ -144,18 +152,15 @@ def test_bicubic_is_measured_once(cache: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_bicubic_of_anything_else_is_measured(
     change: str, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    image, scale, released_luma = gradient_image(20, 30), 4, False
-    kept = bicubic_quality(image, scale)
+    image = gradient_image(20, 30)
+    kept = bicubic_quality(image, 4)
     if change in ("lr", "hr"):
         image = dataclasses.replace(image, **{change: 255 - getattr(image, change)})
     elif change == "scale":
-        scale = 2
         image = dataclasses.replace(image, hr=image.hr[:40, :60].copy())
-    elif change == "released_psnr":
-        released_luma = True
-    else:
+    elif change == "version":
         monkeypatch.setattr("harness.measuring.quality.BICUBIC_VERSION", 0)
-    found = bicubic_quality(image, scale, released_luma)
+    found = bicubic_quality(image, 2 if change == "scale" else 4, change == "released_psnr")
     assert len(list(cache.iterdir())) == 2
     assert (found == kept) == (change == "version")
 
@@ -205,14 +210,8 @@ class PatchDependent(Nearest):
 def in_quarters(network: nn.Module, lr: np.ndarray, largest: int) -> np.ndarray:
     """The released forward_chop, one output pixel after the other, x4."""
 
-    def extended(half: int, multiple: int) -> int:
-        size = half + 10 + 1
-        while size % multiple:
-            size += 1
-        return size
-
     height, width = lr.shape[:2]
-    h, w = extended(height // 2, 4), extended(width // 2, 8)
+    h, w = (4 * math.ceil((height // 2 + 11) / 4), 8 * math.ceil((width // 2 + 11) / 8))
     cut = super_resolve if h * w < largest else lambda n, part, _: in_quarters(n, part, largest)
     corners = {
         (top, left): cut(network, lr[top : top + h, left : left + w], 4)
@@ -233,18 +232,9 @@ def test_chop_is_the_released_one(
     size: tuple[int, int], largest: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("harness.measuring.quality.CHOP_PIXELS", largest)
-    lr = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    lr = random_image(*size)
     found = super_resolve(PatchDependent(), lr, 4, chop=True)
     assert np.array_equal(found, in_quarters(PatchDependent(), lr, largest))
-
-
-@pytest.mark.parametrize("size", [(1, 1), (3, 40), (20, 31), (130, 1)])
-def test_chop_of_images_smaller_than_a_quarter_with_its_overlap(
-    size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("harness.measuring.quality.CHOP_PIXELS", 1000)
-    lr = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
-    assert np.array_equal(super_resolve(Nearest(), lr, 4, chop=True), lr.repeat(4, 0).repeat(4, 1))
 
 
 def released_psnr(sr: np.ndarray, hr: np.ndarray, scale: int) -> float:
@@ -285,25 +275,14 @@ def official(tmp_path: Path) -> Path:
     return path
 
 
-def command(module: object, monkeypatch: pytest.MonkeyPatch, *words: object) -> None:
-    monkeypatch.setattr(sys, "argv", ["harness", *map(str, words)])
-    module.main()  # type: ignore[attr-defined]
-
-
 def test_official_and_converted_weights_give_the_same_bits(
-    official: Path,
-    image_folder: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    command: Command, official: Path, image_folder: Path, tmp_path: Path
 ) -> None:
     converted, first, second = (tmp_path / n for n in ("own.safetensors", "a.json", "b.json"))
-    command(convert, monkeypatch, official, converted)
-    assert "ENLCA-m4, 8 blocks x 8 channels, x4" in capsys.readouterr().out
+    assert "ENLCA-m4, 8 blocks x 8 channels, x4" in command("convert", official, converted)
     common = ("--data", image_folder, "--threads", 1, "--output")
-    command(evaluation, monkeypatch, "--official", official, *common, first)
-    shown = capsys.readouterr().out
-    command(evaluation, monkeypatch, "--weights", converted, *common, second)
+    shown = command("evaluate --official", official, *common, first)
+    command("evaluate --weights", converted, *common, second)
     record, other = (json.loads(path.read_text()) for path in (first, second))
     assert record["quality"] == other["quality"]
     assert record["architecture"] == other["architecture"]
@@ -313,35 +292,24 @@ def test_official_and_converted_weights_give_the_same_bits(
     assert "ENLCAx4: ENLCA-m4, 8 blocks x 8 channels, x4" in shown
     row = next(line.split() for line in shown.splitlines() if line.startswith("Tiny"))
     result = record["quality"]["Tiny"]
-    assert row == [
-        "Tiny",
-        f"{result['psnr']:.2f}",
-        f"{result['ssim']:.4f}",
-        f"{result['bicubic_psnr']:.2f}",
-        "/",
-        f"{result['bicubic_ssim']:.4f}",
-        "2",
-    ]
-    command(evaluation, monkeypatch, "--official", official, *common, first, "--chop")
-    command(evaluation, monkeypatch, "--official", official, *common, second, "--psnr", "released")
+    ours = f"{result['psnr']:.2f} {result['ssim']:.4f}"
+    bicubic = f"{result['bicubic_psnr']:.2f} / {result['bicubic_ssim']:.4f}"
+    assert row == f"Tiny {ours} {bicubic} 2".split()
+    command("evaluate --chop --official", official, *common, first)
+    command("evaluate --psnr released --official", official, *common, second)
     chopped, released_luma = (json.loads(path.read_text()) for path in (first, second))
     assert (chopped["chop"], chopped["psnr"]) == (True, "rounded")
     assert (released_luma["chop"], released_luma["psnr"]) == (False, "released")
     assert released_luma["quality"]["Tiny"]["psnr"] != result["psnr"]
 
 
-def test_a_run_of_ours_is_evaluated(
-    image_folder: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_a_run_of_ours_is_evaluated(command: Command, image_folder: Path, tmp_path: Path) -> None:
     architecture = Architecture(Variant("none"), NetworkConfig(4, 8), 2)
     path = tmp_path / "runs" / "none-1" / "weights.safetensors"
     save_weights(path, architecture.build(), architecture, "none-1")
-    words = ("--weights", "none", "--results", tmp_path, "--data", image_folder, "--tile", 16)
-    command(evaluation, monkeypatch, *words, "--test-sets", "Tiny", "Tiny")
-    assert "none-1: Baseline, 4 blocks x 8 channels, x2" in capsys.readouterr().out
+    words = ("--results", tmp_path, "--data", image_folder)
+    shown = command("evaluate --weights none --tile 16 --test-sets Tiny Tiny", *words)
+    assert "none-1: Baseline, 4 blocks x 8 channels, x2" in shown
 
 
 def test_the_papers_figures_stand_beside_a_published_network() -> None:
@@ -361,48 +329,30 @@ def test_the_papers_figures_stand_beside_a_published_network() -> None:
 
 
 def test_mistakes_are_one_line_and_status_2(
-    official: Path,
-    image_folder: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    command: Command, official: Path, image_folder: Path, tmp_path: Path
 ) -> None:
     train_only = tmp_path / "train_only"
     (train_only / "train").mkdir(parents=True)
     (train_only / "train" / "Some").symlink_to(image_folder / "train" / "Some")
-    data, given = ("--data", image_folder), ("--official", official)
-    for module, words, message in [
-        (evaluation, data, "give one of --official FILE and --weights RUN-OR-FILE"),
-        (evaluation, (*given, "--weights", "x", *data), "give one of --official"),
-        (evaluation, (*given, *data, "--tile", 16, "--chop"), "--chop exclude each other"),
-        (evaluation, (*given, *data, "--tile", 8), "--tile must be at least 16"),
-        (evaluation, (*given, *data, "--threads", 0), "threads must be at least 1"),
-        (evaluation, (*given, *data, "--test-sets", "Tny"), "did you mean Tiny"),
-        (evaluation, (*given, "--data", train_only), "train_only has no test sets"),
-        (evaluation, ("--weights", "x", "--block-res-scale", 1, *data), "--block-res-scale"),
-        (evaluation, ("--official", tmp_path / "no.pt", *data), "no weights at"),
-        (evaluation, (*given, "--psnr", "best"), "invalid choice"),
-        (convert, (official, official), "exists already"),
-        (convert, (official, image_folder / "train" / "Some" / "t0.png" / "a"), "cannot write"),
-        (convert, (tmp_path / "no.pt", tmp_path / "new"), "no weights at"),
+    data = ("--data", image_folder)
+    given = ("--official", official, *data)
+    for line, words, message in [
+        ("evaluate", data, "give one of --official FILE and --weights RUN-OR-FILE"),
+        ("evaluate --weights x", given, "give one of --official"),
+        ("evaluate --tile 16 --chop", given, "--chop exclude each other"),
+        ("evaluate --tile 8", given, "--tile must be at least 16"),
+        ("evaluate --threads 0", given, "threads must be at least 1"),
+        ("evaluate --test-sets Tny", given, "did you mean Tiny"),
+        ("evaluate", ("--official", official, "--data", train_only), "train_only has no test sets"),
+        ("evaluate --weights x --block-res-scale 1", data, "--block-res-scale"),
+        ("evaluate", ("--official", tmp_path / "no.pt", *data), "no weights at"),
+        ("evaluate --psnr best", given, "invalid choice"),
+        ("convert", (official, official), "exists already"),
+        ("convert", (official, image_folder / "train" / "Some" / "t0.png" / "a"), "cannot write"),
+        ("convert", (tmp_path / "no.pt", tmp_path / "new"), "no weights at"),
     ]:
-        with pytest.raises(SystemExit) as stopped:
-            command(module, monkeypatch, *words)
-        error = capsys.readouterr().err
-        assert stopped.value.code == 2
-        assert message in error
-        assert error.count("\n") == 1
+        assert message in command.refused(line, *words)
     assert not (tmp_path / "new").exists()
-
-
-@pytest.mark.data
-def test_bicubic_baseline_of_set5(sr_data: Path) -> None:
-    """28.42 dB / 0.810, as every paper prints it."""
-    images = find_data(sr_data).test_set("Set5", 4)
-    result = evaluate(Nearest(), images, len(images), 4, "test")
-    assert result.bicubic_psnr == pytest.approx(28.42, abs=0.005)
-    assert result.bicubic_ssim == pytest.approx(0.810, abs=0.0005)
-    assert result.psnr < result.bicubic_psnr
 
 
 @pytest.mark.slow
@@ -412,7 +362,7 @@ def test_a_whole_large_image_stays_under_4_gb(name: str) -> None:
     from harness.measuring.memory import peak_memory
 
     network = build_network(Variant(name), NetworkConfig(8, 32), 4)
-    lr = np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8)
+    lr = random_image(256, 256)
     peak = peak_memory(lambda: super_resolve(network, lr, 4), torch.device("cpu"))
     assert peak is not None
     assert peak < 2e9

@@ -39,24 +39,24 @@ def _images(count: int = 3) -> list[TestImage]:
     return [TestImage(f"e{i}", x, x[::4, ::4].copy()) for i, x in enumerate(hr)]
 
 
-def _evaluate(
-    network: Counted, images: list[TestImage], evaluated: EvaluatedImages | None
-) -> Quality:
-    return evaluate(network, images, len(images), 4, "test", evaluated=evaluated)
+def _evaluate(images: list[TestImage], evaluated: EvaluatedImages | None) -> tuple[Quality, int]:
+    """The quality, and how many images the network was given."""
+    network = Counted()
+    found = evaluate(network, images, len(images), 4, "test", evaluated=evaluated)
+    return found, network.count
 
 
 def _interrupted(folder: Path, save_every: float = 0) -> None:
     evaluated = EvaluatedImages(folder, BASIS, save_every)
     with pytest.raises(KeyboardInterrupt):
-        _evaluate(Counted(fail_at=2), _images(), evaluated)
+        evaluate(Counted(fail_at=2), _images(), 3, 4, "test", evaluated=evaluated)
 
 
 def test_it_goes_on_after_the_last_image(tmp_path: Path) -> None:
     _interrupted(tmp_path)
-    network = Counted()
-    found = _evaluate(network, _images(), EvaluatedImages(tmp_path, BASIS))
-    assert network.count == 1
-    assert found == _evaluate(Counted(), _images(), None)
+    found, count = _evaluate(_images(), EvaluatedImages(tmp_path, BASIS))
+    assert count == 1
+    assert found == _evaluate(_images(), None)[0]
     discard_evaluated(tmp_path)
     discard_evaluated(tmp_path)  # as after a kill between the two
     assert not list(tmp_path.iterdir())
@@ -70,9 +70,7 @@ def test_it_is_not_written_after_every_quick_image(tmp_path: Path) -> None:
 @pytest.mark.parametrize("key", ["weights", "tile"])
 def test_of_another_basis_nothing_is_used(key: str, tmp_path: Path) -> None:
     _interrupted(tmp_path)
-    network = Counted()
-    _evaluate(network, _images(), EvaluatedImages(tmp_path, BASIS | {key: 32}))
-    assert network.count == 3
+    assert _evaluate(_images(), EvaluatedImages(tmp_path, BASIS | {key: 32}))[1] == 3
 
 
 @pytest.mark.parametrize("change", ["lr", "hr", "name"])
@@ -81,9 +79,7 @@ def test_another_image_is_evaluated(change: str, tmp_path: Path) -> None:
     images = _images()
     other: Any = "other" if change == "name" else 255 - getattr(images[0], change)
     images[0] = replace(images[0], **{change: other})
-    network = Counted()
-    _evaluate(network, images, EvaluatedImages(tmp_path, BASIS))
-    assert network.count == 2
+    assert _evaluate(images, EvaluatedImages(tmp_path, BASIS))[1] == 2
 
 
 @pytest.mark.parametrize("damage", ["cut", "changed", "another", "empty"])
@@ -94,15 +90,10 @@ def test_a_damaged_file_is_measured_anew(damage: str, tmp_path: Path) -> None:
     content = {"cut": text[:-40], "another": '{"images": 3, "sha256": ""}', "empty": "[]"}
     content["changed"] = text.replace('"psnr": ', '"psnr": 1', 1)
     path.write_text(content[damage])
-    network = Counted()
-    found = _evaluate(network, _images(), EvaluatedImages(tmp_path, BASIS))
-    assert network.count == 3
-    assert found == _evaluate(Counted(), _images(), None)
+    assert _evaluate(_images(), EvaluatedImages(tmp_path, BASIS)) == _evaluate(_images(), None)
 
 
 def test_images_read_again_keep_their_results(image_folder: Path, tmp_path: Path) -> None:
     images = list(find_data(image_folder).test_set("Tiny", 4))
-    first = _evaluate(Counted(), images, EvaluatedImages(tmp_path, BASIS, 0))
-    network = Counted()
-    assert _evaluate(network, images, EvaluatedImages(tmp_path, BASIS)) == first
-    assert network.count == 0
+    first, _ = _evaluate(images, EvaluatedImages(tmp_path, BASIS, 0))
+    assert _evaluate(images, EvaluatedImages(tmp_path, BASIS)) == (first, 0)

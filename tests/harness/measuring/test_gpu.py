@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,6 @@ import pytest
 import torch
 
 from attention_zoo.cores.native import why_not_native
-from harness import gpu
 from harness.base.errors import UserError
 from harness.config import presets as config
 from harness.config import variants
@@ -32,6 +31,7 @@ from harness.measuring.gpu import (
 )
 from harness.records.shapes import Code, Latency, untyped
 from harness.records.store import load_records, save_record
+from tests.harness.commands import Command
 
 CPU = torch.device("cpu")
 COMPILED = why_not_native(torch.zeros(1)) is None
@@ -45,9 +45,13 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gc.collect", lambda: 0)  # before each case it takes most of the time
 
 
-def command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
-    monkeypatch.setattr(sys, "argv", ["gpu", *arguments])
-    gpu.main()
+@pytest.fixture
+def tiny_base(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The preset "base" with a tiny network and patch."""
+    tiny = dataclasses.replace(
+        config.PRESETS["base"], network=NetworkConfig(4, 8), patch={4: 6}, batch=1
+    )
+    monkeypatch.setitem(config.PRESETS, "base", tiny)
 
 
 def test_pieces_cover_the_dtypes_and_presets() -> None:
@@ -108,11 +112,8 @@ def test_flash_beside_nla() -> None:
     assert row["ratio_target"] is None  # it stands for an H200
 
 
-def test_training_rates(monkeypatch: pytest.MonkeyPatch) -> None:
-    tiny = dataclasses.replace(
-        config.PRESETS["base"], network=NetworkConfig(4, 8), patch={4: 6}, batch=1
-    )
-    monkeypatch.setitem(config.PRESETS, "base", tiny)
+@pytest.mark.usefixtures("tiny_base")
+def test_training_rates() -> None:
     rows = measure("train-base-bfloat16", TINY).rows
     assert [row["variant"]["label"] for row in rows] == [
         *("Baseline", "Criss-Cross", "NLSA-r4", "ENLCA-m128", "NLA")
@@ -122,20 +123,15 @@ def test_training_rates(monkeypatch: pytest.MonkeyPatch) -> None:
         seconds = 0.15 / before + 0.85 / after
         assert row["steps_per_gpu_hour"] == pytest.approx(3600 / seconds)
         assert row["projected_gpu_hours"] == pytest.approx(50_000 * seconds / 3600)
-    assert rows[3]["implementation"] == {
-        "enla": "native" if COMPILED else "tiled",
-        "contrast": "tiled",
-        "conv3x3": "reference",
-    }
+    enla = "native" if COMPILED else "tiled"
+    used = {"enla": enla, "contrast": "tiled", "conv3x3": "reference"}
+    assert rows[3]["implementation"] == used
 
 
+@pytest.mark.usefixtures("tiny_base")
 def test_the_contrastive_loss_is_on_in_the_second_phase_only(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    tiny = dataclasses.replace(
-        config.PRESETS["base"], network=NetworkConfig(4, 8), patch={4: 6}, batch=1
-    )
-    monkeypatch.setitem(config.PRESETS, "base", tiny)
     seen = []
 
     def rate(trainer: Any, seconds: float) -> float:
@@ -145,25 +141,23 @@ def test_the_contrastive_loss_is_on_in_the_second_phase_only(
 
     monkeypatch.setattr("harness.measuring.gpu._steps_per_second", rate)
     _train_rates(TINY, Variant("enlca"), "base", "float32", 1)
-    assert seen[0] == 0.0
-    assert seen[1] > 0.0
+    assert seen[0] == 0.0 < seen[1]
 
 
 def test_table5_is_a_latency_record_and_finished_pieces_are_left_out(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    quick = ("--device", "cpu", "--seconds", "0.01", "--sizes", "4x4", "--results", str(tmp_path))
+    words = "--only table5-float32 --device cpu --seconds 0.01 --sizes 4x4"
+    quick = (f"gpu {words}", "--results", tmp_path)
     monkeypatch.setattr(
         "harness.measuring.gpu.rows_to_run", lambda table: [Variant("conv"), Variant("criss-cross")]
     )
-    command(monkeypatch, "--only", "table5-float32", *quick)
+    command(*quick)
     (record,) = load_records(tmp_path, Latency)
     assert [row.variant.name for row in record.rows] == ["conv", "criss-cross"] * 4
     assert str(tmp_path) not in json.dumps(untyped(record))
-    capsys.readouterr()
-    command(monkeypatch, "--only", "table5-float32", *quick)
-    assert f"table5-float32 is finished: {record.id}" in " ".join(capsys.readouterr().out.split())
-    command(monkeypatch, "--only", "table5-float32", "--again", *quick)
+    assert f"table5-float32 is finished: {record.id}" in " ".join(command(*quick).split())
+    command(*quick, "--again")
     assert len(load_records(tmp_path, Latency)) == 2
 
 
@@ -191,54 +185,17 @@ def test_out_of_memory_is_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_failed_tests_leave_no_record(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Done:
-        returncode = 1
-        stdout = "x\nFAILED tests/test_a.py::test_b - boom\n1 failed in 1s"
-        stderr = ""
-
-    monkeypatch.setattr("subprocess.run", lambda *a, **k: Done)
+    out = "x\nFAILED tests/test_a.py::test_b - boom\n1 failed in 1s"
+    done = subprocess.CompletedProcess([], 1, out, "")
+    monkeypatch.setattr("subprocess.run", lambda *a, **k: done)
     with pytest.raises(UserError, match="tests of CUDA failed: FAILED tests/test_a"):
         measure("tests", TINY)
-    Done.returncode = 0
+    done.returncode = 0
     assert measure("tests", TINY).rows == [{"name": "tests", "result": "1 failed in 1s"}]
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ((), "the GPU benchmark needs a CUDA device, and this machine has none"),
-        (("--device", "cuda:1"), "needs a CUDA device"),
-        (("--only", "nonsense"), "no piece begins with 'nonsense'"),
-        (("--seconds", "0"), "seconds must be above 0"),
-        (("--sizes", "5"), "size '5' is not height x width"),
-        (("--device", "cpu", "--only", "limits-float32", "--sizes", "5x6"), "must be square"),
-        (("--device", "cpu", "--only", "limits-tf32"), "tf32 needs a CUDA device"),
-    ],
-)
-def test_command_line_mistakes(
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    arguments: tuple[str, ...],
-    message: str,
-) -> None:
-    with pytest.raises(SystemExit) as stop:
-        command(monkeypatch, *arguments, "--results", str(tmp_path))
-    assert stop.value.code == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err.startswith("error: ")
-    assert message in err
-    assert err.count("\n") == 1
-    assert not list(tmp_path.iterdir())
-
-
-def test_pieces_are_listed_anywhere(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    command(monkeypatch, "--pieces")
-    assert capsys.readouterr().out.split() == list_pieces()
+def test_pieces_are_listed_anywhere(command: Command) -> None:
+    assert command("gpu --pieces").split() == list_pieces()
 
 
 def test_graphs_need_cuda() -> None:

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from attention_zoo import Attention, Cost
 from attention_zoo.cores.native import why_not_native
-from harness import latency
 from harness.base.errors import UserError
 from harness.base.progress import timing_bar
 from harness.config.network import NetworkConfig
@@ -22,8 +21,11 @@ from harness.config.rows import table_rows
 from harness.config.variants import Variant
 from harness.measuring.latency import measure
 from harness.measuring.timing import Timing
-from harness.records.shapes import Latency, untyped
+from harness.records.shapes import Latency, Scaling, untyped
 from harness.records.store import load_records, save_record
+from tests.harness.commands import Command, texts_of
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 CPU = torch.device("cpu")
 QUICK: dict[str, Any] = {"device": CPU, "min_runs": 2, "max_runs": 2, "warmup": 0}
@@ -46,29 +48,13 @@ class Probe(Attention):
             raise torch.OutOfMemoryError("CUDA out of memory")
         if self.fails:
             raise RuntimeError(self.fails)
-        self.calls.append(
-            {
-                "q": q,
-                "v": v,
-                "training": self.training,
-                "grad": torch.is_grad_enabled(),
-                "auxiliary": self.auxiliary_enabled,
-                "dtype": v.dtype,
-                "tf32": torch.backends.cudnn.allow_tf32,
-            }
-        )
+        mode = (self.training, torch.is_grad_enabled(), self.auxiliary_enabled)
+        tf32 = torch.backends.cudnn.allow_tf32
+        self.calls.append({"q": q, "v": v, "mode": mode, "dtype": v.dtype, "tf32": tf32})
         return v * q.mean()
 
     def cost(self, height: int, width: int) -> Cost:
         return Cost(projections=0, core=0, executed=0)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(autouse=True)
@@ -122,14 +108,14 @@ def test_variants_of_one_label_are_kept_apart() -> None:
 def test_forward_is_inference_and_backward_is_training(calls: list[dict[str, Any]]) -> None:
     one: dict[str, Any] = {**QUICK, "sizes": ((4, 5),), "parts": ("core",)}
     measure([probe()], **one, passes=("forward",))
-    assert {(c["training"], c["grad"], c["auxiliary"]) for c in calls} == {(False, False, False)}
+    assert {c["mode"] for c in calls} == {(False, False, False)}  # training, gradient, auxiliary
     assert calls[0]["q"].shape == (1, 32, 4, 5)
     assert calls[0]["v"].shape == (1, 64, 4, 5)
     assert not calls[0]["v"].requires_grad
     calls.clear()
     measure([probe()], **one, passes=("forward+backward",))
     timed = calls[1:]  # the first call only finds the shape of the output
-    assert {(c["training"], c["grad"], c["auxiliary"]) for c in timed} == {(True, True, False)}
+    assert {c["mode"] for c in timed} == {(True, True, False)}
     assert all(c["q"].requires_grad and c["v"].requires_grad for c in timed)
     assert len(timed) == 2 + 2
 
@@ -164,15 +150,13 @@ def test_images_of_the_network_are_uniform(monkeypatch: pytest.MonkeyPatch) -> N
     assert 0 <= float(seen[0].min()) < 0.01 < 0.99 < float(seen[0].max()) <= 1
 
 
-@pytest.mark.parametrize(
-    ("name", "dtype"), [("float32", torch.float32), ("bfloat16", torch.bfloat16)]
-)
+@pytest.mark.parametrize("name", ["float32", "bfloat16"])
 def test_dtype_reaches_the_module_and_switches_come_back(
-    calls: list[dict[str, Any]], name: str, dtype: torch.dtype
+    calls: list[dict[str, Any]], name: str
 ) -> None:
     before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     record = measure([probe()], **QUICK, dtype=name, sizes=((3, 3),))
-    assert {(c["dtype"], c["tf32"]) for c in calls} == {(dtype, False)}
+    assert {(c["dtype"], c["tf32"]) for c in calls} == {(getattr(torch, name), False)}
     assert {row.dtype for row in record.rows} == {name}
     assert record.machine.torch.cudnn_tf32 is False
     assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == before
@@ -194,17 +178,11 @@ def test_other_errors_come_through() -> None:
         measure([probe(fails="a real fault")], **QUICK, sizes=((3, 3),))
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"dtype": "float8"}, "unknown dtype 'float8': choose from float32"),
-        ({"dtype": "tf32"}, "tf32 needs a CUDA device"),
-        ({"parts": ()}, "nothing to time"),
-    ],
-)
-def test_mistakes(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        measure([Variant("conv")], **QUICK, **options)
+def test_mistakes() -> None:
+    with pytest.raises(UserError, match="unknown dtype 'float8': choose from float32"):
+        measure([Variant("conv")], **QUICK, dtype="float8")
+    with pytest.raises(UserError, match="nothing to time"):
+        measure([Variant("conv")], **QUICK, parts=())
 
 
 def test_default_limits_depend_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -219,33 +197,23 @@ def test_default_limits_depend_on_the_device(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_progress_over_all_cases() -> None:
     told: list[tuple[float, str]] = []
-    measure(
-        [Variant("conv"), Variant("none")],
-        **QUICK,
-        sizes=((2, 3),),
-        on_run=lambda share, text: told.append((share, text)),
-    )
-    shares = [share for share, _ in told]
-    assert shares == sorted(shares)
-    assert shares[0] == 0
-    assert 0.75 < shares[-1] <= 1
-    assert {text for _, text in told} >= {
-        "core, forward, 2x3: Conv",
-        "module, forward+backward, 2x3: Baseline",
-    }
+    variants = [Variant("conv"), Variant("none")]
+    measure(variants, **QUICK, sizes=((2, 3),), on_run=lambda *both: told.append(both))
+    texts = {"core, forward, 2x3: Conv", "module, forward+backward, 2x3: Baseline"}
+    assert texts <= texts_of(told)
+    assert told[-1][0] > 0.75
 
 
 def test_progress_bar(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    with timing_bar() as on_run:
-        on_run(0.5, "core: NLA")
-    assert capsys.readouterr() == ("", "")  # nothing where nobody watches
+    def drawn() -> tuple[str, str]:
+        with timing_bar() as on_run:
+            on_run(0.5, "core: NLA")
+        return capsys.readouterr()
+
+    assert drawn() == ("", "")  # nothing where nobody watches
     monkeypatch.setenv("FORCE_COLOR", "1")
-    with timing_bar() as on_run:
-        on_run(0.5, "core: NLA")
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert "core: NLA" in err
-    assert "50%" in err
+    out, err = drawn()
+    assert (out, "core: NLA" in err, "50%" in err) == ("", True, True)
 
 
 def test_parse_size() -> None:
@@ -255,87 +223,46 @@ def test_parse_size() -> None:
             parse_size(text)
 
 
-def command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
-    monkeypatch.setattr("sys.argv", ["latency", *arguments])
-    latency.main()
+ONE_RUN = "--sizes 3x3 --parts core --max-runs 1 --passes forward"
 
 
-def test_command_line(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    command(
-        monkeypatch,
-        *("--attn", "enlca", "--m", "4", "--sizes", "6x7", "--parts", "core", "network"),
-        *("--passes", "forward", "--max-seconds", "0", "--max-runs", "2", "--device", "cpu"),
-        *("--threads", str(torch.get_num_threads()), "--results", str(tmp_path)),
-    )
+def test_command_line(command: Command, tmp_path: Path) -> None:
+    words = "--attn enlca --m 4 --sizes 6x7 --parts core network --passes forward"
+    words += f" --max-seconds 0 --max-runs 2 --device cpu --threads {torch.get_num_threads()}"
+    assert "ENLCA-m4" in command(f"latency {words}", "--results", tmp_path)
     (record,) = load_records(tmp_path, Latency)
     assert [r.part for r in record.rows] == ["core", "network"]
     assert {r.variant.label for r in record.rows} == {"ENLCA-m4"}
     assert record.command.startswith("python -m harness.latency --attn enlca --m 4")
     assert str(tmp_path) not in json.dumps(untyped(record))
-    assert "ENLCA-m4" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("line", "shape"),
+    [(f"latency {ONE_RUN}", Latency), ("scaling --sizes 3x3 --max-runs 1", Scaling)],
+)
 def test_rows_of_table_5_are_the_default(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    line: str, shape: type, command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    quick = ("--sizes", "3x3", "--parts", "core", "--max-runs", "1", "--passes", "forward")
-    command(monkeypatch, *quick, "--results", str(tmp_path))
-    (record,) = load_records(tmp_path, Latency)
+    monkeypatch.setattr("harness.scaling.write_report", lambda *_: [])  # drawing takes seconds
+    command(line, "--results", tmp_path)
+    (record,) = load_records(tmp_path, shape)
     labels = [variant.label for variant in table_rows("table5")]
     assert [r.variant.label for r in record.rows] == labels
-    assert "NLA" in capsys.readouterr().out
 
 
-def test_a_chosen_implementation_runs_and_is_recorded(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    quick = ("--attn", "nla", "enlca", "--sizes", "3x3", "--parts", "core", "--max-runs", "1")
-    quick = (*quick, "--passes", "forward", "--results", str(tmp_path))
-    command(monkeypatch, *quick, "--impl", "enla=reference")
+def test_a_chosen_implementation_runs_and_is_recorded(command: Command, tmp_path: Path) -> None:
+    quick = (f"latency --attn nla enlca {ONE_RUN}", "--results", tmp_path)
+    command(*quick, "--impl", "enla=reference")
     (record,) = load_records(tmp_path, Latency)
     assert record.settings.implementation == "enla=reference"
     compiled = why_not_native(torch.zeros(1)) is None
     nla = "native" if compiled else "sdpa"
     assert [r.implementation for r in record.rows] == [{"nla": nla}, {"enla": "reference"}]
-    command(monkeypatch, *quick)  # the choice ended with its command
+    command(*quick)  # the choice ended with its command
     auto = next(r for r in load_records(tmp_path, Latency) if r.id != record.id)
     assert not auto.settings.implementation
     assert auto.rows[1].implementation == {"enla": "native" if compiled else "tiled"}
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ("--sizes", "3"),
-        ("--device", "cuda:99"),
-        ("--batch", "0"),
-        ("--max-runs", "0"),
-        ("--threads", "0"),
-        ("--preset", "huge"),
-        ("--attn", "nonsense"),
-        ("--attn", "nlsa", "--m", "3"),
-        ("--attn", "enlca", "--m", "0"),
-        ("--dtype", "tf32", "--device", "cpu"),
-        ("--impl", "fastest"),
-        ("--attn", "nla", "--impl", "triton"),
-    ],
-)
-def test_command_line_mistakes(
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    arguments: tuple[str, ...],
-) -> None:
-    with pytest.raises(SystemExit) as stop:
-        command(monkeypatch, *arguments, "--results", str(tmp_path))
-    assert stop.value.code == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err.startswith("error: ")
-    assert err.count("\n") == 1
-    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.cuda

@@ -19,23 +19,14 @@ def keep() -> Tensor:
     return torch.empty(250, 1000)
 
 
-def drop() -> None:
-    torch.empty(250, 1000)
-
-
 def both_at_once() -> Tensor:
-    first = torch.empty(250, 1000)
+    first = keep()
     return torch.cat([first, first])
 
 
-def one_after_the_other() -> None:
+def one_after_the_other() -> Tensor:
     for _ in range(3):
-        torch.empty(250, 1000)
-
-
-def small_after_large() -> Tensor:
-    large = torch.empty(250, 1000)
-    del large
+        keep()
     return torch.empty(10)
 
 
@@ -45,10 +36,8 @@ def small_after_large() -> Tensor:
         (lambda: None, 0),
         (lambda: torch.empty(12345, dtype=torch.uint8), 12345),
         (keep, MB),
-        (drop, MB),
         (both_at_once, 3 * MB),
         (one_after_the_other, MB),
-        (small_after_large, MB),
     ],
 )
 def test_exact_on_the_cpu(function: Callable[[], object], peak: int) -> None:
@@ -69,13 +58,8 @@ def test_sees_temporaries_of_naive_attention_and_what_a_backward_keeps() -> None
 
     # Scores and weights at once; the output comes after the scores have gone.
     assert peak_memory(forward, CPU) == 2 * 4 * n * n
-    trainable = torch.randn(1, n, c, requires_grad=True)
-
-    def forward_backward() -> tuple[Tensor, ...]:
-        y = torch.softmax(trainable @ trainable.mT, -1) @ trainable
-        return torch.autograd.grad(y.sum(), trainable)
-
-    peak = peak_memory(forward_backward, CPU)
+    q.requires_grad_()
+    peak = peak_memory(lambda: torch.autograd.grad(forward().sum(), q), CPU)
     assert peak is not None
     assert peak >= 2 * 4 * n * n + 2 * 4 * n * c
 
@@ -97,11 +81,8 @@ def test_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
 
 
 def test_an_error_of_the_function_comes_through() -> None:
-    def fail() -> None:
-        raise MemoryError("no")
-
-    with pytest.raises(MemoryError):
-        peak_memory(fail, CPU)
+    with pytest.raises(ZeroDivisionError):
+        peak_memory(lambda: 1 / 0, CPU)
     assert peak_memory(keep, CPU) == MB
 
 
@@ -136,9 +117,4 @@ def test_exact_on_cuda() -> None:
     device = torch.device("cuda", 0)
     size = 8 * 2**20  # whole blocks of the caching allocator
     held = torch.empty(size, dtype=torch.uint8, device=device)
-
-    def function() -> Tensor:
-        other = torch.empty_like(held)
-        return torch.cat([other, other])
-
-    assert peak_memory(function, device) == 3 * size
+    assert peak_memory(lambda: torch.cat([torch.empty_like(held)] * 2), device) == 3 * size

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,16 +15,15 @@ from harness.measuring.redraws import measure, redrawn
 from harness.network.weights import Architecture, TrainedNetwork, save_weights
 from harness.records.shapes import Redraw
 from harness.records.store import load_records
-from harness.redraws import main
 from harness.reporting.tables.all import write_tables
 from harness.reporting.tables.redraws import redraw_table
+from tests.harness.commands import Command
 
 
 def trained(name: str, **options: object) -> TrainedNetwork:
     """A network of random weights in which attention weighs much."""
-    architecture = Architecture(
-        Variant(name, {"res_scale": 1.0, **options}), NetworkConfig(4, 8), 4
-    )
+    options = options if name == "none" else {"res_scale": 1.0, **options}
+    architecture = Architecture(Variant(name, options), NetworkConfig(4, 8), 4)
     return TrainedNetwork(f"some-{name}", architecture, architecture.build().eval())
 
 
@@ -42,12 +40,11 @@ def output(network: torch.nn.Module) -> torch.Tensor:
 def test_a_redraw_changes_the_output_and_is_taken_back(name: str, options: dict[str, int]) -> None:
     network = trained(name, **options).network
     before, state = output(network), {k: v.clone() for k, v in network.state_dict().items()}
-    with redrawn(network, 1):
-        one = output(network)
-    with redrawn(network, 2):
-        two = output(network)
-    with redrawn(network, 1):
-        again = output(network)
+    outputs = []
+    for draw in (1, 2, 1):
+        with redrawn(network, draw):
+            outputs.append(output(network))
+    one, two, again = outputs
     assert torch.equal(one, again)
     assert not torch.equal(one, two)
     assert not torch.equal(one, before)
@@ -64,8 +61,7 @@ def test_every_module_has_draws_of_its_own_and_m_of_the_asked_number() -> None:
 
 
 def test_draw_zero_is_the_network_as_it_is_trained(image_folder: Path) -> None:
-    network, source = trained("enlca", m=4), find_data(image_folder)
-    sets = [source.test_set("Tiny", 4)]
+    network, sets = trained("enlca", m=4), [find_data(image_folder).test_set("Tiny", 4)]
     rows = measure(network, sets, draws=2, m=(2, 4))
     assert [(row.m, row.draw) for row in rows] == [(4, 0), (4, 1), (4, 2), (2, 1), (2, 2)]
     alone = measure(network, sets, draws=1)
@@ -73,25 +69,18 @@ def test_draw_zero_is_the_network_as_it_is_trained(image_folder: Path) -> None:
     assert len({row.psnr for row in rows}) == len(rows)
 
 
-def run(monkeypatch: pytest.MonkeyPatch, *words: object) -> None:
-    monkeypatch.setattr(sys, "argv", ["harness.redraws", *map(str, words)])
-    main()
+def saved(network: TrainedNetwork, folder: Path) -> Path:
+    path = folder / f"{network.name}.safetensors"
+    save_weights(path, network.network, network.architecture, network.name)
+    return path
 
 
-def test_records_and_table(
-    tmp_path: Path,
-    image_folder: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    paths = []
-    for network in (trained("enlca", m=4), trained("nlsa", chunk_size=16, rounds=1)):
-        paths.append(tmp_path / f"{network.name}.safetensors")
-        save_weights(paths[-1], network.network, network.architecture, network.name)
-    common = ["--data", image_folder, "--results", tmp_path, "--draws", 3, "--runs"]
-    run(monkeypatch, *common, *paths)
-    run(monkeypatch, *common, *paths)
-    assert capsys.readouterr().out.count("already measured") == 2
+def test_records_and_table(command: Command, tmp_path: Path, image_folder: Path) -> None:
+    networks = trained("enlca", m=4), trained("nlsa", chunk_size=16, rounds=1)
+    paths = [saved(network, tmp_path) for network in networks]
+    words = ("--data", image_folder, "--results", tmp_path, "--draws", 3, "--runs", *paths)
+    assert "already measured" not in command("redraws", *words)
+    assert command("redraws", *words).count("already measured") == 2
     records = load_records(tmp_path, Redraw)
     assert len(records) == 2
     table = redraw_table(records)
@@ -107,30 +96,17 @@ def test_records_and_table(
 @pytest.mark.parametrize(
     ("name", "words", "message"),
     [
-        ("none", [], "no random projection or hashing to redraw"),
-        ("nlsa", ["--m", 8], "--m applies to ENLA and ENLCA"),
-        ("enlca", ["--m", 0], "--m must be at least 1"),
-        ("enlca", ["--draws", 0], "--draws must be at least 1"),
-        ("enlca", ["--tile", 2], "--tile must be at least 16"),
+        ("none", "", "no random projection or hashing to redraw"),
+        ("nlsa", "--m 8", "--m applies to ENLA and ENLCA"),
+        ("enlca", "--m 0", "--m must be at least 1"),
+        ("enlca", "--draws 0", "--draws must be at least 1"),
+        ("enlca", "--tile 2", "--tile must be at least 16"),
     ],
 )
 def test_mistakes_are_told_in_a_line(
-    name: str,
-    words: list[object],
-    message: str,
-    tmp_path: Path,
-    image_folder: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    name: str, words: str, message: str, command: Command, tmp_path: Path, image_folder: Path
 ) -> None:
-    options = {} if name == "none" else {"res_scale": 1.0}
-    architecture = Architecture(Variant(name, options), NetworkConfig(4, 8), 4)
-    path = tmp_path / "network.safetensors"
-    save_weights(path, architecture.build(), architecture, "network")
-    with pytest.raises(SystemExit) as stop:
-        run(monkeypatch, "--data", image_folder, "--results", tmp_path, *words, "--runs", path)
-    assert stop.value.code == 2
-    error = capsys.readouterr().err
-    assert message in error
-    assert error.count("\n") == 1
+    places = ("--data", image_folder, "--results", tmp_path, "--runs")
+    path = saved(trained(name), tmp_path)
+    assert message in command.refused(f"redraws {words}", *places, path)
     assert not (tmp_path / "records").exists()

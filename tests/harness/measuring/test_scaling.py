@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,14 +12,13 @@ import torch
 from torch import Tensor
 
 from attention_zoo import Attention, Cost
-from harness import scaling
 from harness.base.errors import UserError
-from harness.config.rows import table_rows
 from harness.config.variants import Variant
 from harness.measuring.scaling import measure, projected_seconds
 from harness.records.shapes import Scaling, untyped
 from harness.records.store import load_records, save_record
 from harness.reporting.scaling import statements, unmeasured, verdict
+from tests.harness.commands import Command, texts_of
 
 CPU = torch.device("cpu")
 QUICK: dict[str, Any] = {"device": CPU, "min_runs": 1, "max_runs": 1}
@@ -74,11 +72,6 @@ def test_rows_smallest_size_first(tmp_path: Path) -> None:
     assert (record.settings.max_seconds, record.settings.size_seconds) == (20.0, 10.0)
 
 
-def test_backward_takes_the_gradient() -> None:
-    rows = measure([Variant("conv")], **QUICK, sizes=[(4, 4)], backward=True).rows
-    assert [row.passes for row in rows] == ["forward+backward"]
-
-
 def test_a_size_is_skipped_where_the_closed_form_projects_too_long() -> None:
     """The cubic one would take 1e9 times as long as at the small size, the linear one 1000 times.
 
@@ -116,17 +109,8 @@ def test_memory_of_what_is_too_slow_to_time(tmp_path: Path) -> None:
     assert third.note.startswith("skipped, as a call would take")
     label = variants[0].label
     assert f"{label} not measured beyond 10x10)" in verdict(record)[-1]
-    assert [text.partition(",")[0] for text in unmeasured(record)[:2]] == [
-        f"{label} at 10x10: not timed",
-        f"{label} at 100x100: skipped",
-    ]
-
-
-def test_out_of_memory_where_memory_alone_is_measured() -> None:
-    limits = {"max_seconds": 1e-3, "memory_seconds": 1e5}
-    record = measure([slow(power=3, full=9)], **QUICK, sizes=[(1, 1), (10, 10)], **limits)
-    assert record.rows[1].peak_memory_mb is None
-    assert record.rows[1].note.endswith("s (bound 0.001); out of memory")
+    notes = [text.partition(",")[0] for text in unmeasured(record)[:2]]
+    assert notes == [f"{label} at 10x10: not timed", f"{label} at 100x100: skipped"]
 
 
 def test_sizes_where_all_are_skipped_have_rows_too() -> None:
@@ -150,6 +134,11 @@ def test_out_of_memory_is_a_note_and_ends_nothing(tmp_path: Path) -> None:
     assert [row.note for row in record.rows] == [None, None, "out of memory", None]
     save_record(tmp_path, record)
     assert unmeasured(record) == [f"{variants[0].label} at 3x3: out of memory."]
+    # Where memory alone is measured:
+    limits = {"max_seconds": 1e-3, "memory_seconds": 1e5}
+    record = measure([slow(power=3, full=9)], **QUICK, sizes=[(1, 1), (10, 10)], **limits)
+    assert record.rows[1].peak_memory_mb is None
+    assert record.rows[1].note.endswith("s (bound 0.001); out of memory")
 
 
 def test_nothing_to_time() -> None:
@@ -162,36 +151,20 @@ def test_progress_over_all_sizes() -> None:
     told: list[tuple[float, str]] = []
     variants = [Variant("conv"), Variant("none")]
     measure(variants, **QUICK, sizes=[(2, 2), (3, 3)], on_run=lambda *both: told.append(both))
-    shares = [share for share, _ in told]
-    assert shares == sorted(shares)
-    assert shares[0] == 0
-    assert 0.5 <= shares[-1] <= 1
-    assert {text for _, text in told} >= {
-        "core, forward, 2x2: Conv",
-        "core, forward, 3x3: Baseline",
-    }
+    assert {"core, forward, 2x2: Conv", "core, forward, 3x3: Baseline"} <= texts_of(told)
 
 
 # -- command --------------------------------------------------------------------------------------
 
 
-def command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
-    monkeypatch.setattr(sys, "argv", ["scaling", *arguments])
-    scaling.main()
-
-
-def test_command_line(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    command(
-        monkeypatch,
-        *("--attn", "enlca", "--m", "4", "--sizes", "8x8", "4x4", "6x6", "--fit-from", "16"),
-        *("--max-runs", "1", "--size-seconds", "0", "--device", "cpu", "--backward"),
-        *("--threads", str(torch.get_num_threads()), "--results", str(tmp_path)),
-    )
-    out = capsys.readouterr().out
+def test_command_line(command: Command, tmp_path: Path) -> None:
+    words = "--attn enlca --m 4 --sizes 8x8 4x4 6x6 --fit-from 16 --max-runs 1 --backward"
+    words += f" --size-seconds 0 --device cpu --threads {torch.get_num_threads()}"
+    out = command(f"scaling {words}", "--results", tmp_path)
     (record,) = load_records(tmp_path, Scaling)
-    assert [row.height for row in record.rows] == [4, 6, 8]
+    assert [(row.height, row.passes) for row in record.rows] == [
+        (side, "forward+backward") for side in (4, 6, 8)
+    ]
     assert {row.variant.label for row in record.rows} == {"ENLCA-m4"}
     assert record.command.startswith("python -m harness.scaling --attn enlca --m 4")
     assert str(tmp_path) not in json.dumps(untyped(record))
@@ -202,52 +175,6 @@ def test_command_line(
     before = [path.read_bytes() for path in files]
     for path in files:
         path.unlink()
-    command(monkeypatch, "--from-records", "--results", str(tmp_path))
-    assert capsys.readouterr().out == out
+    assert command("scaling --from-records", "--results", tmp_path) == out
     assert [path.read_bytes() for path in files] == before
     assert len(load_records(tmp_path, Scaling)) == 1
-
-
-def test_rows_of_table_5_are_the_default(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(scaling, "write_report", lambda *_: [])  # drawing takes seconds
-    command(monkeypatch, "--sizes", "3x3", "--max-runs", "1", "--results", str(tmp_path))
-    (record,) = load_records(tmp_path, Scaling)
-    labels = [variant.label for variant in table_rows("table5")]
-    assert [row.variant.label for row in record.rows] == labels
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (("--sizes", "3"), "size '3' is not height x width"),
-        (("--device", "cuda:99"), "cuda:99"),
-        (("--max-runs", "0"), "--max-runs must be at least 1, got 0"),
-        (("--fit-from", "0"), "--fit-from must be at least 1, got 0"),
-        (("--max-seconds", "inf"), "--max-seconds must be finite and not negative, got inf"),
-        (("--memory-seconds", "nan"), "--memory-seconds must be finite and not negative, got nan"),
-        (("--size-seconds", "-1"), "--size-seconds must be finite and not negative, got -1"),
-        (("--max-seconds", "nan"), "--max-seconds must be finite"),
-        (("--threads", "0"), "threads must be at least 1"),
-        (("--attn", "nonsense"), "unknown attention 'nonsense'"),
-        (("--attn", "nlsa", "--m", "3"), "no option --m"),
-        (("--attn", "enlca", "--m", "0"), "m must be"),
-        (("--dtype", "tf32", "--device", "cpu"), "tf32 needs a CUDA device"),
-        (("--from-records",), "no scaling records under"),
-    ],
-)
-def test_command_line_mistakes(
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    arguments: tuple[str, ...],
-    message: str,
-) -> None:
-    with pytest.raises(SystemExit) as stop:
-        command(monkeypatch, *arguments, "--results", str(tmp_path))
-    assert stop.value.code == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err.startswith("error: ")
-    assert err.count("\n") == 1
-    assert message in err
-    assert not list(tmp_path.iterdir())

@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from attention_zoo.implementations import watch_implementations
-from harness import speed
 from harness.base.errors import UserError
 from harness.config.variants import Variant
 from harness.measuring.apart import ProcessEnded
@@ -19,9 +18,11 @@ from harness.measuring.speed import CASES, Comparison, choose, machine_limits, m
 from harness.records.shapes import Speed, untyped
 from harness.records.store import load_records, save_record
 from harness.reporting.tables.speed import find_speeds, speed_table
+from tests.harness.commands import Command, texts_of
 
 CPU = torch.device("cpu")
 ENLCA = Variant("enlca", {"m": 8})
+QUICK: dict[str, Any] = {"device": CPU, "max_seconds": 0.0}
 TINY = [
     Comparison("core", Variant("nlsa", {"chunk_size": 9}), {"forward": 1e-6}, 1e-6, side=7),
     Comparison("module", Variant("nla"), {"forward": 1e6, "forward+backward": 1e6}, 1e6, side=4),
@@ -68,12 +69,13 @@ def test_both_sides_compute_the_same_from_the_same_weights(one: Comparison) -> N
 def test_one_side_is_released_and_the_other_auto(one: Comparison) -> None:
     """Of all cores that the case runs, the backbone's convolution too."""
     for passes in one.targets:
-        with watch_implementations() as seen:
-            one.function("obvious", passes, CPU)()
-        assert set(seen.values()) == {"released"}
-        with watch_implementations() as seen:
-            one.function("ours", passes, CPU)()
-        assert "released" not in seen.values()
+        used = {}
+        for side in ("obvious", "ours"):
+            with watch_implementations() as seen:
+                one.function(side, passes, CPU)()
+            used[side] = set(seen.values())
+        assert used["obvious"] == {"released"}
+        assert "released" not in used["ours"]
 
 
 @pytest.mark.parametrize(("name", "megabytes"), [("nlsa", 286), ("criss-cross", 48)])
@@ -87,12 +89,9 @@ def test_the_tensors_are_those_of_the_published_code(name: str, megabytes: float
 
 def test_each_side_has_its_own_memory_format() -> None:
     one = Comparison("module", Variant("nla"), {"forward": 1.0}, side=6)
-    for side, memory_format in (
-        ("ours", torch.channels_last),
-        ("obvious", torch.contiguous_format),
-    ):
-        output = one.function(side, "forward", CPU)()
-        assert output.is_contiguous(memory_format=memory_format)
+    ours, theirs = (one.function(side, "forward", CPU)() for side in ("ours", "obvious"))
+    assert ours.is_contiguous(memory_format=torch.channels_last)
+    assert theirs.is_contiguous()
 
 
 def test_work_by_hand() -> None:
@@ -103,10 +102,7 @@ def test_work_by_hand() -> None:
     module = Comparison("module", Variant("nla"), {}, side=7)
     parameters = 256 * 64 * 2 + 64 * 2 + 256 * 256 + 256
     projections = 2 * n * 256 * (64 + 64 + 256)
-    assert module.work("forward") == (
-        projections + 2 * n * n * 320,
-        4 * (2 * 256 * n + parameters),
-    )
+    assert module.work("forward") == (projections + 2 * n * n * 320, 4 * (2 * 256 * n + parameters))
     # One entry in each group.
     contrast = Comparison("contrast", Variant("enlca", {"n1": 1.0}), {}, side=7, batch=2)
     assert contrast.work("forward+backward") == (2 * 2 * n * 64 * (n + 4), 2 * 8 * 2 * 64 * n)
@@ -134,13 +130,7 @@ def test_machine_limits_are_positive_rates() -> None:
 def test_record_and_table(tmp_path: Path) -> None:
     told: list[tuple[float, str]] = []
     state = torch.random.get_rng_state()
-    record = measure(
-        TINY,
-        device=CPU,
-        max_seconds=0.0,
-        min_runs=2,
-        on_run=lambda share, text: told.append((share, text)),
-    )
+    record = measure(TINY, **QUICK, min_runs=2, on_run=lambda *both: told.append(both))
     assert torch.equal(torch.random.get_rng_state(), state)
     save_record(tmp_path, record)
     (loaded,) = load_records(tmp_path, Speed)
@@ -153,39 +143,45 @@ def test_record_and_table(tmp_path: Path) -> None:
         assert row.ratio_low <= row.ratio <= row.ratio_high
         assert min(side.peak_memory_mb for side in (row.obvious, row.ours)) > 0
         rates = loaded.machine_limits
-        assert row.limit_ms == pytest.approx(
-            max(
-                row.gflops / rates.matmul_gflops * 1e3,
-                row.megabytes / rates.copy_gb_per_s,
-            )
-        )
+        by_rate = row.gflops / rates.matmul_gflops * 1e3, row.megabytes / rates.copy_gb_per_s
+        assert row.limit_ms == pytest.approx(max(by_rate))
     (rows,) = find_speeds([loaded])
     cells = speed_table(rows).rows
     assert [row[5] for row in cells] == ["1e-06 met", *["1e+06 missed"] * 5]
     assert [row[8] for row in cells] == ["1e-06 missed", "1e+06 met", "", "1e+06 met", "", ""]
-    shares = [share for share, _ in told]
-    assert shares == sorted(shares)
-    assert {"core, NLSA-r4, 7×7: obvious", "contrastive loss, 5×5, batch 2: ours"} <= {
-        text for _, text in told
-    }
+    texts = {"core, NLSA-r4, 7×7: obvious", "contrastive loss, 5×5, batch 2: ours"}
+    assert texts <= texts_of(told)
 
 
+@pytest.mark.parametrize(
+    ("full", "fault"),
+    [
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), RuntimeError("a real fault")),
+        (ProcessEnded(-9), ProcessEnded(1)),
+    ],
+    ids=["here", "apart"],
+)
 def test_out_of_memory_is_a_row_without_numbers(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    full: Exception, fault: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*_: Any) -> Any:
-        raise RuntimeError(message)
+    """An error of this process, or the kill of the row's own; any other end comes through."""
 
-    message = "DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 TB"
-    monkeypatch.setattr(Comparison, "function", fail)
-    record = measure(TINY[:1], device=CPU)
+    def fail(*_: Any, **__: Any) -> Any:
+        raise error
+
+    error = full
+    apart = isinstance(full, ProcessEnded)
+    place = "run_in_subprocess" if apart else "Comparison.function"
+    monkeypatch.setattr(f"harness.measuring.speed.{place}", fail)
+    record = measure(TINY[:1], device=CPU, apart=apart)
     save_record(tmp_path, record)
     (row,) = record.rows
     assert row.note == "out of memory"
     assert row.ratio is row.ours.median_ms is row.obvious.peak_memory_mb is None
-    message = "a real fault"
-    with pytest.raises(RuntimeError, match=message):
-        measure(TINY[:1], device=CPU)
+    assert row.limit_ms > 0
+    error = fault
+    with pytest.raises(type(fault), match=str(fault)):
+        measure(TINY[:1], device=CPU, apart=apart)
 
 
 @pytest.mark.parametrize("apart", [False, True])
@@ -202,12 +198,7 @@ def test_rows_apart_or_in_one_process(
 
     monkeypatch.setattr(Comparison, "function", remember)
     record = measure(
-        TINY[:1],
-        device=CPU,
-        max_seconds=0.0,
-        min_runs=3,
-        apart=apart,
-        on_run=lambda share, text: told.append((share, text)),
+        TINY[:1], **QUICK, min_runs=3, apart=apart, on_run=lambda *both: told.append(both)
     )
     assert bool(here) is not apart
     assert record.settings.processes == ("one for each row" if apart else "one")
@@ -216,24 +207,6 @@ def test_rows_apart_or_in_one_process(
     assert row.ours.peak_memory_mb > 0
     assert (0.0, "core, NLSA-r4, 7×7: obvious") in told
     save_record(tmp_path, record)
-
-
-def test_a_row_whose_process_is_killed_is_without_numbers(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    code = -9
-
-    def end(*_: Any, **__: Any) -> Any:
-        raise ProcessEnded(code)
-
-    monkeypatch.setattr("harness.measuring.speed.run_in_subprocess", end)
-    record = measure(TINY[:1], device=CPU, apart=True)
-    save_record(tmp_path, record)
-    assert record.rows[0].note == "out of memory"
-    assert record.rows[0].limit_ms > 0
-    code = 1
-    with pytest.raises(ProcessEnded, match="exit status 1"):
-        measure(TINY[:1], device=CPU, apart=True)
 
 
 def test_choose() -> None:
@@ -246,52 +219,14 @@ def test_choose() -> None:
         choose(("core", "cores"))
 
 
-def command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
-    monkeypatch.setattr("sys.argv", ["speed", *arguments])
-    speed.main()
-
-
-def test_command_line(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_command_line(command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("harness.measuring.speed.CASES", TINY)
-    threads = str(torch.get_num_threads())
-    command(
-        monkeypatch,
-        *("--only", "core", "step-4x8-none", "--seconds", "0.01", "--threads", threads),
-        *("--results", str(tmp_path)),
-    )
+    words = f"--only core step-4x8-none --seconds 0.01 --threads {torch.get_num_threads()}"
+    printed = command(f"speed {words}", "--results", tmp_path)
     (record,) = load_records(tmp_path, Speed)
     assert [row.name for row in record.rows] == ["core-nlsa-7", "step-4x8-none"]
     assert record.command.startswith("python -m harness.speed --only core step-4x8-none")
     assert str(tmp_path) not in json.dumps(untyped(record))
-    printed = capsys.readouterr().out
     assert "| core, NLSA-r4, 7×7 " in printed
     assert "1e+06 missed" in printed
     assert f"Record: {tmp_path / 'records' / 'speed'}" in printed
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ("--only", "nonsense"),
-        ("--seconds", "0"),
-        ("--seconds", "many"),
-        ("--threads", "0"),
-        ("--device", "cuda:99"),
-    ],
-)
-def test_command_line_mistakes(
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    arguments: tuple[str, ...],
-) -> None:
-    with pytest.raises(SystemExit) as stop:
-        command(monkeypatch, *arguments, "--results", str(tmp_path))
-    assert stop.value.code == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err.startswith("error: ")
-    assert err.count("\n") == 1
-    assert not list(tmp_path.iterdir())

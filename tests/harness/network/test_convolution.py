@@ -38,6 +38,11 @@ def _native(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return out
 
 
+def _with_gradients(inputs: tuple[Tensor, ...]) -> list[Tensor]:
+    out = _native(*inputs)
+    return [out, *torch.autograd.grad(out.square().sum(), inputs)]
+
+
 @needs_compiler
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize(("channels", "outputs"), [(16, 32), (64, 16), (32, 144)])
@@ -64,17 +69,13 @@ def test_rounding_is_no_worse_than_torch_s() -> None:
 
 
 @needs_compiler
+@pytest.mark.usefixtures("one_thread")
 def test_any_number_of_threads_gives_the_same() -> None:
     inputs = _inputs((40, 37), 32, 32)
-    threads = torch.get_num_threads()
     found = []
-    try:
-        for count in (1, 2, 3):
-            torch.set_num_threads(count)
-            out = _native(*inputs)
-            found.append([out, *torch.autograd.grad(out.square().sum(), inputs)])
-    finally:
-        torch.set_num_threads(threads)
+    for count in (1, 2, 3):
+        torch.set_num_threads(count)
+        found.append(_with_gradients(inputs))
     for other in found[1:]:
         assert torch.equal(other[0], found[0][0])
         for one, two in zip(found[0], other, strict=True):
@@ -84,18 +85,13 @@ def test_any_number_of_threads_gives_the_same() -> None:
 @needs_compiler
 def test_torch_s_default_dtype_changes_nothing() -> None:
     inputs = _inputs((6, 5), 16, 32)
-
-    def run() -> list[Tensor]:
-        out = _native(*inputs)
-        return [out, *torch.autograd.grad(out.square().sum(), inputs)]
-
-    expected = run()
+    expected = _with_gradients(inputs)
     torch.set_default_dtype(torch.float64)
     try:
-        found = run()
+        found = _with_gradients(inputs)
     finally:
         torch.set_default_dtype(torch.float32)
-    assert all(torch.equal(one, two) for one, two in zip(found, expected, strict=True))
+    assert all(map(torch.equal, found, expected))
 
 
 @needs_compiler

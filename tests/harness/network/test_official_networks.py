@@ -24,7 +24,7 @@ from harness.base.errors import UserError
 from harness.config.network import NetworkConfig
 from harness.config.variants import Variant
 from harness.network.edsr import EDSR
-from harness.network.official import load_official, published_method, read_state_dict
+from harness.network.official import load_official, published_method
 from harness.network.weights import Architecture
 from tests.reference import released
 from tests.reference.cases import perturb, random_weights
@@ -152,10 +152,9 @@ def sides(inputs: list[Tensor]) -> list[Tensor]:
     return [u > 0 for u in inputs]
 
 
-def turned(inputs: list[Tensor], wanted: list[Tensor]) -> int:
-    """How many ReLUs are on the other side of 0."""
-    pairs = zip(sides(inputs), sides(wanted), strict=True)
-    return sum(int((a != b).sum()) for a, b in pairs)
+def turned(inputs: list[Tensor], wanted: list[Tensor]) -> bool:
+    """Whether any ReLU is on the other side of 0."""
+    return not all(map(torch.equal, sides(inputs), sides(wanted)))
 
 
 def largest_error(found: Gradients, wanted: Gradients) -> float:
@@ -211,10 +210,8 @@ def test_gradients_of_a_deep_network_are_the_same_but_for_relus_at_zero(
     ours = load_official(path, block_res_scale=0.1).network
     names = released_names(ours, theirs)
 
-    def of_ours(
-        network: nn.Module, given: list[Tensor] | None = None
-    ) -> tuple[Gradients, list[Tensor]]:
-        found, inputs = gradients(network, x, given)
+    def of_ours(network: nn.Module, *given: list[Tensor]) -> tuple[Gradients, list[Tensor]]:
+        found, inputs = gradients(network, x, *given)
         return {names[key]: g for key, g in found.items()}, inputs
 
     wanted, inputs = gradients(copy.deepcopy(theirs).double(), x)
@@ -302,15 +299,12 @@ def test_a_file_may_be_wrapped_prefixed_or_old(tmp_path: Path) -> None:
         ("a.pt", {"state_dict": state, "epoch": 3}),
         ("b.pth", {"model": prefixed, "optimizer": {"lr": 0.1}}),
         ("c.pt", {k: nn.Parameter(v) for k, v in state.items()}),
-        ("d.pt", {f"model.{k}": v.half().float() for k, v in state.items()}),
+        ("d.pt", {f"model.{k}": v for k, v in state.items()}),
     ]:
-        found = load_official(write(content, tmp_path / name)).network.state_dict()
-        for key, value in expected.items():
-            assert torch.allclose(found[key], value, rtol=1e-3, atol=1e-3 * (name == "d.pt")), key
-    old = tmp_path / "old.pt"
-    torch.save(state, old, _use_new_zipfile_serialization=False)
+        write(content, tmp_path / name)
+    torch.save(state, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
     save_file({k: v.contiguous() for k, v in state.items()}, tmp_path / "e.safetensors")
-    for path in (old, tmp_path / "e.safetensors"):
+    for path in tmp_path.iterdir():
         trained = load_official(path)
         assert (trained.name, trained.network.training) == (path.stem, False)
         for key, value in trained.network.state_dict().items():
@@ -345,62 +339,42 @@ def test_no_pickled_code_is_run(wrap: Callable[[Any], Any], tmp_path: Path) -> N
 
 def test_other_files_are_refused(tmp_path: Path) -> None:
     state = make().state_dict()
+    last = "body.9.attn_fn.projection_matrix"
     (tmp_path / "torn.pt").write_bytes(write(state, tmp_path / "whole.pt").read_bytes()[:999])
     (tmp_path / "torn.safetensors").write_bytes(b"torn")
-    for name, content in [
-        ("list.pt", [torch.zeros(1)]),
-        ("empty.pt", {}),
-        ("numbers.pt", {"head.0.bias": 3}),
-        ("module.pt", released.ENLCA(8).state_dict()),
-        ("mixed.pt", state | mixed(state)),
-        ("mean.pt", state | {"sub_mean.bias": torch.zeros(3)}),
-        ("nan.pt", state | {"add_mean.weight": torch.full((3, 3, 1, 1), torch.nan)}),
-        ("infinite.pt", state | {"tail.1.bias": torch.tensor([0.0, torch.inf, 0.0])}),
-        ("foreign.pt", state | {f"body.0.{i}.w": torch.zeros(1) for i in range(99)}),
-    ]:
-        write(content, tmp_path / name)
-    for name, words in [
+    zeros, nan = torch.zeros(3), torch.full((3, 3, 1, 1), torch.nan)
+    for content, words in [
         ("nowhere.pt", "no weights at"),
         (".", "cannot read weights"),
         ("torn.pt", "cannot open .* damaged"),
         ("torn.safetensors", "cannot open .* damaged"),
-        ("list.pt", "holds no state dict$"),
-        ("empty.pt", "holds no state dict$"),
-        ("numbers.pt", "'head.0.bias' is no tensor"),
-        ("module.pt", r"no network of EDSR-PyTorch.*but conv_match1\.0\.weight"),
-        ("mixed.pt", "body.0 is ENLCA-m5 and body.9 ENLCA-m2; all"),
-        ("mean.pt", r"sub_mean\.bias is \[0\.0, 0\.0, 0\.0\], not the mean of DIV2K"),
-        ("nan.pt", r"add_mean\.weight is \[nan, .* another normalisation"),
-        ("infinite.pt", r"tail\.1\.bias has values that are not finite"),
-        ("foreign.pt", r"body\.0\.0\.w is surplus; .*; and 94 more"),
+        ([zeros], "holds no state dict$"),
+        ({}, "holds no state dict$"),
+        ({"head.0.bias": 3}, "'head.0.bias' is no tensor"),
+        (released.ENLCA(8).state_dict(), "no network of EDSR-PyTorch.*but conv_match1.0.weight"),
+        (state | {last: state[last][:2]}, "body.0 is ENLCA-m5 and body.9 ENLCA-m2; all"),
+        (state | {"sub_mean.bias": zeros}, r"sub_mean.bias is \[0.*0\], not the mean of DIV2K"),
+        (state | {"add_mean.weight": nan}, r"add_mean.weight is \[nan, .* another normalisation"),
+        (state | {"tail.1.bias": zeros + torch.inf}, "tail.1.bias has values that are not finite"),
+        (state | {f"body.0.{i}.w": zeros for i in range(99)}, "body.0.0.w is .*; and 94 more"),
     ]:
+        there = isinstance(content, str)
+        path = tmp_path / content if there else write(content, tmp_path / "a.pt")
         with pytest.raises(UserError, match=words) as error:
-            load_official(tmp_path / name)
+            load_official(path)
         assert "\n" not in str(error.value)
 
 
-def mixed(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The last module with another m."""
-    key = "body.9.attn_fn.projection_matrix"
-    return {key: state[key][:2]}
-
-
 def test_published_methods() -> None:
-    for name, method in [("none", "EDSR"), ("nlsa", "NLSN"), ("enlca", "ENLCN"), ("nla", None)]:
-        assert (
-            published_method(Architecture(Variant(name), NetworkConfig(32, 256, 0.1), 4)) == method
-        )
-    for other in (
-        Architecture(Variant("enlca", {"m": 16}), NetworkConfig(32, 256, 0.1), 4),
-        Architecture(Variant("enlca"), NetworkConfig(32, 64, 0.1), 4),
-        Architecture(Variant("none"), NetworkConfig(32, 256, 1.0), 4),
-        Architecture(Variant("enlca"), NetworkConfig(32, 256, 0.1), 4, positions=(0,)),
-    ):
-        assert published_method(other) is None
-
-
-def test_reading_gives_the_tensors(tmp_path: Path) -> None:
-    state = {"a": torch.arange(3), "b": torch.rand(2, 2)}
-    found = read_state_dict(write({"state_dict": state}, tmp_path / "a.pt"))
-    assert found.keys() == state.keys()
-    assert all(torch.equal(found[key], value) for key, value in state.items())
+    full = NetworkConfig(32, 256, 0.1)
+    for architecture, method in [
+        (Architecture(Variant("none"), full, 4), "EDSR"),
+        (Architecture(Variant("nlsa"), full, 4), "NLSN"),
+        (Architecture(Variant("enlca"), full, 4), "ENLCN"),
+        (Architecture(Variant("nla"), full, 4), None),
+        (Architecture(Variant("enlca", {"m": 16}), full, 4), None),
+        (Architecture(Variant("enlca"), NetworkConfig(32, 64, 0.1), 4), None),
+        (Architecture(Variant("none"), NetworkConfig(32, 256, 1.0), 4), None),
+        (Architecture(Variant("enlca"), full, 4, positions=(0,)), None),
+    ]:
+        assert published_method(architecture) == method

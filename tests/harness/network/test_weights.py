@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from harness.base.errors import UserError
 from harness.config.network import NetworkConfig
@@ -65,19 +65,19 @@ def test_a_module_at_no_place_of_the_network_is_refused(positions: Any) -> None:
 
 
 def test_a_file_of_something_else_is_refused(saved: Path, tmp_path: Path) -> None:
-    save_file({"a": torch.zeros(1)}, tmp_path / "other.safetensors")
+    path = tmp_path / "other.safetensors"
     nameless = saved.read_bytes().replace(b'\\"name\\": \\"enlca-', b'\\"nome\\": \\"enlca-')
     assert nameless != saved.read_bytes()
-    (tmp_path / "nameless.safetensors").write_bytes(nameless)
-    (tmp_path / "torn.safetensors").write_bytes(b"torn")
-    for name, message in [
-        ("other.safetensors", "does not say which network"),
-        ("nameless.safetensors", "does not say which network"),
-        ("torn.safetensors", "cannot read weights"),
-        ("nowhere.safetensors", "no weights at"),
+    for content, message in [
+        (save({"a": torch.zeros(1)}), "does not say which network"),
+        (nameless, "does not say which network"),
+        (b"torn", "cannot read weights"),
     ]:
+        path.write_bytes(content)
         with pytest.raises(UserError, match=message):
-            load_weights(tmp_path / name)
+            load_weights(path)
+    with pytest.raises(UserError, match="no weights at"):
+        load_weights(tmp_path / "nowhere.safetensors")
 
 
 def test_loading_is_strict_and_names_every_tensor(saved: Path) -> None:

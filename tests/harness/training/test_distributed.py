@@ -14,26 +14,26 @@ import psutil  # type: ignore[import-untyped]
 import pytest
 from safetensors.torch import load_file
 
-from harness import run
 from harness.base.errors import UserError
 from harness.records.shapes import Run
 from harness.records.store import load_records
 from harness.training import distributed
+from harness.training.trainer import Trainer
+from tests.harness.commands import Command
 
 pytest.importorskip("accelerate", reason="accelerate is not installed: extra multi-gpu")
 
 # Four epochs of three steps; the contrastive loss sets in after two. Adam divides a gradient by
 # its size, noise of rounding too: at a larger rate that alone soon reaches 1e-5.
-TINY = ["--blocks", "4", "--channels", "8", "--steps", "12", "--steps-per-epoch", "3"]
-TINY += ["--batch", "4", "--patch", "12", "--learning-rate", "1e-4", "--device", "cpu"]
-TINY += ["--skip-latency"]
+TINY = "--blocks 4 --channels 8 --steps 12 --steps-per-epoch 3 --batch 4 --patch 12"
+TINY += " --learning-rate 1e-4 --device cpu --skip-latency"
 
 
-def start(*words: str | Path) -> subprocess.Popen[str]:
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+def start(line: str, *words: str | Path) -> subprocess.Popen[str]:
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     root = Path(__file__).parents[3]
     return subprocess.Popen(
-        [sys.executable, *command, "-m", "--", "harness.run", *map(str, words)],
+        [sys.executable, *torchrun, "-m", "--", "harness.run", *line.split(), *map(str, words)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -42,27 +42,19 @@ def start(*words: str | Path) -> subprocess.Popen[str]:
     )
 
 
-def torchrun(*words: str | Path) -> subprocess.CompletedProcess[str]:
-    process = start(*words)
-    out, told = process.communicate(timeout=1200)
-    return subprocess.CompletedProcess(process.args, process.returncode, out, told)
+def torchrun(line: str, *words: str | Path, fails: bool = False) -> str:
+    """What a run on two processes prints on stderr."""
+    process = start(line, *words)
+    _, told = process.communicate(timeout=1200)
+    assert bool(process.returncode) == fails, told
+    return told
 
 
-def run_alone(monkeypatch: pytest.MonkeyPatch, *words: str | Path) -> None:
-    monkeypatch.setattr(sys, "argv", ["harness.run", *map(str, words)])
-    run.main()
-
-
-def runs_in(results: Path) -> dict[str, Run]:
-    return {record.id: record for record in load_records(results, Run)}
-
-
-def compare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *words: str | Path) -> list[Run]:
-    """Run the words on one process and on two; the records of the two."""
-    run_alone(monkeypatch, *words, "--results", tmp_path / "one")
-    done = torchrun(*words, "--results", tmp_path / "two")
-    assert done.returncode == 0, done.stderr
-    one, two = runs_in(tmp_path / "one"), runs_in(tmp_path / "two")
+def compare(command: Command, tmp_path: Path, line: str, images: Path) -> list[Run]:
+    """Run a line on one process and on two; the records of the two."""
+    command(f"run {line}", "--data", images, "--results", tmp_path / "one")
+    torchrun(line, "--data", images, "--results", tmp_path / "two")
+    one, two = ({r.id: r for r in load_records(tmp_path / x, Run)} for x in ("one", "two"))
     assert one.keys() == two.keys()
     for identifier, record in two.items():
         assert record.training.processes == 2
@@ -80,52 +72,45 @@ def compare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *words: str | Path)
     return list(two.values())
 
 
-def test_two_processes_train_like_one(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, image_folder: Path
-) -> None:
+def test_two_processes_train_like_one(command: Command, tmp_path: Path, image_folder: Path) -> None:
     """Patches, contrastive loss, redraws by epoch and by forward, NLSA's rotations."""
-    options = ["--attn", "nlsa", "enlca", "--chunk-size", "16", "--m", "8", "--redraw-every", "2"]
-    records = compare(monkeypatch, tmp_path, *options, *TINY, "--data", image_folder)
+    line = f"--attn nlsa enlca --chunk-size 16 --m 8 --redraw-every 2 {TINY}"
+    records = compare(command, tmp_path, line, image_folder)
     logs = {r.variant.name: r.training.log for r in records}
     assert max(row[2] for row in logs["enlca"]) > 0
     assert not list((tmp_path / "two").rglob("*.tmp"))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("protocol", ["scratch", "warm-start"])
+@pytest.mark.parametrize("protocol", ["scratch", "warm-start --start-steps 6 --seeds 0 1"])
 def test_every_module_trains_on_two_processes_like_on_one(
-    protocol: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, image_folder: Path
+    protocol: str, command: Command, tmp_path: Path, image_folder: Path
 ) -> None:
-    words = ["--attn", "all", *TINY, "--data", image_folder, "--protocol", protocol]
-    if protocol == "warm-start":
-        words += ["--start-steps", "6", "--seeds", "0", "1"]
-    records = compare(monkeypatch, tmp_path, *words)
+    line = f"--attn all {TINY} --protocol {protocol}"
+    records = compare(command, tmp_path, line, image_folder)
     assert {"none", "nla", "enlca"} <= {r.variant.name for r in records}
 
 
 @pytest.mark.slow
 def test_a_saved_state_is_taken_up_by_any_number_of_processes(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, image_folder: Path
+    command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, image_folder: Path
 ) -> None:
-    words = ["--attn", "enlca", "--m", "8", *TINY, "--data", image_folder]
-    run_alone(monkeypatch, *words, "--results", tmp_path / "whole")
+    words = (f"--attn enlca --m 8 {TINY} --data", image_folder, "--results")
+    command(f"run {words[0]}", *words[1:], tmp_path / "whole")
 
     taken = itertools.count(1)
-    step = run.Trainer.train_step
+    step = Trainer.train_step
 
-    def stopped(trainer: run.Trainer) -> float:
+    def stopped(trainer: Trainer) -> float:
         if next(taken) > 5:
             raise KeyboardInterrupt
         return step(trainer)
 
-    with monkeypatch.context() as patch:
-        patch.setattr("harness.training.trainer.Trainer.train_step", stopped)
-        with pytest.raises(SystemExit):
-            run_alone(patch, *words, "--results", tmp_path / "parts")
-    done = torchrun(*words, "--results", tmp_path / "parts")
-    assert done.returncode == 0, done.stderr
-    (whole,) = load_records(tmp_path / "whole", Run)
-    (parts,) = load_records(tmp_path / "parts", Run)
+    monkeypatch.setattr(Trainer, "train_step", stopped)
+    with pytest.raises(SystemExit):
+        command(f"run {words[0]}", *words[1:], tmp_path / "parts")
+    torchrun(*words, tmp_path / "parts")
+    (whole,), (parts,) = (load_records(tmp_path / x, Run) for x in ("whole", "parts"))
     for expected, found in zip(whole.training.log, parts.training.log, strict=True):
         assert found == pytest.approx(expected, abs=1e-5)
 
@@ -143,11 +128,10 @@ def test_a_process_that_dies_ends_the_run_and_the_same_command_goes_on(
     signum: signal.Signals, rank: int, message: str, tmp_path: Path, image_folder: Path
 ) -> None:
     """With two processes again it ends with the bits of an undisturbed one."""
-    words = ["--attn", "enlca", "--m", "8", "--redraw-every", "2", *TINY, "--steps", "60"]
-    words += ["--save-every", "0", "--data", str(image_folder)]
-    done = torchrun(*words, "--results", tmp_path / "whole")
-    assert done.returncode == 0, done.stderr
-    process = start(*words, "--results", tmp_path / "parts")
+    line = f"--attn enlca --m 8 --redraw-every 2 {TINY} --steps 60 --save-every 0 --data"
+    words = (line, image_folder, "--results")
+    torchrun(*words, tmp_path / "whole")
+    process = start(*words, tmp_path / "parts")
     while len(list((tmp_path / "parts" / "runs").glob("*/state-*.safetensors"))) < 2:
         assert process.poll() is None
         time.sleep(0.002)
@@ -158,10 +142,8 @@ def test_a_process_that_dies_ends_the_run_and_the_same_command_goes_on(
     assert process.returncode
     assert message in told
     assert load_records(tmp_path / "parts", Run) == []
-    done = torchrun(*words, "--results", tmp_path / "parts")
-    assert done.returncode == 0, done.stderr
-    (whole,) = load_records(tmp_path / "whole", Run)
-    (parts,) = load_records(tmp_path / "parts", Run)
+    torchrun(*words, tmp_path / "parts")
+    (whole,), (parts,) = (load_records(tmp_path / x, Run) for x in ("whole", "parts"))
     assert whole.training.log == parts.training.log
     assert whole.quality == parts.quality
     files = [tmp_path / x / "runs" / whole.id / "weights.safetensors" for x in ("whole", "parts")]
@@ -170,13 +152,13 @@ def test_a_process_that_dies_ends_the_run_and_the_same_command_goes_on(
 
 @pytest.mark.slow
 def test_bad_uses_are_told_in_one_line(tmp_path: Path, image_folder: Path) -> None:
-    words = ["--attn", "none", *TINY, "--data", image_folder, "--results", tmp_path / "results"]
-    done = torchrun(*words, "--batch", "5")
-    assert done.returncode
-    assert "error: a batch of 5 cannot be shared by 2 processes" in done.stderr
-    done = torchrun(*words, "--device", "cuda:1")
-    assert done.returncode
-    assert "error: --device cuda:1 does not work with torchrun" in done.stderr
+    for option, message in [
+        ("--batch 5", "error: a batch of 5 cannot be shared by 2 processes"),
+        ("--device cuda:1", "error: --device cuda:1 does not work with torchrun"),
+    ]:
+        line = f"--attn none {TINY} {option} --data"
+        told = torchrun(line, image_folder, "--results", tmp_path / "results", fails=True)
+        assert message in told
     assert not (tmp_path / "results" / "records").exists()
 
 

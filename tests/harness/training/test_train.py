@@ -5,21 +5,20 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from harness.base.errors import UserError
 from harness.base.signals import Stopped
-from harness.config.network import NetworkConfig
 from harness.config.run import RunConfig, StartConfig
-from harness.config.variants import Variant
 from harness.images.cache import TrainingCache
 from harness.images.patches import sample_batch
 from harness.images.sources import find_data
-from harness.network.edsr import EDSR, build_network
+from harness.network.edsr import build_network
 from harness.training import trainer as train
-from harness.training.checkpoints import find_checkpoints, load_checkpoint
+from harness.training.checkpoints import find_checkpoints
 from harness.training.trainer import Trainer
 from tests.harness.tiny import make_config
 
@@ -32,19 +31,30 @@ def cache(image_folder: Path) -> TrainingCache:
     return find_data(image_folder).training_images(4)
 
 
-def network_of(config: RunConfig) -> EDSR:
-    return build_network(config.variant, config.network, 4, seed=config.seed)
+def new_trainer(
+    config: RunConfig, cache: TrainingCache, folder: Path | None = None, **options: float
+) -> Trainer:
+    network = build_network(config.variant, config.network, 4, seed=config.seed)
+    return Trainer(config, network, cache, folder, **options)
 
 
 def trained(config: RunConfig, cache: TrainingCache, folder: Path | None = None) -> Trainer:
-    trainer = Trainer(config, network_of(config), cache, folder)
+    trainer = new_trainer(config, cache, folder)
     trainer.train("test")
     return trainer
 
 
-def same_state(first: EDSR, second: EDSR) -> bool:
-    other = second.state_dict()
-    return all(torch.equal(v, other[k]) for k, v in first.state_dict().items())
+def restored(config: RunConfig, cache: TrainingCache, folder: Path) -> Trainer:
+    trainer = new_trainer(config, cache, folder)
+    trainer.restore()
+    return trainer
+
+
+def assert_same(first: Trainer, second: Trainer) -> None:
+    """The same bits in the weights and the log."""
+    other = second.network.state_dict()
+    assert all(torch.equal(v, other[k]) for k, v in first.network.state_dict().items())
+    assert first.log == second.log
 
 
 @pytest.mark.parametrize("name", ["none", "enlca", "nlsa", "criss-cross"])
@@ -53,9 +63,7 @@ def test_same_seed_same_bits(name: str, cache: TrainingCache) -> None:
     torch.manual_seed(1)
     first = trained(config, cache)
     torch.manual_seed(2)
-    second = trained(config, cache)
-    assert same_state(first.network, second.network)
-    assert first.log == second.log
+    assert_same(first, trained(config, cache))
     other = trained(make_config(name, seed=1), cache)
     assert not torch.equal(first.network.head.weight, other.network.head.weight)
 
@@ -90,16 +98,13 @@ def test_resumed_training_ends_with_the_same_bits(
     name: str, precision: str, cache: TrainingCache, tmp_path: Path
 ) -> None:
     config = make_config(name, precision=precision)
-    whole = trained(config, cache)
-    first = Trainer(config, network_of(config), cache, tmp_path)
+    first = new_trainer(config, cache, tmp_path)
     first.network.train()
     for _ in range(3):
         first.train_step()
     first.save()
     torch.manual_seed(99)
-    second = trained(config, cache, tmp_path)
-    assert same_state(whole.network, second.network)
-    assert whole.log == second.log
+    assert_same(trained(config, cache), trained(config, cache, tmp_path))
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
@@ -107,8 +112,7 @@ def test_a_signal_ends_training_after_the_step_with_its_state_saved(
     signum: signal.Signals, cache: TrainingCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = make_config("enlca")
-    whole = trained(config, cache)
-    trainer = Trainer(config, network_of(config), cache, tmp_path)
+    trainer = new_trainer(config, cache, tmp_path)
     step = trainer.optimizer.step
 
     def interrupted() -> None:
@@ -122,45 +126,37 @@ def test_a_signal_ends_training_after_the_step_with_its_state_saved(
         trainer.train("test")
     assert stop.value.signum == signum
     assert signal.getsignal(signum) is before
-    resumed = Trainer(config, network_of(config), cache, tmp_path)
-    resumed.restore()
+    resumed = restored(config, cache, tmp_path)
     assert resumed.step == 4
     resumed.train("test")
-    assert same_state(whole.network, resumed.network)
-    assert whole.log == resumed.log
+    assert_same(trained(config, cache), resumed)
 
 
 def test_state_of_another_configuration_is_refused(cache: TrainingCache, tmp_path: Path) -> None:
     trained(make_config(), cache, tmp_path)
-    other = make_config(learning_rate=2e-3)
     with pytest.raises(UserError, match="another configuration"):
-        Trainer(other, network_of(other), cache, tmp_path).restore()
+        restored(make_config(learning_rate=2e-3), cache, tmp_path)
 
 
 def test_a_damaged_state_is_made_good_by_the_one_before(
     cache: TrainingCache, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = make_config("enlca")
-    first = Trainer(config, network_of(config), cache, tmp_path, save_every=0)
+    first = new_trainer(config, cache, tmp_path, save_every=0)
     first.train("test")
-    paths = sorted(tmp_path.glob("state-*"))
-    assert [p.name for p in paths] == [f"state-00000000{s}.safetensors" for s in (5, 6)]
-    paths[1].write_bytes(paths[1].read_bytes()[:-4])
-    again = Trainer(config, network_of(config), cache, tmp_path)
-    again.restore()
+    newest = find_checkpoints(tmp_path)[-1]
+    newest.write_bytes(newest.read_bytes()[:-4])
+    again = restored(config, cache, tmp_path)
     assert again.step == 5
     assert "damaged" in capsys.readouterr().err
     again.train("test")
-    assert same_state(first.network, again.network)
-    assert first.log == again.log
+    assert_same(first, again)
 
 
 def test_moments_keep_their_memory_layout(cache: TrainingCache, tmp_path: Path) -> None:
     """Else the arithmetic on them would go another way, and the last bits with it."""
     config = make_config("nlsa")
-    first = trained(config, cache, tmp_path)
-    again = Trainer(config, network_of(config), cache, tmp_path)
-    again.restore()
+    first, again = trained(config, cache, tmp_path), restored(config, cache, tmp_path)
     wanted, found = (t.optimizer.state_dict()["state"] for t in (first, again))
     assert wanted.keys() == found.keys()
     for a, b in ((wanted[i], found[i]) for i in wanted):
@@ -168,82 +164,63 @@ def test_moments_keep_their_memory_layout(cache: TrainingCache, tmp_path: Path) 
         assert torch.equal(a["exp_avg_sq"], b["exp_avg_sq"])
 
 
+@pytest.mark.usefixtures("one_thread")
 def test_other_threads_are_told(
     cache: TrainingCache, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     trained(make_config(), cache, tmp_path)
-    threads = torch.get_num_threads()
-    try:
-        torch.set_num_threads(threads + 1)
-        Trainer(make_config(), network_of(make_config()), cache, tmp_path).restore()
-    finally:
-        torch.set_num_threads(threads)
+    torch.set_num_threads(2)
+    restored(make_config(), cache, tmp_path)
     told = capsys.readouterr().err
-    assert f"threads: {threads}" in told
-    assert f"threads: {threads + 1}" in told
-    assert "last bits will differ" in told
+    for fact in ("threads: 1", "threads: 2", "last bits will differ"):
+        assert fact in told
 
 
-def test_auxiliary_loss_sets_in_after_the_warm_up(cache: TrainingCache) -> None:
-    config = make_config("enlca", {"m": 4}, steps=4, auxiliary_warmup=0.5, patch=12)
-    trainer = trained(config, cache)
-    auxiliary = [row[2] for row in trainer.log]
+def test_auxiliary_loss_sets_in_after_the_warm_up_and_changes_the_weights(
+    cache: TrainingCache,
+) -> None:
+    values = {"steps": 4, "auxiliary_warmup": 0.5, "patch": 12}
+    with_loss, without = (
+        trained(make_config("enlca", {"m": 4}, auxiliary_weight=weight, **values), cache)
+        for weight in (1.0, 0.0)
+    )
+    auxiliary = [row[2] for row in with_loss.log]
     assert auxiliary[:2] == [0, 0]
     assert min(auxiliary[2:]) > 0
-
-
-def test_auxiliary_loss_changes_the_weights(cache: TrainingCache) -> None:
-    values = {"steps": 4, "auxiliary_warmup": 0.0, "patch": 12}
-    with_loss = trained(make_config("enlca", {"m": 4}, auxiliary_weight=1.0, **values), cache)
-    without = trained(make_config("enlca", {"m": 4}, auxiliary_weight=0.0, **values), cache)
-    query = "attention.0.query.weight"
-    assert not torch.equal(
-        with_loss.network.state_dict()[query], without.network.state_dict()[query]
-    )
+    queries = [one.network.attention["0"].query.weight for one in (with_loss, without)]
+    assert not torch.equal(*queries)
 
 
 def test_projections_are_redrawn_every_epoch(cache: TrainingCache) -> None:
     config = make_config("enla", {"m": 4}, steps_per_epoch=2)
-    trainer = Trainer(config, network_of(config), cache)
+    trainer = new_trainer(config, cache)
     trainer.network.train()
     drawn = []
     for _ in range(5):
         trainer.train_step()
         drawn.append(trainer.network.attention_modules[0].projection.clone())
-    assert [torch.equal(a, b) for a, b in itertools.pairwise(drawn)] == [
-        True,
-        False,
-        True,
-        False,
-    ]
+    same = [torch.equal(a, b) for a, b in itertools.pairwise(drawn)]
+    assert same == [True, False] * 2
 
 
 def test_non_finite_gradients_stop_training(cache: TrainingCache) -> None:
-    config = make_config("nla")
-    network = network_of(config)
+    trainer = new_trainer(make_config("nla"), cache)
     with torch.no_grad():
-        network.attention_modules[1].value.weight.fill_(float("nan"))
-    with pytest.raises(
-        UserError,
-        match=r"stopped at step 0: .*not finite, first in the output of attention\.1\.value "
-        r"\(Conv2d\).*--learning-rate",
-    ):
-        Trainer(config, network, cache).train("test")
+        trainer.network.attention_modules[1].value.weight.fill_(float("nan"))
+    place = r"not finite, first in the output of attention\.1\.value \(Conv2d\)"
+    with pytest.raises(UserError, match=rf"stopped at step 0: .*{place}.*--learning-rate"):
+        trainer.train("test")
 
 
 @pytest.mark.parametrize(
     ("factor", "what"), [(1e3, "the loss has exploded, the largest output"), (1e30, "not finite")]
 )
 def test_an_exploding_run_keeps_its_last_good_state(
-    factor: float,
-    what: str,
-    cache: TrainingCache,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    factor: float, what: str, cache: TrainingCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The update of step 3 spoils the weights; their state is saved before step 4 tells."""
     config = make_config("nla")
-    trainer = Trainer(config, network_of(config), cache, tmp_path, save_every=0)
+    trainer = new_trainer(config, cache, tmp_path, save_every=0)
     step = trainer.optimizer.step
 
     def explode() -> None:
@@ -256,20 +233,16 @@ def test_an_exploding_run_keeps_its_last_good_state(
     monkeypatch.setattr(trainer.optimizer, "step", explode)
     with pytest.raises(UserError, match=f"stopped at step 4: .*{what}") as stop:
         trainer.train("test")
-    good = load_checkpoint(tmp_path)
-    assert good is not None
-    assert good.step == 3
+    assert restored(config, cache, tmp_path).step == 3
     assert str(find_checkpoints(tmp_path)[-1]) in str(stop.value)
     # From there, an undisturbed run goes on.
-    resumed = trained(config, cache, tmp_path)
-    assert same_state(resumed.network, trained(config, cache).network)
+    assert_same(trained(config, cache, tmp_path), trained(config, cache))
 
 
 def test_out_of_memory_says_what_to_lower(
     cache: TrainingCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = make_config()
-    trainer = Trainer(config, network_of(config), cache, tmp_path, save_every=0)
+    trainer = new_trainer(make_config(), cache, tmp_path, save_every=0)
     step = trainer.train_step
 
     def full() -> float:
@@ -297,40 +270,32 @@ def test_clocks_that_stand_or_jump_change_nothing(
     monkeypatch.setattr(train.time, "monotonic", clock)
     other = trained(config, cache, tmp_path)
     monkeypatch.undo()
-    assert same_state(whole.network, other.network)
-    assert whole.log == other.log
+    assert_same(whole, other)
 
 
 def test_patches_are_the_same_for_every_variant(
     cache: TrainingCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen: dict[str, list[bytes]] = {}
+    seen: list[bytes] = []
 
-    def record(name: str) -> None:
-        def sampled(*args: object, **values: object) -> object:
-            batch = sample_batch(*args, **values)  # type: ignore[arg-type]
-            seen.setdefault(name, []).append(batch[0].tobytes() + batch[1].tobytes())
-            return batch
+    def sampled(*args: Any, **values: Any) -> object:
+        batch = sample_batch(*args, **values)
+        seen.append(batch[0].tobytes() + batch[1].tobytes())
+        return batch
 
-        monkeypatch.setattr("harness.training.trainer.sample_batch", sampled)
-
+    monkeypatch.setattr("harness.training.trainer.sample_batch", sampled)
     for name in ("none", "nlsa", "enlca"):
-        record(name)
         trained(make_config(name), cache)
-    assert seen["none"] == seen["nlsa"] == seen["enlca"]
-    assert len(set(seen["none"])) == 6
+    assert seen == seen[:6] * 3
+    assert len(set(seen)) == 6
 
 
-def test_bfloat16_trains(cache: TrainingCache) -> None:
-    trainer = trained(make_config("enlca", {"m": 4}, precision="bfloat16"), cache)
-    assert trainer.log[-1][1] < 1
-
-
-def test_bfloat16_follows_float32(cache: TrainingCache) -> None:
+@pytest.mark.parametrize("name", ["none", "enlca"])
+def test_bfloat16_follows_float32(name: str, cache: TrainingCache) -> None:
     """Each step runs with the weights that the one before it left."""
     of_precision = [
-        trained(make_config(steps=40, learning_rate=3e-3, precision=name), cache).log
-        for name in ("float32", "bfloat16")
+        trained(make_config(name, steps=40, learning_rate=3e-3, precision=one), cache).log
+        for one in ("float32", "bfloat16")
     ]
     for (step, exact, *_), (_, rounded, *_) in zip(*of_precision, strict=True):
         assert rounded == pytest.approx(exact, rel=0.05), f"step {step}"
@@ -356,7 +321,6 @@ def test_the_backward_pass_is_outside_of_autocast(
 @pytest.mark.parametrize("name", ["none", "nla", "nlsa", "criss-cross", "enlca"])
 def test_cuda_trains(name: str, cache: TrainingCache) -> None:
     config = make_config(name, device="cuda")
-    network = build_network(Variant(name), NetworkConfig(4, 8), 4).cuda()
-    trainer = Trainer(config, network, cache)
+    trainer = Trainer(config, build_network(config.variant, config.network, 4).cuda(), cache)
     trainer.train("test")
     assert trainer.step == config.steps
