@@ -13,7 +13,6 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.harness.commands import Command
 from tests.harness.tiny import TINY_WORDS
 
 
@@ -68,13 +67,18 @@ class Cli:
     def __call__(
         self, command: str | Callable[[], None], *words: object, status: int = 0
     ) -> pytest.CaptureResult[str]:
-        """What a command, or a ``main`` of its own, prints; its exit status must be ``status``."""
+        """What a command prints; its exit status must be ``status``.
+
+        Args:
+            command: its name, and options as they are typed; or a ``main`` of its own.
+            words: further words, which may have spaces.
+            status: of its end.
+        """
+        name, *options = command.split() if isinstance(command, str) else ["main"]
         main = (
-            importlib.import_module(f"harness.{command}").main
-            if isinstance(command, str)
-            else command
+            importlib.import_module(f"harness.{name}").main if isinstance(command, str) else command
         )
-        self._patch.setattr(sys, "argv", [f"harness.{command}", *map(str, words)])
+        self._patch.setattr(sys, "argv", [f"harness.{name}", *options, *map(str, words)])
         self._capture.readouterr()
         found: object = 0
         try:
@@ -108,8 +112,3 @@ def results(tmp_path: Path) -> Path:
 def tiny(image_folder: Path, results: Path) -> list[str]:
     """Options of a training of a second; those that follow them hold instead."""
     return [*TINY_WORDS, "--data", str(image_folder), "--results", str(results)]
-
-
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    return Command(monkeypatch, capsys)

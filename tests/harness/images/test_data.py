@@ -18,7 +18,7 @@ from harness.images.bicubic import crop_to_multiple, downscale
 from harness.images.files import read_image
 from harness.images.patches import check_patch
 from harness.images.sources import find_data
-from tests.harness.commands import Command
+from tests.harness.conftest import Cli
 
 
 def save(path: Path, height: int = 40, width: int = 44, seed: int = 0) -> np.ndarray:
@@ -165,12 +165,12 @@ def test_embedded_image_missing() -> None:
 # -- command line ---------------------------------------------------------------------------
 
 
-def test_list(folder: Path, command: Command) -> None:
-    out = command("data list --data", folder)
+def test_list(folder: Path, cli: Cli) -> None:
+    out = cli("data list --data", folder).out
     for expected in ("Images of photos", r"train\W+A\W+4 ", r"test\W+Set5\W+2 "):
         assert re.search(expected, out)
-    assert "chelsea.png: Chelsea the cat" in command("data list")
-    assert "data folder" in command.refused("data list --data", folder / "nowhere")
+    assert "chelsea.png: Chelsea the cat" in cli("data list").out
+    assert "data folder" in cli.refused("data list --data", folder / "nowhere")
 
 
 def write_tables(folder: Path) -> None:
@@ -194,7 +194,7 @@ def write_tables(folder: Path) -> None:
             csv.writer(file).writerows(rows)
 
 
-def test_verify(folder: Path, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_verify(folder: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     grey = folder / "Set5" / "HR" / "img_2.png"
     Image.fromarray(read_image(grey)).convert("L").save(grey)
@@ -203,20 +203,18 @@ def test_verify(folder: Path, command: Command, monkeypatch: pytest.MonkeyPatch)
     stored.parent.mkdir(parents=True)
     Image.fromarray(ours).save(stored)
     write_tables(folder)
-    out = command("data verify --data", folder)
+    out = cli("data verify --data", folder).out
     assert re.search(r"Set5\W+2/2\W+2/2\W+1/1\W+3/3\W", out)
     assert re.search(r"A\W+4/4\W+4/4\W", out)
 
     # Another maker's LR image is counted, and no fault by itself.
     Image.fromarray(255 - ours).save(stored)
     (folder / "MANIFEST.csv").unlink()
-    assert re.search(r"Set5\W+2/2\W+2/2\W+0/1\W", command("data verify --data", folder))
-    assert re.search(r"Embedded\W+4/4", command("data verify"))
+    assert re.search(r"Set5\W+2/2\W+2/2\W+0/1\W", cli("data verify --data", folder).out)
+    assert re.search(r"Embedded\W+4/4", cli("data verify").out)
 
 
-def test_verify_finds_faults(
-    folder: Path, command: Command, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_verify_finds_faults(folder: Path, cli: Cli) -> None:
     write_tables(folder)
     save(folder / "Set5" / "HR" / "img_1.png", 42, 47, seed=99)  # other pixels
     torn = folder / "train" / "A" / "1.png"
@@ -225,10 +223,7 @@ def test_verify_finds_faults(
     lr = folder / "Set5" / "LR_bicubic" / "X4" / "img_1x4.png"
     lr.parent.mkdir(parents=True)
     lr.write_bytes(b"no image")
-    with pytest.raises(SystemExit) as stop:
-        command("data verify --data", folder)
-    assert stop.value.code == 2
-    problems, error = capsys.readouterr()
+    problems, error = cli("data verify --data", folder, status=2)
     for problem in (
         "img_1.png: x2 LR pixels differ from LR_bicubic_pixels.csv",
         "1.png: image file is truncated",
@@ -240,9 +235,7 @@ def test_verify_finds_faults(
     assert error.rstrip().endswith("error: 6 checks failed, listed above")
 
 
-def test_download_command(
-    tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_download_command(tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
     def fake(archive: object, folder: Path) -> bool:
@@ -250,10 +243,10 @@ def test_download_command(
         return len(asked) == 1
 
     monkeypatch.setattr(data_module, "download_archive", fake)
-    out = command("data download --data", tmp_path)
+    out = cli("data download --data", tmp_path).out
     assert "div2k: done" in out
     assert "benchmark: already there" in out
-    command("data download --sets benchmark --data", tmp_path)
+    cli("data download --sets benchmark --data", tmp_path)
     assert len(asked) == 3
     assert asked[0][1] == tmp_path
 

@@ -42,7 +42,7 @@ from harness.reporting.approximation import statements
 from harness.reporting.figures.approximation import figures
 from harness.reporting.figures.style import new_figure
 from harness.reporting.tables.approximation import table
-from tests.harness.commands import Command
+from tests.harness.conftest import Cli
 from tests.reference import approximation as oracle
 from tests.reference.maps import vectors
 
@@ -362,10 +362,10 @@ def few_figures(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("few_figures")
 def test_the_command_leaves_record_csv_and_figures(
-    command: Command, tmp_path: Path, image_folder: Path, weights: Callable[..., Path]
+    cli: Cli, tmp_path: Path, image_folder: Path, weights: Callable[..., Path]
 ) -> None:
     words = ("--weights", weights("enlca", m=4), "--data", image_folder, "--results", tmp_path)
-    printed = command(TINY, *words)
+    printed = cli(TINY, *words).out
     (record,) = load_records(tmp_path, Approximation)
     assert str(image_folder) not in json.dumps(untyped(record))
     assert record.settings.network.name == "enlca-1a2b"
@@ -397,17 +397,17 @@ def test_the_command_leaves_record_csv_and_figures(
     before = {p: p.read_bytes() for p in figures.iterdir()}
     for p in before:
         p.unlink()
-    command("approximation --from-records", "--results", tmp_path)
+    cli("approximation --from-records", "--results", tmp_path)
     assert {p: p.read_bytes() for p in figures.iterdir()} == before
 
 
 @pytest.mark.slow
 @pytest.mark.data
 def test_every_figure_is_drawn(
-    command: Command, tmp_path: Path, sr_data: Path, weights: Callable[..., Path]
+    cli: Cli, tmp_path: Path, sr_data: Path, weights: Callable[..., Path]
 ) -> None:
     words = ("--weights", weights("enlca"), "--data", sr_data, "--results", tmp_path)
-    command("approximation --synthetic --images 1 --draws 2 --test-sets Set5", *words)
+    cli("approximation --synthetic --images 1 --draws 2 --test-sets Set5", *words)
     figures = [p for p in (tmp_path / "figures").iterdir() if p.suffix != ".csv"]
     sizes = {p.name.rpartition("-")[2]: p.stat().st_size for p in figures}
     assert len(sizes) == 14
@@ -440,11 +440,11 @@ def test_a_network_and_synthetic_features_share_a_record(
 
 
 def test_an_nlsa_network_is_measured_for_nlsa_alone(
-    command: Command, tmp_path: Path, image_folder: Path, weights: Callable[..., Path]
+    cli: Cli, tmp_path: Path, image_folder: Path, weights: Callable[..., Path]
 ) -> None:
     path = weights("nlsa", chunk_size=4)
     words = ("--weights", path, "--data", image_folder, "--results", tmp_path)
-    assert "ENLA" not in command(f"{TINY} --threads 1", *words)
+    assert "ENLA" not in cli(f"{TINY} --threads 1", *words).out
     (record,) = load_records(tmp_path, Approximation)
     assert not record.enla + record.exact + record.network
     suffixes = sorted(p.suffix for p in (tmp_path / "figures").iterdir())
@@ -481,7 +481,7 @@ def test_networks_that_cannot_be_measured_are_refused(
     data: str,
     words: str,
     message: str,
-    command: Command,
+    cli: Cli,
     tmp_path: Path,
     image_folder: Path,
     weights: Callable[..., Path],
@@ -491,5 +491,5 @@ def test_networks_that_cannot_be_measured_are_refused(
     (tmp_path / "no-tests" / "train").symlink_to(image_folder / "train")
     places = ("--data", tmp_path / data, "--results", tmp_path / "results")
     line = f"approximation {words} --weights"
-    assert message in command.refused(line, weights(name), *places)
+    assert message in cli.refused(line, weights(name), *places)
     assert not (tmp_path / "results").exists()

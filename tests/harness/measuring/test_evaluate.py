@@ -25,7 +25,7 @@ from harness.network.official import published_method
 from harness.network.weights import Architecture, save_weights
 from harness.records.shapes import ImageQuality, Quality
 from harness.reporting.tables.evaluation import evaluation_table
-from tests.harness.commands import Command
+from tests.harness.conftest import Cli
 from tests.reference import released
 
 
@@ -276,13 +276,13 @@ def official(tmp_path: Path) -> Path:
 
 
 def test_official_and_converted_weights_give_the_same_bits(
-    command: Command, official: Path, image_folder: Path, tmp_path: Path
+    cli: Cli, official: Path, image_folder: Path, tmp_path: Path
 ) -> None:
     converted, first, second = (tmp_path / n for n in ("own.safetensors", "a.json", "b.json"))
-    assert "ENLCA-m4, 8 blocks x 8 channels, x4" in command("convert", official, converted)
+    assert "ENLCA-m4, 8 blocks x 8 channels, x4" in cli("convert", official, converted).out
     common = ("--data", image_folder, "--threads", 1, "--output")
-    shown = command("evaluate --official", official, *common, first)
-    command("evaluate --weights", converted, *common, second)
+    shown = cli("evaluate --official", official, *common, first).out
+    cli("evaluate --weights", converted, *common, second)
     record, other = (json.loads(path.read_text()) for path in (first, second))
     assert record["quality"] == other["quality"]
     assert record["architecture"] == other["architecture"]
@@ -295,20 +295,20 @@ def test_official_and_converted_weights_give_the_same_bits(
     ours = f"{result['psnr']:.2f} {result['ssim']:.4f}"
     bicubic = f"{result['bicubic_psnr']:.2f} / {result['bicubic_ssim']:.4f}"
     assert row == f"Tiny {ours} {bicubic} 2".split()
-    command("evaluate --chop --official", official, *common, first)
-    command("evaluate --psnr released --official", official, *common, second)
+    cli("evaluate --chop --official", official, *common, first)
+    cli("evaluate --psnr released --official", official, *common, second)
     chopped, released_luma = (json.loads(path.read_text()) for path in (first, second))
     assert (chopped["chop"], chopped["psnr"]) == (True, "rounded")
     assert (released_luma["chop"], released_luma["psnr"]) == (False, "released")
     assert released_luma["quality"]["Tiny"]["psnr"] != result["psnr"]
 
 
-def test_a_run_of_ours_is_evaluated(command: Command, image_folder: Path, tmp_path: Path) -> None:
+def test_a_run_of_ours_is_evaluated(cli: Cli, image_folder: Path, tmp_path: Path) -> None:
     architecture = Architecture(Variant("none"), NetworkConfig(4, 8), 2)
     path = tmp_path / "runs" / "none-1" / "weights.safetensors"
     save_weights(path, architecture.build(), architecture, "none-1")
     words = ("--results", tmp_path, "--data", image_folder)
-    shown = command("evaluate --weights none --tile 16 --test-sets Tiny Tiny", *words)
+    shown = cli("evaluate --weights none --tile 16 --test-sets Tiny Tiny", *words).out
     assert "none-1: Baseline, 4 blocks x 8 channels, x2" in shown
 
 
@@ -329,7 +329,7 @@ def test_the_papers_figures_stand_beside_a_published_network() -> None:
 
 
 def test_mistakes_are_one_line_and_status_2(
-    command: Command, official: Path, image_folder: Path, tmp_path: Path
+    cli: Cli, official: Path, image_folder: Path, tmp_path: Path
 ) -> None:
     train_only = tmp_path / "train_only"
     (train_only / "train").mkdir(parents=True)
@@ -351,7 +351,7 @@ def test_mistakes_are_one_line_and_status_2(
         ("convert", (official, image_folder / "train" / "Some" / "t0.png" / "a"), "cannot write"),
         ("convert", (tmp_path / "no.pt", tmp_path / "new"), "no weights at"),
     ]:
-        assert message in command.refused(line, *words)
+        assert message in cli.refused(line, *words)
     assert not (tmp_path / "new").exists()
 
 

@@ -31,7 +31,7 @@ from harness.measuring.gpu import (
 )
 from harness.records.shapes import Code, Latency, untyped
 from harness.records.store import load_records, save_record
-from tests.harness.commands import Command
+from tests.harness.conftest import Cli
 
 CPU = torch.device("cpu")
 COMPILED = why_not_native(torch.zeros(1)) is None
@@ -145,19 +145,19 @@ def test_the_contrastive_loss_is_on_in_the_second_phase_only(
 
 
 def test_table5_is_a_latency_record_and_finished_pieces_are_left_out(
-    command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     words = "--only table5-float32 --device cpu --seconds 0.01 --sizes 4x4"
     quick = (f"gpu {words}", "--results", tmp_path)
     monkeypatch.setattr(
         "harness.measuring.gpu.rows_to_run", lambda table: [Variant("conv"), Variant("criss-cross")]
     )
-    command(*quick)
+    cli(*quick)
     (record,) = load_records(tmp_path, Latency)
     assert [row.variant.name for row in record.rows] == ["conv", "criss-cross"] * 4
     assert str(tmp_path) not in json.dumps(untyped(record))
-    assert f"table5-float32 is finished: {record.id}" in " ".join(command(*quick).split())
-    command(*quick, "--again")
+    assert f"table5-float32 is finished: {record.id}" in " ".join(cli(*quick).out.split())
+    cli(*quick, "--again")
     assert len(load_records(tmp_path, Latency)) == 2
 
 
@@ -194,8 +194,8 @@ def test_failed_tests_leave_no_record(monkeypatch: pytest.MonkeyPatch) -> None:
     assert measure("tests", TINY).rows == [{"name": "tests", "result": "1 failed in 1s"}]
 
 
-def test_pieces_are_listed_anywhere(command: Command) -> None:
-    assert command("gpu --pieces").split() == list_pieces()
+def test_pieces_are_listed_anywhere(cli: Cli) -> None:
+    assert cli("gpu --pieces").out.split() == list_pieces()
 
 
 def test_graphs_need_cuda() -> None:

@@ -23,7 +23,8 @@ from harness.measuring.latency import measure
 from harness.measuring.timing import Timing
 from harness.records.shapes import Latency, Scaling, untyped
 from harness.records.store import load_records, save_record
-from tests.harness.commands import Command, texts_of
+from tests.harness.conftest import Cli
+from tests.harness.listening import texts_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -226,10 +227,10 @@ def test_parse_size() -> None:
 ONE_RUN = "--sizes 3x3 --parts core --max-runs 1 --passes forward"
 
 
-def test_command_line(command: Command, tmp_path: Path) -> None:
+def test_command_line(cli: Cli, tmp_path: Path) -> None:
     words = "--attn enlca --m 4 --sizes 6x7 --parts core network --passes forward"
     words += f" --max-seconds 0 --max-runs 2 --device cpu --threads {torch.get_num_threads()}"
-    assert "ENLCA-m4" in command(f"latency {words}", "--results", tmp_path)
+    assert "ENLCA-m4" in cli(f"latency {words}", "--results", tmp_path).out
     (record,) = load_records(tmp_path, Latency)
     assert [r.part for r in record.rows] == ["core", "network"]
     assert {r.variant.label for r in record.rows} == {"ENLCA-m4"}
@@ -242,24 +243,24 @@ def test_command_line(command: Command, tmp_path: Path) -> None:
     [(f"latency {ONE_RUN}", Latency), ("scaling --sizes 3x3 --max-runs 1", Scaling)],
 )
 def test_rows_of_table_5_are_the_default(
-    line: str, shape: type, command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    line: str, shape: type, cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr("harness.scaling.write_report", lambda *_: [])  # drawing takes seconds
-    command(line, "--results", tmp_path)
+    cli(line, "--results", tmp_path)
     (record,) = load_records(tmp_path, shape)
     labels = [variant.label for variant in table_rows("table5")]
     assert [r.variant.label for r in record.rows] == labels
 
 
-def test_a_chosen_implementation_runs_and_is_recorded(command: Command, tmp_path: Path) -> None:
+def test_a_chosen_implementation_runs_and_is_recorded(cli: Cli, tmp_path: Path) -> None:
     quick = (f"latency --attn nla enlca {ONE_RUN}", "--results", tmp_path)
-    command(*quick, "--impl", "enla=reference")
+    cli(*quick, "--impl", "enla=reference")
     (record,) = load_records(tmp_path, Latency)
     assert record.settings.implementation == "enla=reference"
     compiled = why_not_native(torch.zeros(1)) is None
     nla = "native" if compiled else "sdpa"
     assert [r.implementation for r in record.rows] == [{"nla": nla}, {"enla": "reference"}]
-    command(*quick)  # the choice ended with its command
+    cli(*quick)  # the choice ended with its command
     auto = next(r for r in load_records(tmp_path, Latency) if r.id != record.id)
     assert not auto.settings.implementation
     assert auto.rows[1].implementation == {"enla": "native" if compiled else "tiled"}

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.harness.commands import Command
+from tests.harness.conftest import Cli
 
 MISTAKES = {
     "latency": {
@@ -72,8 +72,8 @@ for _name in ("latency", "scaling"):
 @pytest.mark.parametrize(
     ("name", "words"), [(name, words) for name, table in MISTAKES.items() for words in table]
 )
-def test_mistakes_are_one_line(name: str, words: str, command: Command, tmp_path: Path) -> None:
+def test_mistakes_are_one_line(name: str, words: str, cli: Cli, tmp_path: Path) -> None:
     if name == "gpu" and torch.cuda.is_available():
         pytest.skip("this machine has CUDA")
-    assert MISTAKES[name][words] in command.refused(f"{name} {words}", "--results", tmp_path)
+    assert MISTAKES[name][words] in cli.refused(f"{name} {words}", "--results", tmp_path)
     assert not list(tmp_path.iterdir())

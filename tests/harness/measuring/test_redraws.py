@@ -17,7 +17,7 @@ from harness.records.shapes import Redraw
 from harness.records.store import load_records
 from harness.reporting.tables.all import write_tables
 from harness.reporting.tables.redraws import redraw_table
-from tests.harness.commands import Command
+from tests.harness.conftest import Cli
 
 
 def trained(name: str, **options: object) -> TrainedNetwork:
@@ -75,12 +75,12 @@ def saved(network: TrainedNetwork, folder: Path) -> Path:
     return path
 
 
-def test_records_and_table(command: Command, tmp_path: Path, image_folder: Path) -> None:
+def test_records_and_table(cli: Cli, tmp_path: Path, image_folder: Path) -> None:
     networks = trained("enlca", m=4), trained("nlsa", chunk_size=16, rounds=1)
     paths = [saved(network, tmp_path) for network in networks]
     words = ("--data", image_folder, "--results", tmp_path, "--draws", 3, "--runs", *paths)
-    assert "already measured" not in command("redraws", *words)
-    assert command("redraws", *words).count("already measured") == 2
+    assert "already measured" not in cli("redraws", *words).out
+    assert cli("redraws", *words).out.count("already measured") == 2
     records = load_records(tmp_path, Redraw)
     assert len(records) == 2
     table = redraw_table(records)
@@ -104,9 +104,9 @@ def test_records_and_table(command: Command, tmp_path: Path, image_folder: Path)
     ],
 )
 def test_mistakes_are_told_in_a_line(
-    name: str, words: str, message: str, command: Command, tmp_path: Path, image_folder: Path
+    name: str, words: str, message: str, cli: Cli, tmp_path: Path, image_folder: Path
 ) -> None:
     places = ("--data", image_folder, "--results", tmp_path, "--runs")
     path = saved(trained(name), tmp_path)
-    assert message in command.refused(f"redraws {words}", *places, path)
+    assert message in cli.refused(f"redraws {words}", *places, path)
     assert not (tmp_path / "records").exists()

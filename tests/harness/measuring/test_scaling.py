@@ -18,7 +18,8 @@ from harness.measuring.scaling import measure, projected_seconds
 from harness.records.shapes import Scaling, untyped
 from harness.records.store import load_records, save_record
 from harness.reporting.scaling import statements, unmeasured, verdict
-from tests.harness.commands import Command, texts_of
+from tests.harness.conftest import Cli
+from tests.harness.listening import texts_of
 
 CPU = torch.device("cpu")
 QUICK: dict[str, Any] = {"device": CPU, "min_runs": 1, "max_runs": 1}
@@ -157,10 +158,10 @@ def test_progress_over_all_sizes() -> None:
 # -- command --------------------------------------------------------------------------------------
 
 
-def test_command_line(command: Command, tmp_path: Path) -> None:
+def test_command_line(cli: Cli, tmp_path: Path) -> None:
     words = "--attn enlca --m 4 --sizes 8x8 4x4 6x6 --fit-from 16 --max-runs 1 --backward"
     words += f" --size-seconds 0 --device cpu --threads {torch.get_num_threads()}"
-    out = command(f"scaling {words}", "--results", tmp_path)
+    out = cli(f"scaling {words}", "--results", tmp_path).out
     (record,) = load_records(tmp_path, Scaling)
     assert [(row.height, row.passes) for row in record.rows] == [
         (side, "forward+backward") for side in (4, 6, 8)
@@ -175,6 +176,6 @@ def test_command_line(command: Command, tmp_path: Path) -> None:
     before = [path.read_bytes() for path in files]
     for path in files:
         path.unlink()
-    assert command("scaling --from-records", "--results", tmp_path) == out
+    assert cli("scaling --from-records", "--results", tmp_path).out == out
     assert [path.read_bytes() for path in files] == before
     assert len(load_records(tmp_path, Scaling)) == 1

@@ -18,7 +18,8 @@ from harness.measuring.speed import CASES, Comparison, choose, machine_limits, m
 from harness.records.shapes import Speed, untyped
 from harness.records.store import load_records, save_record
 from harness.reporting.tables.speed import find_speeds, speed_table
-from tests.harness.commands import Command, texts_of
+from tests.harness.conftest import Cli
+from tests.harness.listening import texts_of
 
 CPU = torch.device("cpu")
 ENLCA = Variant("enlca", {"m": 8})
@@ -219,10 +220,10 @@ def test_choose() -> None:
         choose(("core", "cores"))
 
 
-def test_command_line(command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_command_line(cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("harness.measuring.speed.CASES", TINY)
     words = f"--only core step-4x8-none --seconds 0.01 --threads {torch.get_num_threads()}"
-    printed = command(f"speed {words}", "--results", tmp_path)
+    printed = cli(f"speed {words}", "--results", tmp_path).out
     (record,) = load_records(tmp_path, Speed)
     assert [row.name for row in record.rows] == ["core-nlsa-7", "step-4x8-none"]
     assert record.command.startswith("python -m harness.speed --only core step-4x8-none")

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from harness.measuring.timing import Timing, time_in_turn
-from tests.harness.commands import texts_of
+from tests.harness.listening import texts_of
 
 CPU = torch.device("cpu")
 

@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor, nn
 
-from harness import maps
 from harness.base.errors import UserError
 from harness.config.network import NetworkConfig
 from harness.config.variants import Variant
@@ -30,7 +29,7 @@ from harness.pictures.maps import (
     features_before,
     low_resolution,
 )
-from tests.harness.command_line import enter, mistake
+from tests.harness.conftest import Cli
 from tests.reference.maps import divided_by_norm, vectors
 
 ROWS, COLS = 11, 14
@@ -261,12 +260,12 @@ def drawn_maps(results: Path, module: int, lr: np.ndarray, at: tuple[int, int], 
     return [m.statistics() for m in correlation_maps(loaded, lr, at, module)]
 
 
-def test_command_line(results: Path, tmp_path: Path, lr: np.ndarray) -> None:
+def test_command_line(cli: Cli, results: Path, tmp_path: Path, lr: np.ndarray) -> None:
     given_runs = ("enlca", "nla", results / "runs" / "nlsa-run", "criss", "nla")
     words = typed(results, "--runs", *given_runs)
     stem = results / "figures" / "maps-windows-7-3"
     files = [stem.with_suffix(suffix) for suffix in (".png", ".pdf", ".json")]
-    assert enter(maps.main, *words) == [str(path) for path in files]
+    assert cli("maps", *words).out.splitlines() == [str(path) for path in files]
     assert sorted(stem.parent.iterdir()) == sorted(files)
     assert Image.open(files[0]).size[0] == 1380  # 6.9 in at 200 dpi
     assert files[1].read_bytes().startswith(b"%PDF")
@@ -284,19 +283,21 @@ def test_command_line(results: Path, tmp_path: Path, lr: np.ndarray) -> None:
     assert expected[-1]["attended_positions"] == ROWS + COLS - 1
 
     before = [path.read_bytes() for path in files]
-    enter(maps.main, *words)
+    cli("maps", *words)
     assert [path.read_bytes() for path in files] == before
     for other in (("--module", "1"), ("--hr",)):  # the figure of other settings is kept
-        assert "another figure" in mistake(maps.main, *words, *other)
+        assert "another figure" in cli.refused("maps", *words, *other)
     assert [path.read_bytes() for path in files] == before
     (tmp_path / "own.json").write_text("[1]")
-    mistake(maps.main, *words, "--output", tmp_path / "own")
+    cli.refused("maps", *words, "--output", tmp_path / "own")
     assert (tmp_path / "own.json").read_text() == "[1]"
 
 
-def test_command_line_with_an_hr_image(results: Path, tmp_path: Path, lr: np.ndarray) -> None:
+def test_command_line_with_an_hr_image(
+    cli: Cli, results: Path, tmp_path: Path, lr: np.ndarray
+) -> None:
     words = ("--hr", "--at", "9,13", "--runs", "enla-m4-k1", "--module", "2")
-    enter(maps.main, *typed(results, *words, "--output", tmp_path / "elsewhere" / "figure7.1"))
+    cli("maps", *typed(results, *words, "--output", tmp_path / "elsewhere" / "figure7.1"))
     record = json.loads((tmp_path / "elsewhere" / "figure7.1.json").read_text())
     assert (record["lr_size"], record["lr_position"]) == ([5, 7], [4, 6])
     smaller = downscale(crop_to_multiple(lr, 2), 2)
@@ -304,10 +305,10 @@ def test_command_line_with_an_hr_image(results: Path, tmp_path: Path, lr: np.nda
 
 
 def test_an_official_network_may_have_other_than_five_modules(
-    results: Path, lr: np.ndarray
+    cli: Cli, results: Path, lr: np.ndarray
 ) -> None:
     """One before the first block and one after each eighth: two of a network of eight blocks."""
-    enter(maps.main, *typed(results, "--runs", "two-modules"))
+    cli("maps", *typed(results, "--runs", "two-modules"))
     record = json.loads((results / "figures" / "maps-windows-7-3.json").read_text())
     assert record["module"] == 2
     assert record["panels"] == drawn_maps(results, 2, lr, AT, "two-modules")
@@ -338,8 +339,10 @@ def test_an_official_network_may_have_other_than_five_modules(
         (("--runs", "nla-run", "--output", "/dev/null/a"), "cannot write"),
     ],
 )
-def test_command_line_mistakes(arguments: tuple[str, ...], message: str, results: Path) -> None:
-    assert message in mistake(maps.main, *typed(results, *arguments))
+def test_command_line_mistakes(
+    cli: Cli, arguments: tuple[str, ...], message: str, results: Path
+) -> None:
+    assert message in cli.refused("maps", *typed(results, *arguments))
     assert not (results / "figures").exists()
 
 

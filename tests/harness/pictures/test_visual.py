@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from PIL import Image
 from test_maps import make
 
-from harness import visual
 from harness.base.errors import UserError
 from harness.config.variants import Variant
 from harness.images.bicubic import upscale
@@ -22,7 +21,7 @@ from harness.images.sources import TestSet
 from harness.measuring.quality import super_resolve
 from harness.network.weights import TrainedNetwork, save_weights
 from harness.pictures.crops import RULE, compare, find_crop
-from tests.harness.command_line import enter, mistake
+from tests.harness.conftest import Cli
 
 
 def picture(seed: int, height: int, width: int) -> np.ndarray:
@@ -105,11 +104,11 @@ def typed(folder: Path, *words: str | Path) -> list[str | Path]:
     return [*words, "--results", folder / "results", "--data", folder / "data", "--threads", "1"]
 
 
-def test_command_line(folder: Path) -> None:
+def test_command_line(cli: Cli, folder: Path) -> None:
     words = typed(folder, "--runs", "nla-run", "none-run", "--crop", "12")
     stem = folder / "results" / "figures" / "visual-Some"
     files = [stem.with_suffix(suffix) for suffix in (".png", ".pdf", ".json")]
-    assert enter(visual.main, *words) == [str(path) for path in files]
+    assert cli("visual", *words).out.splitlines() == [str(path) for path in files]
     record = json.loads(files[2].read_text())
     assert str(folder) not in files[2].read_text()
     assert record["rule"] == RULE
@@ -119,11 +118,11 @@ def test_command_line(folder: Path) -> None:
     assert [panel["run"] for panel in crop["panels"]] == [None, "nla-run", "none-run"]
     assert Image.open(files[0]).width == 1380  # 6.9 in at 200 dpi
     before = [path.read_bytes() for path in files]
-    enter(visual.main, *words)
+    cli("visual", *words)
     assert [path.read_bytes() for path in files] == before
-    assert "another figure" in mistake(visual.main, *words, "--count", "2")
+    assert "another figure" in cli.refused("visual", *words, "--count", "2")
     assert [path.read_bytes() for path in files] == before
-    enter(visual.main, *words, "--count", "2", "--output", folder / "both")
+    cli("visual", *words, "--count", "2", "--output", folder / "both")
     both = json.loads((folder / "both.json").read_text())
     assert [crop["image"] for crop in both["crops"]] == ["noise", "flat"]
 
@@ -142,8 +141,8 @@ def test_command_line(folder: Path) -> None:
     ],
 )
 def test_mistakes_are_one_line_and_nothing_is_written(
-    folder: Path, tmp_path: Path, words: list[str], message: str
+    cli: Cli, folder: Path, tmp_path: Path, words: list[str], message: str
 ) -> None:
-    line = mistake(visual.main, *typed(folder, *words), "--output", tmp_path / "figure")
+    line = cli.refused("visual", *typed(folder, *words), "--output", tmp_path / "figure")
     assert message in line
     assert not list(tmp_path.iterdir())

@@ -10,7 +10,6 @@ import pytest
 import synthetic_records as synthetic
 from PIL import Image
 
-from harness import figures
 from harness.records.shapes import Latency, Record
 from harness.records.store import load_records, save_record
 from harness.reporting.benches import find_benches
@@ -22,12 +21,15 @@ from harness.reporting.figures.style import (
     new_figure,
     save_figure,
 )
-from tests.harness.command_line import enter, mistake
+from tests.harness.conftest import Cli
 
 
-def test_the_command_writes_png_and_pdf(results: Path, tmp_path: Path) -> None:
+def test_the_command_writes_png_and_pdf(cli: Cli, results: Path, tmp_path: Path) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
-    printed = [Path(line) for line in enter(figures.main, "--results", results, "--output", first)]
+    printed = [
+        Path(line)
+        for line in cli("figures", "--results", results, "--output", first).out.splitlines()
+    ]
     assert sorted(printed) == sorted(p for p in first.rglob("*") if p.is_file())
     (bench,) = find_benches(load_records(results, Latency))
     names = {path.with_suffix("").name for path in printed}
@@ -42,7 +44,7 @@ def test_the_command_writes_png_and_pdf(results: Path, tmp_path: Path) -> None:
         else:
             with Image.open(path) as image:
                 assert image.width in (round(200 * COLUMN), round(200 * PAGE)), path
-    enter(figures.main, "--results", results, "--output", second)
+    cli("figures", "--results", results, "--output", second)
     for path in printed:
         assert (second / path.relative_to(first)).read_bytes() == path.read_bytes()
 
@@ -66,9 +68,9 @@ def test_figures_are_written_beside_each_other_whatever_their_stem(tmp_path: Pat
     ],
 )
 def test_nothing_to_draw_is_one_line(
-    tmp_path: Path, records: Sequence[Record], message: str
+    cli: Cli, tmp_path: Path, records: Sequence[Record], message: str
 ) -> None:
     for record in records:
         save_record(tmp_path, record)
-    assert re.search(message, mistake(figures.main, "--results", tmp_path))
+    assert re.search(message, cli.refused("figures", "--results", tmp_path))
     assert not (tmp_path / "figures").exists()

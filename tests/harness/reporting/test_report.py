@@ -21,7 +21,6 @@ from typing import Any
 import pytest
 import synthetic_records as synthetic
 
-from harness import report
 from harness.base.errors import UserError
 from harness.records.shapes import Run
 from harness.records.store import load_all_records, load_records, save_record
@@ -34,7 +33,7 @@ from harness.reporting.settings import find_settings
 from harness.reporting.tables.all import all_tables
 from harness.reporting.tables.claims import find_claims
 from harness.reporting.tables.render import Table
-from tests.harness.command_line import enter, mistake
+from tests.harness.conftest import Cli
 
 VOID = {"meta", "link", "img", "br", "hr", "input"}
 #: Attributes whose value a browser fetches by itself.
@@ -273,20 +272,20 @@ def test_the_same_records_give_the_same_page(results: Path, page: str) -> None:
     ],
 )
 def test_mistakes_are_one_line(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, missing: str | None, message: str
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, missing: str | None, message: str
 ) -> None:
     if missing:
         for name in [n for n in sys.modules if n.partition(".")[0] == missing]:
             monkeypatch.delitem(sys.modules, name)
         monkeypatch.setitem(sys.modules, missing, None)
-    assert re.fullmatch(f"error: {message}", mistake(report.main, "--results", tmp_path))
+    assert re.fullmatch(f"error: {message}", cli.refused("report", "--results", tmp_path))
     assert not list(tmp_path.iterdir())
 
 
-def test_the_command_writes_beside_the_records(tmp_path: Path) -> None:
+def test_the_command_writes_beside_the_records(cli: Cli, tmp_path: Path) -> None:
     """Without runs too: operation counts alone."""
     save_record(tmp_path, synthetic.cost("NLA", 2.0))
-    printed = [Path(line) for line in enter(report.main, "--results", tmp_path)]
+    printed = [Path(line) for line in cli("report", "--results", tmp_path).out.splitlines()]
     assert printed == [tmp_path / "report" / name for name in ("index.html", "latex/main.tex")]
     tree = Tree(printed[0].read_text(encoding="utf-8"))
     assert "operation counts and quality" in tree.root.text

@@ -39,8 +39,7 @@ from harness.reporting.tables.quality import quality_table, table1, table2, tabl
 from harness.reporting.tables.redraws import redraw_table
 from harness.reporting.tables.render import Table, latex_escape
 from harness.reporting.tables.speed import find_speeds, speed_table
-from harness.tables import main
-from tests.harness.command_line import enter, mistake
+from tests.harness.conftest import Cli
 
 TABLE4_ROWS = ["Baseline", "NLA", "Conv", "NLSA-r4"]
 TABLE4_ROWS += [f"ENLCA-m{2**i}" for i in range(8, 0, -1)]
@@ -541,9 +540,9 @@ def results(tmp_path: Path, setting: Setting) -> Path:
 
 @pytest.mark.parametrize("suffixes", [("csv", "md"), ("csv", "md", "tex")], ids=len)
 def test_main_prints_files_and_table4(
-    results: Path, setting: Setting, suffixes: tuple[str, ...]
+    cli: Cli, results: Path, setting: Setting, suffixes: tuple[str, ...]
 ) -> None:
-    lines = enter(main, "--results", results, *["--latex"] * ("tex" in suffixes))
+    lines = cli("tables", "--results", results, *["--latex"] * ("tex" in suffixes)).out.splitlines()
     folder = results / "tables" / setting.label
     names = itertools.product(("table1", "table4", "table6", "quality"), suffixes)
     assert {str(folder / ".".join(name)) for name in names} <= {*lines}
@@ -572,11 +571,13 @@ def test_preset_picks_runs(results: Path, tmp_path: Path) -> None:
     ],
 )
 def test_users_mistakes_are_one_line(
-    results: Path, spoiled: str | None, text: str, message: str
+    cli: Cli, results: Path, spoiled: str | None, text: str, message: str
 ) -> None:
     if spoiled:
         (results / spoiled).write_text(text)
-    assert message in mistake(main, "--results", results if spoiled else results / "nowhere")
+    assert message in cli.refused(
+        "tables", "--results", results if spoiled else results / "nowhere"
+    )
 
 
 def test_an_option_that_changes_no_count_adds_no_row_of_counts() -> None:

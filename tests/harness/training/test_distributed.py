@@ -19,7 +19,7 @@ from harness.records.shapes import Run
 from harness.records.store import load_records
 from harness.training import distributed
 from harness.training.trainer import Trainer
-from tests.harness.commands import Command
+from tests.harness.conftest import Cli
 
 pytest.importorskip("accelerate", reason="accelerate is not installed: extra multi-gpu")
 
@@ -50,9 +50,9 @@ def torchrun(line: str, *words: str | Path, fails: bool = False) -> str:
     return told
 
 
-def compare(command: Command, tmp_path: Path, line: str, images: Path) -> list[Run]:
+def compare(cli: Cli, tmp_path: Path, line: str, images: Path) -> list[Run]:
     """Run a line on one process and on two; the records of the two."""
-    command(f"run {line}", "--data", images, "--results", tmp_path / "one")
+    cli(f"run {line}", "--data", images, "--results", tmp_path / "one")
     torchrun(line, "--data", images, "--results", tmp_path / "two")
     one, two = ({r.id: r for r in load_records(tmp_path / x, Run)} for x in ("one", "two"))
     assert one.keys() == two.keys()
@@ -72,10 +72,10 @@ def compare(command: Command, tmp_path: Path, line: str, images: Path) -> list[R
     return list(two.values())
 
 
-def test_two_processes_train_like_one(command: Command, tmp_path: Path, image_folder: Path) -> None:
+def test_two_processes_train_like_one(cli: Cli, tmp_path: Path, image_folder: Path) -> None:
     """Patches, contrastive loss, redraws by epoch and by forward, NLSA's rotations."""
     line = f"--attn nlsa enlca --chunk-size 16 --m 8 --redraw-every 2 {TINY}"
-    records = compare(command, tmp_path, line, image_folder)
+    records = compare(cli, tmp_path, line, image_folder)
     logs = {r.variant.name: r.training.log for r in records}
     assert max(row[2] for row in logs["enlca"]) > 0
     assert not list((tmp_path / "two").rglob("*.tmp"))
@@ -84,19 +84,19 @@ def test_two_processes_train_like_one(command: Command, tmp_path: Path, image_fo
 @pytest.mark.slow
 @pytest.mark.parametrize("protocol", ["scratch", "warm-start --start-steps 6 --seeds 0 1"])
 def test_every_module_trains_on_two_processes_like_on_one(
-    protocol: str, command: Command, tmp_path: Path, image_folder: Path
+    protocol: str, cli: Cli, tmp_path: Path, image_folder: Path
 ) -> None:
     line = f"--attn all {TINY} --protocol {protocol}"
-    records = compare(command, tmp_path, line, image_folder)
+    records = compare(cli, tmp_path, line, image_folder)
     assert {"none", "nla", "enlca"} <= {r.variant.name for r in records}
 
 
 @pytest.mark.slow
 def test_a_saved_state_is_taken_up_by_any_number_of_processes(
-    command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, image_folder: Path
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, image_folder: Path
 ) -> None:
     words = (f"--attn enlca --m 8 {TINY} --data", image_folder, "--results")
-    command(f"run {words[0]}", *words[1:], tmp_path / "whole")
+    cli(f"run {words[0]}", *words[1:], tmp_path / "whole")
 
     taken = itertools.count(1)
     step = Trainer.train_step
@@ -107,8 +107,7 @@ def test_a_saved_state_is_taken_up_by_any_number_of_processes(
         return step(trainer)
 
     monkeypatch.setattr(Trainer, "train_step", stopped)
-    with pytest.raises(SystemExit):
-        command(f"run {words[0]}", *words[1:], tmp_path / "parts")
+    cli(f"run {words[0]}", *words[1:], tmp_path / "parts", status=130)
     torchrun(*words, tmp_path / "parts")
     (whole,), (parts,) = (load_records(tmp_path / x, Run) for x in ("whole", "parts"))
     for expected, found in zip(whole.training.log, parts.training.log, strict=True):
