@@ -118,8 +118,8 @@ def test_a_saved_state_is_taken_up_by_any_number_of_processes(
 @pytest.mark.parametrize(
     ("signum", "rank", "message"),
     [
-        (signal.SIGKILL, 0, "another process of this run has ended; start it again"),
-        (signal.SIGKILL, 1, "another process of this run has ended; start it again"),
+        (signal.SIGKILL, 0, "another process of this run ended"),
+        (signal.SIGKILL, 1, "another process of this run ended"),
         (signal.SIGTERM, 1, "stopped by SIGTERM; resume with:\ntorchrun --nproc-per-node=2"),
     ],
 )
