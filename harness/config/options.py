@@ -276,7 +276,7 @@ def _annotation(option: str, types_of: Mapping[str, Any]) -> Any:
     """
     classes = {name: find_attention(name) for name in types_of}
     defaults = ", ".join(f"{n}: {cls.options()[option].default}" for n, cls in classes.items())
-    words = _argument_help(inspect.getdoc(next(iter(classes.values()))) or "").get(option, "")
+    words = argument_help(inspect.getdoc(next(iter(classes.values()))) or "").get(option, "")
     help_text = f"{words} ({defaults})".strip()
     order = [int, float, str]
     kinds = sorted(
@@ -302,7 +302,7 @@ def _of_type(value: Any, kind: Any, option: str, name: str) -> Any:
     return value
 
 
-def _argument_help(docstring: str) -> dict[str, str]:
+def argument_help(docstring: str) -> dict[str, str]:
     """Descriptions in the ``Args:`` section of a docstring, by argument."""
     section = docstring.partition("Args:\n")[2]
     entries = re.findall(r"^ {4}(\w+): ((?:.+\n?)(?: {8}.*\n?)*)", section, re.MULTILINE)

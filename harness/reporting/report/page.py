@@ -18,7 +18,7 @@ from ...records.store import load_all_records, setting_label
 from ..cells import setting_text
 from ..figures.all import Drawn, draw_all
 from ..figures.style import figure_bytes
-from ..settings import Setting, find_settings
+from ..settings import Setting, find_settings, super_resolution
 from ..tables.all import all_tables
 from ..tables.claims import find_claims
 from ..tables.render import Table
@@ -244,7 +244,7 @@ def _check_extra() -> None:
 
 def _settings(records: Sequence[Record]) -> list[Setting]:
     """Settings with runs, nearest to the paper's first."""
-    runs = [record for record in records if isinstance(record, Run)]
+    runs = super_resolution(records)
     costs = [record for record in records if isinstance(record, Cost)]
     return find_settings(runs, costs) if runs else []
 

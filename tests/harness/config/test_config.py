@@ -70,7 +70,9 @@ def test_every_module_is_a_row_and_windows_are_of_both_sizes() -> None:
     """ENLA is a row of Table 2. One command trains, times or scales all rivals."""
     rivals = table_rows("rivals")
     assert rivals[0].name == "none"
-    tables = [v for t in ("table2", "table4", "table5", "rivals") for v in table_rows(t)]
+    tables = [
+        v for t in ("table2", "table4", "table5", "rivals", "controls") for v in table_rows(t)
+    ]
     built_in = {
         name
         for name in list_attentions(installed=False)

@@ -15,6 +15,7 @@ from harness.records.shapes import Cost, Run
 from harness.records.store import load_records
 from harness.reporting.tables.all import write_tables
 from harness.runs import run
+from harness.tasks.sr import SuperResolution
 from tests.harness.survival import command
 from tests.harness.tiny import make_config
 
@@ -27,7 +28,9 @@ def run_seeds(images: Path, results: Path, seeds: list[int]) -> None:
     cache = source.training_images(4)
     for seed in seeds:
         config = make_config("enlca", {"m": 4}, seed=seed, steps=4)
-        run.run(config, source, cache, results, torch.device("cpu"), f"seed {seed}")
+        run.run(
+            config, SuperResolution(cache, source), results, torch.device("cpu"), f"seed {seed}"
+        )
 
 
 def build_tables(results: Path) -> int:

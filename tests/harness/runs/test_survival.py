@@ -22,6 +22,7 @@ from harness.config.run import StartConfig
 from harness.images.sources import find_data
 from harness.measuring.quality import bicubic_quality
 from harness.runs import run
+from harness.tasks.sr import SuperResolution
 from tests.harness import killable, survival
 from tests.harness.conftest import write_image
 from tests.harness.killable import PHASES, watch_changes
@@ -45,7 +46,9 @@ def _run(images: Path, results: Path) -> None:
     values = {"protocol": "warm-start", "start": start, "steps": 4, "steps_per_epoch": 3}
     config = make_config("enlca", options, **values)
     for one in (config.baseline, config):
-        run.run(one, source, cache, results, torch.device("cpu"), "test", save_every=0)
+        run.run(
+            one, SuperResolution(cache, source), results, torch.device("cpu"), "test", save_every=0
+        )
 
 
 def _in_child(images: Path, results: Path, kill_at: int | None = None) -> int:

@@ -25,6 +25,7 @@ from harness.records.shapes import Run
 from harness.records.store import load_records, save_record
 from harness.reporting.tables.all import write_tables
 from harness.runs import run
+from harness.tasks.sr import SuperResolution
 from harness.training.checkpoints import find_checkpoints, load_checkpoint
 from tests.harness import synthetic_records as synthetic
 from tests.harness.tiny import make_config
@@ -37,7 +38,9 @@ def train_and_evaluate(images: Path, results: Path, steps: int = 6) -> None:
     source = find_data(images)
     cache = source.training_images(4)
     config = make_config("enlca", {"m": 4}, steps=steps)
-    run.run(config, source, cache, results, torch.device("cpu"), "test", save_every=0)
+    run.run(
+        config, SuperResolution(cache, source), results, torch.device("cpu"), "test", save_every=0
+    )
 
 
 def in_child(work: Callable[[], None]) -> str:
@@ -127,9 +130,11 @@ def test_read_only_results(image_folder: Path, open_folder: Path) -> None:
     def work(steps: int) -> None:
         as_nobody()
         config = make_config(steps=steps)
-        run.run(config, source, cache, results, torch.device("cpu"), "test")
+        run.run(config, SuperResolution(cache, source), results, torch.device("cpu"), "test")
 
-    run.run(make_config(steps=2), source, cache, results, torch.device("cpu"), "test")
+    run.run(
+        make_config(steps=2), SuperResolution(cache, source), results, torch.device("cpu"), "test"
+    )
     for path in [results, *results.rglob("*")]:
         path.chmod(0o555 if path.is_dir() else 0o444)
     try:
@@ -214,7 +219,7 @@ def test_names_that_are_not_utf8(image_folder: Path, tmp_path: Path) -> None:
     data = dataclasses.replace(make_config().data, test=source.test_sets)
     config = make_config(steps=2, data=data)
     results = tmp_path / "results"
-    run.run(config, source, cache, results, torch.device("cpu"), "test")
+    run.run(config, SuperResolution(cache, source), results, torch.device("cpu"), "test")
     (record,) = load_records(results, Run)
     assert {i.name for i in record.quality["T\udce9"].images} == {"e1", "e\udce8"}
     for _, paths in write_tables(results):

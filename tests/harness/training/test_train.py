@@ -18,6 +18,8 @@ from harness.images.cache import TrainingCache
 from harness.images.patches import sample_batch
 from harness.images.sources import find_data
 from harness.network.edsr import EDSR, build_network
+from harness.tasks import sr
+from harness.tasks.sr import SuperResolution
 from harness.training import trainer as train
 from harness.training.checkpoints import find_checkpoints, load_checkpoint
 from harness.training.trainer import Trainer
@@ -37,7 +39,7 @@ def network_of(config: RunConfig) -> EDSR:
 
 
 def trained(config: RunConfig, cache: TrainingCache, folder: Path | None = None) -> Trainer:
-    trainer = Trainer(config, network_of(config), cache, folder)
+    trainer = Trainer(config, network_of(config), SuperResolution(cache), folder)
     trainer.train("test")
     return trainer
 
@@ -65,9 +67,9 @@ def test_a_warm_start_goes_on_where_its_baseline_stopped(
 ) -> None:
     """Its patches are those that the baseline would have seen next."""
     seen: list[int] = []
-    draw = train.sample_batch
+    draw = sr.sample_batch
     monkeypatch.setattr(
-        train, "sample_batch", lambda c, **kw: (seen.append(kw["step"]), draw(c, **kw))[1]
+        sr, "sample_batch", lambda c, **kw: (seen.append(kw["step"]), draw(c, **kw))[1]
     )
     warm = make_config(protocol="warm-start", start=StartConfig(4, 2e-3, "halving"), steps=3)
     trained(warm, cache)
@@ -91,7 +93,7 @@ def test_resumed_training_ends_with_the_same_bits(
 ) -> None:
     config = make_config(name, precision=precision)
     whole = trained(config, cache)
-    first = Trainer(config, network_of(config), cache, tmp_path)
+    first = Trainer(config, network_of(config), SuperResolution(cache), tmp_path)
     first.network.train()
     for _ in range(3):
         first.train_step()
@@ -108,7 +110,7 @@ def test_a_signal_ends_training_after_the_step_with_its_state_saved(
 ) -> None:
     config = make_config("enlca")
     whole = trained(config, cache)
-    trainer = Trainer(config, network_of(config), cache, tmp_path)
+    trainer = Trainer(config, network_of(config), SuperResolution(cache), tmp_path)
     step = trainer.optimizer.step
 
     def interrupted() -> None:
@@ -122,7 +124,7 @@ def test_a_signal_ends_training_after_the_step_with_its_state_saved(
         trainer.train("test")
     assert stop.value.signum == signum
     assert signal.getsignal(signum) is before
-    resumed = Trainer(config, network_of(config), cache, tmp_path)
+    resumed = Trainer(config, network_of(config), SuperResolution(cache), tmp_path)
     resumed.restore()
     assert resumed.step == 4
     resumed.train("test")
@@ -134,19 +136,19 @@ def test_state_of_another_configuration_is_refused(cache: TrainingCache, tmp_pat
     trained(make_config(), cache, tmp_path)
     other = make_config(learning_rate=2e-3)
     with pytest.raises(UserError, match="another configuration"):
-        Trainer(other, network_of(other), cache, tmp_path).restore()
+        Trainer(other, network_of(other), SuperResolution(cache), tmp_path).restore()
 
 
 def test_a_damaged_state_is_made_good_by_the_one_before(
     cache: TrainingCache, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = make_config("enlca")
-    first = Trainer(config, network_of(config), cache, tmp_path, save_every=0)
+    first = Trainer(config, network_of(config), SuperResolution(cache), tmp_path, save_every=0)
     first.train("test")
     paths = sorted(tmp_path.glob("state-*"))
     assert [p.name for p in paths] == [f"state-00000000{s}.safetensors" for s in (5, 6)]
     paths[1].write_bytes(paths[1].read_bytes()[:-4])
-    again = Trainer(config, network_of(config), cache, tmp_path)
+    again = Trainer(config, network_of(config), SuperResolution(cache), tmp_path)
     again.restore()
     assert again.step == 5
     assert "damaged" in capsys.readouterr().err
@@ -159,7 +161,7 @@ def test_moments_keep_their_memory_layout(cache: TrainingCache, tmp_path: Path) 
     """Else the arithmetic on them would go another way, and the last bits with it."""
     config = make_config("nlsa")
     first = trained(config, cache, tmp_path)
-    again = Trainer(config, network_of(config), cache, tmp_path)
+    again = Trainer(config, network_of(config), SuperResolution(cache), tmp_path)
     again.restore()
     wanted, found = (t.optimizer.state_dict()["state"] for t in (first, again))
     assert wanted.keys() == found.keys()
@@ -175,7 +177,9 @@ def test_other_threads_are_told(
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(threads + 1)
-        Trainer(make_config(), network_of(make_config()), cache, tmp_path).restore()
+        Trainer(
+            make_config(), network_of(make_config()), SuperResolution(cache), tmp_path
+        ).restore()
     finally:
         torch.set_num_threads(threads)
     told = capsys.readouterr().err
@@ -204,7 +208,7 @@ def test_auxiliary_loss_changes_the_weights(cache: TrainingCache) -> None:
 
 def test_projections_are_redrawn_every_epoch(cache: TrainingCache) -> None:
     config = make_config("enla", {"m": 4}, steps_per_epoch=2)
-    trainer = Trainer(config, network_of(config), cache)
+    trainer = Trainer(config, network_of(config), SuperResolution(cache))
     trainer.network.train()
     drawn = []
     for _ in range(5):
@@ -228,7 +232,7 @@ def test_non_finite_gradients_stop_training(cache: TrainingCache) -> None:
         match=r"stopped at step 0: .*not finite, first in the output of attention\.1\.value "
         r"\(Conv2d\).*--learning-rate",
     ):
-        Trainer(config, network, cache).train("test")
+        Trainer(config, network, SuperResolution(cache)).train("test")
 
 
 @pytest.mark.parametrize(
@@ -243,7 +247,7 @@ def test_an_exploding_run_keeps_its_last_good_state(
 ) -> None:
     """The update of step 3 spoils the weights; their state is saved before step 4 tells."""
     config = make_config("nla")
-    trainer = Trainer(config, network_of(config), cache, tmp_path, save_every=0)
+    trainer = Trainer(config, network_of(config), SuperResolution(cache), tmp_path, save_every=0)
     step = trainer.optimizer.step
 
     def explode() -> None:
@@ -269,7 +273,7 @@ def test_out_of_memory_says_what_to_lower(
     cache: TrainingCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = make_config()
-    trainer = Trainer(config, network_of(config), cache, tmp_path, save_every=0)
+    trainer = Trainer(config, network_of(config), SuperResolution(cache), tmp_path, save_every=0)
     step = trainer.train_step
 
     def full() -> float:
@@ -312,7 +316,7 @@ def test_patches_are_the_same_for_every_variant(
             seen.setdefault(name, []).append(batch[0].tobytes() + batch[1].tobytes())
             return batch
 
-        monkeypatch.setattr("harness.training.trainer.sample_batch", sampled)
+        monkeypatch.setattr("harness.tasks.sr.sample_batch", sampled)
 
     for name in ("none", "nlsa", "enlca"):
         record(name)
@@ -357,6 +361,6 @@ def test_the_backward_pass_is_outside_of_autocast(
 def test_cuda_trains(name: str, cache: TrainingCache) -> None:
     config = make_config(name, device="cuda")
     network = build_network(Variant(name), NetworkConfig(4, 8), 4).cuda()
-    trainer = Trainer(config, network, cache)
+    trainer = Trainer(config, network, SuperResolution(cache))
     trainer.train("test")
     assert trainer.step == config.steps
