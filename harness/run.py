@@ -119,6 +119,7 @@ def _synthetic(
 ) -> Table | None:
     """Train and score; the table to print, None in all processes but the first."""
     from .measuring.flops import check_cost
+    from .measuring.tasks import check_reach
     from .reporting.tables.tasks import task_summary
     from .runs.run import run
 
@@ -129,6 +130,7 @@ def _synthetic(
     ]
     for variant in variants:
         check_cost(variant, configs[0].network.channels)
+    check_reach(task, configs[0].network.reach)
     distributed.check_batch(configs[0].batch)
     runs = [
         run(config, task, options.results, device, command, options.save_every)

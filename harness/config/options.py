@@ -124,6 +124,15 @@ def own_options(cls: type) -> frozenset[str]:
     return frozenset(field.name for field in dataclasses.fields(cls))
 
 
+def chosen_options(argv: Sequence[str]) -> set[str]:
+    """Names of the options of the modules that a command line chooses.
+
+    Raises:
+        UserError, AttentionError: as :func:`parse`.
+    """
+    return {option for name in _chosen(argv) for option in find_attention(name).options()}
+
+
 def module_option(option: str, own: Collection[str]) -> str:
     """Name of a module's option in a command: ``attn_steps`` if ``steps`` is among its ``own``.
 

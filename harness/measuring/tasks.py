@@ -32,17 +32,11 @@ def score(
         reach: of the backbone's convolutions in input pixels.
         validation: score validation images of this set instead.
 
-    Raises:
-        UserError: no image of the set has anything beyond the backbone's reach.
+    Something in the set must lie beyond ``reach``: see :func:`check_reach`.
     """
     network.eval()
     items = list(task.items(test_set, validation=validation))
     trained = _scored(network, task, items, reach)
-    if not trained:
-        raise UserError(
-            f"nothing in {test_set} of task {task.name} lies beyond the backbone's reach of "
-            f"{reach} pixels: lower --blocks or enlarge the images"
-        )
     as_mean = None
     if network.attention_modules:
         as_mean = _mean(_scored(network, task, items, reach, as_mean=True))
@@ -61,6 +55,26 @@ def score(
         details={key: _mean(trained, key) for key in details},
         images=rows,
     )
+
+
+def check_reach(task: SyntheticTask, reach: int) -> None:
+    """Check that every test set has something that the backbone's convolutions cannot see.
+
+    Raises:
+        UserError: a test set has nothing beyond ``reach``.
+    """
+    for name, validation in [*((n, False) for n in task.test_sets), (task.validation_set, True)]:
+        items = task.items(name, validation=validation)
+        if not any(task.score(item, _blank(task, item), reach) for item in items):
+            raise UserError(
+                f"nothing in {name} of task {task.name} lies beyond the backbone's reach of "
+                f"{reach} pixels: lower --blocks or enlarge the images"
+            )
+
+
+def _blank(task: SyntheticTask, item: Item) -> Floats:
+    height, width = item.inputs.shape[:2]
+    return np.zeros((task.scale * height, task.scale * width, 3), dtype=np.float32)
 
 
 @contextmanager

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import dataclasses
+import functools
 import inspect
 import typing
 from collections.abc import Sequence
@@ -12,7 +14,7 @@ from typing import Annotated, Any, TypeVar
 import tyro
 
 from ..base.errors import UserError
-from ..config.options import argument_help, own_options
+from ..config.options import argument_help, chosen_options, own_options
 from ..config.variants import Variant
 from .base import SyntheticTask, Task
 from .registry import DEFAULT, find_task, tasks
@@ -29,9 +31,9 @@ def options_with_task(cls: type[T], argv: Sequence[str]) -> tuple[type[T], type[
     """
     task = find_task(_chosen(argv))
     own, mine = own_options(cls), task.options()
-    for flag in _flags(argv):
+    for flag in sorted(_flags(argv) - own - mine.keys()):
         owners = [name for name, other in tasks().items() if flag in other.options()]
-        if owners and flag not in own and flag not in mine:
+        if owners and flag not in chosen_options(argv):  # a user's module may have it too
             takes = ", ".join(f"--{_dashed(option)}" for option in mine) or "no options"
             raise UserError(
                 f"task {task.name} has no option --{_dashed(flag)} (an option of "
@@ -49,7 +51,8 @@ def options_with_task(cls: type[T], argv: Sequence[str]) -> tuple[type[T], type[
         kind: Any = hints.get(option, type(parameter.default))
         text = f"{words.get(option, '')} ({task.name}: {parameter.default})".strip()
         annotation = Annotated[kind, tyro.conf.arg(help=text, help_behavior_hint="")]
-        fields.append((option, annotation, dataclasses.field(default=parameter.default)))
+        default = functools.partial(copy.copy, parameter.default)  # it may be a list
+        fields.append((option, annotation, dataclasses.field(default_factory=default)))
     # Without a docstring of its own it would get a signature for one.
     space = {"__doc__": cls.__doc__}
     made = dataclasses.make_dataclass(

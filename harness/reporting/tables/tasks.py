@@ -14,7 +14,7 @@ from ...config.variants import Variant, with_options
 from ...records.origin import origin_note
 from ...records.shapes import UNSET, Run, Score
 from ...records.store import setting_label
-from ..cells import fixed, variant_columns
+from ..cells import fixed, setting_columns, variant_columns
 from ..settings import Setting
 from .render import Table
 
@@ -60,9 +60,8 @@ def task_table(setting: Setting) -> Table:
                     **one.details,
                     "validation_score": run.validation and run.validation.score,
                     "parameters": run.training.parameters,
-                    "steps": config.steps,
                     "learning_rate": config.learning_rate or None,
-                    "setting": setting.label,
+                    **setting_columns(setting),
                 }
                 for run, one in zip(runs, found, strict=True)
             ]

@@ -14,7 +14,7 @@ from harness.config.network import NetworkConfig
 from harness.config.run import TaskConfig
 from harness.config.variants import Variant
 from harness.images.bicubic import downscale
-from harness.measuring.tasks import attention_as_mean, score
+from harness.measuring.tasks import attention_as_mean, check_reach, score
 from harness.network.edsr import EDSR, build_network
 from harness.tasks.base import Item
 from harness.tasks.recall import (
@@ -188,8 +188,9 @@ def test_far_queries_are_beyond_the_reach_of_the_convolutions() -> None:
     counted = [task.score(i, enlarged(i.inputs), REACH) for i in task.items("n6")]
     assert any(counted)
     assert not any(task.score(i, enlarged(i.inputs), 9) for i in task.items("n6"))
+    check_reach(task, REACH)
     with pytest.raises(UserError, match=r"nothing in n6 of task recall .* lower --blocks"):
-        score(network, task, "n6", 9)
+        check_reach(task, 9)
 
 
 @pytest.mark.parametrize(

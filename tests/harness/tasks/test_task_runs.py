@@ -21,6 +21,7 @@ from harness.config.run import TaskConfig
 from harness.network.weights import load_weights
 from harness.records.shapes import UNSET, Run, untyped
 from harness.records.store import load_records
+from harness.reporting.report.page import write_report
 from harness.runs.options import RunOptions as Options
 from harness.tasks.options import create_task, options_with_task, weighted
 from harness.tasks.recall import Recall
@@ -38,6 +39,13 @@ class Mine(Recall):
     def __init__(self, *, pairs: int = 2, cells: int = 6, word: str = "a"):
         super().__init__(pairs=pairs, cells=cells)
         self.word = word
+"""
+MODULE = """
+from attention_zoo.conv import Conv
+
+class Mine(Conv):
+    def __init__(self, channels, *, pairs: int = 1):
+        super().__init__(channels)
 """
 
 Main = Callable[..., int]
@@ -97,6 +105,7 @@ def test_no_option_of_a_task_is_one_of_the_command_or_of_a_module() -> None:
         (["--task", "recall", "--skip-training"], "--skip-training applies only to --task sr"),
         (["--task", "recall", "--pairs", "36"], "36 references leave no query"),
         (["--task", "recall", "--preset", "base"], "task recall has no preset 'base': choose from"),
+        (["--task", "recall", "--blocks", "4"], "nothing in n6 of task recall .* lower --blocks"),
         (["--task", "recall", "--blocks", "0"], "blocks must be at least 1, got 0"),
         (["--task", "no_such:Task"], "cannot import 'no_such' for task 'no_such:Task'"),
         (["--task", "json:JSONDecoder"], "json:JSONDecoder is not a subclass of harness.tasks"),
@@ -162,6 +171,8 @@ def test_a_run_leaves_a_record_and_tables_of_its_own(
         rows = [*csv.DictReader(file)]
     assert [row["method"] for row in rows[::3]] == ["ENLCA-m4", "Baseline"]
     assert float(rows[1]["score"]) == pytest.approx(first.scores["n12"].score)
+    page, _ = write_report(tmp_path)
+    assert "Synthetic tasks" in page.read_text(encoding="utf-8")
     monkeypatch.setattr(sys, "argv", ["harness.figures", "--results", str(tmp_path)])
     with pytest.raises(SystemExit):  # no figure yet, in a line
         figures.main()
@@ -231,6 +242,14 @@ def test_a_users_own_task(main: Main, import_folder: Path, tmp_path: Path) -> No
     assert record.config.task.name == "own_task:Mine"
     assert record.config.task.options == {"pairs": 2, "cells": 6, "word": "b"}
     assert "own_task" in json.dumps(untyped(record))
+
+
+def test_a_users_module_may_have_an_option_of_a_task(import_folder: Path) -> None:
+    (import_folder / "own_module.py").write_text(MODULE)
+    words = ["--attn", "own_module:Mine", "--pairs", "3"]
+    found, _ = options_with_task(Options, words)
+    (variant,) = parse(found, words, "harness.run")[1]
+    assert variant.options == {"pairs": 3}
 
 
 def test_an_option_of_a_users_task_that_the_command_has_is_refused(import_folder: Path) -> None:
