@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from .base import Attention, Cost, no_autocast, sum_dtype
+from .base import Attention, Cost, check_qkv, no_autocast, sum_dtype
 from .registry import register_attention
 
 
@@ -37,6 +37,7 @@ class Mean(Attention):
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """The mean of v over all positions, at each of them."""
+        check_qkv(q, k, v)
         return mean_of(v)
 
     def attention_weights(self, q: Tensor, k: Tensor, row: int, col: int) -> Tensor:

@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from .base import Attention, AttentionError, Cost
+from .base import Attention, AttentionError, Cost, check_qkv
 from .registry import register_attention
 
 
@@ -47,8 +47,9 @@ class Oracle(Attention):
         """The values at the references, ``[B, C, H, W]``.
 
         Raises:
-            AttentionError: the references are of another batch or another size of image.
+            AttentionError: the maps do not fit, or the references are of another batch or size.
         """
+        check_qkv(q, k, v)
         if self.references is None:
             return v
         found, rows = self.references, v.flatten(2)
