@@ -62,11 +62,12 @@ def options_of(command: str) -> dict[str, list[str]]:
     """Options of a command, each with the values that complete it (none: files).
 
     The key "" has what is typed without an option. A command with ``--attn`` has the options of
-    all modules.
+    all modules, one with ``--task`` those of all tasks.
     """
     from attention_zoo import find_attention, list_attentions
 
     from .config.options import module_option, own_options
+    from .tasks.registry import tasks
 
     module = importlib.import_module(command)
     subcommands: dict[str, Callable[..., None]] = getattr(module, "COMMANDS", {})
@@ -82,6 +83,11 @@ def options_of(command: str) -> dict[str, list[str]]:
             hints = typing.get_type_hints(cls.__init__)
             for name in cls.options():
                 _add(found, module_option(name, own), hints.get(name))
+    if "--task" in found:
+        for task in tasks().values():
+            hints = typing.get_type_hints(task.__init__)
+            for name in task.options():
+                _add(found, name, hints.get(name))
     return found
 
 
@@ -122,12 +128,14 @@ def _values(name: str) -> list[str]:
 
     from .config.options import implementation_names
     from .config.presets import PRESETS
+    from .tasks.registry import tasks
 
     return {
         "attn": [*list_attentions(), "all"],
         "preset": list(PRESETS),
         "device": ["auto", "cpu", "cuda", "mps"],
         "impl": implementation_names(),
+        "task": list(tasks()),
     }.get(name, [])
 
 

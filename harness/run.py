@@ -1,46 +1,78 @@
 """The main job: train, evaluate, count and time attention modules in EDSR.
 
-Command line: ``python -m harness.run --attn enlca --m 16``.
+Command line: ``python -m harness.run --attn enlca --m 16``. With ``--task recall`` it trains and
+scores them in a synthetic task.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from .base import machine
 from .base.commands import command_line
 from .base.errors import UserError
 from .base.signals import resumable
 from .config.options import describe_command, parse
+from .config.variants import Variant
 from .runs.options import RunOptions as Options
-from .runs.options import configure, network_of
+from .runs.options import configure, configure_task, network_of
+from .tasks.options import create_task, options_with_task, weighted
 from .training import distributed
+
+if TYPE_CHECKING:
+    import torch
+    from rich.table import Table
+
+    from .tasks.base import SyntheticTask
 
 
 @command_line
 @resumable("harness.run", distributed.launcher)
 def main() -> None:
     """Entry point of ``python -m harness.run``."""
-    options, variants = parse(Options, sys.argv[1:], "harness.run")
+    argv = sys.argv[1:]
+    found, task_class = options_with_task(Options, argv)
+    options, variants = parse(found, argv, "harness.run")
     from rich.console import Console
 
     from attention_zoo.implementations import choose_implementation
 
-    from .images.patches import check_patch
-    from .images.sources import find_data
-    from .measuring.flops import check_cost
-    from .reporting.tables.printed import summary
-    from .runs.run import measure_cost, measure_latency, run
-
-    network = network_of(options)
+    task = create_task(task_class, options, argv)
+    if task is None:
+        network_of(options)  # an unknown preset shows before the device is looked for
     device = distributed.start(options.device)
-    command = describe_command("harness.run", sys.argv[1:], distributed.launcher())
+    command = describe_command("harness.run", argv, distributed.launcher())
     machine.use_threads(options.threads)
     choose_implementation(options.impl)
     if not options.save_every >= 0:
         raise UserError(f"--save-every must be at least 0 seconds, got {options.save_every}")
     if not options.seeds:
         raise UserError("--seeds needs at least one number")
+    if task is None:
+        table = _super_resolution(options, variants, device, command)
+    else:
+        variants = [weighted(variant, task, argv) for variant in variants]
+        table = _synthetic(options, task, variants, device, command)
+    if table is not None:
+        console = Console()
+        console.print(table)
+        console.print(f"Records: {options.results / 'records'}; tables: python -m harness.tables")
+
+
+def _super_resolution(
+    options: Options, variants: Sequence[Variant], device: torch.device, command: str
+) -> Table | None:
+    """Train, evaluate, count and time; the table to print, None in all processes but the first."""
+    from .images.patches import check_patch
+    from .images.sources import find_data
+    from .measuring.flops import check_cost
+    from .reporting.tables.printed import summary
+    from .runs.run import measure_cost, measure_latency, run
+    from .tasks.sr import SuperResolution
+
+    network = network_of(options)
     for variant in variants:  # a bad option or module shows before any work is done
         check_cost(variant, network.channels)
     runs = []
@@ -58,25 +90,55 @@ def main() -> None:
         ]
         check_patch(cache, configs[0].patch)
         distributed.check_batch(configs[0].batch)
+        task = SuperResolution(cache, source)
         # The baseline of a warm start has a record too, of another setting than the runs.
         baselines = {c.baseline.run_id: c.baseline for c in configs if c.start}
         for config in [*baselines.values(), *configs]:
-            done = run(config, source, cache, options.results, device, command, options.save_every)
+            done = run(config, task, options.results, device, command, options.save_every)
             if config.run_id not in baselines:
                 runs.append(done)
     first = distributed.is_main()
     distributed.stop()
     if not first:
-        return
+        return None
     costs = [measure_cost(variant, options.results, command) for variant in variants]
     latency = None
     if not options.skip_latency:
         latency = measure_latency(
             variants, network, options.scale, device, options.results, command
         )
-    console = Console()
-    console.print(summary(runs, costs, latency))
-    console.print(f"Records: {options.results / 'records'}; tables: python -m harness.tables")
+    return summary(runs, costs, latency)
+
+
+def _synthetic(
+    options: Options,
+    task: SyntheticTask,
+    variants: Sequence[Variant],
+    device: torch.device,
+    command: str,
+) -> Table | None:
+    """Train and score; the table to print, None in all processes but the first."""
+    from .measuring.flops import check_cost
+    from .measuring.tasks import check_reach
+    from .reporting.tables.tasks import task_summary
+    from .runs.run import run
+
+    configs = [
+        configure_task(options, task, variant, seed, device)
+        for seed in options.seeds
+        for variant in variants
+    ]
+    for variant in variants:
+        check_cost(variant, configs[0].network.channels)
+    check_reach(task, configs[0].network.reach)
+    distributed.check_batch(configs[0].batch)
+    runs = [
+        run(config, task, options.results, device, command, options.save_every)
+        for config in configs
+    ]
+    first = distributed.is_main()
+    distributed.stop()
+    return task_summary(runs) if first else None
 
 
 if __name__ == "__main__":

@@ -16,15 +16,21 @@ MAY = {
     "config": {"base", "attention_zoo"},
     "images": {"base"},
     "records": {"base"},
+    "tasks": {"images", "config", "base"},
     "network": {"config", "base", "attention_zoo"},
-    "training": {"network", "images", "config", "base"},
+    "training": {"network", "tasks", "images", "config", "base"},
     "reporting": {"records", "config", "base"},
-    "measuring": {"training", "network", "records", "images", "config", "base", "attention_zoo"},
+    "measuring": {
+        *("training", "network", "records", "tasks", "images", "config", "base"),
+        "attention_zoo",
+    },
     "pictures": {
         *("measuring", "reporting", "network", "images", "records", "config", "base"),
         "attention_zoo",
     },
-    "runs": {"measuring", "training", "network", "records", "images", "config", "base"},
+    "runs": {
+        *("measuring", "training", "network", "records", "tasks", "images", "config", "base"),
+    },
 }
 #: Doors import everything but each other; attention_zoo knows no harness.
 MAY |= {"door": {*MAY, "attention_zoo"}, "attention_zoo": set()}

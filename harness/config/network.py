@@ -22,16 +22,29 @@ class NetworkConfig:
     channels: int
     block_res_scale: float = 1.0
 
-    def check(self) -> None:
+    @property
+    def reach(self) -> int:
+        """How far the convolutions see in LR pixels: no farther pixel changes an output pixel.
+
+        One for each of head, end of the body, up-sampler and tail, two for each block.
+        """
+        return 2 * self.blocks + 4
+
+    def check(self, *, quarters: bool = True) -> None:
         """Check that a network of this size can be built and trained.
+
+        Args:
+            quarters: whether attention follows each quarter of the blocks.
 
         Raises:
             UserError: a value is out of range.
         """
-        if self.blocks < 4:
+        if quarters and self.blocks < 4:
             raise UserError(
                 f"blocks must be at least 4 (attention follows each quarter), got {self.blocks}"
             )
+        if self.blocks < 1:
+            raise UserError(f"blocks must be at least 1, got {self.blocks}")
         if self.channels < 1:
             raise UserError(f"channels must be at least 1, got {self.channels}")
         if not math.isfinite(self.block_res_scale):

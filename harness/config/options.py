@@ -124,6 +124,15 @@ def own_options(cls: type) -> frozenset[str]:
     return frozenset(field.name for field in dataclasses.fields(cls))
 
 
+def chosen_options(argv: Sequence[str]) -> set[str]:
+    """Names of the options of the modules that a command line chooses.
+
+    Raises:
+        UserError, AttentionError: as :func:`parse`.
+    """
+    return {option for name in _chosen(argv) for option in find_attention(name).options()}
+
+
 def module_option(option: str, own: Collection[str]) -> str:
     """Name of a module's option in a command: ``attn_steps`` if ``steps`` is among its ``own``.
 
@@ -276,7 +285,7 @@ def _annotation(option: str, types_of: Mapping[str, Any]) -> Any:
     """
     classes = {name: find_attention(name) for name in types_of}
     defaults = ", ".join(f"{n}: {cls.options()[option].default}" for n, cls in classes.items())
-    words = _argument_help(inspect.getdoc(next(iter(classes.values()))) or "").get(option, "")
+    words = argument_help(inspect.getdoc(next(iter(classes.values()))) or "").get(option, "")
     help_text = f"{words} ({defaults})".strip()
     order = [int, float, str]
     kinds = sorted(
@@ -302,7 +311,7 @@ def _of_type(value: Any, kind: Any, option: str, name: str) -> Any:
     return value
 
 
-def _argument_help(docstring: str) -> dict[str, str]:
+def argument_help(docstring: str) -> dict[str, str]:
     """Descriptions in the ``Args:`` section of a docstring, by argument."""
     section = docstring.partition("Args:\n")[2]
     entries = re.findall(r"^ {4}(\w+): ((?:.+\n?)(?: {8}.*\n?)*)", section, re.MULTILINE)

@@ -17,6 +17,7 @@ TableName = Literal[
     "table6",
     "figure6",
     "rivals",
+    "controls",
 ]
 #: Feature maps (height, width) of the paper's Table 5.
 TABLE5_SIZES = ((100, 100), (150, 150))
@@ -32,7 +33,7 @@ def table_rows(table: str) -> list[Variant]:
     and in the loss (Eq. 8). Table 3: ENLCA with each n1, and for each with every n2. Table 5
     continues with the methods that the paper counts or trains but does not time. Figure 6 and the
     rivals begin with the baseline, to which the differences refer. The rivals are those of
-    docs/modules.md, with windows of 8 and of 16.
+    docs/modules.md, with windows of 8 and of 16. The controls are those of docs/tasks.md.
 
     Raises:
         UserError: no such table.
@@ -69,6 +70,7 @@ def table_rows(table: str) -> list[Variant]:
             Variant("mdta"),
             Variant("channel-attention"),
         ],
+        "controls": [none, Variant("conv"), Variant("mean"), Variant("oracle")],
         "figure6": [none, *(_variant("enlca", k=float(k)) for k in (1, 2, 4, 6, 8, 10))],
     }
     if table not in rows:

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from ..base.errors import UserError
-from ..base.names import digest
+from ..base.names import digest, slug
 from .network import NetworkConfig
-from .presets import Schedule, find_preset
+from .presets import Preset, Schedule, find_preset
 from .variants import Variant
 
 Protocol = Literal["scratch", "warm-start"]
@@ -46,6 +46,23 @@ class StartConfig:
     schedule: Schedule
 
 
+@dataclass(frozen=True)
+class TaskConfig:
+    """What a network learns, unless it is super-resolution of images.
+
+    Attributes:
+        name: of the task.
+        options: all of them with their values.
+        loss: ``l1`` or ``mse``.
+        positions: of the attention modules, each the number of blocks before it.
+    """
+
+    name: str
+    options: dict[str, Any]
+    loss: str
+    positions: tuple[int, ...]
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """Everything that decides a run's result. Equal configurations have equal ids.
@@ -53,7 +70,7 @@ class RunConfig:
     Protocol ``scratch`` has no ``start``. In ``warm-start`` the backbone begins with the weights
     of :attr:`baseline`, the same for every variant of a seed, and trains ``steps`` further.
     ``implementation`` is a choice of ``attention_zoo.implementations``; records and ids leave out
-    ``auto``.
+    ``auto``, and ``task`` where it is super-resolution (None).
 
     Raises:
         UserError: a value is out of range.
@@ -81,16 +98,25 @@ class RunConfig:
     data: DataConfig
     start: StartConfig | None = None
     implementation: str = AUTO
+    task: TaskConfig | None = None
 
     @classmethod
-    def of_preset(cls, preset: str, *, scale: int, **values: Any) -> RunConfig:
+    def of_preset(
+        cls, preset: str, *, scale: int, found: Preset | None = None, **values: Any
+    ) -> RunConfig:
         """The configuration of a preset; ``values`` that are not None override the preset's.
+
+        Args:
+            preset: its name.
+            scale: scale factor.
+            found: the preset itself, if it is a task's own.
+            values: fields of the class.
 
         Raises:
             UserError: unknown preset or scale, or as for the class.
             AttentionError: as for the class.
         """
-        found = find_preset(preset)
+        found = found or find_preset(preset)
         if scale not in found.patch:
             raise UserError(f"scale must be 2, 3 or 4, got {scale}")
         names = ("network", "batch", "steps", "steps_per_epoch", "learning_rate", "schedule")
@@ -103,7 +129,7 @@ class RunConfig:
         _check_choice("protocol", self.protocol, PROTOCOLS)
         if self.start is not None:
             _ = self.baseline  # its values are checked too
-        self.network.check()
+        self.network.check(quarters=self.task is None)
         for name in ("patch", "batch", "steps", "steps_per_epoch"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -138,6 +164,8 @@ class RunConfig:
             del values["start"]
         if self.implementation == AUTO:
             del values["implementation"]
+        if self.task is None:
+            del values["task"]
         values["betas"] = list(self.betas)
         return values
 
@@ -158,7 +186,8 @@ class RunConfig:
     def run_id(self) -> str:
         """Readable name with a hash of the full configuration."""
         content = {"variant": self.variant.to_dict(), "config": self.setting}
-        head = f"{self.variant.file_name}-{self.preset}-x{self.scale}-s{self.seed}"
+        what = f"{slug(self.data.name)}-{self.preset}" if self.task else self.preset
+        head = f"{self.variant.file_name}-{what}-x{self.scale}-s{self.seed}"
         return f"{head}-{digest(content)[:12]}"
 
 

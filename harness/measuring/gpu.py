@@ -33,6 +33,7 @@ from ..images.cache import TrainingCache
 from ..network.edsr import build_network
 from ..records.shapes import Gpu, Latency, Machine
 from ..records.store import load_records, new_record, record_id
+from ..tasks.sr import SuperResolution
 from ..training.trainer import Trainer
 from . import latency
 from .flops import Core
@@ -287,7 +288,8 @@ def _train_rates(
     with watch_implementations() as seen:
         for warmup in phases:
             network = build_network(variant, config.network, SCALE).to(device)
-            trainer = Trainer(replace(config, auxiliary_warmup=warmup), network.train(), cache)
+            timed = replace(config, auxiliary_warmup=warmup)
+            trainer = Trainer(timed, network.train(), SuperResolution(cache))
             budget = conditions.seconds / 2 / share / len(phases)
             rates.append(_steps_per_second(trainer, budget))
     # The contrastive loss is on after its share of the steps.

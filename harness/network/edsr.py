@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from attention_zoo import Attention
+from attention_zoo.oracle import Oracle
 
 from ..config.network import NetworkConfig
 from ..config.variants import Variant
@@ -85,6 +86,12 @@ class EDSR(nn.Module):
         for module in self.attention_modules:
             module.auxiliary_enabled = enabled
 
+    def set_references(self, references: Tensor | None) -> None:
+        """Tell oracles the true references ``[B, H·W]`` of the next images."""
+        for module in self.attention_modules:
+            if isinstance(module, Oracle):
+                module.references = references
+
     def redraw(self) -> None:
         """Redraw the modules' random projections."""
         for module in self.attention_modules:
@@ -147,7 +154,11 @@ def build_network(
 
 
 def to_tensor(images: np.ndarray, device: torch.device) -> Tensor:
-    """uint8 ``[B, H, W, 3]`` to float ``[B, 3, H, W]`` in 0…1, channels-last without a copy."""
+    """``[B, H, W, 3]`` to float ``[B, 3, H, W]``, channels-last without a copy.
+
+    uint8 becomes 0…1; float32 stays as it is.
+    """
     if not images.flags.writeable:  # torch warns about memory that it could not write to
         images = images.copy()
-    return torch.from_numpy(images).to(device).permute(0, 3, 1, 2).float().div_(255)
+    pixels = torch.from_numpy(images).to(device).permute(0, 3, 1, 2)
+    return pixels.float().div_(255) if pixels.dtype == torch.uint8 else pixels

@@ -45,7 +45,8 @@ class Architecture:
     @classmethod
     def of(cls, config: RunConfig) -> Architecture:
         """The network of a run."""
-        return cls(config.variant, config.network, config.scale)
+        positions = config.task.positions if config.task else None
+        return cls(config.variant, config.network, config.scale, positions=positions)
 
     def build(self, seed: int = 0) -> EDSR:
         """The network, initialised from ``seed``."""

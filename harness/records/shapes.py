@@ -148,6 +148,15 @@ class Start(_Shape, frozen=True, kw_only=True, forbid_unknown_fields=True):
     schedule: str
 
 
+class TaskSetting(_Shape, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the network learned, unless it is super-resolution; see ``config.run.TaskConfig``."""
+
+    name: str
+    options: dict[str, Any]
+    loss: str
+    positions: list[int]
+
+
 class Config(_Shape, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The configuration of a run without its variant; see ``config.run.RunConfig``."""
 
@@ -173,6 +182,8 @@ class Config(_Shape, frozen=True, kw_only=True, forbid_unknown_fields=True):
     data: Data
     start: Start | UnsetType = UNSET
     implementation: str | UnsetType = UNSET
+    #: Not there in super-resolution.
+    task: TaskSetting | UnsetType = UNSET
 
     @property
     def setting(self) -> dict[str, Any]:
@@ -181,7 +192,7 @@ class Config(_Shape, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class Training(_Shape, frozen=True, kw_only=True):
-    """How a run was trained; ``log`` rows are step, mean L1, mean auxiliary loss, rate."""
+    """How a run was trained; ``log`` rows are step, mean loss, mean auxiliary loss, rate."""
 
     parameters: int
     seconds: Number
@@ -211,13 +222,45 @@ class Quality(_Shape, frozen=True, kw_only=True):
     images: list[ImageQuality]
 
 
+class ItemScore(_Shape, frozen=True, kw_only=True):
+    """Score of one test image, and its weight in the mean."""
+
+    name: str
+    score: Number
+    weight: Number
+
+
+class Score(_Shape, frozen=True, kw_only=True):
+    """Score of a synthetic task on a test set: weighted mean over the images that count.
+
+    ``as_mean`` is the score with the trained attention replaced by the plain mean of its values,
+    None where there is no attention; ``deleted`` is that of the whole network on the images
+    without what it has to find.
+    """
+
+    metric: str
+    score: Number
+    floor: Number
+    ceiling: Number
+    as_mean: Number | None
+    deleted: Number
+    details: dict[str, Number]
+    images: list[ItemScore]
+
+
 class Run(Record, frozen=True, kw_only=True):
-    """One variant trained and evaluated with one seed."""
+    """One variant trained and evaluated with one seed.
+
+    Super-resolution has ``quality`` by test set, a synthetic task ``scores``, and ``validation``,
+    its score on validation images.
+    """
 
     variant: RecordedVariant
     config: Config
     training: Training
     quality: dict[str, Quality]
+    scores: dict[str, Score] = {}
+    validation: Score | None = None
     source_sha256: str | None = None
 
 
@@ -562,13 +605,15 @@ def _check_created(created: str) -> None:
 
 
 def _check_quality(run: Run) -> None:
+    key = "quality" if run.config.task is UNSET else "scores"
+    found: dict[str, Quality] | dict[str, Score] = getattr(run, key)
     for name in run.config.data.test or ["<test set>"]:
-        if name not in run.quality:
-            raise ShapeError(f"quality.{name}", "is missing")
-    for name, entry in run.quality.items():
+        if name not in found:
+            raise ShapeError(f"{key}.{name}", "is missing")
+    for name, entry in found.items():
         names = [image.name for image in entry.images]
         if not names or len(set(names)) < len(names):
-            raise ShapeError(f"quality.{name}.images", "is empty or names an image twice")
+            raise ShapeError(f"{key}.{name}.images", "is empty or names an image twice")
 
 
 def _join(key: str, name: str) -> str:

@@ -51,7 +51,8 @@ def setting_text(setting: Setting) -> str:
     )
 
 
-def _setting_columns(setting: Setting) -> dict[str, Any]:
+def setting_columns(setting: Setting) -> dict[str, Any]:
+    """CSV columns of a setting; none without runs."""
     if not setting.runs:
         return {}
     config = setting.config
@@ -208,7 +209,7 @@ def measured_columns(
         "seeds": psnr.seeds if psnr and seeds else None,
         "paired_seeds": psnr.paired_seeds or None if psnr and seeds else None,
         "paired_images": psnr.images or None if psnr else None,
-        **_setting_columns(setting),
+        **setting_columns(setting),
     }
 
 

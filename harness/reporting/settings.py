@@ -6,7 +6,7 @@ Tables and figures start from here.
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
@@ -15,7 +15,7 @@ from ..base.names import canonical_json
 from ..config.presets import PRESETS
 from ..config.variants import CORE_CHANNELS, MODULE_CHANNELS, Variant
 from ..records.origin import by_age, plural
-from ..records.shapes import Config, Cost, RecordedVariant, Run
+from ..records.shapes import UNSET, Config, Cost, Record, RecordedVariant, Run
 from ..records.store import setting_label
 from .labels import recorded_labels, row_order, variant_of
 from .statistics import Summary, summarise
@@ -161,14 +161,20 @@ class Setting:
         return replace(summary, std_over_seeds=None)  # the same image whatever the seed
 
 
+def super_resolution(records: Iterable[Record]) -> list[Run]:
+    """The runs among records that were not trained in a synthetic task."""
+    return [one for one in records if isinstance(one, Run) and one.config.task is UNSET]
+
+
 def find_settings(runs: Sequence[Run], costs: Sequence[Cost]) -> list[Setting]:
     """One Setting for each configuration among the runs, nearest to the paper's first.
 
-    Nearest is the larger preset, then more runs, then the label. Without runs it is one Setting
-    of the costs alone; without any record, none.
+    Runs of synthetic tasks are left out: they have tables of their own. Nearest is the larger
+    preset, then more runs, then the label. Without runs it is one Setting of the costs alone;
+    without any record, none.
     """
     groups: dict[str, list[Run]] = {}
-    for run in runs:
+    for run in super_resolution(runs):
         groups.setdefault(setting_label(run), []).append(run)
     settings = [Setting(group, costs) for group in groups.values()]
     settings.sort(key=lambda s: (_preset_rank(s.config.preset), -len(s.runs), s.label))

@@ -12,7 +12,7 @@ import tyro
 from ..base.errors import UserError
 from ..config.network import NetworkConfig
 from ..config.options import Implementation
-from ..config.presets import Schedule, find_preset
+from ..config.presets import Preset, Schedule, find_preset
 from ..config.rows import TableName
 from ..config.run import (
     AUTO,
@@ -24,6 +24,7 @@ from ..config.run import (
     Protocol,
     RunConfig,
     StartConfig,
+    TaskConfig,
 )
 from ..config.variants import Variant
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
     from ..images.cache import TrainingCache
     from ..images.sources import DataSource
+    from ..tasks.base import SyntheticTask
 
 
 @dataclass(kw_only=True)
@@ -105,7 +107,11 @@ class RunOptions(TrainingOptions):
       python -m harness.run --attn enlca --m 16                 images that ship with scikit-image
       python -m harness.run --attn none nla nlsa --seeds 0 1 2 --preset small --data DIR
       python -m harness.run --attn my_package.my_module:MyAttention --my-option 3
+      python -m harness.run --task recall --pairs 4 --attn enlca nla none mean
     """
+
+    task: str = "sr"
+    """What to learn: sr, recall, or your own as package.module:Class; its options follow."""
 
     skip_training: bool = False
     """Only count and time; this needs no images."""
@@ -119,9 +125,53 @@ def network_of(options: TrainingOptions) -> NetworkConfig:
     Raises:
         UserError: unknown preset.
     """
-    network = find_preset(options.preset).network
+    return _overridden(options, find_preset(options.preset).network)
+
+
+def _overridden(options: TrainingOptions, network: NetworkConfig) -> NetworkConfig:
     given = {field.name: getattr(options, field.name) for field in dataclasses.fields(network)}
     return dataclasses.replace(network, **{k: v for k, v in given.items() if v is not None})
+
+
+def configure_task(
+    options: RunOptions, task: SyntheticTask, variant: Variant, seed: int, device: torch.device
+) -> RunConfig:
+    """The configuration of one run of a synthetic task, with one module in the backbone's middle.
+
+    Raises:
+        UserError, AttentionError: as :func:`configure`.
+    """
+    preset = _preset_of(task, options.preset)
+    network = _overridden(options, preset.network)
+    return RunConfig.of_preset(
+        options.preset,
+        found=preset,
+        variant=variant,
+        scale=task.scale,
+        seed=seed,
+        network=network,
+        patch=task.patch,
+        batch=options.batch,
+        steps=options.steps,
+        steps_per_epoch=options.steps_per_epoch,
+        learning_rate=options.learning_rate,
+        schedule=options.schedule,
+        auxiliary_weight=options.auxiliary_weight,
+        auxiliary_warmup=options.auxiliary_warmup,
+        precision=options.precision,
+        device=device.type,
+        data=DataConfig(task.label, [task.name], 0, task.sha256, task.test_sets),
+        implementation=options.impl,
+        task=TaskConfig(task.name, task.settings, task.loss, (network.blocks // 2,)),
+    )
+
+
+def _preset_of(task: SyntheticTask, name: str) -> Preset:
+    if name not in task.presets:
+        raise UserError(
+            f"task {task.name} has no preset {name!r}: choose from {', '.join(task.presets)}"
+        )
+    return task.presets[name]
 
 
 def configure(

@@ -26,6 +26,7 @@ from ..images.sources import DataSource, TestSet
 from ..measuring.memory import peak_memory
 from ..measuring.quality import super_resolve
 from ..network.weights import Architecture
+from ..tasks.sr import SuperResolution
 from ..training.trainer import Trainer
 from .jobs import Job
 
@@ -83,7 +84,8 @@ def calibrate(config: RunConfig, source: DataSource, cache: TrainingCache) -> Es
 
 
 def _trainer(config: RunConfig, cache: TrainingCache, device: torch.device) -> Trainer:
-    trainer = Trainer(config, Architecture.of(config).build(config.seed).to(device), cache)
+    network = Architecture.of(config).build(config.seed).to(device)
+    trainer = Trainer(config, network, SuperResolution(cache))
     trainer.network.train()
     return trainer
 

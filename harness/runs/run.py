@@ -20,15 +20,16 @@ from ..base.progress import timing_bar
 from ..config.network import NetworkConfig
 from ..config.run import SAVE_EVERY, RunConfig
 from ..config.variants import Variant
-from ..images.cache import TrainingCache
-from ..images.sources import DataSource
 from ..measuring import flops, latency
 from ..measuring.evaluated import EvaluatedImages, discard_evaluated
 from ..measuring.quality import evaluate
+from ..measuring.tasks import score
 from ..network.weights import Architecture, load_strictly, load_weights, save_weights, weights_path
 from ..records.origin import origin_note
 from ..records.shapes import Cost, Latency, Run, untyped
 from ..records.store import load_record, new_record, record_id, record_path, save_record
+from ..tasks.base import SyntheticTask, Task
+from ..tasks.sr import SuperResolution
 from ..training import distributed
 from ..training.checkpoints import discard_checkpoints
 from ..training.trainer import Trainer
@@ -39,8 +40,7 @@ LATENCY_SECONDS = 5.0
 
 def run(
     config: RunConfig,
-    source: DataSource,
-    cache: TrainingCache,
+    task: Task,
     results: Path,
     device: torch.device,
     command: str,
@@ -48,7 +48,8 @@ def run(
 ) -> Run:
     """Train and evaluate one variant with one seed; a finished run is only read.
 
-    If another process is working on the same run, this one waits for it.
+    If another process is working on the same run, this one waits for it. ``task`` is that of the
+    configuration: a SuperResolution with its source, or a SyntheticTask.
 
     Returns:
         The run's record, which then lies under ``results/records/runs``.
@@ -62,9 +63,9 @@ def run(
     if not distributed.agree(path.exists()):
         with hold(results, config.run_id, what):
             if not distributed.agree(path.exists()):  # another process may have finished it
-                trainer = train(config, cache, results, device, save_every)
+                trainer = train(config, task, results, device, save_every)
                 if distributed.is_main():
-                    _finish(trainer, source, results, device, command)
+                    _finish(trainer, results, device, command)
                 distributed.wait()
                 return load_record(results, Run, config.run_id)
     record = load_record(results, Run, config.run_id)
@@ -78,32 +79,16 @@ def run(
     return record
 
 
-def _finish(
-    trainer: Trainer, source: DataSource, results: Path, device: torch.device, command: str
-) -> None:
-    """Evaluate a trained network, resuming an interrupted evaluation, and write the record."""
+def _finish(trainer: Trainer, results: Path, device: torch.device, command: str) -> None:
+    """Evaluate a trained network, and write the record."""
     config, network = trainer.config, trainer.network
     folder = results / "runs" / config.run_id
-    quality = {}
     with machine.use_tf32(False):
-        basis = {
-            "weights": hashlib.sha256((folder / "weights.safetensors").read_bytes()).hexdigest(),
-            "tile": config.tile,
-            "machine": machine.describe(device),
-        }
-        evaluated = EvaluatedImages(folder, basis, trainer.save_every)
-        for name in config.data.test:
-            images = source.test_set(name, config.scale)
-            found = evaluate(
-                network,
-                images,
-                len(images),
-                config.scale,
-                f"{config.variant.label} on {name}",
-                config.tile,
-                evaluated=evaluated,
-            )
-            quality[name] = untyped(found)
+        if isinstance(trainer.task, SuperResolution):
+            found = _qualities(trainer, trainer.task, folder, device)
+        else:
+            assert isinstance(trainer.task, SyntheticTask)
+            found = _scores(trainer, trainer.task)
     content = {
         "command": command,
         "machine": machine.describe(device),
@@ -117,13 +102,48 @@ def _finish(
             "steps_per_second": round(config.steps / max(trainer.seconds, 1e-9), 3),
             "log": trainer.log,
         },
-        "quality": quality,
+        **found,
     }
     path = record_path(results, Run, config.run_id)
     remove_leftovers(path.parent, path.name)
     save_record(results, new_record(Run, config.run_id, content))
     trainer.discard_state()
     discard_evaluated(folder)
+
+
+def _qualities(
+    trainer: Trainer, task: SuperResolution, folder: Path, device: torch.device
+) -> dict[str, Any]:
+    """Quality on every test set; an interrupted evaluation is resumed."""
+    config = trainer.config
+    basis = {
+        "weights": hashlib.sha256((folder / "weights.safetensors").read_bytes()).hexdigest(),
+        "tile": config.tile,
+        "machine": machine.describe(device),
+    }
+    evaluated = EvaluatedImages(folder, basis, trainer.save_every)
+    quality = {}
+    for name in config.data.test:
+        images = task.source.test_set(name, config.scale)
+        found = evaluate(
+            trainer.network,
+            images,
+            len(images),
+            config.scale,
+            f"{config.variant.label} on {name}",
+            config.tile,
+            evaluated=evaluated,
+        )
+        quality[name] = untyped(found)
+    return {"quality": quality}
+
+
+def _scores(trainer: Trainer, task: SyntheticTask) -> dict[str, Any]:
+    """Scores on every test set and on the validation images."""
+    network, reach = trainer.network, trainer.config.network.reach
+    chosen = score(network, task, task.validation_set, reach, validation=True)
+    found = {name: untyped(score(network, task, name, reach)) for name in task.test_sets}
+    return {"quality": {}, "scores": found, "validation": untyped(chosen)}
 
 
 def lock_path(results: Path, identifier: str) -> Path:
@@ -140,7 +160,7 @@ def hold(results: Path, identifier: str, what: str) -> AbstractContextManager[No
 
 def train(
     config: RunConfig,
-    cache: TrainingCache,
+    task: Task,
     results: Path,
     device: torch.device,
     save_every: float = SAVE_EVERY,
@@ -160,7 +180,7 @@ def train(
         if not distributed.agree(baseline.exists()):
             with hold(results, start.run_id, f"the baseline, seed {start.seed}"):
                 if not distributed.agree(baseline.exists()):
-                    train(start, cache, results, device, save_every).discard_state()
+                    train(start, task, results, device, save_every).discard_state()
         trained = load_weights(baseline)
         if trained.name != start.run_id:
             raise UserError(
@@ -172,7 +192,7 @@ def train(
     folder = results / "runs" / config.run_id
     if distributed.is_main():
         _claim(folder, config)
-    trainer = Trainer(config, network, cache, folder, save_every)
+    trainer = Trainer(config, network, task, folder, save_every)
     trainer.train(f"{config.variant.label} seed {config.seed}")
     if distributed.is_main():
         save_weights(

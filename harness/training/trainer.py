@@ -10,7 +10,7 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,8 @@ from ..base.errors import UserError, is_out_of_memory
 from ..base.machine import use_tf32, wait_policy
 from ..base.progress import progress_bar
 from ..config.run import SAVE_EVERY, RunConfig
-from ..images.cache import TrainingCache
-from ..images.patches import sample_batch
 from ..network.edsr import EDSR, to_tensor
+from ..tasks.base import Task
 from . import distributed
 from .checkpoints import (
     Checkpoint,
@@ -37,10 +36,15 @@ from .checkpoints import (
 )
 from .diagnosis import where_not_finite
 
-#: An L1 loss above this has exploded: pixels are in 0…1, and an untrained network has about 0.3.
+#: A loss above this has exploded: pixels are in 0…1, and an untrained network has about 0.3.
 MAX_LOSS = 100.0
 #: Rows of the training log that a record keeps.
 LOG_ROWS = 200
+#: Losses between images, each with its name for readers.
+LOSSES: dict[str, tuple[str, Callable[[Tensor, Tensor], Tensor]]] = {
+    "l1": ("L1", F.l1_loss),
+    "mse": ("MSE", F.mse_loss),
+}
 
 
 def learning_rate(config: RunConfig, step: int) -> float:
@@ -72,12 +76,14 @@ def fused_adam(device: torch.device) -> bool:
 
 
 class Trainer:
-    """Trains ``network`` as ``config`` says: L1 + weight · auxiliary loss, Adam, schedule.
+    """Trains ``network`` as ``config`` says: loss + weight · auxiliary loss, Adam, schedule.
+
+    The loss is the task's: L1 or the mean squared error.
 
     Args:
         config: the run.
         network: initial network, on its device; trained in place.
-        cache: training images.
+        task: what gives the batches.
         folder: folder of the checkpoints; None saves none.
         save_every: seconds between checkpoints; 0 saves after every step.
     """
@@ -86,13 +92,14 @@ class Trainer:
         self,
         config: RunConfig,
         network: EDSR,
-        cache: TrainingCache,
+        task: Task,
         folder: Path | None = None,
         save_every: float = SAVE_EVERY,
     ) -> None:
-        self.config, self.network, self.cache, self.folder = config, network, cache, folder
+        self.config, self.network, self.task, self.folder = config, network, task, folder
         self.save_every = save_every
         self.device = next(network.parameters()).device
+        self.loss_name, self.loss = LOSSES[config.task.loss if config.task else "l1"]
         self._parallel = distributed.parallel(network)
         self.optimizer = torch.optim.Adam(
             network.parameters(),
@@ -102,7 +109,7 @@ class Trainer:
         )
         self.step = 0
         self.seconds = 0.0
-        #: (step, mean L1, mean auxiliary loss, learning rate) per interval.
+        #: (step, mean loss, mean auxiliary loss, learning rate) per interval.
         self.log: list[list[float]] = []
         self._sums = [0.0, 0.0, 0]
         self._saved: int | None = None
@@ -121,7 +128,7 @@ class Trainer:
                 f"the processes see different checkpoints in {self.folder}: "
                 "--results must be one folder that all of them share"
             )
-        bar = progress_bar("steps", "L1 {task.fields[loss]:.4f}", stdout=True)
+        bar = progress_bar("steps", f"{self.loss_name} {{task.fields[loss]:.4f}}", stdout=True)
         start = saved = time.monotonic()
         before = self.seconds
         self.network.train()
@@ -169,7 +176,7 @@ class Trainer:
             ) from error
 
     def train_step(self) -> float:
-        """One step; returns its L1 loss."""
+        """One step; returns its loss, without the auxiliary one."""
         config = self.config
         # All randomness of a step comes from (seed, step): nothing else has to be saved.
         # A warm start draws the patches that its baseline would have seen next.
@@ -184,39 +191,37 @@ class Trainer:
         rate = learning_rate(config, self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        lr_images, hr_images = sample_batch(
-            self.cache,
-            seed=config.seed,
-            step=drawn,
-            batch=config.batch,
-            patch=config.patch,
-            scale=config.scale,
+        lr_images, hr_images, references = self.task.batch(
+            seed=config.seed, step=drawn, batch=config.batch, patch=config.patch
         )
         lr_images, hr_images = distributed.share(lr_images), distributed.share(hr_images)
         lr_tensor = to_tensor(lr_images, self.device)
+        if references is not None:
+            shared = torch.from_numpy(distributed.share(references))
+            self.network.set_references(shared.to(self.device))
         with use_tf32(config.precision == "tf32"):
             with autocast(config.precision, self.device):
                 sr = self._parallel(lr_tensor)
-                l1 = F.l1_loss(sr.float(), to_tensor(hr_images, self.device))
-                auxiliary = self.network.auxiliary_loss() if with_auxiliary else l1.new_zeros(())
+                loss = self.loss(sr.float(), to_tensor(hr_images, self.device))
+                auxiliary = self.network.auxiliary_loss() if with_auxiliary else loss.new_zeros(())
             self.optimizer.zero_grad(set_to_none=True)
-            (l1 + config.auxiliary_weight * auxiliary).backward()
-            l1, auxiliary = distributed.mean(l1, auxiliary)
-            self._check(l1, auxiliary, lr_tensor)
+            (loss + config.auxiliary_weight * auxiliary).backward()
+            loss, auxiliary = distributed.mean(loss, auxiliary)
+            self._check(loss, auxiliary, lr_tensor)
         self.optimizer.step()
         self.step += 1
-        return self._note(l1.item(), auxiliary.item(), rate)
+        return self._note(loss.item(), auxiliary.item(), rate)
 
-    def _check(self, l1: Tensor, auxiliary: Tensor, lr_images: Tensor) -> None:
+    def _check(self, loss: Tensor, auxiliary: Tensor, lr_images: Tensor) -> None:
         """Stop before a step that would spoil the weights.
 
         Raises:
             UserError: loss or gradient is not finite, or the loss has exploded.
         """
         gradients = [p.grad for p in self.network.parameters() if p.grad is not None]
-        total = torch.nn.utils.get_total_norm([*gradients, l1.detach(), auxiliary.detach()])
+        total = torch.nn.utils.get_total_norm([*gradients, loss.detach(), auxiliary.detach()])
         finite = bool(torch.isfinite(total))
-        if finite and l1.item() <= MAX_LOSS:
+        if finite and loss.item() <= MAX_LOSS:
             return
         what = "the loss has exploded" if finite else "loss or gradient is not finite"
         with autocast(self.config.precision, self.device):
@@ -225,9 +230,9 @@ class Trainer:
         if self.folder is not None and distributed.is_main():
             discard_checkpoints(self.folder, self.step)
         raise UserError(
-            f"training stopped at step {self.step}: {what}, {where} (L1 {l1.item():.4g}, "
-            f"auxiliary {auxiliary.item():.4g}); lower --learning-rate, or use "
-            f"--precision float32{self._kept()}"
+            f"training stopped at step {self.step}: {what}, {where} "
+            f"({self.loss_name} {loss.item():.4g}, auxiliary {auxiliary.item():.4g}); "
+            f"lower --learning-rate, or use --precision float32{self._kept()}"
         )
 
     def _kept(self) -> str:
@@ -235,8 +240,8 @@ class Trainer:
         paths = find_checkpoints(self.folder) if self.folder else []
         return f"; the last good checkpoint is {paths[-1]}" if paths else ""
 
-    def _note(self, l1: float, auxiliary: float, rate: float) -> float:
-        self._sums[0] += l1
+    def _note(self, loss: float, auxiliary: float, rate: float) -> float:
+        self._sums[0] += loss
         self._sums[1] += auxiliary
         self._sums[2] += 1
         every = max(1, self.config.steps // LOG_ROWS)
@@ -245,7 +250,7 @@ class Trainer:
             means = [round(self._sums[0] / count, 7), round(self._sums[1] / count, 7)]
             self.log.append([self.step, *means, rate])
             self._sums = [0.0, 0.0, 0]
-        return l1
+        return loss
 
     # -- checkpoints --------------------------------------------------------------------
 

@@ -299,6 +299,7 @@ ORACLES: dict[str, Oracle] = {
         refused={"focus": [0.5, 0.0, -3.0, math.nan]},
         prepare=share_a_feature,
     ),
+    "mean": Oracle(by(reference.mean.mean_of_values), gflops="0.00", label="Mean"),
     "mdta": Oracle(
         by(reference.mdta.transposed_attention, "temperature"),
         gflops="0.164",
@@ -336,6 +337,8 @@ ORACLES: dict[str, Oracle] = {
         drawn={"steps": st.integers(1, 7), "skip": st.booleans(), **GRID},
         condition=10,
     ),
+    # Its references are tested in test_oracle.py; without them every position is its own.
+    "oracle": Oracle(lambda m, q, k, v: 1 * v, gflops="0.00", label="Oracle"),
     "performer": Oracle(
         by(reference.performer.positive_feature_attention, "projection"),
         gflops="0.66",

@@ -14,6 +14,7 @@ from harness.config.variants import Variant
 from harness.images.sources import find_data
 from harness.records.shapes import Run
 from harness.runs import run
+from harness.tasks.sr import SuperResolution
 
 #: Much the same as options of a command.
 TINY_WORDS = ["--blocks", "4", "--channels", "8", "--steps", "3", "--batch", "2", "--patch", "8"]
@@ -48,5 +49,5 @@ def run_tiny(
 ) -> Run:
     """Train and evaluate a configuration on the CPU with a folder of images."""
     source = find_data(images)
-    cache = source.training_images(config.scale)
-    return run.run(config, source, cache, results, torch.device("cpu"), command, **options)
+    task = SuperResolution(source.training_images(config.scale), source)
+    return run.run(config, task, results, torch.device("cpu"), command, **options)

@@ -12,7 +12,7 @@ from ...base.errors import UserError
 from ...records.shapes import Approximation, Cost, Latency, Record, Run, Scaling
 from ...records.store import load_all_records, load_records
 from ..benches import Bench, find_benches
-from ..settings import Setting, find_settings
+from ..settings import Setting, find_settings, super_resolution
 from .approximation import figures as approximation_figures
 from .pareto import Pareto, pareto_plots
 from .quality import figure6, paired_figure, psnr_m
@@ -65,7 +65,7 @@ def draw_all(records: Sequence[Record]) -> Iterator[Drawn]:
     """Every figure of these records: by setting, then by record."""
     approximations = [record for record in records if isinstance(record, Approximation)]
     benches = find_benches(record for record in records if isinstance(record, Latency))
-    runs = [record for record in records if isinstance(record, Run)]
+    runs = super_resolution(records)
     costs = [record for record in records if isinstance(record, Cost)]
     for setting in find_settings(runs, costs) if runs else []:
         with house_style():

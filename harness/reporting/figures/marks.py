@@ -18,7 +18,9 @@ from ..statistics import Summary
 from .style import look
 
 _PAPER = ("enlca", "nla", "nlsa", "criss-cross", "conv", "enla")
-_NAMES = {variant.name for table in get_args(TableName) for variant in table_rows(table)}
+# The controls of synthetic tasks are in no figure of PSNR.
+_TABLES = [table for table in get_args(TableName) if table != "controls"]
+_NAMES = {variant.name for table in _TABLES for variant in table_rows(table)}
 #: Modules in the order of their colours and markers, the same in all figures.
 FAMILIES = (*_PAPER, *sorted(_NAMES - {*_PAPER}))
 #: Title of what was measured.

@@ -18,10 +18,11 @@ from ...records.store import load_all_records, setting_label
 from ..cells import setting_text
 from ..figures.all import Drawn, draw_all
 from ..figures.style import figure_bytes
-from ..settings import Setting, find_settings
+from ..settings import Setting, find_settings, super_resolution
 from ..tables.all import all_tables
 from ..tables.claims import find_claims
 from ..tables.render import Table
+from ..tables.tasks import task_settings
 from .blocks import (
     Cell,
     FigureBlock,
@@ -244,7 +245,7 @@ def _check_extra() -> None:
 
 def _settings(records: Sequence[Record]) -> list[Setting]:
     """Settings with runs, nearest to the paper's first."""
-    runs = [record for record in records if isinstance(record, Run)]
+    runs = super_resolution(records)
     costs = [record for record in records if isinstance(record, Cost)]
     return find_settings(runs, costs) if runs else []
 
@@ -282,12 +283,26 @@ def _other_sections(
     drawn: Sequence[Drawn],
     settings: Iterable[str],
 ) -> Iterator[Section]:
-    """What belongs to no setting: modules, counts, latency, speed, scaling; approximation."""
+    """What belongs to no setting: synthetic tasks; modules, counts, latency, …; approximation."""
     devices = devices_by_machine(records)
     figures: dict[str, list[FigureBlock]] = {"scaling": [], "approximation": []}
     for one in drawn:
         if not isinstance(one.source, Setting):
             figures[one.source.kind].append(_drawn_block(one, record_tags(one.source)))
+    runs = [record for record in records if isinstance(record, Run)]
+    tasks = {setting.label for setting in task_settings(runs)}
+    if tasks:
+        yield Section(
+            "tasks",
+            "Synthetic tasks",
+            "Scores of networks that learned something else than super-resolution, for which they "
+            "must match.",
+            tables=[
+                table_block(table, folder, table_tags(table, devices))
+                for folder, table in tables
+                if folder in tasks
+            ],
+        )
     yield Section(
         "cost",
         "Modules, latency, speed and scaling",
@@ -295,7 +310,7 @@ def _other_sections(
         tables=[
             table_block(table, folder, table_tags(table, devices))
             for folder, table in tables
-            if folder not in settings
+            if folder not in settings and folder not in tasks
         ],
         figures=figures["scaling"],
     )

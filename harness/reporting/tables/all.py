@@ -20,6 +20,7 @@ from .redraws import redraw_table
 from .render import Table, write_table
 from .scaling import scaling_table
 from .speed import find_speeds, speed_table
+from .tasks import task_settings, task_table
 
 
 def build(
@@ -38,6 +39,7 @@ def build(
     benches = find_benches(latency)
     for bench in benches:
         tables += [("", table5(bench, nearest)), ("", latency_details(bench))]
+    tables += [(setting.label, task_table(setting)) for setting in task_settings(runs)]
     overviews = (modules_table(settings, benches), methods_table(costs, latency))
     return tables + [("", table) for table in overviews if table]
 

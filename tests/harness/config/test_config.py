@@ -76,7 +76,9 @@ def test_every_module_is_a_row_and_windows_are_of_both_sizes() -> None:
     """ENLA is a row of Table 2. One command trains, times or scales all rivals."""
     rivals = rows_to_run("rivals")
     assert rivals[0].name == "none"
-    tables = [v for t in ("table2", "table4", "table5", "rivals") for v in rows_to_run(t)]
+    tables = [
+        v for t in ("table2", "table4", "table5", "rivals", "controls") for v in rows_to_run(t)
+    ]
     built_in = {
         name
         for name in list_attentions(installed=False)

@@ -27,6 +27,7 @@ from harness.records.shapes import Run
 from harness.records.store import load_records
 from harness.reporting.tables.all import write_tables
 from harness.runs import run
+from harness.tasks.sr import SuperResolution
 from harness.training.checkpoints import find_checkpoints, load_checkpoint
 from tests.harness.tiny import make_config, run_tiny
 
@@ -121,7 +122,7 @@ def test_read_only_results(image_folder: Path, open_folder: Path) -> None:
     def work(steps: int) -> None:
         as_nobody()
         config = make_config(steps=steps)
-        run.run(config, source, cache, results, torch.device("cpu"), "test")
+        run.run(config, SuperResolution(cache, source), results, torch.device("cpu"), "test")
 
     run_tiny(make_config(steps=2), image_folder, results)
     for path in [results, *results.rglob("*")]:

@@ -17,6 +17,8 @@ from harness.images.cache import TrainingCache
 from harness.images.patches import sample_batch
 from harness.images.sources import find_data
 from harness.network.edsr import build_network
+from harness.tasks import sr
+from harness.tasks.sr import SuperResolution
 from harness.training import trainer as train
 from harness.training.checkpoints import find_checkpoints
 from harness.training.trainer import Trainer
@@ -35,7 +37,7 @@ def new_trainer(
     config: RunConfig, cache: TrainingCache, folder: Path | None = None, **options: float
 ) -> Trainer:
     network = build_network(config.variant, config.network, 4, seed=config.seed)
-    return Trainer(config, network, cache, folder, **options)
+    return Trainer(config, network, SuperResolution(cache), folder, **options)
 
 
 def trained(config: RunConfig, cache: TrainingCache, folder: Path | None = None) -> Trainer:
@@ -73,9 +75,9 @@ def test_a_warm_start_goes_on_where_its_baseline_stopped(
 ) -> None:
     """Its patches are those that the baseline would have seen next."""
     seen: list[int] = []
-    draw = train.sample_batch
+    draw = sr.sample_batch
     monkeypatch.setattr(
-        train, "sample_batch", lambda c, **kw: (seen.append(kw["step"]), draw(c, **kw))[1]
+        sr, "sample_batch", lambda c, **kw: (seen.append(kw["step"]), draw(c, **kw))[1]
     )
     warm = make_config(protocol="warm-start", start=StartConfig(4, 2e-3, "halving"), steps=3)
     trained(warm, cache)
@@ -283,7 +285,7 @@ def test_patches_are_the_same_for_every_variant(
         seen.append(batch[0].tobytes() + batch[1].tobytes())
         return batch
 
-    monkeypatch.setattr("harness.training.trainer.sample_batch", sampled)
+    monkeypatch.setattr("harness.tasks.sr.sample_batch", sampled)
     for name in ("none", "nlsa", "enlca"):
         trained(make_config(name), cache)
     assert seen == seen[:6] * 3
@@ -321,6 +323,8 @@ def test_the_backward_pass_is_outside_of_autocast(
 @pytest.mark.parametrize("name", ["none", "nla", "nlsa", "criss-cross", "enlca"])
 def test_cuda_trains(name: str, cache: TrainingCache) -> None:
     config = make_config(name, device="cuda")
-    trainer = Trainer(config, build_network(config.variant, config.network, 4).cuda(), cache)
+    trainer = Trainer(
+        config, build_network(config.variant, config.network, 4).cuda(), SuperResolution(cache)
+    )
     trainer.train("test")
     assert trainer.step == config.steps

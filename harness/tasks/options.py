@@ -1,0 +1,111 @@
+"""Options of tasks on the command line, taken from their signatures."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import dataclasses
+import functools
+import inspect
+import typing
+from collections.abc import Sequence
+from typing import Annotated, Any, TypeVar
+
+import tyro
+
+from ..base.errors import UserError
+from ..config.options import argument_help, chosen_options, own_options
+from ..config.variants import Variant
+from .base import SyntheticTask, Task
+from .registry import DEFAULT, find_task, tasks
+
+T = TypeVar("T")
+
+
+def options_with_task(cls: type[T], argv: Sequence[str]) -> tuple[type[T], type[Task]]:
+    """A command's options with those of the task that ``--task`` names, and the task's class.
+
+    Raises:
+        UserError: an unknown task, an option of another task, or a task whose option has the name
+            of one of the command's.
+    """
+    task = find_task(_chosen(argv))
+    own, mine = own_options(cls), task.options()
+    for flag in sorted(_flags(argv) - own - mine.keys()):
+        owners = [name for name, other in tasks().items() if flag in other.options()]
+        if owners and flag not in chosen_options(argv):  # a user's module may have it too
+            takes = ", ".join(f"--{_dashed(option)}" for option in mine) or "no options"
+            raise UserError(
+                f"task {task.name} has no option --{_dashed(flag)} (an option of "
+                f"{', '.join(owners)}): it takes {takes}"
+            )
+    if taken := own & mine.keys():
+        raise UserError(
+            f"rename the option {', '.join(sorted(taken))} of task {task.name}: the command has "
+            "one of this name"
+        )
+    hints = typing.get_type_hints(task.__init__)
+    words = argument_help(inspect.getdoc(task) or "")
+    fields = []
+    for option, parameter in mine.items():
+        kind: Any = hints.get(option, type(parameter.default))
+        text = f"{words.get(option, '')} ({task.name}: {parameter.default})".strip()
+        annotation = Annotated[kind, tyro.conf.arg(help=text, help_behavior_hint="")]
+        default = functools.partial(copy.copy, parameter.default)  # it may be a list
+        fields.append((option, annotation, dataclasses.field(default_factory=default)))
+    # Without a docstring of its own it would get a signature for one.
+    space = {"__doc__": cls.__doc__}
+    made = dataclasses.make_dataclass(
+        cls.__name__, fields, bases=(cls,), namespace=space, kw_only=True
+    )
+    return made, task
+
+
+def create_task(task: type[Task], values: Any, argv: Sequence[str]) -> SyntheticTask | None:
+    """The task with its options among the parsed ``values``; None for super-resolution.
+
+    Raises:
+        UserError: the task refuses an option, or an option is given that is of images alone.
+    """
+    if not issubclass(task, SyntheticTask):
+        return None
+    given = _flags(argv)
+    for option in _OF_IMAGES:
+        if option in given:
+            raise UserError(f"--{_dashed(option)} applies only to --task {DEFAULT}")
+    return task(**{option: getattr(values, option) for option in task.options()})
+
+
+def weighted(variant: Variant, task: SyntheticTask, argv: Sequence[str]) -> Variant:
+    """The variant with the task's ``res_scale``, where it has one and the command gives none."""
+    if "res_scale" not in variant.resolved or _flags(argv) & {"res_scale", "attn_res_scale"}:
+        return variant
+    return Variant.of(variant.name, {**variant.options, "res_scale": task.res_scale})
+
+
+#: Options of ``harness.run`` that a synthetic task has no use for.
+_OF_IMAGES = (
+    *("data", "train_sets", "test_sets", "holdout", "scale", "patch", "tile"),
+    *("protocol", "start_steps", "skip_training", "skip_latency"),
+)
+
+
+def _chosen(argv: Sequence[str]) -> str:
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--task", default=DEFAULT)
+    try:
+        known, _ = parser.parse_known_args(list(argv))
+    except (argparse.ArgumentError, SystemExit):
+        raise UserError(f"--task needs a name: choose from {', '.join(tasks())}") from None
+    name: str = known.task
+    return name
+
+
+def _flags(argv: Sequence[str]) -> set[str]:
+    """Names of the options given."""
+    words = (word[2:].partition("=")[0] for word in argv if word.startswith("--"))
+    return {word.replace("-", "_") for word in words}
+
+
+def _dashed(option: str) -> str:
+    return option.replace("_", "-")

@@ -1,0 +1,256 @@
+"""Recall: what is known in closed form, and what a batch depends on."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from harness.base.errors import UserError
+from harness.config.network import NetworkConfig
+from harness.config.run import TaskConfig
+from harness.config.variants import Variant
+from harness.images.bicubic import downscale
+from harness.measuring.tasks import attention_as_mean, check_reach, score
+from harness.network.edsr import EDSR, build_network
+from harness.tasks.base import Item
+from harness.tasks.recall import (
+    AMPLITUDE,
+    BITS,
+    CELL,
+    HR_CELL,
+    Grid,
+    Recall,
+    bases,
+    distances,
+    enlarged,
+    picture,
+    recalled,
+    target,
+)
+from harness.training.trainer import Trainer
+from tests.harness.tiny import make_config
+
+REACH = NetworkConfig(2, 8).reach
+
+
+def output_of(grid: Grid, bits: np.ndarray) -> Any:
+    """The smooth part, with these bits ``[n², 3]`` in every query cell."""
+    shown = dataclasses.replace(grid, key=np.arange(grid.n**2), bits=bits.astype(np.float32))
+    return target(shown, picture(grid))
+
+
+def scores(task: Recall, test_set: str, output: Any, reach: int = 0) -> tuple[float, float]:
+    """R² and share of right signs, of what ``output`` makes of each item."""
+    found = [task.score(item, output(item), reach) for item in task.items(test_set)]
+    counted = [one for one in found if one]
+    weights = [one.weight for one in counted]
+    signs = [one.details["signs"] for one in counted]
+    r2 = np.average([one.score for one in counted], weights=weights)
+    return float(r2), float(np.average(signs, weights=weights))
+
+
+@pytest.mark.parametrize("options", [{}, {"pairs": 16, "copies": 2}, {"blanks": 0.5, "cells": 5}])
+def test_the_target_recalls_everything_and_the_smooth_part_nothing(options: dict[str, Any]) -> None:
+    task = Recall(cells=options.pop("cells", 8), **options)
+    test_set = task.test_sets[1]
+    whole = scores(task, test_set, lambda item: target(item.truth, item.inputs))
+    assert whole == pytest.approx((task.ceiling, 1), abs=1e-6)
+    assert scores(task, test_set, lambda item: enlarged(item.inputs))[0] == task.floor
+
+
+@pytest.mark.parametrize("pairs", [1, 4, 16])
+@pytest.mark.parametrize("copies", [1, 2])
+def test_the_plain_mean_over_references_recalls_one_over_d(pairs: int, copies: int) -> None:
+    task = Recall(pairs=pairs, copies=copies, cells=6)
+
+    def mean(item: Item) -> Any:
+        grid = item.truth
+        return output_of(grid, np.broadcast_to(grid.bits.mean(0), (grid.n**2, BITS)))
+
+    assert scores(task, "n6", mean)[0] == pytest.approx(1 / pairs, abs=0.03)
+
+
+def test_a_mean_that_is_diluted_recalls_less() -> None:
+    """With r times as much of the mean, R² = r (2 - r) / D: a mean over four times the cells."""
+    task = Recall(pairs=4)
+
+    def diluted(item: Item) -> Any:
+        grid = item.truth
+        return output_of(grid, np.broadcast_to(grid.bits.mean(0) / 4, (grid.n**2, BITS)))
+
+    assert scores(task, "n6", diluted)[0] == pytest.approx(0.25 * 1.75 / 4, abs=0.02)
+
+
+def test_bases_vanish_under_symmetric_even_kernels() -> None:
+    """Nothing that is left in a smaller image tells the bits: nothing local does."""
+    patterns = np.tile(bases(), (6, 6, 1))
+    for kernel in ([1, 1], [-1, 3, 3, -1], [2, -5, 7, 7, -5, 2]):
+        weights = np.convolve(kernel, [1.0])
+        assert np.array_equal(weights, weights[::-1])
+        taps = range(len(kernel))
+        rows = sum(weights[i] * patterns[i : 12 + i : 2] for i in taps)
+        both = sum(weights[i] * rows[:, i : 12 + i : 2] for i in taps)
+        assert not both.any()
+    grey = np.uint8(128) + (40 * patterns).astype(np.int8).astype(np.uint8)
+    assert (downscale(grey, 2)[2:-2, 2:-2] == 128).all()
+
+
+def test_bases_are_orthogonal_and_the_bits_are_found() -> None:
+    flat = bases().reshape(-1, BITS)
+    assert np.array_equal(flat.T @ flat, HR_CELL**2 * np.eye(BITS))
+    (item, *_) = Recall().items("n6")
+    grid = item.truth
+    found = recalled(target(grid, item.inputs), enlarged(item.inputs), grid.n)
+    wanted = np.where(grid.queries[:, None], grid.bits[grid.key], 0)
+    assert np.allclose(found, wanted, atol=1e-5)
+    assert np.abs(target(grid, item.inputs) - enlarged(item.inputs)).max() <= 3 * AMPLITUDE + 1e-6
+
+
+def test_an_image_is_what_the_design_says() -> None:
+    task = Recall(pairs=3, cells=5, copies=2, blanks=0.25)
+    (item, *_) = task.items("n10")
+    grid, image = item.truth, item.inputs
+    cells = image.reshape(10, CELL, 10, CELL, 3).swapaxes(1, 2).reshape(100, CELL, CELL, 3)
+    kinds = [int((grid.kind == kind).sum()) for kind in range(3)]
+    assert kinds == [6, 94 - round(94 / 4), round(94 / 4)]
+    for cell, kind, key in zip(cells, grid.kind, grid.key, strict=True):
+        colour, value = grid.colours[key], 0.5 + 0.4 * grid.bits[key]
+        left, right = [(colour, value), (colour, 0.5), (0.5, 0.5)][kind]
+        assert np.allclose(cell[:, 0], left)
+        assert np.allclose(cell[:, 1], right)
+    assert ((grid.colours >= 0.1) & (grid.colours <= 0.9)).all()
+
+
+def test_deleted_references_are_blank_and_nothing_else_changes() -> None:
+    (item, *_) = Recall().items("n6")
+    changed = (item.inputs != item.deleted).any(-1).reshape(6, 2, 6, 2).any((1, 3)).ravel()
+    assert (item.deleted[item.inputs != item.deleted] == 0.5).all()
+    assert np.array_equal(changed, item.truth.kind == 0)
+
+
+def test_references_lead_to_the_value_of_the_same_key() -> None:
+    task = Recall(pairs=3, cells=6, copies=2)
+    (item, *_) = task.items("n6")
+    grid, shown = item.truth, item.inputs.reshape(-1, 3)[item.references].reshape(12, 12, 3)
+    far = distances(grid)
+    for cell in range(36):
+        row, column = divmod(cell, 6)
+        there = item.references.reshape(12, 12)[2 * row, 2 * column]
+        if not grid.queries[cell]:
+            assert there == 2 * row * 12 + 2 * column
+            continue
+        value = 0.5 + 0.4 * grid.bits[grid.key[cell]]
+        assert np.allclose(shown[2 * row : 2 * row + 2, 2 * column : 2 * column + 2], value)
+        same = [
+            divmod(c, 6) for c in range(36) if grid.kind[c] == 0 and grid.key[c] == grid.key[cell]
+        ]
+        assert far[cell] == min(2 * max(abs(row - r), abs(column - c)) - 1 for r, c in same)
+
+
+def test_a_batch_depends_on_seed_and_step_alone() -> None:
+    def drawn(seed: int, step: int, size: int = 3) -> list[bytes]:
+        found = Recall().batch(seed=seed, step=step, batch=size, patch=12)
+        assert found.references is not None
+        return [part.tobytes() for part in (found.inputs, found.targets, found.references)]
+
+    torch.manual_seed(1)
+    first = drawn(3, 7)
+    torch.manual_seed(2)
+    assert drawn(3, 7) == first
+    assert drawn(3, 8)[0] != first[0]
+    assert drawn(4, 7)[0] != first[0]
+    assert drawn(3, 7, 5)[0].startswith(first[0])
+
+
+def test_items_are_fixed_and_those_of_validation_are_others() -> None:
+    first, again = (list(Recall().items("n12")) for _ in range(2))
+    assert [i.name for i in first] == [f"{n:03d}" for n in range(32)]
+    assert all(np.array_equal(a.inputs, b.inputs) for a, b in zip(first, again, strict=True))
+    seen = {item.inputs.tobytes() for item in first}
+    seen |= {item.inputs.tobytes() for item in Recall().items("n12", validation=True)}
+    assert len(seen) == 64
+
+
+def test_far_queries_are_beyond_the_reach_of_the_convolutions() -> None:
+    """An output pixel of a counted query does not change with its references; nearer ones do."""
+    network = build_network(Variant("none"), NetworkConfig(2, 8), 2).eval()
+    with torch.no_grad():
+        x = torch.rand(1, 3, 40, 40)
+        y = network(x)
+        x[..., 20, 20] += 1
+        rows = (network(x) != y).any(1)[0].nonzero()[:, 0] // 2
+    assert (int(rows.min()), int(rows.max())) == (20 - REACH, 20 + REACH)
+    task = Recall()
+    counted = [task.score(i, enlarged(i.inputs), REACH) for i in task.items("n6")]
+    assert any(counted)
+    assert not any(task.score(i, enlarged(i.inputs), 9) for i in task.items("n6"))
+    check_reach(task, REACH)
+    with pytest.raises(UserError, match=r"nothing in n6 of task recall .* lower --blocks"):
+        check_reach(task, 9)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"pairs": 0}, "--pairs must be at least 1, got 0"),
+        ({"cells": 1}, "--cells must be at least 2, got 1"),
+        ({"copies": 0}, "--copies must be at least 1"),
+        ({"blanks": 1.0}, "--blanks must be a share"),
+        ({"pairs": 18, "copies": 2}, "36 references leave no query in 6 x 6 cells"),
+    ],
+)
+def test_options_out_of_range_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        Recall(**options)
+
+
+def network_for(name: str, **options: Any) -> EDSR:
+    variant = Variant(name, options)
+    return build_network(variant, NetworkConfig(2, 8), 2, positions=(1,), seed=0)
+
+
+def test_scores_of_a_network_hold_its_controls() -> None:
+    network = network_for("oracle", res_scale=50.0)
+    found = score(network, Recall(), "n12", REACH)
+    with attention_as_mean(network):
+        assert score(network, Recall(), "n12", REACH).score == found.as_mean != found.score
+    assert "attend" not in vars(network.attention_modules[0])
+    weights = [image.weight for image in found.images]
+    pooled = np.average([image.score for image in found.images], weights=weights)
+    assert found.score == pytest.approx(pooled, abs=1e-5)
+    assert (
+        score(build_network(Variant("none"), NetworkConfig(2, 8), 2), Recall(), "n6", 8).as_mean
+        is None
+    )
+
+
+@pytest.mark.slow
+def test_the_instrument_reads_floor_and_ceiling() -> None:
+    """``none`` is at the floor and ``oracle`` near the ceiling, at every size."""
+    task = Recall()
+    for name, low, high in (("none", -0.05, 0.02), ("oracle", 0.95, 1)):
+        network = build_network(
+            Variant(name, {"res_scale": 1.0} if name == "oracle" else {}),
+            NetworkConfig(2, 32),
+            2,
+            positions=(1,),
+        )
+        preset = task.presets["quick"]
+        config = make_config(
+            name,
+            scale=2,
+            steps=600,
+            batch=16,
+            patch=task.patch,
+            learning_rate=preset.learning_rate,
+            task=TaskConfig(task.name, task.settings, task.loss, (1,)),
+        )
+        Trainer(config, network, task).train(name)
+        for test_set in task.test_sets:
+            found = score(network, task, test_set, NetworkConfig(2, 32).reach)
+            assert low <= found.score <= high, (name, test_set)
+            assert found.deleted <= 0.02
