@@ -7,20 +7,21 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from .base import Attention, AttentionError, Cost, check_qkv
+from .base import Attention, AttentionError, Cost, check_qkv, no_autocast, sum_dtype
 from .registry import register_attention
 
 
 @register_attention("oracle")
 class Oracle(Attention):
-    """``y_i = v_r(i)``: every position takes the value of its true reference r(i).
+    """``y_i = mean_r v_r``, r in R(i): every position takes the values of its true references.
 
-    Only whoever made the image knows r: it sets :attr:`references` before a forward. Without
+    Only whoever made the image knows R(i): it sets :attr:`references` before a forward. Without
     them, as in a task that knows none, every position refers to itself.
 
     Shapes: ``[B, C, H, W]`` to ``[B, C, H, W]``; v is a 1x1 convolution of x.
 
-    Numerics: values are copied, without error.
+    Numerics: one value is copied, without error; the mean of several has an error up to
+    ``u max|v|`` and that of a sum in float32, see :mod:`.base`.
 
     Args:
         channels: channels C of input and output.
@@ -31,7 +32,7 @@ class Oracle(Attention):
     source: ClassVar[str] = "control: the true references"
     complexity: ClassVar[str] = "O(N)"
 
-    #: ``[B, N]``, the position r(i) of each position, in row-major order; None: each is its own.
+    #: ``[B, N, R]``, the positions R(i) of each position, in row-major order; None: its own.
     references: Tensor | None
 
     def __init__(self, channels: int, *, res_scale: float = 0.1) -> None:
@@ -53,23 +54,30 @@ class Oracle(Attention):
         if self.references is None:
             return v
         found, rows = self.references, v.flatten(2)
-        if list(found.shape) != [rows.shape[0], rows.shape[2]]:
+        wanted = [rows.shape[0], rows.shape[2]]
+        if found.dim() != 3 or list(found.shape[:2]) != wanted:
             raise AttentionError(
-                f"oracle has references {list(found.shape)} for images of "
-                f"{[rows.shape[0], rows.shape[2]]} positions: set them before each forward"
+                f"oracle has references {list(found.shape)} for images of {wanted} positions: set "
+                "[B, N, R] before each forward"
             )
-        return torch.gather(rows, 2, found[:, None].expand_as(rows)).view(v.shape)
+        index = found.flatten(1)[:, None].expand(-1, rows.shape[1], -1)
+        values = torch.gather(rows, 2, index).unflatten(2, found.shape[1:])
+        if found.shape[2] == 1:
+            return values.view(v.shape)
+        with no_autocast(v):
+            return values.mean(3, dtype=sum_dtype(v)).to(v.dtype).view(v.shape)
 
     def attention_weights(self, q: Tensor, k: Tensor, row: int, col: int) -> Tensor:
-        """1 at the reference, else 0, ``[B, H, W]``."""
+        """``1 / R`` at each reference, else 0, ``[B, H, W]``."""
         height, width = q.shape[2:]
         position = row * width + col
-        found = torch.full((q.shape[0],), position, device=q.device)
+        found = torch.full((q.shape[0], 1), position, device=q.device)
         if self.references is not None:
             found = self.references[:, position]
         weights = q.new_zeros(q.shape[0], height * width)
-        return weights.scatter_(1, found[:, None], 1).view(-1, height, width)
+        share = q.new_full(found.shape, 1 / found.shape[1])
+        return weights.scatter_add_(1, found, share).view(-1, height, width)
 
     def cost(self, height: int, width: int) -> Cost:
-        """N C² MACs of the projection; copying takes none."""
+        """N C² MACs of the projection; copies and additions take none."""
         return Cost(projections=self.channels**2 * height * width, core=0, executed=0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -12,9 +12,8 @@ from attention_zoo.mean import mean_of
 
 from ..base.errors import UserError
 from ..network.edsr import EDSR, to_tensor
-from ..records.shapes import ItemScore, Score
-from ..tasks.base import Floats, Item, SyntheticTask
-from ..tasks.base import ItemScore as Scored
+from ..records.shapes import Score
+from ..tasks.base import Floats, Item, ItemScore, Positions, SyntheticTask
 
 #: Images in one forward.
 _BATCH = 8
@@ -26,7 +25,7 @@ def score(
     """Score of the network as trained, with its attention replaced, and on deleted inputs.
 
     Args:
-        network: on any device; it stays in evaluation mode.
+        network: on any device; it is left in evaluation mode.
         task: whose images it is tested on.
         test_set: one of ``task.test_sets``.
         reach: of the backbone's convolutions in input pixels.
@@ -34,27 +33,38 @@ def score(
 
     Something in the set must lie beyond ``reach``: see :func:`check_reach`.
     """
-    network.eval()
     items = list(task.items(test_set, validation=validation))
     trained = _scored(network, task, items, reach)
-    as_mean = None
+    as_mean = all_references = None
     if network.attention_modules:
-        as_mean = _mean(_scored(network, task, items, reach, as_mean=True))
-    rows = [
-        ItemScore(name=name, score=round(found.score, 6), weight=found.weight)
-        for name, found in trained.items()
-    ]
-    details = next(iter(trained.values())).details
+        with attention_as_mean(network):
+            as_mean = _combined(task, _scored(network, task, items, reach))
+    alike = [item.all_references for item in items if item.all_references is not None]
+    if network.has_oracle and alike:
+        told = [
+            np.broadcast_to(found, (len(item.references), len(found)))
+            for item, found in zip(items, alike, strict=True)
+        ]
+        all_references = _combined(task, _scored(network, task, items, reach, references=told))
+    deleted = _scored(network, task, items, reach, inputs=[item.deleted for item in items])
     return Score(
         metric=task.metric,
-        score=_mean(trained),
+        score=_combined(task, trained),
         floor=task.floor,
         ceiling=task.ceiling,
         as_mean=as_mean,
-        deleted=_mean(_scored(network, task, items, reach, deleted=True)),
-        details={key: _mean(trained, key) for key in details},
-        images=rows,
+        deleted=_combined(task, deleted),
+        all_references=all_references,
+        weight=sum(one.weight for one in trained),
+        details=_details(trained),
+        by_distance=_by_distance(trained),
     )
+
+
+def validation_score(network: EDSR, task: SyntheticTask, reach: int) -> float:
+    """Score of the network on validation images alone, for learning curves."""
+    items = list(task.items(task.validation_set, validation=True))
+    return _combined(task, _scored(network, task, items, reach))
 
 
 def check_reach(task: SyntheticTask, reach: int) -> None:
@@ -95,36 +105,61 @@ def _scored(
     items: Sequence[Item],
     reach: int,
     *,
-    as_mean: bool = False,
-    deleted: bool = False,
-) -> dict[str, Scored]:
-    """Scores by item, of those that count."""
-    with attention_as_mean(network) if as_mean else nullcontext():
-        outputs = _outputs(network, items, deleted)
+    inputs: Sequence[Floats] | None = None,
+    references: Sequence[Positions] | None = None,
+) -> list[ItemScore]:
+    """Scores of the items that count; ``inputs``, ``references`` stand in place of their own."""
+    inputs = inputs or [item.inputs for item in items]
+    references = references or [item.references for item in items]
+    outputs = _outputs(network, inputs, references)
     found = zip(items, outputs, strict=True)
-    scores = {item.name: task.score(item, output, reach) for item, output in found}
-    return {name: one for name, one in scores.items() if one is not None}
+    scores = (task.score(item, output, reach) for item, output in found)
+    return [one for one in scores if one is not None]
 
 
 @torch.inference_mode()
-def _outputs(network: EDSR, items: Sequence[Item], deleted: bool) -> list[Floats]:
-    """The network's output for every item, ``[scale·h, scale·w, 3]``, not clamped."""
+def _outputs(
+    network: EDSR, inputs: Sequence[Floats], references: Sequence[Positions]
+) -> list[Floats]:
+    """The network's output for every input, ``[scale·h, scale·w, 3]``, not clamped."""
+    network.eval()
     device = next(network.parameters()).device
     outputs: list[Floats] = []
-    try:
-        for start in range(0, len(items), _BATCH):
-            batch = items[start : start + _BATCH]
-            inputs = np.stack([item.deleted if deleted else item.inputs for item in batch])
-            references = np.stack([item.references for item in batch])
-            network.set_references(torch.from_numpy(references).to(device))
-            found = network(to_tensor(inputs, device)).permute(0, 2, 3, 1)
-            outputs += list(found.float().cpu().numpy())
-    finally:
-        network.set_references(None)
+    # Hashing in evaluation draws at random: the same whatever was drawn before.
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(0)
+        try:
+            for start in range(0, len(inputs), _BATCH):
+                batch = slice(start, start + _BATCH)
+                told = torch.from_numpy(np.stack(references[batch]))
+                network.set_references(told.to(device))
+                found = network(to_tensor(np.stack(inputs[batch]), device)).permute(0, 2, 3, 1)
+                outputs += list(found.float().cpu().numpy())
+        finally:
+            network.set_references(None)
     return outputs
 
 
-def _mean(scores: dict[str, Scored], detail: str | None = None) -> float:
-    """Weighted mean of the scores, or of one of their details, rounded as in records."""
-    values = [one.details[detail] if detail else one.score for one in scores.values()]
-    return round(float(np.average(values, weights=[one.weight for one in scores.values()])), 6)
+def _combined(task: SyntheticTask, scores: Sequence[ItemScore]) -> float:
+    """The set's score, rounded as in records."""
+    value = np.average([one.value for one in scores], weights=[one.weight for one in scores])
+    return round(task.combine(float(value), _details(scores, 12)), 6)
+
+
+def _details(scores: Sequence[ItemScore], digits: int = 6) -> dict[str, float]:
+    weights = [one.weight for one in scores]
+    return {
+        key: round(float(np.average([one.details[key] for one in scores], weights=weights)), digits)
+        for key in scores[0].details
+    }
+
+
+def _by_distance(scores: Sequence[ItemScore]) -> list[list[float]]:
+    """Rows of distance, score and weight: see :class:`harness.records.shapes.Score`."""
+    rows = []
+    for distance in sorted({key for one in scores for key in one.by_distance}):
+        found = [one.by_distance[distance] for one in scores if distance in one.by_distance]
+        weight = sum(one[1] for one in found)
+        value = sum(one[0] * one[1] for one in found) / weight
+        rows.append([distance, round(value, 6), weight])
+    return rows

@@ -87,10 +87,15 @@ class EDSR(nn.Module):
             module.auxiliary_enabled = enabled
 
     def set_references(self, references: Tensor | None) -> None:
-        """Tell oracles the true references ``[B, H·W]`` of the next images."""
+        """Tell oracles the true references ``[B, H·W, R]`` of the next images."""
         for module in self.attention_modules:
             if isinstance(module, Oracle):
                 module.references = references
+
+    @property
+    def has_oracle(self) -> bool:
+        """Whether a module takes references."""
+        return any(isinstance(module, Oracle) for module in self.attention_modules)
 
     def redraw(self) -> None:
         """Redraw the modules' random projections."""

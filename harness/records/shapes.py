@@ -192,13 +192,17 @@ class Config(_Shape, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class Training(_Shape, frozen=True, kw_only=True):
-    """How a run was trained; ``log`` rows are step, mean loss, mean auxiliary loss, rate."""
+    """How a run was trained; ``log`` rows are step, mean loss, mean auxiliary loss, rate.
+
+    ``curve`` rows are step and score on validation images, in a synthetic task.
+    """
 
     parameters: int
     seconds: Number
     processes: int = 1
     steps_per_second: Number | None = None
     log: list[list[Number]] = []
+    curve: list[list[Number]] = []
 
 
 class ImageQuality(_Shape, frozen=True, kw_only=True):
@@ -222,20 +226,17 @@ class Quality(_Shape, frozen=True, kw_only=True):
     images: list[ImageQuality]
 
 
-class ItemScore(_Shape, frozen=True, kw_only=True):
-    """Score of one test image, and its weight in the mean."""
-
-    name: str
-    score: Number
-    weight: Number
-
-
 class Score(_Shape, frozen=True, kw_only=True):
-    """Score of a synthetic task on a test set: weighted mean over the images that count.
+    """Score of a synthetic task on a test set, from the images that count.
 
-    ``as_mean`` is the score with the trained attention replaced by the plain mean of its values,
-    None where there is no attention; ``deleted`` is that of the whole network on the images
-    without what it has to find.
+    Attributes:
+        as_mean: score with the trained attention replaced by the plain mean of its values; None
+            where there is no attention.
+        deleted: score of the whole network on the images without what it has to find.
+        all_references: score of an oracle that takes all references alike; None for others.
+        weight: what counted, summed over the images, in the task's unit.
+        by_distance: rows of distance in input pixels, score of what lies up to there and farther
+            than the row before, and its weight; near ones are in it that do not count else.
     """
 
     metric: str
@@ -244,8 +245,10 @@ class Score(_Shape, frozen=True, kw_only=True):
     ceiling: Number
     as_mean: Number | None
     deleted: Number
-    details: dict[str, Number]
-    images: list[ItemScore]
+    all_references: Number | None = None
+    weight: Number
+    details: dict[str, Number] = {}
+    by_distance: list[list[Number]] = []
 
 
 class Run(Record, frozen=True, kw_only=True):
@@ -610,7 +613,7 @@ def _check_quality(run: Run) -> None:
     for name in run.config.data.test or ["<test set>"]:
         if name not in found:
             raise ShapeError(f"{key}.{name}", "is missing")
-    for name, entry in found.items():
+    for name, entry in run.quality.items():
         names = [image.name for image in entry.images]
         if not names or len(set(names)) < len(names):
             raise ShapeError(f"{key}.{name}.images", "is empty or names an image twice")

@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from ..config.variants import Variant
 from ..measuring import flops, latency
 from ..measuring.evaluated import EvaluatedImages, discard_evaluated
 from ..measuring.quality import evaluate
-from ..measuring.tasks import score
+from ..measuring.tasks import score, validation_score
 from ..network.weights import Architecture, load_strictly, load_weights, save_weights, weights_path
 from ..records.origin import origin_note
 from ..records.shapes import Cost, Latency, Run, untyped
@@ -101,6 +102,7 @@ def _finish(trainer: Trainer, results: Path, device: torch.device, command: str)
             "seconds": round(trainer.seconds, 1),
             "steps_per_second": round(config.steps / max(trainer.seconds, 1e-9), 3),
             "log": trainer.log,
+            **({"curve": trainer.curve} if trainer.curve else {}),
         },
         **found,
     }
@@ -192,7 +194,10 @@ def train(
     folder = results / "runs" / config.run_id
     if distributed.is_main():
         _claim(folder, config)
-    trainer = Trainer(config, network, task, folder, save_every)
+    validate = None
+    if isinstance(task, SyntheticTask):
+        validate = partial(validation_score, task=task, reach=config.network.reach)
+    trainer = Trainer(config, network, task, folder, save_every, validate)
     trainer.train(f"{config.variant.label} seed {config.seed}")
     if distributed.is_main():
         save_weights(

@@ -10,6 +10,7 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -29,8 +30,8 @@ class Batch(NamedTuple):
     Attributes:
         inputs: ``[B, h, w, 3]``.
         targets: ``[B, scale·h, scale·w, 3]``.
-        references: ``[B, h·w]``, for each position of the input the position, in row-major order,
-            that an oracle attends to; None where the task does not know it.
+        references: ``[B, h·w, R]``, for each position of the input the R positions, in row-major
+            order, that an oracle attends to; None where the task does not know them.
     """
 
     inputs: Images
@@ -73,8 +74,10 @@ class Item:
         name: unlike that of any other item of its set.
         inputs: ``[h, w, 3]``.
         deleted: the input without what the task asks the network to find, ``[h, w, 3]``.
-        references: as in :class:`Batch`, ``[h·w]``.
+        references: as in :class:`Batch`, ``[h·w, R]``.
         truth: what :meth:`SyntheticTask.score` compares the output with.
+        all_references: ``[R']``, every position that anything may refer to, as many in each item
+            of a set; None if the task has no use for the control *all references alike*.
     """
 
     name: str
@@ -82,17 +85,25 @@ class Item:
     deleted: Floats
     references: Positions
     truth: Any
+    all_references: Positions | None = None
 
 
 class ItemScore(NamedTuple):
-    """Score of one item. A set's score is the mean over its items, weighted by ``weight``.
+    """What an output is worth on one item.
 
-    ``details`` are further measures, averaged likewise.
+    Attributes:
+        value: its mean over a set's items, weighted by ``weight``, gives the set's score:
+            :meth:`SyntheticTask.combine`.
+        weight: how much of the item counts, above 0.
+        details: further measures, averaged likewise.
+        by_distance: value and weight of what lies up to so many input pixels from what it needs,
+            and farther than the next smaller key; here nothing is left out as within reach.
     """
 
-    score: float
+    value: float
     weight: float
-    details: Mapping[str, float]
+    details: Mapping[str, float] = MappingProxyType({})
+    by_distance: Mapping[int, tuple[float, float]] = MappingProxyType({})
 
 
 class SyntheticTask(Task):
@@ -140,6 +151,10 @@ class SyntheticTask(Task):
             reach: how far the backbone's convolutions see, in input pixels; what lies within
                 their reach does not count.
         """
+
+    def combine(self, value: float, details: Mapping[str, float]) -> float:
+        """A set's score, of the weighted means over its items."""
+        return value
 
     @property
     def validation_set(self) -> str:

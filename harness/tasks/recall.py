@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,18 +25,26 @@ BITS = 3
 _REFERENCE, _QUERY, _BLANK = range(3)
 # First words of the keys of test and validation images: no training has such a seed.
 _TEST, _VALIDATION = 2**40, 2**41
-_MOST_IMAGES = 128
+#: Images of the test sets of n, 2n and 4n.
+_IMAGES = (128, 64, 32)
+#: Scores by distance are of bins of so many LR pixels.
+_BIN = 8
 
 
 @dataclass(frozen=True)
-class Grid:
-    """An ``n x n`` grid of cells in row-major order.
+class Grids:
+    """B grids of ``n x n`` cells in row-major order.
 
     Attributes:
-        kind: of each cell ``[n²]``.
-        key: index of each cell's key ``[n²]``, 0 in blank cells.
-        colours: of the keys ``[D, 3]``.
-        bits: of the keys ``[D, 3]``, -1 or +1.
+        n: cells in a row.
+        kind: of each cell ``[B, n²]``.
+        key: index of each cell's key ``[B, n²]``, 0 in blank cells.
+        colours: the keys as cells show them ``[B, n², 3]``: noise is on those of queries.
+        bits: of the keys ``[B, D, 3]``, -1 or +1.
+        references: cells that hold a reference ``[B, D · copies]``.
+        nearest: for each cell that with the nearest reference of its key ``[B, n²]``.
+        distance: LR pixels from there to each query ``[B, n²]``, 0 for other cells. It is the
+            larger of rows and columns, between the nearest pixels of two cells: neighbours have 1.
     """
 
     n: int
@@ -43,11 +52,24 @@ class Grid:
     key: NDArray[np.int64]
     colours: Floats
     bits: Floats
+    references: Positions
+    nearest: Positions
+    distance: NDArray[np.int64]
 
     @property
     def queries(self) -> NDArray[np.bool_]:
-        """Which cells are queries ``[n²]``."""
+        """Which cells are queries ``[B, n²]``."""
         return self.kind == _QUERY
+
+    @property
+    def sought(self) -> Floats:
+        """The bits of each cell's key ``[B, n², 3]``."""
+        return np.take_along_axis(self.bits, self.key[..., None], 1)
+
+    def one(self, index: int) -> Grids:
+        """The grid of one image, B = 1."""
+        arrays = {k: v[index : index + 1] for k, v in vars(self).items() if k != "n"}
+        return Grids(self.n, **arrays)
 
 
 class Recall(SyntheticTask):
@@ -62,6 +84,10 @@ class Recall(SyntheticTask):
         cells: n, cells in a row of a training image; test images have n, 2n and 4n.
         copies: references of each key.
         blanks: share of the other cells that are blank, 0 to below 1.
+        key_noise: standard deviation of the noise on the keys of queries; keys are in 0.1…0.9.
+        least_distance: LR pixels from a query to its nearest reference, or more.
+        most_distance: LR pixels from a query to its nearest reference, or fewer; 0 for any. Within
+            the reach of the convolutions it is the locality control: all queries count.
 
     Raises:
         UserError: an option is out of range.
@@ -84,29 +110,59 @@ class Recall(SyntheticTask):
     scale = 2
 
     def __init__(
-        self, *, pairs: int = 4, cells: int = 6, copies: int = 1, blanks: float = 0.0
+        self,
+        *,
+        pairs: int = 4,
+        cells: int = 6,
+        copies: int = 1,
+        blanks: float = 0.0,
+        key_noise: float = 0.0,
+        least_distance: int = 0,
+        most_distance: int = 0,
     ) -> None:
         for option, value, least in (
             ("pairs", pairs, 1),
             ("cells", cells, 2),
             ("copies", copies, 1),
+            ("least-distance", least_distance, 0),
+            ("most-distance", most_distance, 0),
         ):
             if value < least:
                 raise UserError(f"--{option} must be at least {least}, got {value}")
         if not 0 <= blanks < 1:
             raise UserError(f"--blanks must be a share, 0 to below 1, got {blanks}")
+        if not 0 <= key_noise <= 1:
+            raise UserError(f"--key-noise must be 0 to 1, got {key_noise}")
+        if most_distance and most_distance < max(1, least_distance):
+            raise UserError(
+                f"--most-distance {most_distance} is below --least-distance {least_distance}: no "
+                "query is left"
+            )
+        if least_distance >= CELL * cells - CELL:
+            raise UserError(
+                f"--least-distance {least_distance} leaves no query in {cells} x {cells} cells: "
+                "lower it or raise --cells"
+            )
         if pairs * copies + round(blanks * (cells**2 - pairs * copies)) >= cells**2:
             raise UserError(
                 f"{pairs * copies} references leave no query in {cells} x {cells} cells: lower "
                 "--pairs, --copies or --blanks, or raise --cells"
             )
         self.pairs, self.cells, self.copies, self.blanks = pairs, cells, copies, blanks
+        self.key_noise = key_noise
+        self.least_distance, self.most_distance = least_distance, most_distance
 
     @property
     def label(self) -> str:
-        """``recall-d4-n6``; copies and blanks follow where they are not the default."""
+        """``recall-d4-n6``; further options follow where they are not the default."""
         rest = [f"c{self.copies}"] if self.copies > 1 else []
-        rest += [f"b{self.blanks:g}"] if self.blanks else []
+        for letters, value in (
+            ("b", self.blanks),
+            ("k", self.key_noise),
+            ("from", self.least_distance),
+            ("to", self.most_distance),
+        ):
+            rest += [f"{letters}{value:g}"] if value else []
         return "-".join([self.name, f"d{self.pairs}", f"n{self.cells}", *rest])
 
     @property
@@ -129,78 +185,119 @@ class Recall(SyntheticTask):
         return [self.cells, 2 * self.cells, 4 * self.cells]
 
     def batch(self, *, seed: int, step: int, batch: int, patch: int) -> Batch:
-        """Images with references at any distance, float32."""
-        rng = generator(seed, step)
-        grids = [self.draw(rng, patch // CELL) for _ in range(batch)]
-        inputs = [picture(grid) for grid in grids]
-        targets = [target(grid, image) for grid, image in zip(grids, inputs, strict=True)]
-        references = [nearest_references(grid) for grid in grids]
-        return Batch(np.stack(inputs), np.stack(targets), np.stack(references))
+        """Images, float32; by default with references at any distance."""
+        grids = self.draw(generator(seed, step), batch, patch // CELL)
+        inputs = pictures(grids)
+        return Batch(inputs, targets(grids, inputs), references(grids))
 
     def items(self, test_set: str, *, validation: bool = False) -> Iterator[Item]:
         """Images of the set's size, fewer of large ones, which have more queries."""
-        n = self._sides[self.test_sets.index(test_set)]
-        for i in range(max(8, _MOST_IMAGES * self.cells**2 // n**2)):
-            grid = self.draw(generator(_VALIDATION if validation else _TEST, n * 2**32 + i), n)
+        which = self.test_sets.index(test_set)
+        n, count = self._sides[which], _IMAGES[which]
+        grids = self.draw(generator(_VALIDATION if validation else _TEST, n), count, n)
+        shown, deleted = pictures(grids), pictures(grids, with_references=False)
+        found = references(grids)
+        row, column = np.divmod(grids.references, n)
+        value = CELL * n * CELL * row + CELL * column + CELL - 1  # in their upper pixel row
+        for i in range(count):
             yield Item(
                 name=f"{i:03d}",
-                inputs=picture(grid),
-                deleted=picture(grid, references=False),
-                references=nearest_references(grid),
-                truth=grid,
+                inputs=shown[i],
+                deleted=deleted[i],
+                references=found[i],
+                truth=grids.one(i),
+                all_references=np.concatenate([value[i], value[i] + CELL * n]),
             )
 
-    def draw(self, rng: np.random.Generator, n: int) -> Grid:
-        """A grid of ``n x n`` cells."""
-        colours = rng.uniform(*KEY_RANGE, (self.pairs, 3)).astype(np.float32)
-        bits = (2 * rng.integers(2, size=(self.pairs, BITS)) - 1).astype(np.float32)
-        order = rng.permutation(n * n)
-        key = rng.integers(self.pairs, size=n * n)
-        kind = np.full(n * n, _QUERY)
-        references = order[: self.pairs * self.copies]
-        kind[references], key[references] = _REFERENCE, np.arange(len(references)) % self.pairs
-        others = order[len(references) :]
-        blank = others[: round(self.blanks * len(others))]
-        kind[blank], key[blank] = _BLANK, 0
-        return Grid(n, kind, key, colours, bits)
+    def draw(self, rng: np.random.Generator, count: int, n: int) -> Grids:
+        """Grids of ``n x n`` cells for ``count`` images."""
+        size = (count, n * n)
+        keys = rng.uniform(*KEY_RANGE, (count, self.pairs, 3)).astype(np.float32)
+        bits = (2 * rng.integers(2, size=(count, self.pairs, BITS)) - 1).astype(np.float32)
+        order = rng.random(size).argsort(1)
+        found, others = np.split(order, [self.pairs * self.copies], axis=1)
+        # [B, n², copies, D]: cells between every cell and every reference.
+        gaps = _gaps(n)[:, found].transpose(1, 0, 2).reshape(*size, self.copies, self.pairs)
+        copy = gaps.argmin(2)
+        apart = CELL * np.take_along_axis(gaps, copy[:, :, None], 2)[:, :, 0] - 1
+        allowed = apart >= self.least_distance
+        if self.most_distance:
+            allowed &= apart <= self.most_distance
+        # The largest of random numbers chooses among the keys that are allowed.
+        key = np.where(allowed, rng.random((*size, self.pairs), dtype=np.float32), -1).argmax(2)
+        kind = np.where(allowed.any(2), _QUERY, _BLANK)
+        blank = others[:, : round(self.blanks * others.shape[1])]
+        np.put_along_axis(kind, blank, _BLANK, 1)
+        np.put_along_axis(kind, found, _REFERENCE, 1)
+        key[kind == _BLANK] = 0
+        np.put_along_axis(key, found, np.arange(found.shape[1]) % self.pairs, 1)
+        colours = np.take_along_axis(keys, key[..., None], 1)
+        queries = kind == _QUERY
+        if self.key_noise:
+            noise = rng.standard_normal((*size, 3), dtype=np.float32)
+            colours = colours + self.key_noise * noise * queries[..., None]
+        which = np.take_along_axis(copy, key[..., None], 2)[..., 0] * self.pairs + key
+        return Grids(
+            n,
+            kind,
+            key,
+            colours,
+            bits,
+            references=found,
+            nearest=np.take_along_axis(found, which, 1),
+            distance=np.where(queries, np.take_along_axis(apart, key[..., None], 2)[..., 0], 0),
+        )
 
     def score(self, item: Item, output: Floats, reach: int) -> ItemScore | None:
         """Recall over queries whose references lie beyond ``reach``.
 
         ``R² = 1 - mean (p - b)²`` over queries and bits; the detail ``signs`` is the share of
-        bits whose sign is right.
+        bits whose sign is right. In the locality control all queries count.
         """
-        grid: Grid = item.truth
+        grid: Grids = item.truth
         found = recalled(output, enlarged(item.inputs), grid.n)
-        counted = grid.queries & (distances(grid) > reach)
+        queries, distance, bits = grid.queries[0], grid.distance[0], grid.sought[0]
+        is_local = 0 < self.most_distance <= reach
+        counted = queries if is_local else queries & (distance > reach)
         if not counted.any():
             return None
-        p, b = found[counted], grid.bits[grid.key[counted]]
+        r2 = 1 - ((found - bits) ** 2).mean(1)
+        bins = -(-distance // _BIN) * _BIN
         return ItemScore(
-            score=float(1 - np.mean((p - b) ** 2)),
+            value=float(r2[counted].mean()),
             weight=float(counted.sum()),
-            details={"signs": float(np.mean(np.sign(p) == b))},
+            details={"signs": float(np.mean(np.sign(found[counted]) == bits[counted]))},
+            by_distance={
+                int(last): (float(r2[chosen].mean()), float(chosen.sum()))
+                for last in np.unique(bins[queries])
+                for chosen in [queries & (bins == last)]
+            },
         )
 
 
-def picture(grid: Grid, *, references: bool = True) -> Floats:
-    """The input ``[2n, 2n, 3]``; without ``references`` their cells are blank."""
-    n = grid.n
-    cells = np.full((n * n, CELL, CELL, 3), GREY, dtype=np.float32)
-    shown = grid.kind != _BLANK
-    if not references:
-        shown &= grid.kind != _REFERENCE
-    cells[shown, :, 0] = grid.colours[grid.key[shown], None]
-    if references:
-        is_reference = grid.kind == _REFERENCE
-        value = GREY + CONTRAST * grid.bits[grid.key[is_reference]]
+@functools.cache
+def _gaps(n: int) -> NDArray[np.int64]:
+    """The larger of rows and columns between every two cells ``[n², n²]``."""
+    row, column = np.divmod(np.arange(n * n), n)
+    rows, columns = (np.abs(axis[:, None] - axis) for axis in (row, column))
+    return np.maximum(rows, columns)
+
+
+def pictures(grids: Grids, *, with_references: bool = True) -> Floats:
+    """The inputs ``[B, 2n, 2n, 3]``; without references their cells are blank."""
+    cells = np.full((*grids.kind.shape, CELL, CELL, 3), GREY, dtype=np.float32)
+    is_reference = grids.kind == _REFERENCE
+    shown = (grids.kind != _BLANK) if with_references else grids.queries
+    cells[shown, :, 0] = grids.colours[shown][:, None]
+    if with_references:
+        value = GREY + CONTRAST * grids.sought[is_reference]
         cells[is_reference, :, 1] = value[:, None]
-    return cells.reshape(n, n, CELL, CELL, 3).swapaxes(1, 2).reshape(CELL * n, CELL * n, 3)
+    return _joined(cells, grids.n)
 
 
-def enlarged(image: Floats) -> Floats:
-    """Nearest neighbour, twice the side: the known smooth part of the target."""
-    return image.repeat(2, axis=0).repeat(2, axis=1)
+def enlarged(images: Floats) -> Floats:
+    """Nearest neighbour, twice the side ``[..., h, w, 3]``: the known smooth part."""
+    return images.repeat(2, axis=-3).repeat(2, axis=-2)
 
 
 def bases() -> Floats:
@@ -212,12 +309,13 @@ def bases() -> Floats:
     return np.stack([(-1.0) ** x, (-1.0) ** y, (-1.0) ** (x + y)], axis=-1).astype(np.float32)
 
 
-def target(grid: Grid, image: Floats) -> Floats:
-    """The target ``[4n, 4n, 3]`` of an input."""
-    n = grid.n
-    bits = np.where(grid.queries[:, None], grid.bits[grid.key], 0).reshape(n, n, BITS)
-    pattern = AMPLITUDE * np.einsum("rcj,yxj->rycx", bits, bases(), dtype=np.float32)
-    return enlarged(image) + pattern.reshape(HR_CELL * n, HR_CELL * n, 1).astype(np.float32)
+def targets(grids: Grids, inputs: Floats) -> Floats:
+    """The targets ``[B, 4n, 4n, 3]`` of the inputs."""
+    bits = AMPLITUDE * np.where(grids.queries[..., None], grids.sought, 0)
+    patterns = bits @ bases().reshape(-1, BITS).T
+    return enlarged(inputs) + _joined(
+        patterns.reshape(*bits.shape[:2], HR_CELL, HR_CELL, 1), grids.n
+    )
 
 
 def recalled(output: Floats, smooth: Floats, n: int) -> Floats:
@@ -227,34 +325,23 @@ def recalled(output: Floats, smooth: Floats, n: int) -> Floats:
     return (found / (3 * HR_CELL**2 * AMPLITUDE)).reshape(n * n, BITS)
 
 
-def distances(grid: Grid) -> NDArray[np.int64]:
-    """LR pixels from each query to its nearest reference, ``[n²]``; 0 for other cells.
-
-    The larger of rows and columns, between the nearest pixels of the two cells: neighbours have 1.
-    """
-    return np.where(grid.queries, _nearest(grid)[1], 0)
-
-
-def nearest_references(grid: Grid) -> Positions:
+def references(grids: Grids) -> Positions:
     """For each LR pixel of a query the one beside it in its nearest reference; else itself.
 
-    The pixel lies in the column of the value. ``[4n²]`` indices in row-major order.
+    The pixel lies in the column of the value. ``[B, 4n², 1]`` indices in row-major order.
     """
-    n, width = grid.n, CELL * grid.n
-    row, column = np.divmod(np.where(grid.queries, _nearest(grid)[0], np.arange(n * n)), n)
-    y, x = np.indices((width, width))
-    cell = (y // CELL) * n + x // CELL
-    found = (CELL * row[cell] + y % CELL) * width + CELL * column[cell] + CELL - 1
-    return np.where(grid.queries[cell], found, y * width + x).reshape(-1)
+    n, width = grids.n, CELL * grids.n
+    row, column = np.divmod(grids.nearest, n)
+    y = np.indices((CELL, CELL))[0]
+    there = (CELL * row[..., None, None] + y) * width + CELL * column[..., None, None] + CELL - 1
+    there = _joined(there[..., None], n).reshape(len(row), -1)
+    queries = np.broadcast_to(grids.queries[..., None, None, None], (*row.shape, CELL, CELL, 1))
+    is_query = _joined(queries, n).reshape(len(row), -1)
+    return np.where(is_query, there, np.arange(width**2))[..., None]
 
 
-def _nearest(grid: Grid) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """For each cell the nearest reference of its key, and the distance in LR pixels."""
-    references = np.flatnonzero(grid.kind == _REFERENCE)
-    rows, columns = np.divmod(np.arange(grid.n**2), grid.n)
-    apart = np.maximum(
-        np.abs(rows[:, None] - rows[references]), np.abs(columns[:, None] - columns[references])
-    )
-    apart = np.where(grid.key[:, None] == grid.key[references], apart, 2 * grid.n)
-    nearest = apart.argmin(1)
-    return references[nearest], CELL * apart.min(1) - 1
+def _joined(cells: NDArray[Any], n: int) -> NDArray[Any]:
+    """Images ``[B, n·side, n·side, C]`` of cells ``[B, n², side, side, C]``."""
+    count, _, side, _, channels = cells.shape
+    grid = cells.reshape(count, n, n, side, side, channels).swapaxes(2, 3)
+    return grid.reshape(count, n * side, n * side, channels)

@@ -38,8 +38,8 @@ from .diagnosis import where_not_finite
 
 #: A loss above this has exploded: pixels are in 0…1, and an untrained network has about 0.3.
 MAX_LOSS = 100.0
-#: Rows of the training log that a record keeps.
-LOG_ROWS = 200
+#: Rows of the training log that a record keeps, and points of a curve of validation scores.
+LOG_ROWS, CURVE_POINTS = 200, 30
 #: Losses between images, each with its name for readers.
 LOSSES: dict[str, tuple[str, Callable[[Tensor, Tensor], Tensor]]] = {
     "l1": ("L1", F.l1_loss),
@@ -86,6 +86,7 @@ class Trainer:
         task: what gives the batches.
         folder: folder of the checkpoints; None saves none.
         save_every: seconds between checkpoints; 0 saves after every step.
+        validate: gives the score of the network on validation images, for the curve.
     """
 
     def __init__(
@@ -95,7 +96,9 @@ class Trainer:
         task: Task,
         folder: Path | None = None,
         save_every: float = SAVE_EVERY,
+        validate: Callable[[EDSR], float] | None = None,
     ) -> None:
+        self.validate = validate
         self.config, self.network, self.task, self.folder = config, network, task, folder
         self.save_every = save_every
         self.device = next(network.parameters()).device
@@ -111,6 +114,8 @@ class Trainer:
         self.seconds = 0.0
         #: (step, mean loss, mean auxiliary loss, learning rate) per interval.
         self.log: list[list[float]] = []
+        #: (step, score on validation images), at equal intervals.
+        self.curve: list[list[float]] = []
         self._sums = [0.0, 0.0, 0]
         self._saved: int | None = None
 
@@ -139,6 +144,7 @@ class Trainer:
             # A signal may come to one process between two steps, and to another after them.
             while self.step < self.config.steps and not distributed.any_of(bool(stopped)):
                 loss = self._step_within_memory()
+                self._validate()
                 now = time.monotonic()
                 self.seconds = before + now - start
                 progress.update(task, completed=self.step, loss=loss)
@@ -212,6 +218,12 @@ class Trainer:
         self.step += 1
         return self._note(loss.item(), auxiliary.item(), rate)
 
+    def _validate(self) -> None:
+        every = max(1, self.config.steps // CURVE_POINTS)
+        if self.validate is not None and self.step % every == 0:
+            self.curve.append([self.step, self.validate(self.network)])
+            self.network.train()
+
     def _check(self, loss: Tensor, auxiliary: Tensor, lr_images: Tensor) -> None:
         """Stop before a step that would spoil the weights.
 
@@ -266,6 +278,7 @@ class Trainer:
             "numerics": _numerics(),
             "seconds": self.seconds,
             "log": self.log,
+            "curve": self.curve,
             "sums": self._sums,
         }
         save_checkpoint(self.folder, Checkpoint(self.step, content, tensors))
@@ -313,6 +326,7 @@ class Trainer:
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
         self.step = self._saved = found.step
         self.seconds, self.log, self._sums = content["seconds"], content["log"], content["sums"]
+        self.curve = content.get("curve", [])
 
 
 def _numerics() -> str:

@@ -11,24 +11,27 @@ from attention_zoo import AttentionError, create_attention
 from tests.reference.cases import random_map
 
 
-def test_every_position_takes_the_value_of_its_reference() -> None:
+@pytest.mark.parametrize("count", [1, 3])
+def test_every_position_takes_the_mean_of_its_references(count: int) -> None:
     module: Any = create_attention("oracle", channels=3, res_scale=0.5).double()
     x = random_map(0, 3, (2, 4))
-    references = torch.randint(8, (len(x), 8))
-    module.references = references
+    references = torch.stack([torch.randperm(8)[:count] for _ in range(8 * len(x))])
+    module.references = references.view(len(x), 8, count)
     y, v = module(x), module.project(x)[2]
-    for image, (own, theirs) in enumerate(zip(v.flatten(2), references, strict=True)):
-        for position, reference in enumerate(theirs.tolist()):
+    for image, own in enumerate(v.flatten(2)):
+        for position in range(8):
             row, col = divmod(position, 4)
-            wanted = x[image, :, row, col] + 0.5 * own[:, reference]
-            assert torch.equal(y[image, :, row, col], wanted)
-    module.references = references[:1]
-    (weight,) = module.correlation(x[:1], (1, 2)).flatten().nonzero()
-    assert weight == references[0, 6]
+            found = [own[:, r] for r in module.references[image, position].tolist()]
+            wanted = x[image, :, row, col] + 0.5 * sum(found) / count
+            torch.testing.assert_close(y[image, :, row, col], wanted, rtol=0, atol=1e-14)
+    module.references = module.references[:1]
+    weights = module.correlation(x[:1], (1, 2)).flatten()
+    assert sorted(weights.nonzero().flatten()) == sorted(module.references[0, 6])
+    assert torch.allclose(weights[weights > 0], torch.tensor(1 / count).to(weights))
 
 
 def test_references_of_another_size_are_refused() -> None:
     module: Any = create_attention("oracle", channels=2)
-    module.references = torch.zeros(1, 8, dtype=torch.int64)
-    with pytest.raises(AttentionError, match=r"\[1, 8\] for images of \[1, 9\] positions"):
+    module.references = torch.zeros(1, 8, 1, dtype=torch.int64)
+    with pytest.raises(AttentionError, match=r"\[1, 8, 1\] for images of \[1, 9\] positions"):
         module(torch.zeros(1, 2, 3, 3))

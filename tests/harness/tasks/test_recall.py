@@ -22,14 +22,13 @@ from harness.tasks.recall import (
     BITS,
     CELL,
     HR_CELL,
-    Grid,
+    Grids,
     Recall,
     bases,
-    distances,
     enlarged,
-    picture,
+    pictures,
     recalled,
-    target,
+    targets,
 )
 from harness.training.trainer import Trainer
 from tests.harness.tiny import make_config
@@ -37,10 +36,14 @@ from tests.harness.tiny import make_config
 REACH = NetworkConfig(2, 8).reach
 
 
-def output_of(grid: Grid, bits: np.ndarray) -> Any:
-    """The smooth part, with these bits ``[n², 3]`` in every query cell."""
-    shown = dataclasses.replace(grid, key=np.arange(grid.n**2), bits=bits.astype(np.float32))
-    return target(shown, picture(grid))
+def output_of(grid: Grids, bits: np.ndarray) -> Any:
+    """The smooth part, with these bits ``[3]`` in every query cell."""
+    shown = dataclasses.replace(grid, bits=np.broadcast_to(bits, grid.bits.shape))
+    return targets(shown, pictures(grid))[0]
+
+
+def target(item: Item) -> Any:
+    return targets(item.truth, item.inputs[None])[0]
 
 
 def scores(task: Recall, test_set: str, output: Any, reach: int = 0) -> tuple[float, float]:
@@ -49,7 +52,7 @@ def scores(task: Recall, test_set: str, output: Any, reach: int = 0) -> tuple[fl
     counted = [one for one in found if one]
     weights = [one.weight for one in counted]
     signs = [one.details["signs"] for one in counted]
-    r2 = np.average([one.score for one in counted], weights=weights)
+    r2 = np.average([one.value for one in counted], weights=weights)
     return float(r2), float(np.average(signs, weights=weights))
 
 
@@ -57,7 +60,7 @@ def scores(task: Recall, test_set: str, output: Any, reach: int = 0) -> tuple[fl
 def test_the_target_recalls_everything_and_the_smooth_part_nothing(options: dict[str, Any]) -> None:
     task = Recall(cells=options.pop("cells", 8), **options)
     test_set = task.test_sets[1]
-    whole = scores(task, test_set, lambda item: target(item.truth, item.inputs))
+    whole = scores(task, test_set, target)
     assert whole == pytest.approx((task.ceiling, 1), abs=1e-6)
     assert scores(task, test_set, lambda item: enlarged(item.inputs))[0] == task.floor
 
@@ -68,8 +71,7 @@ def test_the_plain_mean_over_references_recalls_one_over_d(pairs: int, copies: i
     task = Recall(pairs=pairs, copies=copies, cells=6)
 
     def mean(item: Item) -> Any:
-        grid = item.truth
-        return output_of(grid, np.broadcast_to(grid.bits.mean(0), (grid.n**2, BITS)))
+        return output_of(item.truth, item.truth.bits.mean((0, 1)))
 
     assert scores(task, "n6", mean)[0] == pytest.approx(1 / pairs, abs=0.03)
 
@@ -79,8 +81,7 @@ def test_a_mean_that_is_diluted_recalls_less() -> None:
     task = Recall(pairs=4)
 
     def diluted(item: Item) -> Any:
-        grid = item.truth
-        return output_of(grid, np.broadcast_to(grid.bits.mean(0) / 4, (grid.n**2, BITS)))
+        return output_of(item.truth, item.truth.bits.mean((0, 1)) / 4)
 
     assert scores(task, "n6", diluted)[0] == pytest.approx(0.25 * 1.75 / 4, abs=0.02)
 
@@ -104,10 +105,10 @@ def test_bases_are_orthogonal_and_the_bits_are_found() -> None:
     assert np.array_equal(flat.T @ flat, HR_CELL**2 * np.eye(BITS))
     (item, *_) = Recall().items("n6")
     grid = item.truth
-    found = recalled(target(grid, item.inputs), enlarged(item.inputs), grid.n)
-    wanted = np.where(grid.queries[:, None], grid.bits[grid.key], 0)
+    found = recalled(target(item), enlarged(item.inputs), grid.n)
+    wanted = [grid.bits[0, grid.key[0, c]] * (grid.kind[0, c] == 1) for c in range(36)]
     assert np.allclose(found, wanted, atol=1e-5)
-    assert np.abs(target(grid, item.inputs) - enlarged(item.inputs)).max() <= 3 * AMPLITUDE + 1e-6
+    assert np.abs(target(item) - enlarged(item.inputs)).max() <= 3 * AMPLITUDE + 1e-6
 
 
 def test_an_image_is_what_the_design_says() -> None:
@@ -117,44 +118,112 @@ def test_an_image_is_what_the_design_says() -> None:
     cells = image.reshape(10, CELL, 10, CELL, 3).swapaxes(1, 2).reshape(100, CELL, CELL, 3)
     kinds = [int((grid.kind == kind).sum()) for kind in range(3)]
     assert kinds == [6, 94 - round(94 / 4), round(94 / 4)]
-    for cell, kind, key in zip(cells, grid.kind, grid.key, strict=True):
-        colour, value = grid.colours[key], 0.5 + 0.4 * grid.bits[key]
+    colours: dict[int, set[tuple[float, ...]]] = {}
+    for cell, kind, key in zip(cells, grid.kind[0], grid.key[0], strict=True):
+        if kind != 2:
+            colours.setdefault(int(key), set()).add(tuple(cell[0, 0].tolist()))
+        colour, value = cell[0, 0], 0.5 + 0.4 * grid.bits[0, key]
         left, right = [(colour, value), (colour, 0.5), (0.5, 0.5)][kind]
         assert np.allclose(cell[:, 0], left)
         assert np.allclose(cell[:, 1], right)
-    assert ((grid.colours >= 0.1) & (grid.colours <= 0.9)).all()
+    shown = np.array([colour for found in colours.values() for colour in found])
+    assert shown.shape == (3, 3)  # one colour for each key
+    assert ((shown >= 0.1) & (shown <= 0.9)).all()
 
 
 def test_deleted_references_are_blank_and_nothing_else_changes() -> None:
     (item, *_) = Recall().items("n6")
     changed = (item.inputs != item.deleted).any(-1).reshape(6, 2, 6, 2).any((1, 3)).ravel()
     assert (item.deleted[item.inputs != item.deleted] == 0.5).all()
-    assert np.array_equal(changed, item.truth.kind == 0)
+    assert np.array_equal(changed, item.truth.kind[0] == 0)
 
 
-def test_references_lead_to_the_value_of_the_same_key() -> None:
-    task = Recall(pairs=3, cells=6, copies=2)
-    (item, *_) = task.items("n6")
-    grid, shown = item.truth, item.inputs.reshape(-1, 3)[item.references].reshape(12, 12, 3)
-    far = distances(grid)
-    for cell in range(36):
-        row, column = divmod(cell, 6)
-        there = item.references.reshape(12, 12)[2 * row, 2 * column]
-        if not grid.queries[cell]:
-            assert there == 2 * row * 12 + 2 * column
-            continue
-        value = 0.5 + 0.4 * grid.bits[grid.key[cell]]
-        assert np.allclose(shown[2 * row : 2 * row + 2, 2 * column : 2 * column + 2], value)
-        same = [
-            divmod(c, 6) for c in range(36) if grid.kind[c] == 0 and grid.key[c] == grid.key[cell]
-        ]
-        assert far[cell] == min(2 * max(abs(row - r), abs(column - c)) - 1 for r, c in same)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"copies": 2},
+        {"copies": 1, "least_distance": 4},
+        {"copies": 2, "most_distance": 3, "blanks": 0.3},
+        {"copies": 1, "least_distance": 2, "most_distance": 7},
+    ],
+)
+def test_references_lead_to_the_nearest_value_of_the_same_key(options: dict[str, Any]) -> None:
+    """Cell by cell, by loops: the oracle of what is drawn for many images at once."""
+    task = Recall(pairs=3, cells=6, **options)
+    least, most = task.least_distance, task.most_distance or 99
+    for item in [*task.items("n6")][:8]:
+        grid = item.truth
+        kind, keys = grid.kind[0], grid.key[0]
+        places = [divmod(cell, 6) for cell in range(36)]
+        assert [int((kind == 0)[keys == key].sum()) for key in range(3)] == [task.copies] * 3
+        for cell, (row, column) in enumerate(places):
+            there = item.references[:, 0].reshape(12, 12)[2 * row : 2 * row + 2]
+            there = there[:, 2 * column : 2 * column + 2]
+            if kind[cell] != 1:
+                own = np.arange(144).reshape(12, 12)[2 * row : 2 * row + 2]
+                assert np.array_equal(there, own[:, 2 * column : 2 * column + 2])
+                continue
+            shown = item.inputs.reshape(-1, 3)[there]
+            assert np.allclose(shown, 0.5 + 0.4 * grid.bits[0, keys[cell]])
+            assert item.all_references is not None
+            assert set(there.ravel()) <= set(item.all_references)
+            same = [c for c in range(36) if kind[c] == 0 and keys[c] == keys[cell]]
+            apart = [2 * max(abs(row - places[c][0]), abs(column - places[c][1])) - 1 for c in same]
+            assert grid.distance[0, cell] == min(apart)
+            assert least <= min(apart) <= most
+    assert sum(int(item.truth.queries.sum()) for item in task.items("n6")) > 100
+
+
+def test_all_references_are_the_pixels_of_all_values() -> None:
+    (item, *_) = Recall(pairs=3, copies=2).items("n6")
+    pixels = item.inputs.reshape(-1, 3)
+    values = np.flatnonzero(np.isclose(np.abs(pixels - 0.5), 0.4, atol=1e-6).all(1))
+    assert item.all_references is not None
+    assert sorted(item.all_references) == values.tolist()
+
+
+def test_noise_is_on_the_keys_of_queries_alone() -> None:
+    (plain, *_), (noisy, *_) = Recall().items("n6"), Recall(key_noise=0.1).items("n6")
+    apart = (noisy.inputs - plain.inputs).reshape(6, 2, 6, 2, 3).swapaxes(1, 2).reshape(36, 2, 2, 3)
+    queries = plain.truth.queries[0]
+    assert np.array_equal(noisy.truth.kind, plain.truth.kind)
+    assert not apart[~queries].any()
+    assert not apart[queries][:, :, 1].any()
+    assert apart[queries][:, :, 0].std() == pytest.approx(0.1, rel=0.3)
+
+
+def test_in_the_locality_control_all_queries_count() -> None:
+    task = Recall(most_distance=1)
+    for item in task.items("n12"):
+        found = task.score(item, target(item), REACH)
+        assert found is not None
+        assert found.weight == item.truth.queries.sum() > 0
+        assert found.value == pytest.approx(1)
+
+
+def test_scores_by_distance_are_of_the_queries_there() -> None:
+    task = Recall()
+    (item, *_) = task.items("n24")
+    found = task.score(item, target(item), REACH)
+    assert found is not None
+    assert sum(weight for _, weight in found.by_distance.values()) == item.truth.queries.sum()
+    beyond = sum(weight for last, (_, weight) in found.by_distance.items() if last > REACH)
+    assert beyond == found.weight
+    # An output that is right near its reference alone.
+    grid = item.truth
+    near = np.where((grid.distance > 0) & (grid.distance <= 16), grid.kind, 2)
+    output = targets(dataclasses.replace(grid, kind=near), item.inputs[None])[0]
+    partly = task.score(item, output, REACH)
+    assert partly is not None
+    values = {last: round(value, 5) for last, (value, _) in partly.by_distance.items()}
+    assert values == {last: float(last <= 16) for last in found.by_distance}
 
 
 def test_a_batch_depends_on_seed_and_step_alone() -> None:
-    def drawn(seed: int, step: int, size: int = 3) -> list[bytes]:
-        found = Recall().batch(seed=seed, step=step, batch=size, patch=12)
+    def drawn(seed: int, step: int) -> list[bytes]:
+        found = Recall().batch(seed=seed, step=step, batch=3, patch=12)
         assert found.references is not None
+        assert found.references.shape == (3, 144, 1)
         return [part.tobytes() for part in (found.inputs, found.targets, found.references)]
 
     torch.manual_seed(1)
@@ -163,16 +232,15 @@ def test_a_batch_depends_on_seed_and_step_alone() -> None:
     assert drawn(3, 7) == first
     assert drawn(3, 8)[0] != first[0]
     assert drawn(4, 7)[0] != first[0]
-    assert drawn(3, 7, 5)[0].startswith(first[0])
 
 
 def test_items_are_fixed_and_those_of_validation_are_others() -> None:
     first, again = (list(Recall().items("n12")) for _ in range(2))
-    assert [i.name for i in first] == [f"{n:03d}" for n in range(32)]
+    assert [i.name for i in first] == [f"{n:03d}" for n in range(64)]
     assert all(np.array_equal(a.inputs, b.inputs) for a, b in zip(first, again, strict=True))
     seen = {item.inputs.tobytes() for item in first}
     seen |= {item.inputs.tobytes() for item in Recall().items("n12", validation=True)}
-    assert len(seen) == 64
+    assert len(seen) == 128
 
 
 def test_far_queries_are_beyond_the_reach_of_the_convolutions() -> None:
@@ -200,6 +268,10 @@ def test_far_queries_are_beyond_the_reach_of_the_convolutions() -> None:
         ({"cells": 1}, "--cells must be at least 2, got 1"),
         ({"copies": 0}, "--copies must be at least 1"),
         ({"blanks": 1.0}, "--blanks must be a share"),
+        ({"key_noise": -0.1}, "--key-noise must be 0 to 1"),
+        ({"most_distance": -1}, "--most-distance must be at least 0"),
+        ({"most_distance": 3, "least_distance": 5}, "--most-distance 3 is below --least-distance"),
+        ({"least_distance": 10}, "--least-distance 10 leaves no query in 6 x 6 cells"),
         ({"pairs": 18, "copies": 2}, "36 references leave no query in 6 x 6 cells"),
     ],
 )
@@ -219,9 +291,11 @@ def test_scores_of_a_network_hold_its_controls() -> None:
     with attention_as_mean(network):
         assert score(network, Recall(), "n12", REACH).score == found.as_mean != found.score
     assert "attend" not in vars(network.attention_modules[0])
-    weights = [image.weight for image in found.images]
-    pooled = np.average([image.score for image in found.images], weights=weights)
+    far = [row for row in found.by_distance if row[0] > REACH]
+    pooled = np.average([row[1] for row in far], weights=[row[2] for row in far])
     assert found.score == pytest.approx(pooled, abs=1e-5)
+    assert found.weight == sum(row[2] for row in far)
+    assert found.all_references is not None
     assert (
         score(build_network(Variant("none"), NetworkConfig(2, 8), 2), Recall(), "n6", 8).as_mean
         is None
@@ -254,3 +328,5 @@ def test_the_instrument_reads_floor_and_ceiling() -> None:
             found = score(network, task, test_set, NetworkConfig(2, 32).reach)
             assert low <= found.score <= high, (name, test_set)
             assert found.deleted <= 0.02
+            if name == "oracle":  # all references alike: 1/D, whatever the size of the image
+                assert found.all_references == pytest.approx(1 / task.pairs, abs=0.03)

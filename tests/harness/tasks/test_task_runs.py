@@ -78,7 +78,7 @@ def test_the_tasks_and_their_options() -> None:
     assert find_task("sr") is SuperResolution
     assert chosen() is chosen("--task", "sr") is None
     task = chosen("--task=recall", "--pairs", "16", "--blanks", "0.25")
-    assert task.settings == {"pairs": 16, "cells": 6, "copies": 1, "blanks": 0.25}
+    assert task.settings == Recall(pairs=16, blanks=0.25).settings
     assert (task.label, task.test_sets) == ("recall-d16-n6-b0.25", ["n6", "n12", "n24"])
 
 
@@ -148,7 +148,9 @@ def test_a_run_leaves_a_record_and_tables_of_its_own(
     second, first = load_records(tmp_path, Run)
     assert first.config.task is not UNSET
     assert (first.config.task.name, first.config.task.loss) == ("recall", "mse")
-    assert first.config.task.options == {"pairs": 3, "cells": 6, "copies": 1, "blanks": 0.0}
+    assert first.config.task.options == Recall(pairs=3).settings
+    assert [row[0] for row in first.training.curve] == [1, 2, 3]
+    assert first.training.curve[-1][1] == first.validation.score  # type: ignore[union-attr]
     assert first.config.task.positions == [1]
     assert first.id.startswith("enlca-m4-recall-d3-n6-quick-x2-s0-")
     assert first.variant.options["res_scale"] == 1.0
