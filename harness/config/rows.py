@@ -18,11 +18,15 @@ TableName = Literal[
     "figure6",
     "rivals",
     "controls",
+    "profile",
 ]
 #: Feature maps (height, width) of the paper's Table 5.
 TABLE5_SIZES = ((100, 100), (150, 150))
 # What the paper writes out and the modules have as defaults: a variant names it by leaving it out.
-_DEFAULTS = {"m": 128, "k": 6.0, "n1": 0.02, "n2": 0.08, "window": 8}
+_DEFAULTS = {"m": 128, "k": 6.0, "n1": 0.02, "n2": 0.08, "window": 8} | {
+    "chunk_size": 144,
+    "recurrence": 1,
+}
 
 
 def table_rows(table: str) -> list[Variant]:
@@ -33,7 +37,8 @@ def table_rows(table: str) -> list[Variant]:
     and in the loss (Eq. 8). Table 3: ENLCA with each n1, and for each with every n2. Table 5
     continues with the methods that the paper counts or trains but does not time. Figure 6 and the
     rivals begin with the baseline, to which the differences refer. The rivals are those of
-    docs/modules.md, with windows of 8 and of 16. The controls are those of docs/tasks.md.
+    docs/modules.md, with windows of 8 and of 16. The controls are those of docs/tasks.md. The
+    profile is every module of the zoo.
 
     Raises:
         UserError: no such table.
@@ -71,21 +76,30 @@ def table_rows(table: str) -> list[Variant]:
             Variant("channel-attention"),
         ],
         "controls": [none, Variant("conv"), Variant("mean"), Variant("oracle")],
+        "profile": [
+            *(none, Variant("conv"), Variant("mean"), Variant("oracle"), nla),
+            *(_variant("nlsa", chunk_size=size) for size in (144, 72, 24)),
+            *(_variant("criss-cross", recurrence=passes) for passes in (1, 2)),
+            *enlca,
+            Variant("enla"),
+        ],
         "figure6": [none, *(_variant("enlca", k=float(k)) for k in (1, 2, 4, 6, 8, 10))],
     }
     if table not in rows:
         raise UserError(f"unknown rows {table!r}: choose from {', '.join(rows)}")
+    if table == "profile":  # and all rivals after them, without the baseline again
+        return [*rows["profile"], *rows["rivals"][1:]]
     return rows[table]
 
 
 def rows_to_run(table: str) -> list[Variant]:
-    """As :func:`table_rows`; the rivals end with the built-in modules that no table names yet.
+    """As :func:`table_rows`; rivals and profile end with built-in modules that no table names.
 
     Raises:
         UserError: no such table.
     """
     rows = table_rows(table)
-    if table != "rivals":
+    if table not in ("rivals", "profile"):
         return rows
     named = {variant.name for name in get_args(TableName) for variant in table_rows(name)}
     return [*rows, *(Variant(name) for name in built_in_attentions() if name not in named)]
