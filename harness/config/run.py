@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -118,7 +119,7 @@ class RunConfig:
         """
         found = found or find_preset(preset)
         if scale not in found.patch:
-            raise UserError(f"scale must be 2, 3 or 4, got {scale}")
+            raise UserError(f"scale must be {_one_of(found.patch)}, got {scale}")
         names = ("network", "batch", "steps", "steps_per_epoch", "learning_rate", "schedule")
         own = {name: getattr(found, name) for name in names} | {"patch": found.patch[scale]}
         given = {name: value for name, value in values.items() if value is not None}
@@ -139,8 +140,9 @@ class RunConfig:
             raise UserError(
                 f"auxiliary weight must be a finite number, at least 0, got {self.auxiliary_weight}"
             )
-        if self.scale not in (2, 3, 4):
-            raise UserError(f"scale must be 2, 3 or 4, got {self.scale}")
+        scales = (2, 3, 4) if self.task is None else (1, 2, 3, 4)
+        if self.scale not in scales:
+            raise UserError(f"scale must be {_one_of(scales)}, got {self.scale}")
         if not 0 < self.learning_rate < math.inf:
             raise UserError(
                 f"learning rate must be a finite number above 0, got {self.learning_rate}"
@@ -189,6 +191,12 @@ class RunConfig:
         what = f"{slug(self.data.name)}-{self.preset}" if self.task else self.preset
         head = f"{self.variant.file_name}-{what}-x{self.scale}-s{self.seed}"
         return f"{head}-{digest(content)[:12]}"
+
+
+def _one_of(values: Iterable[int]) -> str:
+    """The values in words: ``2, 3 or 4``."""
+    *most, last = values
+    return f"{', '.join(map(str, most))} or {last}" if most else str(last)
 
 
 def _check_choice(what: str, value: str, choices: tuple[str, ...]) -> None:
