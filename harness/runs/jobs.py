@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -25,8 +26,10 @@ from ..config.run import RunConfig
 from ..config.variants import Variant
 from ..records.shapes import Run
 from ..records.store import record_path
-from ..tasks.images import ImageTask
 from .options import RunOptions, TrainingOptions, configure
+
+if TYPE_CHECKING:
+    from ..tasks.images import ImageTask
 
 #: Seconds that a job has for saving its state after SIGTERM.
 GRACE = 15.0
