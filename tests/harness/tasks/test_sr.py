@@ -40,7 +40,6 @@ def test_the_default_gives_the_patches_that_it_gave() -> None:
         lr, hr = sample_batch(cache, **KEY, scale=2)
         np.testing.assert_array_equal(batch.inputs, lr)
         np.testing.assert_array_equal(batch.targets, hr)
-        assert task.degrade is None
         assert task.settings == {}
 
 
@@ -91,7 +90,11 @@ def test_lr_files_are_used_for_bicubic_alone(tmp_path: Path) -> None:
     np.testing.assert_array_equal(first(degradation="nearest"), hr[::4, ::4])
     noisy = first(noise=20.0)
     np.testing.assert_array_equal(noisy, first(noise=20.0))
-    assert np.std(noisy.astype(int) - downscale(hr, 4)) == pytest.approx(20, rel=0.2)
+    assert np.std(noisy.astype(int) - stored) == pytest.approx(20, rel=0.2)
+    Image.fromarray(stored[1:]).save(place)  # it no longer fits, and only bicubic minds
+    assert first(degradation="box").shape == (12, 15, 3)
+    with pytest.raises(UserError, match="does not fit"):
+        first(noise=20.0)
 
 
 def test_only_other_lr_images_change_the_configuration(image_folder: Path) -> None:
