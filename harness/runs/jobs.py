@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -23,11 +24,12 @@ from ..config.labels import row_labels
 from ..config.options import module_option, own_options
 from ..config.run import RunConfig
 from ..config.variants import Variant
-from ..images.cache import TrainingCache
-from ..images.sources import DataSource
 from ..records.shapes import Run
 from ..records.store import record_path
 from .options import RunOptions, TrainingOptions, configure
+
+if TYPE_CHECKING:
+    from ..tasks.images import ImageTask
 
 #: Seconds that a job has for saving its state after SIGTERM.
 GRACE = 15.0
@@ -78,8 +80,7 @@ def find_jobs(
     options: TrainingOptions,
     variants: Sequence[Variant],
     device: torch.device,
-    source: DataSource,
-    cache: TrainingCache,
+    task: ImageTask,
 ) -> list[Job]:
     """The runs of a grid in the order of ``harness.run``; the baselines of warm starts first.
 
@@ -98,7 +99,7 @@ def find_jobs(
     baselines, jobs = {}, {}
     for seed in dict.fromkeys(options.seeds):
         for variant in variants:
-            config = configure(options, variant, seed, device, source, cache)
+            config = configure(options, task, variant, seed, device)
             jobs[config.run_id] = _job(config, options, names)
             if config.start:
                 start = config.baseline
