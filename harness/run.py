@@ -1,7 +1,7 @@
 """The main job: train, evaluate, count and time attention modules in EDSR.
 
-Command line: ``python -m harness.run --attn enlca --m 16``. With ``--task recall`` it trains and
-scores them in a synthetic task.
+Command line: ``python -m harness.run --attn enlca --m 16``. ``--task`` names what they learn, if
+it is not super-resolution: ``denoise`` on the same images, or a synthetic task such as ``recall``.
 """
 
 from __future__ import annotations
@@ -17,8 +17,10 @@ from .base.signals import resumable
 from .config.options import describe_command, parse
 from .config.variants import Variant
 from .runs.options import RunOptions as Options
-from .runs.options import configure, configure_task, network_of
+from .runs.options import configure, network_of
+from .tasks.images import ImageTask
 from .tasks.options import create_task, options_with_task, weighted
+from .tasks.sr import SuperResolution
 from .training import distributed
 
 if TYPE_CHECKING:
@@ -40,8 +42,7 @@ def main() -> None:
     from attention_zoo.implementations import choose_implementation
 
     task = create_task(task_class, options, argv)
-    if task is None:
-        network_of(options)  # an unknown preset shows before the device is looked for
+    network_of(options, task)  # an unknown preset shows before the device is looked for
     device = distributed.start(options.device)
     command = describe_command("harness.run", argv, distributed.launcher())
     machine.use_threads(options.threads)
@@ -50,8 +51,8 @@ def main() -> None:
         raise UserError(f"--save-every must be at least 0 seconds, got {options.save_every}")
     if not options.seeds:
         raise UserError("--seeds needs at least one number")
-    if task is None:
-        table = _super_resolution(options, variants, device, command)
+    if isinstance(task, ImageTask):
+        table = _images(options, task, variants, device, command)
     else:
         variants = [weighted(variant, task, argv) for variant in variants]
         table = _synthetic(options, task, variants, device, command)
@@ -61,36 +62,38 @@ def main() -> None:
         console.print(f"Records: {options.results / 'records'}; tables: python -m harness.tables")
 
 
-def _super_resolution(
-    options: Options, variants: Sequence[Variant], device: torch.device, command: str
+def _images(
+    options: Options,
+    task: ImageTask,
+    variants: Sequence[Variant],
+    device: torch.device,
+    command: str,
 ) -> Table | None:
-    """Train, evaluate, count and time; the table to print, None in all processes but the first."""
+    """Train and evaluate, in super-resolution count and time too.
+
+    Returns:
+        The table to print, None in all processes but the first.
+    """
     from .images.patches import check_patch
-    from .images.sources import find_data
     from .measuring.flops import check_cost
     from .reporting.tables.printed import summary
     from .runs.run import measure_cost, measure_latency, run
-    from .tasks.sr import SuperResolution
 
-    network = network_of(options)
+    network = network_of(options, task)
     for variant in variants:  # a bad option or module shows before any work is done
         check_cost(variant, network.channels)
     runs = []
     if not options.skip_training:
-        source = find_data(
-            options.data, train_sets=options.train_sets or None, holdout=options.holdout
-        )
-        configure(options, variants[0], 0, device, source, None)  # before images are decoded
+        configure(options, task, variants[0], 0, device, decode=False)
         with distributed.main_first():
-            cache = source.training_images(options.scale)
+            cache = task.cache
         configs = [
-            configure(options, variant, seed, device, source, cache)
+            configure(options, task, variant, seed, device)
             for seed in options.seeds
             for variant in variants
         ]
         check_patch(cache, configs[0].patch)
         distributed.check_batch(configs[0].batch)
-        task = SuperResolution(cache, source)
         # The baseline of a warm start has a record too, of another setting than the runs.
         baselines = {c.baseline.run_id: c.baseline for c in configs if c.start}
         for config in [*baselines.values(), *configs]:
@@ -101,6 +104,8 @@ def _super_resolution(
     distributed.stop()
     if not first:
         return None
+    if not isinstance(task, SuperResolution):
+        return summary(runs, [], None)
     costs = [measure_cost(variant, options.results, command) for variant in variants]
     latency = None
     if not options.skip_latency:
@@ -124,7 +129,7 @@ def _synthetic(
     from .runs.run import run
 
     configs = [
-        configure_task(options, task, variant, seed, device)
+        configure(options, task, variant, seed, device)
         for seed in options.seeds
         for variant in variants
     ]

@@ -63,11 +63,12 @@ def main() -> None:
     import psutil
 
     from .images.patches import check_patch
-    from .images.sources import find_data
     from .runs.engines import open_engine
     from .runs.jobs import find_jobs
     from .runs.plan import print_plan
     from .runs.sweep import conclude, seconds_of, sweep
+    from .tasks.options import find_images
+    from .tasks.sr import SuperResolution
 
     began = time.monotonic() - (time.time() - psutil.Process().create_time())
     budget = seconds_of(options.budget) if options.budget else math.inf
@@ -78,16 +79,15 @@ def main() -> None:
     channels = network_of(options).channels
     for variant in variants:  # a bad option shows before any work is done
         variant.create(channels)
-    source = find_data(options.data, train_sets=options.train_sets or None, holdout=options.holdout)
-    configure(options, variants[0], 0, device, source, None)
-    cache = source.training_images(options.scale)
-    jobs = find_jobs(options, variants, device, source, cache)
-    check_patch(cache, jobs[0].config.patch)
+    task = SuperResolution(None, find_images(options), options.scale)
+    configure(options, task, variants[0], 0, device, decode=False)
+    jobs = find_jobs(options, variants, device, task)
+    check_patch(task.cache, jobs[0].config.patch)
     at_once = options.workers or (1 if options.engine == "local" else None)
     if options.plan:
         machine.use_threads(engine_options.threads_each)
         gpus = options.gpus if options.engine == "ray" else 1.0
-        print_plan(jobs, source, cache, device, at_once, gpus)
+        print_plan(jobs, task, device, at_once, gpus)
         return
     with open_engine(options.engine, engine_options, options.results.absolute()) as engine:
         # The last seconds are for saving: once to stop in time, once more to kill what does not.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from typing import Any
 
 
@@ -25,3 +26,9 @@ def digest(content: Any) -> str:
 def slug(text: str) -> str:
     """The text as part of a file name: letters, digits and dots; dashes for all else."""
     return re.sub(r"[^A-Za-z0-9.]+", "-", text).strip("-.")
+
+
+def task_label(name: str, options: Mapping[str, Any]) -> str:
+    """A task with its options in words, e.g. ``denoise sigma 50``."""
+    values = (f"{v:g}" if isinstance(v, float) else str(v) for v in options.values())
+    return " ".join([name, *(f"{o} {v}" for o, v in zip(options, values, strict=True))])

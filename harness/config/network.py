@@ -26,7 +26,8 @@ class NetworkConfig:
     def reach(self) -> int:
         """How far the convolutions see in LR pixels: no farther pixel changes an output pixel.
 
-        One for each of head, end of the body, up-sampler and tail, two for each block.
+        One for each of head, end of the body, up-sampler and tail, two for each block. At scale 1,
+        without an up-sampler, they see one pixel less.
         """
         return 2 * self.blocks + 4
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from ..base.errors import UserError
-from ..base.names import digest, slug
+from ..base.names import digest, slug, task_label
 from .network import NetworkConfig
 from .presets import Preset, Schedule, find_preset
 from .variants import Variant
@@ -48,7 +49,7 @@ class StartConfig:
 
 @dataclass(frozen=True)
 class TaskConfig:
-    """What a network learns, unless it is super-resolution of images.
+    """What a network learns, unless it is super-resolution of bicubic LR images.
 
     Attributes:
         name: of the task.
@@ -70,7 +71,7 @@ class RunConfig:
     Protocol ``scratch`` has no ``start``. In ``warm-start`` the backbone begins with the weights
     of :attr:`baseline`, the same for every variant of a seed, and trains ``steps`` further.
     ``implementation`` is a choice of ``attention_zoo.implementations``; records and ids leave out
-    ``auto``, and ``task`` where it is super-resolution (None).
+    ``auto``, and ``task`` where it is super-resolution of bicubic LR images (None).
 
     Raises:
         UserError: a value is out of range.
@@ -118,7 +119,7 @@ class RunConfig:
         """
         found = found or find_preset(preset)
         if scale not in found.patch:
-            raise UserError(f"scale must be 2, 3 or 4, got {scale}")
+            raise UserError(f"scale must be {_one_of(found.patch)}, got {scale}")
         names = ("network", "batch", "steps", "steps_per_epoch", "learning_rate", "schedule")
         own = {name: getattr(found, name) for name in names} | {"patch": found.patch[scale]}
         given = {name: value for name, value in values.items() if value is not None}
@@ -129,7 +130,9 @@ class RunConfig:
         _check_choice("protocol", self.protocol, PROTOCOLS)
         if self.start is not None:
             _ = self.baseline  # its values are checked too
-        self.network.check(quarters=self.task is None)
+        places = self.task.positions if self.task else ()
+        # Of less than four blocks two quarters would end at one place.
+        self.network.check(quarters=self.task is None or len(set(places)) < len(places))
         for name in ("patch", "batch", "steps", "steps_per_epoch"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -139,8 +142,9 @@ class RunConfig:
             raise UserError(
                 f"auxiliary weight must be a finite number, at least 0, got {self.auxiliary_weight}"
             )
-        if self.scale not in (2, 3, 4):
-            raise UserError(f"scale must be 2, 3 or 4, got {self.scale}")
+        scales = (2, 3, 4) if self.task is None else (1, 2, 3, 4)
+        if self.scale not in scales:
+            raise UserError(f"scale must be {_one_of(scales)}, got {self.scale}")
         if not 0 < self.learning_rate < math.inf:
             raise UserError(
                 f"learning rate must be a finite number above 0, got {self.learning_rate}"
@@ -186,9 +190,20 @@ class RunConfig:
     def run_id(self) -> str:
         """Readable name with a hash of the full configuration."""
         content = {"variant": self.variant.to_dict(), "config": self.setting}
-        what = f"{slug(self.data.name)}-{self.preset}" if self.task else self.preset
+        what = self.preset
+        if self.task:
+            # The data of a synthetic task, which has no images, bear the task's label.
+            images = self.data.train_images
+            label = task_label(self.task.name, self.task.options) if images else self.data.name
+            what = f"{slug(label)}-{what}"
         head = f"{self.variant.file_name}-{what}-x{self.scale}-s{self.seed}"
         return f"{head}-{digest(content)[:12]}"
+
+
+def _one_of(values: Iterable[int]) -> str:
+    """The values in words: ``2, 3 or 4``."""
+    *most, last = values
+    return f"{', '.join(map(str, most))} or {last}" if most else str(last)
 
 
 def _check_choice(what: str, value: str, choices: tuple[str, ...]) -> None:

@@ -38,7 +38,7 @@ class TrainingCache:
         scale: HR size over LR size.
         names: ``<set>/<file name>`` of every image.
         hr: HR images ``[H, W, 3]``, cropped to multiples of the scale (read-only views).
-        lr: LR images ``[H/scale, W/scale, 3]`` (read-only views).
+        lr: LR images ``[H/scale, W/scale, 3]`` (read-only views); at scale 1 the same as ``hr``.
         sha256: fingerprint of names and pixels, independent of where the files lie.
     """
 
@@ -112,7 +112,7 @@ def _write_payload(
         hr = crop_to_multiple(read_image(path), scale)
         if 0 in hr.shape:
             raise UserError(f"training image {name} is smaller than {scale}x{scale}: remove it")
-        pixels = hr.tobytes() + downscale(hr, scale).tobytes()
+        pixels = hr.tobytes() + (b"" if scale == 1 else downscale(hr, scale).tobytes())
         return name, pixels, hr.shape[:2], hashlib.sha256(pixels).hexdigest()
 
     entries = []
@@ -138,7 +138,8 @@ def _open(
         if [e["name"] for e in entries] != names:
             return None
         digests = [str(e["sha256"]) for e in entries]
-        sizes = [3 * (h * w + (h // scale) * (w // scale)) for h, w in shapes]
+        lr_sizes = [0 if scale == 1 else (h // scale) * (w // scale) for h, w in shapes]
+        sizes = [3 * (h * w + less) for (h, w), less in zip(shapes, lr_sizes, strict=True)]
         if payload_path.stat().st_size != sum(sizes):
             return None
         buffer = np.asarray(np.memmap(payload_path, dtype=np.uint8, mode="r"))
@@ -149,8 +150,9 @@ def _open(
         return None
     hr, lr = [], []
     for part, (height, width) in zip(parts, shapes, strict=True):
-        hr.append(part[: 3 * height * width].reshape(height, width, 3))
-        lr.append(part[3 * height * width :].reshape(height // scale, width // scale, 3))
+        whole, rest = np.split(part, [3 * height * width])
+        hr.append(whole.reshape(height, width, 3))
+        lr.append(rest.reshape(height // scale, width // scale, 3) if scale > 1 else hr[-1])
     fingerprint = _digest([scale, list(zip(names, shapes, digests, strict=True))])
     return TrainingCache(scale, names, hr, lr, fingerprint)
 

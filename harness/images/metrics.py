@@ -57,7 +57,7 @@ def psnr(a_y: NDArray[Any], b_y: NDArray[Any], border: int) -> float:
     return float(10 * np.log10(255**2 / mse)) if mse else float("inf")
 
 
-def ssim(a_y: Pixels, b_y: Pixels, border: int) -> float:
+def ssim(a_y: NDArray[Any], b_y: NDArray[Any], border: int) -> float:
     """Mean SSIM of two lumas ``[H, W]`` without ``border`` pixels on each side.
 
     Wang et al., IEEE TIP 13(4), 2004: Gaussian window 11x11, sigma 1.5, K1 = 0.01,
@@ -94,6 +94,20 @@ def quality(sr: Pixels, hr: Pixels, scale: int) -> Quality:
         raise UserError(f"cannot compare images of {_size(sr)} and {_size(hr)}")
     a, b = rgb_to_y(sr), rgb_to_y(hr)
     return Quality(psnr(a, b, scale), ssim(a, b, scale))
+
+
+def grey_quality(image: NDArray[Any], clean: Pixels) -> Quality:
+    """PSNR and SSIM of a grey result against the clean image, over the whole image.
+
+    Args:
+        image: ``[H, W, 3]`` with equal channels, 0…255; of 8 bits, or not rounded.
+        clean: uint8 ``[H, W, 3]`` with equal channels.
+
+    Raises:
+        UserError: the shapes differ, or the images are too small.
+    """
+    a, b = image[..., 0], clean[..., 0]
+    return Quality(psnr(a, b, 0), ssim(a, b, 0))
 
 
 def _inner(

@@ -13,12 +13,15 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
+
+from numpy.typing import NDArray
 
 from ..base.errors import UserError
 from . import embedded
 from .bicubic import crop_to_multiple, downscale
 from .cache import TrainingCache, training_cache
+from .degradation import Degradation, image_generator
 from .files import ImageSet, Pixels, find_images, lr_path, natural_key, read_image
 from .metrics import SSIM_WINDOW
 
@@ -30,13 +33,16 @@ LAYOUT = "test sets as <Set>/HR/*.png, training sets as train/<Set>/*.png (png, 
 
 @dataclass(frozen=True)
 class TestImage:
-    """One test image: its file's stem, HR ``[H, W, 3]`` and LR ``[H/scale, W/scale, 3]``."""
+    """One test image: its file's stem, HR ``[H, W, 3]`` and LR ``[H/scale, W/scale, 3]``.
+
+    ``lr`` is uint8; for denoising it is float32, where 1 stands for 255.
+    """
 
     __test__: ClassVar[bool] = False  # for pytest: no test case
 
     name: str
     hr: Pixels
-    lr: Pixels
+    lr: NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -44,7 +50,8 @@ class TestSet:
     """A test set at one scale; iterating decodes one image at a time.
 
     HR is cropped (top-left) to a multiple of the scale. LR is the stored file if there is
-    one, else made by the MATLAB-style bicubic.
+    one, else made by the MATLAB-style bicubic. With a degradation it is always made, and the
+    image's noise depends on the names of set and image alone.
 
     Raises (while iterating):
         UserError: an image is unreadable or too small, or an LR file does not fit its HR.
@@ -54,6 +61,7 @@ class TestSet:
 
     images: ImageSet
     scale: int
+    degradation: Degradation | None = None
 
     @property
     def name(self) -> str:
@@ -68,12 +76,16 @@ class TestSet:
     def _load(self, path: Path) -> TestImage:
         hr = crop_to_multiple(read_image(path), self.scale)
         height, width = hr.shape[:2]
-        least = SSIM_WINDOW + 2 * self.scale
+        least = SSIM_WINDOW + (2 * self.scale if self.scale > 1 else 0)
         if min(height, width) < least:
             raise UserError(
                 f"test image {path} is {width}x{height}: x{self.scale} needs {least}x{least} or "
                 "more; remove it from the folder"
             )
+        if self.degradation is not None:
+            generator = image_generator(self.name, path.stem)
+            lr, target = self.degradation.pair(hr, None, self.scale, generator)
+            return TestImage(path.stem, target, lr)
         stored = lr_path(path, self.scale)
         if stored is None:
             return TestImage(path.stem, hr, downscale(hr, self.scale))
@@ -122,13 +134,13 @@ class DataSource:
             raise UserError(f"{self.name} has no training sets: put images into train/<Set>/")
         return training_cache(self.train, scale)
 
-    def test_set(self, name: str, scale: int) -> TestSet:
-        """The test set of that name.
+    def test_set(self, name: str, scale: int, degradation: Degradation | None = None) -> TestSet:
+        """The test set of that name, its inputs by the degradation if there is one.
 
         Raises:
             UserError: there is none.
         """
-        return TestSet(_choose(self.test, name, f"test set in {self.name}"), scale)
+        return TestSet(_choose(self.test, name, f"test set in {self.name}"), scale, degradation)
 
 
 def find_data(

@@ -11,7 +11,7 @@ from importlib.metadata import version
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from ..base.errors import UserError, is_out_of_memory
 from ..base.files import read_json, write_json
@@ -39,7 +39,7 @@ BICUBIC_VERSION = 1
 def super_resolve(
     network: nn.Module, lr: np.ndarray, scale: int, tile: int | None = None, chop: bool = False
 ) -> np.ndarray:
-    """LR uint8 ``[H, W, 3]`` to SR uint8 ``[scale·H, scale·W, 3]``.
+    """LR ``[H, W, 3]``, uint8 or float32 in 0…1, to SR uint8 ``[scale·H, scale·W, 3]``.
 
     Args:
         network: maps ``[1, 3, H, W]`` in 0…1 to the scaled size; put into evaluation mode here.
@@ -164,7 +164,40 @@ def _quality(
     found = metrics.quality(sr, hr, scale)
     if released_psnr:
         found = replace(found, psnr=metrics.psnr(released_luma(sr), released_luma(hr), scale))
+    return _rounded(found)
+
+
+def _rounded(found: metrics.Quality) -> tuple[float, float]:
     return round(min(found.psnr, MAX_PSNR), 6), round(found.ssim, 8)
+
+
+class GreyOutput(nn.Module):
+    """A network whose output's channels are all their mean: ``[B, 3, H, W]`` as before."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[B, 3, H, W]`` to the same shape."""
+        found: Tensor = self.network(x)
+        return found.mean(dim=1, keepdim=True).repeat(1, found.shape[1], 1, 1)
+
+
+def _evaluate_grey(network: nn.Module, image: TestImage, tile: int | None) -> ImageQuality:
+    """The 8-bit mean of the output's channels beside the noisy image, which is not rounded."""
+    output, tiled = within_memory(GreyOutput(network), image, 1, tile, chop=False)
+    psnr, ssim = _rounded(metrics.grey_quality(output, image.hr))
+    noisy = metrics.grey_quality(image.lr.astype(np.float64) * 255, image.hr)
+    noisy_psnr, noisy_ssim = _rounded(noisy)
+    return ImageQuality(
+        name=image.name,
+        psnr=psnr,
+        ssim=ssim,
+        noisy_psnr=noisy_psnr,
+        noisy_ssim=noisy_ssim,
+        tile=tiled,
+    )
 
 
 def _evaluate_image(
@@ -198,9 +231,10 @@ def evaluate(
     *,
     chop: bool = False,
     released_psnr: bool = False,
+    grey: bool = False,
     evaluated: EvaluatedImages | None = None,
 ) -> Quality:
-    """Quality of the network, and of bicubic, on one test set.
+    """Quality of the network, and of bicubic or the noisy image, on one test set.
 
     Args:
         network: as for :func:`super_resolve`.
@@ -211,6 +245,7 @@ def evaluate(
         tile: as for :func:`super_resolve`.
         chop: likewise.
         released_psnr: PSNR by :func:`released_luma`.
+        grey: denoising: the images are grey, and no border is cropped; see :class:`GreyOutput`.
         evaluated: results of an interrupted evaluation, used again; further ones are added.
 
     Returns:
@@ -225,12 +260,16 @@ def evaluate(
         for image in images:
             row = evaluated.find(image) if evaluated else None
             if row is None:
-                row = _evaluate_image(network, image, scale, tile, chop, released_psnr)
+                if grey:
+                    row = _evaluate_grey(network, image, tile)
+                else:
+                    row = _evaluate_image(network, image, scale, tile, chop, released_psnr)
                 if evaluated:
                     evaluated.add(image, row)
             rows.append(row)
             mean = float(np.mean([row.psnr for row in rows]))
             progress.update(task, advance=1, psnr=mean)
-    keys = ("psnr", "ssim", "bicubic_psnr", "bicubic_ssim")
+    beside = "noisy" if grey else "bicubic"
+    keys = ("psnr", "ssim", f"{beside}_psnr", f"{beside}_ssim")
     means = {key: round(float(np.mean([getattr(row, key) for row in rows])), 6) for key in keys}
     return Quality(images=rows, **means)

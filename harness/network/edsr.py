@@ -28,7 +28,7 @@ class EDSR(nn.Module):
     Args:
         network: number of blocks (at least 4 for modules at :func:`quarters`), channels, residual
             scale.
-        scale: s: 2, 3 or 4.
+        scale: s: 1 to 4; at 1 there is no up-sampler, as in networks for denoising.
         image_range: largest pixel value that the layers see (255 in EDSR's released networks).
     """
 
@@ -44,7 +44,7 @@ class EDSR(nn.Module):
             ResidualBlock(channels, res_scale) for _ in range(network.blocks)
         )
         self.body_end = Conv3x3(channels, channels)
-        steps = {2: (2,), 3: (3,), 4: (2, 2)}[scale]
+        steps: tuple[int, ...] = {1: (), 2: (2,), 3: (3,), 4: (2, 2)}[scale]
         self.upsampler = nn.Sequential()
         for i, factor in enumerate(steps):
             # Named as in EDSR's own checkpoints, where a pixel shuffle stands between.
@@ -140,7 +140,7 @@ def build_network(
     Args:
         variant: the attention modules; plain EDSR for ``none``.
         network: size of the backbone.
-        scale: 2, 3 or 4.
+        scale: 1, 2, 3 or 4.
         image_range: as for :class:`EDSR`.
         positions: of the modules, each the number of blocks before it; :func:`quarters` if None.
         seed: of all weights.

@@ -14,6 +14,8 @@ from typing import Any
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from ..base.names import task_label
+
 #: Version of the records' layout. A reader refuses any other.
 SCHEMA = 1
 #: The paper's m and k, which every approximation record has.
@@ -149,12 +151,17 @@ class Start(_Shape, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class TaskSetting(_Shape, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What the network learned, unless it is super-resolution; see ``config.run.TaskConfig``."""
+    """What the network learned, unless it is the default; see ``config.run.TaskConfig``."""
 
     name: str
     options: dict[str, Any]
     loss: str
     positions: list[int]
+
+    @property
+    def label(self) -> str:
+        """The task with its options, e.g. ``denoise sigma 50``."""
+        return task_label(self.name, self.options)
 
 
 class Config(_Shape, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -182,8 +189,13 @@ class Config(_Shape, frozen=True, kw_only=True, forbid_unknown_fields=True):
     data: Data
     start: Start | UnsetType = UNSET
     implementation: str | UnsetType = UNSET
-    #: Not there in super-resolution.
+    #: Not there in super-resolution of bicubic LR images.
     task: TaskSetting | UnsetType = UNSET
+
+    @property
+    def image_task(self) -> TaskSetting | None:
+        """The task if it works on image files; None for a synthetic one and for the default."""
+        return None if self.task is UNSET or not self.data.train_images else self.task
 
     @property
     def setting(self) -> dict[str, Any]:
@@ -206,14 +218,23 @@ class Training(_Shape, frozen=True, kw_only=True):
 
 
 class ImageQuality(_Shape, frozen=True, kw_only=True):
-    """PSNR (dB) and SSIM of one image on Y; ``tile`` is the side in LR pixels, None if whole."""
+    """PSNR (dB) and SSIM of one image; ``tile`` is the side in input pixels, None if whole.
+
+    Beside it stands the quality of the input: of bicubic's up-sampling on Y or, in denoising, of
+    the noisy image; see :func:`input_of`.
+    """
 
     name: str
     psnr: Number
     ssim: Number
-    bicubic_psnr: Number
-    bicubic_ssim: Number
+    bicubic_psnr: Number | UnsetType = UNSET
+    bicubic_ssim: Number | UnsetType = UNSET
+    noisy_psnr: Number | UnsetType = UNSET
+    noisy_ssim: Number | UnsetType = UNSET
     tile: int | None
+
+    def __post_init__(self) -> None:
+        _check_input(self)
 
 
 class Quality(_Shape, frozen=True, kw_only=True):
@@ -221,9 +242,25 @@ class Quality(_Shape, frozen=True, kw_only=True):
 
     psnr: Number
     ssim: Number
-    bicubic_psnr: Number
-    bicubic_ssim: Number
+    bicubic_psnr: Number | UnsetType = UNSET
+    bicubic_ssim: Number | UnsetType = UNSET
+    noisy_psnr: Number | UnsetType = UNSET
+    noisy_ssim: Number | UnsetType = UNSET
     images: list[ImageQuality]
+
+    def __post_init__(self) -> None:
+        _check_input(self)
+
+
+def input_of(found: ImageQuality | Quality) -> str:
+    """What stands beside the network's quality: ``bicubic`` or ``noisy``."""
+    return "bicubic" if found.noisy_psnr is UNSET else "noisy"
+
+
+def _check_input(found: ImageQuality | Quality) -> None:
+    for key in ("psnr", "ssim"):
+        if getattr(found, f"{input_of(found)}_{key}") is UNSET:
+            raise ValueError(f"Object missing required field `{input_of(found)}_{key}`")
 
 
 class Score(_Shape, frozen=True, kw_only=True):
@@ -254,8 +291,8 @@ class Score(_Shape, frozen=True, kw_only=True):
 class Run(Record, frozen=True, kw_only=True):
     """One variant trained and evaluated with one seed.
 
-    Super-resolution has ``quality`` by test set, a synthetic task ``scores``, and ``validation``,
-    its score on validation images.
+    A task on image files has ``quality`` by test set, a synthetic task ``scores``, and
+    ``validation``, its score on validation images.
     """
 
     variant: RecordedVariant
@@ -608,7 +645,8 @@ def _check_created(created: str) -> None:
 
 
 def _check_quality(run: Run) -> None:
-    key = "quality" if run.config.task is UNSET else "scores"
+    of_images = run.config.task is UNSET or run.config.image_task
+    key = "quality" if of_images else "scores"
     found: dict[str, Quality] | dict[str, Score] = getattr(run, key)
     for name in run.config.data.test or ["<test set>"]:
         if name not in found:

@@ -132,11 +132,16 @@ def load_all_records(results: Path) -> list[Record]:
 
 
 def setting_label(run: Run) -> str:
-    """Folder name of the run's setting, e.g. ``small-x4-scratch-data-4000steps-0a1b2c``."""
+    """Folder name of the run's setting, e.g. ``small-x4-scratch-data-4000steps-0a1b2c``.
+
+    Of a task on image files, the task and its options come first.
+    """
     config = run.config
     name = (
         f"{config.preset}-x{config.scale}-{config.protocol}-{config.data.name}-{config.steps}steps"
     )
+    if task := config.image_task:
+        name = f"{task.label}-{name}"
     return f"{slug(name)}-{digest(config.setting)[:6]}"
 
 

@@ -37,26 +37,37 @@ def caption(title: str, setting: Setting, test_set: str | None = None) -> str:
 
 
 def setting_text(setting: Setting) -> str:
-    """Preset, scale, protocol, steps, data, device and seeds of a setting with runs."""
+    """Task, preset, scale, protocol, steps, data, device and seeds of a setting with runs.
+
+    The default task is not named.
+    """
     config = setting.config
-    data = config.data
+    data, task = config.data, config.image_task
     steps = f"{config.steps} steps"
     if config.start is not UNSET:
         steps = f"{config.steps} further steps after the baseline's {config.start.steps}"
     return (
+        f"{f'{task.label}, ' if task else ''}"
         f"preset {config.preset} ({config.blocks} blocks × {config.channels} channels), "
-        f"×{config.scale}, protocol {config.protocol}, {steps}, trained on "
+        f"{_enlargement(config.scale, ', ')}protocol {config.protocol}, {steps}, trained on "
         f"{' + '.join(data.train)} ({plural(data.train_images, 'image')} of {data.name}), "
         f"device {config.device}, {config.precision or 'float32'}, {setting.seed_count}"
     )
 
 
+def _enlargement(scale: int, after: str = "") -> str:
+    """``×4``; nothing for tasks that do not enlarge."""
+    return f"×{scale}{after}" if scale > 1 else ""
+
+
 def setting_columns(setting: Setting) -> dict[str, Any]:
-    """CSV columns of a setting; none without runs."""
+    """CSV columns of a setting; none without runs. The default task is not named."""
     if not setting.runs:
         return {}
     config = setting.config
+    task = config.image_task
     return {
+        **({"task": task.label} if task else {}),
         "setting": setting.label,
         "preset": config.preset,
         "protocol": config.protocol,
@@ -231,7 +242,7 @@ def measured_header(setting: Setting, test_set: str | None = None) -> str:
     """Measured test set and scale."""
     if not setting.runs:
         return "measured"
-    return f"{test_set or setting.test_set} ×{setting.config.scale}"
+    return f"{test_set or setting.test_set} {_enlargement(setting.config.scale)}".rstrip()
 
 
 def quality_headers(setting: Setting, test_set: str | None = None) -> list[tuple[str, str]]:

@@ -15,7 +15,7 @@ from ..base.names import canonical_json
 from ..config.presets import PRESETS
 from ..config.variants import CORE_CHANNELS, MODULE_CHANNELS, Variant
 from ..records.origin import by_age, plural
-from ..records.shapes import UNSET, Config, Cost, Record, RecordedVariant, Run
+from ..records.shapes import UNSET, Config, Cost, Record, RecordedVariant, Run, input_of
 from ..records.store import setting_label
 from .labels import recorded_labels, row_order, variant_of
 from .statistics import Summary, summarise
@@ -152,33 +152,47 @@ class Setting:
         found = {variant: self.summary(variant, self.test_set) for variant in self.runs_of}
         return {variant: summary for variant, summary in found.items() if summary}
 
-    def bicubic(self, test_set: str, metric: str = "psnr") -> Summary:
-        """Quality of bicubic up-sampling, as the run records have it."""
+    @property
+    def input_name(self) -> str:
+        """What stands beside the networks' quality: ``bicubic`` or ``noisy``."""
+        return input_of(self.runs[0].quality[self.test_sets[0]])
+
+    def input_quality(self, test_set: str, metric: str = "psnr") -> Summary:
+        """Quality of bicubic up-sampling or of the noisy image, as the run records have it."""
         like = self.baseline or next(iter(self.runs_of.values()))
-        summary = summarise(
-            like, self.baseline, test_set, f"bicubic_{metric}", baseline_metric=metric
-        )
+        name = f"{self.input_name}_{metric}"
+        summary = summarise(like, self.baseline, test_set, name, baseline_metric=metric)
         return replace(summary, std_over_seeds=None)  # the same image whatever the seed
 
 
 def super_resolution(records: Iterable[Record]) -> list[Run]:
-    """The runs among records that were not trained in a synthetic task."""
+    """The runs among records that were trained in the default task."""
     return [one for one in records if isinstance(one, Run) and one.config.task is UNSET]
 
 
 def find_settings(runs: Sequence[Run], costs: Sequence[Cost]) -> list[Setting]:
     """One Setting for each configuration among the runs, nearest to the paper's first.
 
-    Runs of synthetic tasks are left out: they have tables of their own. Nearest is the larger
-    preset, then more runs, then the label. Without runs it is one Setting of the costs alone;
-    without any record, none.
+    Runs of other tasks are left out: they have tables of their own. Nearest is the larger preset,
+    then more runs, then the label. Without runs it is one Setting of the costs alone; without any
+    record, none.
     """
-    groups: dict[str, list[Run]] = {}
-    for run in super_resolution(runs):
-        groups.setdefault(setting_label(run), []).append(run)
-    settings = [Setting(group, costs) for group in groups.values()]
+    settings = _settings(super_resolution(runs), costs)
     settings.sort(key=lambda s: (_preset_rank(s.config.preset), -len(s.runs), s.label))
     return settings or ([Setting([], costs)] if costs else [])
+
+
+def image_task_settings(runs: Sequence[Run]) -> list[Setting]:
+    """One Setting for each configuration of a task on image files but the default, by label."""
+    found = _settings([run for run in runs if run.config.image_task], [])
+    return sorted(found, key=lambda setting: setting.label)
+
+
+def _settings(runs: Sequence[Run], costs: Sequence[Cost]) -> list[Setting]:
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        groups.setdefault(setting_label(run), []).append(run)
+    return [Setting(group, costs) for group in groups.values()]
 
 
 def _by_variant(run: Run) -> tuple[str, int]:

@@ -63,7 +63,7 @@ def summarise(
         runs: the variant's run records, at most one a seed.
         baseline_runs: the baseline's; empty if there are none.
         test_set: name of a test set that every run has.
-        metric: the per-image value, "psnr" or "ssim" (or "bicubic_…").
+        metric: the per-image value, "psnr" or "ssim" (or "bicubic_…", "noisy_…").
         baseline_metric: the baseline's, if it is another.
         resamples: number of bootstrap resamples.
         seed: of the bootstrap's generator.

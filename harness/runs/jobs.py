@@ -23,10 +23,9 @@ from ..config.labels import row_labels
 from ..config.options import module_option, own_options
 from ..config.run import RunConfig
 from ..config.variants import Variant
-from ..images.cache import TrainingCache
-from ..images.sources import DataSource
 from ..records.shapes import Run
 from ..records.store import record_path
+from ..tasks.images import ImageTask
 from .options import RunOptions, TrainingOptions, configure
 
 #: Seconds that a job has for saving its state after SIGTERM.
@@ -78,8 +77,7 @@ def find_jobs(
     options: TrainingOptions,
     variants: Sequence[Variant],
     device: torch.device,
-    source: DataSource,
-    cache: TrainingCache,
+    task: ImageTask,
 ) -> list[Job]:
     """The runs of a grid in the order of ``harness.run``; the baselines of warm starts first.
 
@@ -98,7 +96,7 @@ def find_jobs(
     baselines, jobs = {}, {}
     for seed in dict.fromkeys(options.seeds):
         for variant in variants:
-            config = configure(options, variant, seed, device, source, cache)
+            config = configure(options, task, variant, seed, device)
             jobs[config.run_id] = _job(config, options, names)
             if config.start:
                 start = config.baseline

@@ -12,7 +12,7 @@ import tyro
 from ..base.errors import UserError
 from ..config.network import NetworkConfig
 from ..config.options import Implementation
-from ..config.presets import Preset, Schedule, find_preset
+from ..config.presets import PRESETS, Preset, Schedule, find_preset
 from ..config.rows import TableName
 from ..config.run import (
     AUTO,
@@ -31,9 +31,7 @@ from ..config.variants import Variant
 if TYPE_CHECKING:
     import torch
 
-    from ..images.cache import TrainingCache
-    from ..images.sources import DataSource
-    from ..tasks.base import SyntheticTask
+    from ..tasks.options import AnyTask, ImageTask, SyntheticTask
 
 
 @dataclass(kw_only=True)
@@ -107,11 +105,12 @@ class RunOptions(TrainingOptions):
       python -m harness.run --attn enlca --m 16                 images that ship with scikit-image
       python -m harness.run --attn none nla nlsa --seeds 0 1 2 --preset small --data DIR
       python -m harness.run --attn my_package.my_module:MyAttention --my-option 3
+      python -m harness.run --task denoise --sigma 25 --attn none enlca
       python -m harness.run --task recall --pairs 4 --attn enlca nla none mean
     """
 
     task: str = "sr"
-    """What to learn: sr, recall, or your own as package.module:Class; its options follow."""
+    """What to learn: sr, denoise, recall, or package.module:Class of your own; options follow."""
 
     skip_training: bool = False
     """Only count and time; this needs no images."""
@@ -119,13 +118,17 @@ class RunOptions(TrainingOptions):
     """Do not time."""
 
 
-def network_of(options: TrainingOptions) -> NetworkConfig:
+def network_of(options: TrainingOptions, task: AnyTask | None = None) -> NetworkConfig:
     """Size of the network: the preset's, with the options' overrides.
+
+    Args:
+        options: of the command.
+        task: whose preset it is; super-resolution if None.
 
     Raises:
         UserError: unknown preset.
     """
-    return _overridden(options, find_preset(options.preset).network)
+    return _overridden(options, _preset_of(task, options.preset).network)
 
 
 def _overridden(options: TrainingOptions, network: NetworkConfig) -> NetworkConfig:
@@ -134,7 +137,7 @@ def _overridden(options: TrainingOptions, network: NetworkConfig) -> NetworkConf
 
 
 def configure_task(
-    options: RunOptions, task: SyntheticTask, variant: Variant, seed: int, device: torch.device
+    options: TrainingOptions, task: SyntheticTask, variant: Variant, seed: int, device: torch.device
 ) -> RunConfig:
     """The configuration of one run of a synthetic task, with one module in the backbone's middle.
 
@@ -166,7 +169,9 @@ def configure_task(
     )
 
 
-def _preset_of(task: SyntheticTask, name: str) -> Preset:
+def _preset_of(task: AnyTask | None, name: str) -> Preset:
+    if task is None or task.presets is PRESETS:
+        return find_preset(name)
     if name not in task.presets:
         raise UserError(
             f"task {task.name} has no preset {name!r}: choose from {', '.join(task.presets)}"
@@ -176,23 +181,50 @@ def _preset_of(task: SyntheticTask, name: str) -> Preset:
 
 def configure(
     options: TrainingOptions,
+    task: AnyTask,
     variant: Variant,
     seed: int,
     device: torch.device,
-    source: DataSource,
-    cache: TrainingCache | None,
+    *,
+    decode: bool = True,
 ) -> RunConfig:
-    """The configuration of one run: the preset with the options' overrides.
+    """The configuration of one run: the task's preset with the options' overrides.
 
-    Without a cache the values are checked all the same, but such a configuration is not run.
+    Args:
+        options: of the command.
+        task: as :func:`harness.tasks.options.create_task` makes it.
+        variant: the attention module.
+        seed: of the run.
+        device: where it trains.
+        decode: whether training images may be decoded now. Without them the values are checked all
+            the same, but such a configuration is not run.
 
     Raises:
         UserError: a value out of range, an unknown preset, scale or test set.
         AttentionError: unknown module or option.
     """
+    from ..tasks.images import ImageTask
+
+    if isinstance(task, ImageTask):
+        return _configure_images(options, task, variant, seed, device, decode)
+    return configure_task(options, task, variant, seed, device)
+
+
+def _configure_images(
+    options: TrainingOptions,
+    task: ImageTask,
+    variant: Variant,
+    seed: int,
+    device: torch.device,
+    decode: bool,
+) -> RunConfig:
+    """:func:`configure` of a task on image files, with five modules in the backbone."""
+    from ..network.edsr import quarters
+
+    preset = _preset_of(task, options.preset)
+    network = _overridden(options, preset.network)
     start = None
     if options.protocol == "warm-start":
-        preset = find_preset(options.preset)
         start = StartConfig(
             steps=preset.steps if options.start_steps is None else options.start_steps,
             learning_rate=preset.learning_rate,
@@ -200,16 +232,22 @@ def configure(
         )
     elif options.start_steps is not None:
         raise UserError("--start-steps applies only to --protocol warm-start")
+    source = task.source
     test = list(options.test_sets) or source.test_sets
     for name in test:
-        source.test_set(name, options.scale)
+        task.test_set(name)
+    cache = task.cache if decode else None
+    chosen = None
+    if task.settings:
+        chosen = TaskConfig(task.name, task.settings, task.loss, quarters(network.blocks))
     return RunConfig.of_preset(
         options.preset,
+        found=preset,
         variant=variant,
         protocol=options.protocol,
-        scale=options.scale,
+        scale=task.scale,
         seed=seed,
-        network=network_of(options),
+        network=network,
         patch=options.patch,
         batch=options.batch,
         steps=options.steps,
@@ -230,4 +268,5 @@ def configure(
         ),
         start=start,
         implementation=options.impl,
+        task=chosen,
     )

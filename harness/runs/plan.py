@@ -20,13 +20,12 @@ from rich.table import Table
 from ..base.machine import synchronise, use_tf32
 from ..config.run import RunConfig
 from ..config.variants import Variant
-from ..images.cache import TrainingCache
 from ..images.metrics import quality
-from ..images.sources import DataSource, TestSet
+from ..images.sources import TestSet
 from ..measuring.memory import peak_memory
 from ..measuring.quality import super_resolve
 from ..network.weights import Architecture
-from ..tasks.sr import SuperResolution
+from ..tasks.images import ImageTask
 from ..training.trainer import Trainer
 from .jobs import Job
 
@@ -58,7 +57,7 @@ class Estimate:
         return steps + self.evaluation
 
 
-def calibrate(config: RunConfig, source: DataSource, cache: TrainingCache) -> Estimate:
+def calibrate(config: RunConfig, task: ImageTask) -> Estimate:
     """Time a few steps of a run and the evaluation of an image of each test set.
 
     Raises:
@@ -69,8 +68,8 @@ def calibrate(config: RunConfig, source: DataSource, cache: TrainingCache) -> Es
     config = dataclasses.replace(config, protocol="scratch", start=None)
     last = config.steps - 1
     # With a new network, so that the step frees nothing that is older than it.
-    peak = peak_memory(partial(_train, _trainer(config, cache, device), last), device)
-    trainer = _trainer(config, cache, device)
+    peak = peak_memory(partial(_train, _trainer(config, task, device), last), device)
+    trainer = _trainer(config, task, device)
     plain = _median_seconds(partial(_train, trainer, 0), device)
     full = _median_seconds(partial(_train, trainer, last), device)
     held = 3 * sum(p.nbytes for p in trainer.network.parameters())  # and Adam's two moments
@@ -78,14 +77,14 @@ def calibrate(config: RunConfig, source: DataSource, cache: TrainingCache) -> Es
     evaluation = 0.0
     with use_tf32(False):
         for name in config.data.test:
-            test_set = source.test_set(name, config.scale)
+            test_set = task.test_set(name)
             evaluation += len(test_set) * _image_seconds(trainer, test_set)
     return Estimate(plain, full, evaluation, memory)
 
 
-def _trainer(config: RunConfig, cache: TrainingCache, device: torch.device) -> Trainer:
+def _trainer(config: RunConfig, task: ImageTask, device: torch.device) -> Trainer:
     network = Architecture.of(config).build(config.seed).to(device)
-    trainer = Trainer(config, network, SuperResolution(cache))
+    trainer = Trainer(config, network, task)
     trainer.network.train()
     return trainer
 
@@ -125,8 +124,7 @@ def _image_seconds(trainer: Trainer, test_set: TestSet) -> float:
 
 def print_plan(
     jobs: Sequence[Job],
-    source: DataSource,
-    cache: TrainingCache,
+    task: ImageTask,
     device: torch.device,
     at_once: int | None,
     gpus: float,
@@ -135,7 +133,7 @@ def print_plan(
 
     Args:
         jobs: all of the sweep.
-        source, cache: their images.
+        task: of all jobs.
         device: where to calibrate.
         at_once: jobs at once; None is all.
         gpus: share of a GPU for each job.
@@ -160,7 +158,7 @@ def print_plan(
         if finished < len(group):
             # The two protocols of a variant take the same time.
             if config.variant not in estimates:
-                estimates[config.variant] = calibrate(config, source, cache)
+                estimates[config.variant] = calibrate(config, task)
             found = estimates[config.variant]
             each = found.seconds(config)
             seconds += [each] * (len(group) - finished)

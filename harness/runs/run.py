@@ -30,7 +30,7 @@ from ..records.origin import origin_note
 from ..records.shapes import Cost, Latency, Run, untyped
 from ..records.store import load_record, new_record, record_id, record_path, save_record
 from ..tasks.base import SyntheticTask, Task
-from ..tasks.sr import SuperResolution
+from ..tasks.images import ImageTask
 from ..training import distributed
 from ..training.checkpoints import discard_checkpoints
 from ..training.trainer import Trainer
@@ -50,7 +50,7 @@ def run(
     """Train and evaluate one variant with one seed; a finished run is only read.
 
     If another process is working on the same run, this one waits for it. ``task`` is that of the
-    configuration: a SuperResolution with its source, or a SyntheticTask.
+    configuration: an ImageTask with its source, or a SyntheticTask.
 
     Returns:
         The run's record, which then lies under ``results/records/runs``.
@@ -85,7 +85,7 @@ def _finish(trainer: Trainer, results: Path, device: torch.device, command: str)
     config, network = trainer.config, trainer.network
     folder = results / "runs" / config.run_id
     with machine.use_tf32(False):
-        if isinstance(trainer.task, SuperResolution):
+        if isinstance(trainer.task, ImageTask):
             found = _qualities(trainer, trainer.task, folder, device)
         else:
             assert isinstance(trainer.task, SyntheticTask)
@@ -114,7 +114,7 @@ def _finish(trainer: Trainer, results: Path, device: torch.device, command: str)
 
 
 def _qualities(
-    trainer: Trainer, task: SuperResolution, folder: Path, device: torch.device
+    trainer: Trainer, task: ImageTask, folder: Path, device: torch.device
 ) -> dict[str, Any]:
     """Quality on every test set; an interrupted evaluation is resumed."""
     config = trainer.config
@@ -126,7 +126,7 @@ def _qualities(
     evaluated = EvaluatedImages(folder, basis, trainer.save_every)
     quality = {}
     for name in config.data.test:
-        images = task.source.test_set(name, config.scale)
+        images = task.test_set(name)
         found = evaluate(
             trainer.network,
             images,
@@ -134,6 +134,7 @@ def _qualities(
             config.scale,
             f"{config.variant.label} on {name}",
             config.tile,
+            grey=task.grey,
             evaluated=evaluated,
         )
         quality[name] = untyped(found)

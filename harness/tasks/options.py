@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import inspect
 import typing
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Annotated, Any, TypeVar
 
 import tyro
@@ -16,10 +16,13 @@ import tyro
 from ..base.errors import UserError
 from ..config.options import argument_help, chosen_options, own_options
 from ..config.variants import Variant
+from ..images.sources import DataSource, find_data
 from .base import SyntheticTask, Task
+from .images import ImageTask
 from .registry import DEFAULT, find_task, tasks
 
 T = TypeVar("T")
+AnyTask = SyntheticTask | ImageTask
 
 
 def options_with_task(cls: type[T], argv: Sequence[str]) -> tuple[type[T], type[Task]]:
@@ -61,19 +64,34 @@ def options_with_task(cls: type[T], argv: Sequence[str]) -> tuple[type[T], type[
     return made, task
 
 
-def create_task(task: type[Task], values: Any, argv: Sequence[str]) -> SyntheticTask | None:
-    """The task with its options among the parsed ``values``; None for super-resolution.
+def create_task(task: type[Task], values: Any, argv: Sequence[str]) -> AnyTask:
+    """The task with its options among the parsed ``values``.
+
+    A task on image files finds them, but decodes none; with ``--skip-training`` it has none.
 
     Raises:
-        UserError: the task refuses an option, or an option is given that is of images alone.
+        UserError: the task refuses an option, an option is given that is not of this task, or
+            there are no images.
     """
-    if not issubclass(task, SyntheticTask):
-        return None
     given = _flags(argv)
-    for option in _OF_IMAGES:
-        if option in given:
-            raise UserError(f"--{_dashed(option)} applies only to --task {DEFAULT}")
-    return task(**{option: getattr(values, option) for option in task.options()})
+    options = {option: getattr(values, option) for option in task.options()}
+    if issubclass(task, ImageTask):
+        _refuse(given, _OF_SR if task.fixed_scale else ())
+        source = None if getattr(values, "skip_training", False) else find_images(values)
+        return task(None, source, task.fixed_scale or values.scale, **options)
+    assert issubclass(task, SyntheticTask)
+    _refuse(given, _OF_IMAGES + _OF_SR)
+    return task(**options)
+
+
+def find_images(values: Any) -> DataSource:
+    """The images that a command's options name.
+
+    Raises:
+        UserError: as :func:`harness.images.sources.find_data`.
+    """
+    sets = values.train_sets or None
+    return find_data(values.data, train_sets=sets, holdout=values.holdout)
 
 
 def weighted(variant: Variant, task: SyntheticTask, argv: Sequence[str]) -> Variant:
@@ -85,9 +103,18 @@ def weighted(variant: Variant, task: SyntheticTask, argv: Sequence[str]) -> Vari
 
 #: Options of ``harness.run`` that a synthetic task has no use for.
 _OF_IMAGES = (
-    *("data", "train_sets", "test_sets", "holdout", "scale", "patch", "tile"),
-    *("protocol", "start_steps", "skip_training", "skip_latency"),
+    *("data", "train_sets", "test_sets", "holdout", "patch", "tile", "protocol", "start_steps"),
 )
+#: Those of super-resolution alone: other tasks fix the scale, and time nothing.
+_OF_SR = ("scale", "skip_training", "skip_latency")
+
+
+def _refuse(given: Collection[str], options: Sequence[str]) -> None:
+    for option in options:
+        if option in given:
+            owners = [name for name, task in tasks().items() if issubclass(task, ImageTask)]
+            owner = DEFAULT if option in _OF_SR else " or ".join(owners)
+            raise UserError(f"--{_dashed(option)} applies only to --task {owner}")
 
 
 def _chosen(argv: Sequence[str]) -> str:

@@ -18,13 +18,13 @@ _HERE = __name__.rpartition(".")[0]
 
 @functools.cache
 def tasks() -> dict[str, type[Task]]:
-    """The suite's tasks by name, the default first."""
+    """The suite's tasks by name, the default first; interfaces have no name."""
     folder = importlib.import_module(_HERE).__path__
     found = {
         cls.name: cls
         for info in iter_modules(folder)
         for cls in vars(importlib.import_module(f"{_HERE}.{info.name}")).values()
-        if isinstance(cls, type) and issubclass(cls, Task) and not inspect.isabstract(cls)
+        if isinstance(cls, type) and issubclass(cls, Task) and hasattr(cls, "name")
     }
     return dict(sorted(found.items(), key=lambda entry: (entry[0] != DEFAULT, entry[0])))
 

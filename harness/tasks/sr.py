@@ -1,39 +1,49 @@
-"""Super-resolution: an image made smaller by bicubic, back to the image. The default task."""
+"""Super-resolution: an image made smaller, back to the image. The default task."""
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar, Literal
 
 from ..images.cache import TrainingCache
-from ..images.patches import sample_batch
+from ..images.degradation import Decimation
 from ..images.sources import DataSource
-from .base import Batch, Task
+from .images import ImageTask
 
 
-class SuperResolution(Task):
+class SuperResolution(ImageTask):
     """Patches of training images; quality is PSNR and SSIM of whole test images.
 
     Args:
-        cache: training images.
+        cache: training images; if None, the source's are opened when they are first needed.
         source: where the test images come from; training alone needs none.
+        scale: s, unless the cache has one.
+        degradation: how LR images are made: bicubic, box (the mean of s x s pixels) or nearest
+            (the top left one).
+        noise: sigma of Gaussian noise on LR images, of 255.
+
+    Raises:
+        UserError: an option is out of range.
     """
 
     name: ClassVar[str] = "sr"
 
-    def __init__(self, cache: TrainingCache, source: DataSource | None = None) -> None:
-        self.cache, self._source = cache, source
-        self.scale = cache.scale
+    def __init__(
+        self,
+        cache: TrainingCache | None = None,
+        source: DataSource | None = None,
+        scale: int | None = None,
+        *,
+        degradation: Literal["bicubic", "box", "nearest"] = "bicubic",
+        noise: float = 0.0,
+    ) -> None:
+        chosen = Decimation(degradation, noise)
+        super().__init__(cache, source, scale, None if chosen == Decimation() else chosen)
+        self.degradation, self.noise = degradation, float(noise)
 
     @property
-    def source(self) -> DataSource:
-        """Where the test images come from."""
-        if self._source is None:
-            raise ValueError("this task has training images only")
-        return self._source
+    def settings(self) -> dict[str, Any]:
+        """All options with their values; none if all are at their defaults.
 
-    def batch(self, *, seed: int, step: int, batch: int, patch: int) -> Batch:
-        """LR and HR patches, uint8: :func:`harness.images.patches.sample_batch`."""
-        drawn = sample_batch(
-            self.cache, seed=seed, step=step, batch=batch, patch=patch, scale=self.scale
-        )
-        return Batch(*drawn)
+        So records and ids of bicubic super-resolution do not depend on these options.
+        """
+        return super().settings if self.degrade else {}

@@ -18,7 +18,7 @@ from ...records.store import load_all_records, setting_label
 from ..cells import setting_text
 from ..figures.all import Drawn, draw_all
 from ..figures.style import figure_bytes
-from ..settings import Setting, find_settings, super_resolution
+from ..settings import Setting, find_settings, image_task_settings, super_resolution
 from ..tables.all import all_tables
 from ..tables.claims import find_claims
 from ..tables.render import Table
@@ -303,6 +303,18 @@ def _other_sections(
                 if folder in tasks
             ],
         )
+    on_images = {setting.label for setting in image_task_settings(runs)}
+    if on_images:
+        yield Section(
+            "image-tasks",
+            "Denoising and other LR images",
+            "Quality of networks that restore images from something else than bicubic LR images.",
+            tables=[
+                table_block(table, folder, table_tags(table, devices))
+                for folder, table in tables
+                if folder in on_images
+            ],
+        )
     yield Section(
         "cost",
         "Modules, latency, speed and scaling",
@@ -310,7 +322,7 @@ def _other_sections(
         tables=[
             table_block(table, folder, table_tags(table, devices))
             for folder, table in tables
-            if folder not in settings and folder not in tasks
+            if folder not in settings and folder not in tasks | on_images
         ],
         figures=figures["scaling"],
     )

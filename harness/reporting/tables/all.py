@@ -9,7 +9,7 @@ from ...base.errors import UserError
 from ...records.shapes import Cost, Latency, Redraw, Run, Scaling, Speed
 from ...records.store import load_records
 from ..benches import find_benches
-from ..settings import Setting, find_settings
+from ..settings import Setting, find_settings, image_task_settings
 from .claims import claims_table
 from .latency import latency_details, table5
 from .methods import methods_table
@@ -39,6 +39,7 @@ def build(
     benches = find_benches(latency)
     for bench in benches:
         tables += [("", table5(bench, nearest)), ("", latency_details(bench))]
+    tables += [(setting.label, quality_table(setting)) for setting in image_task_settings(runs)]
     tables += [(setting.label, task_table(setting)) for setting in task_settings(runs)]
     overviews = (modules_table(settings, benches), methods_table(costs, latency))
     return tables + [("", table) for table in overviews if table]

@@ -76,7 +76,9 @@ def table4(setting: Setting) -> Table:
     if setting.cost_of:
         notes.append(origin_note(list(setting.cost_of.values()), "Operation counts"))
     if setting.test_set:
-        psnr, ssim = (setting.bicubic(setting.test_set, metric) for metric in ("psnr", "ssim"))
+        psnr, ssim = (
+            setting.input_quality(setting.test_set, metric) for metric in ("psnr", "ssim")
+        )
         rows.append(["Bicubic", *[""] * 8, *quality_cells(psnr, ssim, seeds=False)])
         empty = dict.fromkeys(data[0]) | {"method": "Bicubic"}
         data.append(empty | measured_columns(setting, psnr, ssim, seeds=False))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import groupby
+from itertools import groupby, starmap
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table as RichTable
@@ -15,10 +15,14 @@ from ..labels import recorded_labels, row_order, variant_of
 from ..settings import PAPER_SET, Setting, paper_table
 from ..statistics import Summary
 from .operations import inserted_gflops
+from .quality import INPUTS
 
 
 def summary(runs: Sequence[Run], costs: Sequence[Cost], latency: Latency | None) -> RichTable:
     """The short table that a run prints: cost, latency and quality beside the paper's figures.
+
+    A task other than the default is the table's title. It has no figures of the paper, and costs
+    only where they were counted.
 
     Args:
         runs: run records of one setting; may be empty.
@@ -26,6 +30,8 @@ def summary(runs: Sequence[Run], costs: Sequence[Cost], latency: Latency | None)
         latency: one latency record.
     """
     setting = Setting(runs, costs)
+    task = setting.config.image_task if runs else None
+    counted, printed = task is None or bool(costs or latency), task is None
     rows = latency.rows if latency else []
     times = {
         variant_of(row.variant): row.mean_ms
@@ -37,39 +43,52 @@ def summary(runs: Sequence[Run], costs: Sequence[Cost], latency: Latency | None)
     labels = recorded_labels(one.variant for one in described)
     paper = {row["method"]: row for row in paper_table(4)}
     table = RichTable(
+        title=Text(task.label) if task else None,
+        title_justify="left",
         box=SIMPLE_HEAD,
         pad_edge=False,
         show_edge=False,
         collapse_padding=True,
-        caption=PAPER_NOTE,
+        caption=PAPER_NOTE if printed else None,
         caption_justify="left",
     )
     words = ["method", *(word for label in labels.values() for word in label.split())]
     table.add_column("method", min_width=max(map(len, words)))  # so that no word is broken
-    for header in ("core\nGFLOPs", "paper's\nGFLOPs", "module\nGFLOPs", "core ms\n100×100"):
-        table.add_column(header, justify="right", no_wrap=True)
+    for header, shown in (
+        ("core\nGFLOPs", counted),
+        ("paper's\nGFLOPs", printed),
+        ("module\nGFLOPs", counted),
+        ("core ms\n100×100", counted),
+    ):
+        if shown:
+            table.add_column(header, justify="right", no_wrap=True)
+    blanks = [""] * (len(table.columns) - 1)
     for name in setting.test_sets:
-        title = Text(f"{name}\n×{setting.config.scale}\nPSNR / SSIM")
+        scale = f"\n×{setting.config.scale}" if setting.config.scale > 1 else ""
+        title = Text(f"{name}{scale}\nPSNR / SSIM")
         # A narrow terminal wraps after the slash.
         table.add_column(title, justify="right", min_width=max(7, len(name)))
-    table.add_column(f"paper's\n{PAPER_SET}\n×4 PSNR", justify="right", no_wrap=True)
+    if printed:
+        table.add_column(f"paper's\n{PAPER_SET}\n×4 PSNR", justify="right", no_wrap=True)
     for label, variant in row_order(labels, list(paper)):
         if variant is None:
             continue
-        cost, printed = setting.cost_of.get(variant), paper.get(label, {})
-        table.add_row(
-            Text(label),
-            fixed(cost.parts.core.paper_gflops if cost else None, 2),
-            printed.get("gflops", ""),
-            fixed(inserted_gflops(cost.parts.module if cost else None), 2),
-            milliseconds(times.get(variant)),
-            *(_pair(*setting.qualities(variant, name)) for name in setting.test_sets),
-            printed.get("psnr_db", ""),
-        )
+        cost, of_paper = setting.cost_of.get(variant), paper.get(label, {})
+        cells = [
+            (fixed(cost.parts.core.paper_gflops if cost else None, 2), counted),
+            (of_paper.get("gflops", ""), printed),
+            (fixed(inserted_gflops(cost.parts.module if cost else None), 2), counted),
+            (milliseconds(times.get(variant)), counted),
+            *((_pair(*setting.qualities(variant, name)), True) for name in setting.test_sets),
+            (of_paper.get("psnr_db", ""), printed),
+        ]
+        table.add_row(Text(label), *(cell for cell, shown in cells if shown))
     if setting.runs:
-        pairs = ((setting.bicubic(n), setting.bicubic(n, "ssim")) for n in setting.test_sets)
+        names = setting.test_sets
+        pairs = ((setting.input_quality(n), setting.input_quality(n, "ssim")) for n in names)
         table.add_section()
-        table.add_row("bicubic", "", "", "", "", *(_pair(*pair) for pair in pairs), "")
+        last = [""] if printed else []
+        table.add_row(INPUTS[setting.input_name].lower(), *blanks, *starmap(_pair, pairs), *last)
     return table
 
 

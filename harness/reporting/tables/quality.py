@@ -42,6 +42,8 @@ _TABLE6 = {
     "NLSA": "NLSA-r4",
     "ENLCA": "ENLCA-m128",
 }
+#: Row of what a network's input gives.
+INPUTS = {"bicubic": "Bicubic", "noisy": "Noisy image"}
 _IN_CSV = "The CSV also has the differences to the baseline in PSNR and SSIM, with their intervals."
 
 
@@ -275,12 +277,15 @@ def table6(setting: Setting) -> Table:
 def quality_table(setting: Setting) -> Table:
     """PSNR and SSIM of every trained variant on every test set; the CSV has one row for each."""
     rows, data, summaries = [], [], []
-    variants: list[tuple[str, Variant | None]] = [("Bicubic", None), *setting.trained]
+    untrained = INPUTS[setting.input_name]
+    variants: list[tuple[str, Variant | None]] = [(untrained, None), *setting.trained]
     for label, variant in variants:
         cells = [label]
         for name in setting.test_sets:
             psnr, ssim = (
-                setting.summary(variant, name, metric) if variant else setting.bicubic(name, metric)
+                setting.summary(variant, name, metric)
+                if variant
+                else setting.input_quality(name, metric)
                 for metric in ("psnr", "ssim")
             )
             summaries.append(psnr if variant else None)
@@ -294,11 +299,12 @@ def quality_table(setting: Setting) -> Table:
         name="quality",
         label=f"{setting.label}-quality",
         caption=f"Quality of every trained variant: {setting_text(setting)}",
-        notes=setting_notes(setting, summaries)[1:],  # without the one on the paper's columns
+        # Without the note on the paper's columns.
+        notes=[*_task_notes(setting), *setting_notes(setting, summaries)[1:]],
         headers=[
             ("", "Method"),
             *(
-                (f"{name} ×{setting.config.scale}", header)
+                (measured_header(setting, name), header)
                 for name in setting.test_sets
                 for header in ("PSNR (dB)", "SSIM", "difference to baseline")
             ),
@@ -308,6 +314,18 @@ def quality_table(setting: Setting) -> Table:
         data=data,
         rule_after=1,
     )
+
+
+def _task_notes(setting: Setting) -> list[str]:
+    """What the numbers of a task other than the default are of."""
+    if setting.input_name == "noisy":
+        return [
+            "Denoising of grey images (luma of BT.601 in full range). The noise is neither rounded "
+            "nor clipped. PSNR and SSIM are those of the 8-bit result on the whole image."
+        ]
+    if task := setting.config.image_task:
+        return [f"LR images were made as the task says: {task.label}."]
+    return []
 
 
 def _joined(cells: Sequence[str]) -> str:

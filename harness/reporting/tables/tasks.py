@@ -28,7 +28,7 @@ def task_settings(runs: Sequence[Run]) -> list[Setting]:
     """One Setting for each configuration of a synthetic task, by label."""
     groups: dict[str, list[Run]] = {}
     for run in runs:
-        if run.config.task is not UNSET:
+        if run.config.task is not UNSET and not run.config.image_task:
             groups.setdefault(setting_label(run), []).append(run)
     return [Setting(groups[label], []) for label in sorted(groups)]
 

@@ -11,7 +11,7 @@ from harness.base.errors import UserError
 from harness.config.network import NetworkConfig
 from harness.config.presets import PRESETS, find_preset
 from harness.config.rows import rows_to_run, table_rows
-from harness.config.run import DataConfig, RunConfig, StartConfig
+from harness.config.run import DataConfig, RunConfig, StartConfig, TaskConfig
 from harness.config.variants import Variant
 from harness.records.shapes import Run, untyped
 from harness.records.store import load_records
@@ -144,7 +144,9 @@ def test_one_cycle_rises_to_its_peak_and_falls() -> None:
     [
         ({"steps": 0}, "steps must be at least 1"),
         ({"blocks": 3}, "blocks must be at least 4"),
-        ({"scale": 5}, "scale must be 2, 3 or 4"),
+        ({"scale": 5}, "scale must be 2, 3 or 4, got 5"),
+        ({"scale": 1}, "scale must be 2, 3 or 4, got 1"),
+        ({"scale": 0, "task": TaskConfig("t", {}, "mse", (1,))}, "scale must be 1, 2, 3 or 4"),
         ({"learning_rate": float("nan")}, "learning rate"),
         ({"auxiliary_warmup": 1.5}, "warm-up"),
         ({"protocol": "cold"}, "unknown protocol 'cold': choose from scratch, warm-start"),
@@ -161,6 +163,17 @@ def test_one_cycle_rises_to_its_peak_and_falls() -> None:
 def test_bad_values_are_named(values: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=words):
         make_config(**values)
+
+
+def test_scale_1_is_for_tasks_alone() -> None:
+    task = TaskConfig("stack", {}, "mse", (1,))
+    assert make_config(scale=1, task=task).scale == 1
+    preset = dataclasses.replace(PRESETS["quick"], patch={1: 16})
+    words: dict[str, Any] = {"found": preset, "variant": Variant("none"), "seed": 0}
+    words |= {"device": "cpu", "data": make_config().data, "task": task}
+    assert RunConfig.of_preset("quick", scale=1, **words).patch == 16
+    with pytest.raises(UserError, match="scale must be 1, got 2"):
+        RunConfig.of_preset("quick", scale=2, **words)
 
 
 def test_the_id_depends_on_every_value() -> None:

@@ -45,6 +45,7 @@ from harness.reporting.tables.all import write_tables
 from harness.runs import options as runs_options
 from harness.runs.options import configure
 from harness.runs.run import _claim
+from harness.tasks.sr import SuperResolution
 from harness.training.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from harness.training.trainer import learning_rate
 from tests.harness import synthetic_records as synthetic
@@ -112,7 +113,8 @@ def test_any_command_line(words: list[tuple[str, list[str]]], source: DataSource
     for variant, seed in itertools.product(variants, options.seeds):
         with taken_or_refused(refusals=REFUSALS):
             device = torch.device("cpu")
-            assert_runnable(configure(options, variant, seed, device, source, None))
+            task = SuperResolution(None, source, options.scale)
+            assert_runnable(configure(options, task, variant, seed, device, decode=False))
 
 
 class ReachedError(UserError):

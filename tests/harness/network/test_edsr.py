@@ -19,7 +19,7 @@ def tiny(
     return build_network(Variant(name, options or {}), NetworkConfig(blocks, 8), scale, seed=seed)
 
 
-@pytest.mark.parametrize("scale", [2, 3, 4])
+@pytest.mark.parametrize("scale", [1, 2, 3, 4])
 @pytest.mark.parametrize("name", list_attentions())
 def test_output_is_scale_times_the_input(name: str, scale: int) -> None:
     network = tiny(name, scale=scale).eval()
@@ -79,8 +79,10 @@ def literal_edsr(network: EDSR, x: torch.Tensor) -> torch.Tensor:
     return conv(u, network.tail) + mean
 
 
-def test_forward_is_edsr() -> None:
-    network = build_network(Variant("nla"), NetworkConfig(8, 8, 0.1), 4, seed=1).eval()
+@pytest.mark.parametrize("scale", [1, 4])
+def test_forward_is_edsr(scale: int) -> None:
+    network = build_network(Variant("nla"), NetworkConfig(8, 8, 0.1), scale, seed=1).eval()
+    assert len(network.upsampler) == (0 if scale == 1 else 2)
     x = torch.rand(1, 3, 6, 5)
     with torch.no_grad():
         assert torch.allclose(network(x), literal_edsr(network, x), atol=1e-5)

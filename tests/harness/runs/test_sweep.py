@@ -21,7 +21,7 @@ from harness import sweep
 from harness.base.errors import UserError
 from harness.config.options import parse
 from harness.config.rows import table_rows
-from harness.images.sources import DataSource, find_data
+from harness.images.sources import find_data
 from harness.records.shapes import Run
 from harness.records.store import load_records, record_path
 from harness.runs import engines
@@ -33,6 +33,8 @@ from harness.runs.options import RunOptions as Options
 from harness.runs.options import TrainingOptions, configure
 from harness.runs.plan import calibrate
 from harness.runs.sweep import BUDGET_STATUS, Report, seconds_of
+from harness.tasks.options import find_images
+from harness.tasks.sr import SuperResolution
 from tests.harness.conftest import Cli, until
 from tests.harness.tiny import make_config
 
@@ -87,15 +89,13 @@ def tries(results: Path) -> int:
 # -- the grid -------------------------------------------------------------------------------
 
 
-def source_of(options: TrainingOptions) -> DataSource:
-    return find_data(options.data, train_sets=options.train_sets or None, holdout=options.holdout)
+def task_of(options: TrainingOptions) -> SuperResolution:
+    return SuperResolution(None, find_images(options), options.scale)
 
 
 def jobs_of(*words: str | Path) -> list[Job]:
     options, variants = parse(sweep.Options, [str(w) for w in words], "harness.sweep")
-    source = source_of(options)
-    cache = source.training_images(options.scale)
-    return find_jobs(options, variants, CPU, source, cache)
+    return find_jobs(options, variants, CPU, task_of(options))
 
 
 @pytest.mark.parametrize(
@@ -118,10 +118,8 @@ def test_a_jobs_command_leads_to_its_run(words: list[str], tiny: list[str]) -> N
     assert len(set(ids)) == len(ids)
     for job in found:
         options, variants = parse(Options, job.words, "harness.run")
-        source = source_of(options)
         (variant,), (seed,) = variants, options.seeds
-        cache = source.training_images(options.scale)
-        assert configure(options, variant, seed, CPU, source, cache) == job.config
+        assert configure(options, task_of(options), variant, seed, CPU) == job.config
     if "warm-start" in words:
         assert found[0].config == found[1].config.baseline
     if "table4" in words:
@@ -469,10 +467,9 @@ def test_the_plan_runs_nothing(
 
 
 def test_the_calibration_is_of_the_run(image_folder: Path) -> None:
-    source = find_data(image_folder)
-    cache = source.training_images(4)
-    small = calibrate(make_config("none", steps=10), source, cache)
-    large = calibrate(make_config("none", steps=10, channels=64, batch=8), source, cache)
+    task = SuperResolution(None, find_data(image_folder), 4)
+    small = calibrate(make_config("none", steps=10), task)
+    large = calibrate(make_config("none", steps=10, channels=64, batch=8), task)
     assert large.full > small.full > 0
     assert large.evaluation > small.evaluation > 0
     assert large.memory is not None

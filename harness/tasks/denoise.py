@@ -1,0 +1,48 @@
+"""Denoising: a grey image with Gaussian noise, back to the image."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import ClassVar
+
+from ..config.presets import PRESETS, Preset
+from ..images.cache import TrainingCache
+from ..images.degradation import GreyNoise
+from ..images.sources import DataSource
+from .images import ImageTask
+
+
+class Denoise(ImageTask):
+    """The grey image in all three channels with the same noise, to the image.
+
+    Noise is neither rounded nor clipped: the convention of DnCNN (Zhang et al., TIP 2017), N3Net
+    (Plötz and Roth, NeurIPS 2018) and NLRN (Liu et al., NeurIPS 2018).
+
+    Args:
+        cache: training images of scale 1; if None, the source's are opened when first needed.
+        source: where the test images come from; training alone needs none.
+        scale: 1.
+        sigma: standard deviation of the noise, 1 to 255.
+
+    Raises:
+        UserError: sigma is out of range.
+    """
+
+    name: ClassVar[str] = "denoise"
+    fixed_scale: ClassVar[int | None] = 1
+    grey: ClassVar[bool] = True
+    presets: ClassVar[Mapping[str, Preset]] = {
+        name: replace(PRESETS[name], patch={1: 48}) for name in ("quick", "small", "base")
+    }
+
+    def __init__(
+        self,
+        cache: TrainingCache | None = None,
+        source: DataSource | None = None,
+        scale: int | None = None,
+        *,
+        sigma: float = 50.0,
+    ) -> None:
+        super().__init__(cache, source, scale, GreyNoise(sigma))
+        self.sigma = float(sigma)

@@ -1,0 +1,84 @@
+"""Tasks on image files: what super-resolution and denoising share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from ..config.presets import PRESETS, Preset
+from ..images.cache import TrainingCache
+from ..images.degradation import Degradation, patch_generator
+from ..images.patches import sample_batch
+from ..images.sources import DataSource, TestSet
+from .base import Batch, Task
+
+
+class ImageTask(Task):
+    """Patches of training images; quality is PSNR and SSIM of whole test images.
+
+    Args:
+        cache: training images; if None, the source's are opened when they are first needed.
+        source: where the test images come from; training alone needs none.
+        scale: s, unless the cache has one.
+        degrade: how inputs are made; None for bicubic LR images, those of the folder first.
+    """
+
+    presets: ClassVar[Mapping[str, Preset]] = PRESETS
+    #: The task's only scale; None where the command chooses one.
+    fixed_scale: ClassVar[int | None] = None
+    #: Whether images are grey: the result is the mean of the output's channels, and PSNR is that
+    #: of the whole image.
+    grey: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        cache: TrainingCache | None = None,
+        source: DataSource | None = None,
+        scale: int | None = None,
+        degrade: Degradation | None = None,
+    ) -> None:
+        self._cache, self._source, self.degrade = cache, source, degrade
+        found = cache.scale if cache else scale or self.fixed_scale
+        if found is None:
+            raise ValueError("a task without training images needs a scale")
+        self.scale = found
+
+    @property
+    def source(self) -> DataSource:
+        """Where the test images come from."""
+        if self._source is None:
+            raise ValueError("this task has training images only")
+        return self._source
+
+    @property
+    def cache(self) -> TrainingCache:
+        """Training images.
+
+        Raises:
+            UserError: as :meth:`.DataSource.training_images`, when they are first opened.
+        """
+        if self._cache is None:
+            self._cache = self.source.training_images(self.scale)
+        return self._cache
+
+    def test_set(self, name: str) -> TestSet:
+        """A test set of the source, with this task's inputs.
+
+        Raises:
+            UserError: there is none of that name.
+        """
+        return self.source.test_set(name, self.scale, self.degrade)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All options with their values; none where records hold no task: default ``sr``."""
+        return {name: getattr(self, name) for name in self.options()}
+
+    def batch(self, *, seed: int, step: int, batch: int, patch: int) -> Batch:
+        """Patches of :func:`harness.images.patches.sample_batch`, degraded where the task does."""
+        lr, hr = sample_batch(
+            self.cache, seed=seed, step=step, batch=batch, patch=patch, scale=self.scale
+        )
+        if self.degrade is None:
+            return Batch(lr, hr)
+        return Batch(*self.degrade.pair(hr, lr, self.scale, patch_generator(seed, step)))
