@@ -94,6 +94,7 @@ class FigureBlock:
         alt: the picture in words.
         points: the points of a plot as a table.
         command: what drew it, if it needed more than the records.
+        wide: whether an ``svg`` fills the page's width rather than a column's.
     """
 
     anchor: str
@@ -104,6 +105,7 @@ class FigureBlock:
     tags: Tags = field(default_factory=dict)
     points: TableBlock | None = None
     command: str = ""
+    wide: bool = False
 
 
 def hardware(record: Record) -> str:

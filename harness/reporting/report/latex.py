@@ -81,7 +81,8 @@ def write_latex(
         folder: where.
         tables: as :func:`.tables.all_tables` gives them.
         figures: all of them.
-        titles: heading of each setting's section by its folder's name.
+        titles: heading of each setting's section by its folder's name; of what has no folder by its
+            own.
 
     Returns:
         The document's path.
@@ -93,7 +94,7 @@ def write_latex(
     for where, table in tables:
         name = slug(f"{where}-{table.name}")
         write_text(folder / "tables" / f"{name}.tex", latex_table(table))
-        section = titles.get(where, "Modules, latency, speed and scaling")
+        section = titles.get(where or table.name, "Modules, latency, speed and scaling")
         sections.setdefault(section, []).append(rf"\input{{tables/{name}}}")
     for figure in figures:
         name = slug(figure.stem)

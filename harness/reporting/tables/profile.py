@@ -32,6 +32,8 @@ from ..settings import Setting
 from ..statistics import Estimate
 from .render import Table
 
+#: Names of the tables.
+PROFILE_TABLES = ("profile", "profile-details", "profile-findings")
 #: Setting whose learning curves give the steps.
 LEARNED = PROFILE[0]
 AGGREGATE = (
@@ -84,7 +86,7 @@ def profile_table(
     return Table(
         name="profile",
         caption=f"Capability profile: {', '.join(task.label for task in profile.tasks)}; "
-        f"{_network(profile)}",
+        f"{profile_text(profile)}",
         notes=notes,
         headers=[
             ("", "Method"),
@@ -118,7 +120,7 @@ def profile_details(runs: Sequence[Run]) -> Table | None:
                 cells += [score_cell(one, 3) for one in found.values()]
                 data.append(
                     variant_columns(row.label, row.recorded)
-                    | {"setting": task.label, "test_set": name, "size": SIZES[size]}
+                    | {"profile": task.label, "test_set": name, "size": SIZES[size]}
                     | {"learning_rate": cell.rate, "seeds": len(cell.chosen)}
                     | {"rates": len(cell.rates), "finished": _yes(cell.finished)}
                     | {k: v for what, one in found.items() for k, v in _columns(what, one).items()}
@@ -129,7 +131,7 @@ def profile_details(runs: Sequence[Run]) -> Table | None:
     kinds = ("score", "as mean", "deleted", "all references")
     return Table(
         name="profile-details",
-        caption=f"Controls of the capability profile: {_network(profile)}",
+        caption=f"Controls of the capability profile: {profile_text(profile)}",
         notes=[
             "Tried: validation score of the first seed at each learning rate; the best has the "
             "other seeds. As mean: the trained attention is replaced by the plain mean of its "
@@ -155,7 +157,7 @@ def findings_table(runs: Sequence[Run]) -> Table | None:
         return None
     return Table(
         name="profile-findings",
-        caption=f"What the capability profile says: {_network(profile)}",
+        caption=f"What the capability profile says: {profile_text(profile)}",
         notes=[
             "Law: least squares over the means of ENLCA's rows; intervals from a bootstrap over "
             "seeds. Effect: paired over seeds, each row at its own rate; 95 % interval of Student's"
@@ -248,7 +250,8 @@ def _steps_columns(profile: Profile) -> list[tuple[float, str]]:
     return [(level, f"{level}") for level in LEVELS]
 
 
-def _network(profile: Profile) -> str:
+def profile_text(profile: Profile) -> str:
+    """Sizes, steps and seeds of the profile's runs."""
     config = next(iter(profile.runs.values()))[0].config
     seeds = sorted({len(cell.chosen) for row in profile.rows for cell in row.cells.values()})
     count = plural(seeds[0], "seed") if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]} seeds"
