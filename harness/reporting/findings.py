@@ -41,14 +41,15 @@ def find_findings(profile: Profile) -> list[Finding]:
 
 
 def law_points(profile: Profile, setting: str, size: int = 1) -> dict[float, Estimate]:
-    """Score over seeds of ENLCA by m, all other options at their defaults."""
-    return {
-        float(row.recorded.options["m"]): found
+    """Score over seeds of ENLCA by m, in order, all other options at their defaults."""
+    found = {
+        float(row.recorded.options["m"]): score
         for row in profile.rows
         if row.variant.name == "enlca"
         and set(row.variant.options) <= {"m"}
-        and (found := row.score(setting, size))
+        and (score := row.score(setting, size))
     }
+    return dict(sorted(found.items()))
 
 
 def fitted_laws(profile: Profile) -> dict[str, FittedLaw]:

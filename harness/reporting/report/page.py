@@ -353,7 +353,7 @@ def _profile_section(
         figures = [one for one in drawn if isinstance(one.source, Profile)]
         tags = _source_tags(figures[0].source) if figures else {}
         yield Section(
-            "profile",
+            "capability",
             _PROFILE,
             "What each module can do that needs matching: small networks, trained on pictures of "
             "side n and tested on larger ones.",
