@@ -18,8 +18,10 @@ from ..statistics import Summary
 from .style import look
 
 _PAPER = ("enlca", "nla", "nlsa", "criss-cross", "conv", "enla")
-# The controls of synthetic tasks are in no figure of PSNR.
-_TABLES = [table for table in get_args(TableName) if table != "controls"]
+# The controls of synthetic tasks are in no figure of PSNR: they come last.
+_TABLES = [table for table in get_args(TableName) if table not in ("controls", "profile")]
+# Apart from the modules that stand beside them.
+_CONTROLS = {"mean": 27, "oracle": 29}
 _NAMES = {variant.name for table in _TABLES for variant in table_rows(table)}
 #: Modules in the order of their colours and markers, the same in all figures.
 FAMILIES = (*_PAPER, *sorted(_NAMES - {*_PAPER}))
@@ -31,6 +33,8 @@ PAPER_NETWORK = "32×256, 1000 epochs of DIV2K"
 
 def style_of(name: str) -> int:
     """Index of a module's colour and marker for :func:`.style.look`; users' modules share one."""
+    if name in _CONTROLS:
+        return _CONTROLS[name]
     return FAMILIES.index(name) if name in FAMILIES else len(FAMILIES)
 
 
