@@ -16,7 +16,7 @@ from ..base.errors import UserError
 from ..base.files import read_json, write_json
 from ..base.names import digest, slug
 from . import shapes
-from .shapes import KINDS, SCHEMA, Record, Run, ShapeError
+from .shapes import KINDS, SCHEMA, UNSET, Record, Run, ShapeError
 
 R = TypeVar("R", bound=Record)
 
@@ -134,15 +134,19 @@ def load_all_records(results: Path) -> list[Record]:
 def setting_label(run: Run) -> str:
     """Folder name of the run's setting, e.g. ``small-x4-scratch-data-4000steps-0a1b2c``.
 
-    Of a task on image files, the task and its options come first.
+    Of a task on image files, the task and its options come first. Runs of a synthetic task are of
+    one setting whatever their learning rate: it is to be chosen for each variant.
     """
     config = run.config
+    setting = config.setting
+    if config.task is not UNSET and not config.image_task:
+        setting.pop("learning_rate", None)
     name = (
         f"{config.preset}-x{config.scale}-{config.protocol}-{config.data.name}-{config.steps}steps"
     )
     if task := config.image_task:
         name = f"{task.label}-{name}"
-    return f"{slug(name)}-{digest(config.setting)[:6]}"
+    return f"{slug(name)}-{digest(setting)[:6]}"
 
 
 def _undated(content: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,11 @@ from ..config.labels import apart
 from ..config.variants import Variant, with_options
 from ..records.shapes import RecordedVariant
 
+#: Weight of the attention in every synthetic task, unless a row's label names another.
+RES_SCALE = 1.0
+_SHOWN = rf"res_scale={RES_SCALE}"
+_HIDE = re.compile(rf" \({_SHOWN}\)|, {_SHOWN}(?=[,)])|(?<=\(){_SHOWN}, ")
+
 
 def variant_of(recorded: RecordedVariant) -> Variant:
     """What tells variants apart, and is the key everywhere: name and options off the defaults."""
@@ -29,15 +34,39 @@ def recorded_labels(recorded: Iterable[RecordedVariant]) -> dict[Variant, str]:
     }
 
 
+def task_variant(recorded: RecordedVariant) -> Variant:
+    """As :func:`variant_of`, in a synthetic task: ``res_scale`` is an option off :data:`RES_SCALE`.
+
+    Modules without that option are as they are.
+    """
+    options = {o: v for o, v in variant_of(recorded).options.items() if o != "res_scale"}
+    if recorded.options.get("res_scale", RES_SCALE) != RES_SCALE:
+        options["res_scale"] = recorded.options["res_scale"]
+    return Variant(recorded.name, options)
+
+
+def task_labels(recorded: Iterable[RecordedVariant]) -> dict[Variant, str]:
+    """Row label of each :func:`task_variant`; of ``res_scale`` it shows what is not the tasks'."""
+    found = {task_variant(one): one for one in recorded}
+    labels = recorded_labels(found.values())
+    return {key: _task_label(labels[variant_of(one)], one) for key, one in found.items()}
+
+
+def _task_label(label: str, recorded: RecordedVariant) -> str:
+    if "res_scale" in recorded.options and "res_scale" not in (recorded.changed or {}):
+        return with_options(label, {"res_scale": recorded.options["res_scale"]})
+    return _HIDE.sub("", label)
+
+
 def row_order(
     labels: Mapping[Variant, str], paper_labels: Sequence[str]
 ) -> list[tuple[str, Variant | None]]:
     """(label, variant) of each row: the paper's in its order, None if not measured, then others."""
     variants = {label: variant for variant, label in labels.items()}
-    further = sorted(variants.keys() - set(paper_labels), key=_natural)
+    further = sorted(variants.keys() - set(paper_labels), key=natural)
     return [(label, variants.get(label)) for label in (*paper_labels, *further)]
 
 
-def _natural(label: str) -> list[tuple[str, int]]:
+def natural(label: str) -> list[tuple[str, int]]:
     """Sort key under which m8 comes before m16."""
     return [(text, int(digits or 0)) for text, digits in re.findall(r"(\D*)(\d*)", label)]

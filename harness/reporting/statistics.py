@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -13,6 +13,37 @@ from scipy import stats
 from ..records.shapes import CONFIDENCE, Run
 
 FloatArray = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Mean of independent values, one a seed, in their unit.
+
+    Attributes:
+        low, high: 95 % interval of Student's t over the values; None with one value.
+    """
+
+    mean: float
+    low: float | None
+    high: float | None
+    values: tuple[float, ...]
+
+    @property
+    def reach(self) -> float:
+        """How far the interval reaches from the mean; 0 where there is none."""
+        return 0.0 if self.high is None else self.high - self.mean
+
+
+def estimate(values: Iterable[float]) -> Estimate | None:
+    """Mean and interval of the values; None if there are none."""
+    found = np.array(list(values), dtype=np.float64)
+    if not found.size:
+        return None
+    mean, low, high = float(found.mean()), None, None
+    if found.size > 1:
+        reach = float(stats.t.ppf((1 + CONFIDENCE) / 2, found.size - 1)) * standard_error(found)
+        low, high = mean - reach, mean + reach
+    return Estimate(mean, low, high, tuple(found.tolist()))
 
 
 @dataclass(frozen=True)

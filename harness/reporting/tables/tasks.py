@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import statistics
 from collections.abc import Sequence
 
@@ -10,22 +9,18 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from ...config.variants import Variant, with_options
-from ...records.origin import origin_note
+from ...config.variants import Variant
+from ...records.origin import by_age, origin_note
 from ...records.shapes import UNSET, Run, Score
 from ...records.store import setting_label
 from ..cells import fixed, setting_columns, variant_columns
+from ..labels import RES_SCALE, task_labels, task_variant, variant_of
 from ..settings import Setting
 from .render import Table
 
-#: Weight of the attention in every synthetic task, unless a row's label names another.
-RES_SCALE = 1.0
-_SHOWN = rf"res_scale={RES_SCALE}"
-_HIDE = re.compile(rf" \({_SHOWN}\)|, {_SHOWN}(?=[,)])|(?<=\(){_SHOWN}, ")
-
 
 def task_settings(runs: Sequence[Run]) -> list[Setting]:
-    """One Setting for each configuration of a synthetic task, by label."""
+    """One Setting for each configuration of a synthetic task, by label; it has all rates."""
     groups: dict[str, list[Run]] = {}
     for run in runs:
         if run.config.task is not UNSET and not run.config.image_task:
@@ -34,20 +29,24 @@ def task_settings(runs: Sequence[Run]) -> list[Setting]:
 
 
 def task_table(setting: Setting) -> Table:
-    """Scores of a setting, with both controls of each row; a row of floors, a row of ceilings."""
+    """Scores of a setting, with both controls of each row; a row of floors, a row of ceilings.
+
+    A variant has a row for each learning rate.
+    """
     config = setting.config
     assert config.task is not UNSET
     metric = _score(setting.runs[0], setting.test_sets[0]).metric
+    labels = task_labels(setting.recorded.values())
     rows, data = [], []
-    for variant, runs in setting.runs_of.items():
-        cells = [_label(setting, variant)]
+    for (variant, rate), runs in _by_rate(setting).items():
+        cells = [labels[variant], f"{rate:g}"]
         for name in setting.test_sets:
             found = [_score(run, name) for run in runs]
             means = [one.as_mean for one in found if one.as_mean is not None]
             cells += [_cell([one.score for one in found]), _cell(means)]
             cells.append(_cell([one.deleted for one in found]))
             data += [
-                variant_columns(cells[0], setting.recorded[variant])
+                variant_columns(cells[0], runs[-1].variant)
                 | {
                     "task": config.task.name,
                     "test_set": name,
@@ -60,7 +59,7 @@ def task_table(setting: Setting) -> Table:
                     **one.details,
                     "validation_score": run.validation and run.validation.score,
                     "parameters": run.training.parameters,
-                    "learning_rate": config.learning_rate or None,
+                    "learning_rate": rate or None,
                     **setting_columns(setting),
                 }
                 for run, one in zip(runs, found, strict=True)
@@ -71,13 +70,13 @@ def task_table(setting: Setting) -> Table:
     for bound in ("floor", "ceiling"):
         limits = [getattr(_score(setting.runs[0], name), bound) for name in setting.test_sets]
         shown = [cell for limit in limits for cell in (fixed(limit, 2), "", "")]
-        rows.append([bound, *shown, "", "", ""])
+        rows.append([bound, "", *shown, "", "", ""])
     options = ", ".join(f"{option} {value}" for option, value in config.task.options.items())
     return Table(
         name=config.task.name.rpartition(":")[2],
         caption=f"Task {config.task.name} ({options}): {config.blocks} blocks × "
-        f"{config.channels} channels, {config.steps} steps at rate {config.learning_rate}, device "
-        f"{config.device}, {setting.seed_count}",
+        f"{config.channels} channels, {config.steps} steps, device {config.device}, "
+        f"{setting.seed_count}",
         notes=[
             f"{metric} counts only what lies beyond the reach of the backbone's convolutions. "
             "As mean: the trained attention is replaced by the plain mean of its values. Deleted: "
@@ -88,6 +87,7 @@ def task_table(setting: Setting) -> Table:
         ],
         headers=[
             ("", "Method"),
+            ("", "rate"),
             *(
                 (name, header)
                 for name in setting.test_sets
@@ -111,10 +111,11 @@ def task_summary(runs: Sequence[Run]) -> RichTable:
         metric = _score(runs[0], name).metric
         table.add_column(f"{name}\n{metric}", justify="right", no_wrap=True)
     table.add_column("parameters", justify="right")
-    for variant, found in setting.runs_of.items():
+    labels = task_labels(setting.recorded.values())
+    for found in setting.runs_of.values():
         scores = ([_score(run, name).score for run in found] for name in setting.test_sets)
-        label = Text(_label(setting, variant))
-        table.add_row(label, *map(_cell, scores), str(found[0].training.parameters))
+        label = labels[task_variant(found[-1].variant)]
+        table.add_row(Text(label), *map(_cell, scores), str(found[0].training.parameters))
     table.add_section()
     for bound in ("floor", "ceiling"):
         limits = (getattr(_score(runs[0], name), bound) for name in setting.test_sets)
@@ -134,9 +135,14 @@ def _cell(values: Sequence[float]) -> str:
     return f"{statistics.fmean(values):.3f}{spread}"
 
 
-def _label(setting: Setting, variant: Variant) -> str:
-    """Row label; of ``res_scale`` it shows what is not :data:`RES_SCALE`."""
-    label, recorded = setting.labels[variant], setting.recorded[variant]
-    if "res_scale" in recorded.options and "res_scale" not in (recorded.changed or {}):
-        return with_options(label, {"res_scale": recorded.options["res_scale"]})
-    return _HIDE.sub("", label)
+def _by_rate(setting: Setting) -> dict[tuple[Variant, float], list[Run]]:
+    """Runs by variant and learning rate, one a seed, in the order of all three; the newest."""
+    newest = {
+        (variant_of(run.variant), run.config.learning_rate or 0.0, run.config.seed): run
+        for run in by_age(setting.runs)
+    }
+    groups: dict[tuple[Variant, float], list[Run]] = {}
+    for variant in setting.runs_of:
+        for key in sorted((k for k in newest if k[0] == variant), key=lambda k: k[1:]):
+            groups.setdefault((task_variant(newest[key].variant), key[1]), []).append(newest[key])
+    return groups
