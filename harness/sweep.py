@@ -1,8 +1,8 @@
 """Sweeps: a grid of variants and seeds, each a run of its own.
 
 Command line: ``python -m harness.sweep --rows table4 --seeds 0 1 2``, or ``--task recall --rows
-controls``. Finished runs are skipped, unfinished ones are resumed, and a run that fails does not end
-the others.
+controls``. Finished runs are skipped, unfinished ones are resumed, and a run that fails does not
+end the others.
 
 Exit status: 0, all runs are finished; 1, runs failed (the last lines name their logs); 2, a mistake
 on the command line; 75, the time budget is used up (the same command continues); 130 or 143, a
@@ -71,7 +71,7 @@ def main() -> None:
     from .images.patches import check_patch
     from .measuring.tasks import check_reach
     from .runs.engines import open_engine
-    from .runs.jobs import find_jobs
+    from .runs.jobs import check_sources, find_jobs
     from .runs.plan import print_plan
     from .runs.sweep import conclude, seconds_of, sweep
 
@@ -93,6 +93,7 @@ def main() -> None:
     jobs = find_jobs(options, variants, device, task)
     if isinstance(task, ImageTask):
         check_patch(task.cache, jobs[0].config.patch)
+    check_sources([job for job in jobs if job.finished])
     at_once = options.workers or (1 if options.engine == "local" else None)
     if options.plan:
         machine.use_threads(engine_options.threads_each)

@@ -25,7 +25,7 @@ from ..config.options import module_option, own_options
 from ..config.run import RunConfig
 from ..config.variants import Variant
 from ..records.shapes import Run
-from ..records.store import record_path
+from ..records.store import load_record, record_path
 from ..tasks.images import ImageTask
 from ..tasks.options import AnyTask
 from ..tasks.registry import DEFAULT
@@ -174,6 +174,19 @@ def option_words(variant: Variant) -> list[str]:
 
 def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
+
+
+def check_sources(jobs: Sequence[Job]) -> None:
+    """Check that users' modules have not changed since these finished jobs were run.
+
+    Raises:
+        UserError: a module's file has changed.
+    """
+    for job in jobs:
+        if job.config.variant.source_sha256 is not None:
+            record = load_record(job.results, Run, job.config.run_id)
+            path = record_path(job.results, Run, job.config.run_id)
+            job.config.variant.check_source(record.source_sha256, path)
 
 
 def run_job(

@@ -27,6 +27,8 @@ BUDGET_STATUS = 75
 _POLL = 0.2
 #: Seconds between two lines that say how far it is, where no bar is drawn.
 TELL_EVERY = 60.0
+#: Seconds between two estimates of the time left.
+_ESTIMATE_EVERY = 2.0
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -128,7 +130,7 @@ def sweep(
         progress_bar("runs", "{task.fields[left]}", estimate=False) as progress,
     ):
         task = progress.add_task("Runs", total=None, completed=len(report.finished), left="")
-        told = time.monotonic()
+        told, shown, left = time.monotonic(), -math.inf, ""
         try:
             while queue.later() or running:
                 if signalled or stop.is_set() or time.monotonic() >= deadline:
@@ -146,9 +148,11 @@ def sweep(
                         pace.add(job, now - began)
                 ended = len(report.finished) + len(report.failed)
                 total = ended + len(running) + len(queue.later()) + len(report.left)
-                active = [(job, now - began) for job, began in running.values()]
-                seconds = pace.left(queue.later(), active, most)
-                left = "" if seconds is None else f"about {duration(seconds)} left"
+                if done or now - shown >= _ESTIMATE_EVERY:
+                    shown = now
+                    active = [(job, now - began) for job, began in running.values()]
+                    seconds = pace.left(queue.later(), active, most)
+                    left = "" if seconds is None else f"about {duration(seconds)} left"
                 progress.update(task, completed=ended, total=total, left=left)
                 if now - told >= TELL_EVERY and not progress.console.is_terminal:
                     told = now
