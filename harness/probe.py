@@ -29,6 +29,9 @@ from .config.rows import TableName, rows_to_run
 from .config.run import SAVE_EVERY
 
 if TYPE_CHECKING:
+    import torch
+
+    from .config.variants import Variant
     from .records.shapes import Latency, Run
 
 
@@ -80,15 +83,13 @@ def main() -> None:
         variants = rows_to_run("profile")
     import psutil
 
-    from attention_zoo import AttentionError
-
     from .records.shapes import Run
     from .records.store import load_record
     from .runs.engines import EngineOptions, open_engine
     from .runs.jobs import GRACE, check_sources
     from .runs.options import TrainingOptions
     from .runs.plan import print_plan
-    from .runs.probe import Cells, find_cells, measure_rows
+    from .runs.probe import Cells, find_cells
     from .runs.sweep import conclude, seconds_of, sweep
 
     age = time.time() - psutil.Process().create_time()
@@ -117,10 +118,7 @@ def main() -> None:
         measured = None
         if not (options.skip_latency or report.left):
             command = describe_command("harness.probe", argv)
-            try:
-                measured = measure_rows(variants, device, options.results, command)
-            except (UserError, AttentionError) as error:  # the trainings are worth their table
-                print(f"not counted or timed: {error}", file=sys.stderr)
+            measured = _measure(options.results, variants, device, command)
         ids = [job.config.run_id for job in report.finished]
         own = [load_record(options.results, Run, identifier) for identifier in ids]
         _print_profile(options.results, own, measured)
@@ -146,6 +144,38 @@ def _check(options: Options, device: str) -> int:
     if options.workers is not None:
         return options.workers
     return max(1, machine.usable_cores() // options.threads) if device == "cpu" else 1
+
+
+def _measure(
+    results: Path, variants: Sequence[Variant], device: torch.device, command: str
+) -> Latency | None:
+    """Count the rows that have no record yet, and time them in turn beside the published ones.
+
+    A line names a module that cannot be counted or timed: the trainings are worth their table.
+    """
+    from attention_zoo import AttentionError
+
+    from .base.names import canonical_json
+    from .config.presets import find_preset
+    from .measuring.latency import SCALE
+    from .records.shapes import Cost
+    from .records.store import load_records
+    from .runs.probe import BESIDE
+    from .runs.run import measure_cost, measure_latency
+
+    known = load_records(results, Cost)
+    counted = {(cost.variant.name, canonical_json(cost.variant.options)) for cost in known}
+    timed = list(dict.fromkeys((*variants, *BESIDE)))
+    network = find_preset("quick").network  # as harness.run times by default
+    try:
+        for variant in variants:
+            key = variant.name, canonical_json(variant.resolved)
+            if variant.source_sha256 is not None or key not in counted:
+                measure_cost(variant, results, command)
+        return measure_latency(timed, network, SCALE, device, results, command)
+    except (UserError, AttentionError) as error:
+        print(f"not counted or timed: {error}", file=sys.stderr)
+        return None
 
 
 def _print_profile(results: Path, own: Sequence[Run], measured: Latency | None) -> None:

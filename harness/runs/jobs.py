@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -26,10 +26,12 @@ from ..config.run import RunConfig
 from ..config.variants import Variant
 from ..records.shapes import Run
 from ..records.store import load_record, record_path
-from ..tasks.images import ImageTask
-from ..tasks.options import AnyTask
+from ..tasks.base import SyntheticTask
 from ..tasks.registry import DEFAULT
 from .options import RunOptions, TrainingOptions, configure
+
+if TYPE_CHECKING:
+    from ..tasks.options import AnyTask
 
 #: Seconds that a job has for saving its state after SIGTERM.
 GRACE = 15.0
@@ -116,7 +118,7 @@ def find_jobs(
 
 def job_names(variants: Sequence[Variant], task: AnyTask) -> dict[Variant, str]:
     """Row label of each variant; the weight that all modules have in a task is not shown."""
-    if isinstance(task, ImageTask):
+    if not isinstance(task, SyntheticTask):
         return row_labels(variants)
     plain = {v: Variant(v.name, _without_weight(v.options)) for v in variants}
     labels = row_labels(plain.values())
@@ -126,7 +128,7 @@ def job_names(variants: Sequence[Variant], task: AnyTask) -> dict[Variant, str]:
 def make_job(config: RunConfig, name: str, options: TrainingOptions, task: AnyTask) -> Job:
     """The job of a run that ``options`` lead to, apart from its variant, seed and task."""
     variant, resolved = config.variant, config.variant.resolved
-    if not isinstance(task, ImageTask) and "res_scale" in resolved:  # else the task gives its own
+    if isinstance(task, SyntheticTask) and "res_scale" in resolved:  # else the task gives its own
         variant = Variant(variant.name, {**variant.options, "res_scale": resolved["res_scale"]})
     words = ["--attn", variant.name, *option_words(variant), "--seeds", str(config.seed)]
     words += task_words(task)

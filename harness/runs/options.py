@@ -27,11 +27,12 @@ from ..config.run import (
     TaskConfig,
 )
 from ..config.variants import Variant
+from ..tasks.base import SyntheticTask
 
 if TYPE_CHECKING:
     import torch
 
-    from ..tasks.options import AnyTask, ImageTask, SyntheticTask
+    from ..tasks.options import AnyTask, ImageTask
 
 
 @dataclass(kw_only=True)
@@ -202,11 +203,9 @@ def configure(
         UserError: a value out of range, an unknown preset, scale or test set.
         AttentionError: unknown module or option.
     """
-    from ..tasks.images import ImageTask
-
-    if isinstance(task, ImageTask):
-        return _configure_images(options, task, variant, seed, device, decode)
-    return configure_task(options, task, variant, seed, device)
+    if isinstance(task, SyntheticTask):
+        return configure_task(options, task, variant, seed, device)
+    return _configure_images(options, task, variant, seed, device, decode)
 
 
 def _configure_images(

@@ -6,12 +6,15 @@ import contextlib
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from ..base.errors import UserError
 from ..config.variants import Variant
 from ..records.shapes import Run
 from ..records.store import load_record
-from .jobs import Job
+
+if TYPE_CHECKING:
+    from .jobs import Job
 
 _Key = tuple[str | None, Variant | None]
 

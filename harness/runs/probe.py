@@ -11,26 +11,25 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
-from ..base.names import canonical_json
 from ..config.labels import row_labels
-from ..config.presets import find_preset
 from ..config.profile import PROFILE_PRESET, RATES, ProfileTask, best_rate
 from ..config.variants import Variant
 from ..measuring.flops import check_cost
-from ..measuring.latency import SCALE
 from ..measuring.tasks import check_reach
-from ..records.shapes import Cost, Latency, Run
-from ..records.store import load_record, load_records
+from ..records.shapes import Run
+from ..records.store import load_record
 from ..tasks.base import SyntheticTask
 from ..tasks.options import weighted
 from ..tasks.registry import find_task, tasks
 from .jobs import Job, make_job
 from .options import TrainingOptions, configure, network_of
-from .run import measure_cost, measure_latency
-from .sweep import Report
+
+if TYPE_CHECKING:
+    from .sweep import Report
 
 #: Published rows that stand beside a module's own.
 BESIDE = (
@@ -124,26 +123,6 @@ def _job(
     options = dataclasses.replace(options, learning_rate=rate)
     config = configure(options, task, variant, seed, device)
     return dataclasses.replace(make_job(config, name, options, task), note=f"rate {rate:g}")
-
-
-def measure_rows(
-    variants: Sequence[Variant], device: torch.device, results: Path, command: str
-) -> Latency:
-    """Count the rows that have no record yet, and time them in turn beside the published ones.
-
-    Raises:
-        UserError, AttentionError: a module cannot be counted or timed.
-    """
-    known = load_records(results, Cost)
-    counted = {(cost.variant.name, canonical_json(cost.variant.options)) for cost in known}
-    for variant in variants:
-        key = variant.name, canonical_json(variant.resolved)
-        if variant.source_sha256 is not None or key not in counted:
-            measure_cost(variant, results, command)
-    timed = list(dict.fromkeys((*variants, *BESIDE)))
-    # As harness.run by default: with networks of super-resolution.
-    network = find_preset("quick").network
-    return measure_latency(timed, network, SCALE, device, results, command)
 
 
 class Cells:

@@ -12,14 +12,16 @@ from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from ..base.errors import UserError
 from ..base.progress import progress_bar
 from ..base.signals import defer_signals
-from .engines import Engine
 from .jobs import Job, describe_status, was_stopped
 from .pace import Pace, duration
+
+if TYPE_CHECKING:
+    from .engines import Engine
 
 #: Exit status when the budget ends before the work (EX_TEMPFAIL: try again).
 BUDGET_STATUS = 75
