@@ -15,8 +15,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..base.errors import UserError
-
 if TYPE_CHECKING:
     from attention_zoo import Attention
 
@@ -139,22 +137,6 @@ class Variant:
             return hashlib.sha256(Path(path).read_bytes()).hexdigest() if path else None
         except (OSError, TypeError):  # typed in, or in an archive
             return None
-
-    def check_source(self, recorded: str | None, path: Path) -> None:
-        """Check that a user's module has not changed since a result was made.
-
-        Args:
-            recorded: SHA-256 of the module's file then; None for a module of attention_zoo.
-            path: where the result lies.
-
-        Raises:
-            UserError: the file has changed.
-        """
-        if recorded is not None and recorded != self.source_sha256:
-            raise UserError(
-                f"the file of {self.name} has changed since {path} was made: choose another "
-                "--results for the new version, or delete that result"
-            )
 
     def create(self, channels: int, **overrides: Any) -> Attention:
         """Build the module for maps of ``channels`` channels.

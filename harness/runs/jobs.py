@@ -23,6 +23,7 @@ from ..base.signals import KILLED
 from ..config.labels import row_labels
 from ..config.options import module_option, own_options
 from ..config.run import RunConfig
+from ..config.sources import check_source
 from ..config.variants import Variant
 from ..records.shapes import Run
 from ..records.store import load_record, record_path
@@ -188,7 +189,7 @@ def check_sources(jobs: Sequence[Job]) -> None:
         if job.config.variant.source_sha256 is not None:
             record = load_record(job.results, Run, job.config.run_id)
             path = record_path(job.results, Run, job.config.run_id)
-            job.config.variant.check_source(record.source_sha256, path)
+            check_source(record.source_sha256, job.config.variant, path)
 
 
 def run_job(

@@ -20,6 +20,7 @@ from ..base.locks import lock
 from ..base.progress import timing_bar
 from ..config.network import NetworkConfig
 from ..config.run import SAVE_EVERY, RunConfig
+from ..config.sources import check_source
 from ..config.variants import Variant
 from ..measuring import flops, latency
 from ..measuring.evaluated import EvaluatedImages, discard_evaluated
@@ -70,7 +71,7 @@ def run(
                 distributed.wait()
                 return load_record(results, Run, config.run_id)
     record = load_record(results, Run, config.run_id)
-    config.variant.check_source(record.source_sha256, path)
+    check_source(record.source_sha256, config.variant, path)
     what = f"{what} is finished"
     print(origin_note([record], what), f"Read from {path}; another --results runs it again.")
     if distributed.is_main():
@@ -217,7 +218,7 @@ def _claim(folder: Path, config: RunConfig) -> None:
     if path.exists():
         known = read_json(path)
         source = known.get("source_sha256") if isinstance(known, dict) else None
-        config.variant.check_source(source, folder)
+        check_source(source, config.variant, folder)
         if known != json.loads(json.dumps(content)):  # it has no tuples
             raise UserError(
                 f"{folder} holds a run of another configuration; delete it or choose another "
