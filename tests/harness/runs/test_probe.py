@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -17,6 +18,7 @@ import pytest
 import torch
 
 from harness import probe
+from harness import run as main_job
 from harness.base.errors import UserError
 from harness.base.names import digest
 from harness.config import profile
@@ -24,6 +26,7 @@ from harness.config.options import parse
 from harness.config.profile import PROFILE, RATES, ProfileTask, best_rate, choose_settings
 from harness.records.shapes import Run, untyped
 from harness.records.store import load_records, record_path
+from harness.runs import engines
 from harness.runs import probe as runs_probe
 from harness.runs import sweep as runs_sweep
 from harness.runs.jobs import Job
@@ -77,7 +80,7 @@ TINY = (
     ProfileTask("tiny D=4", "tiny_task:Tiny"),
     ProfileTask("tiny D=3", "tiny_task:Tiny", {"pairs": 3}),
 )
-QUIET = ["--skip-latency", "--workers", "2"]
+QUIET = ["--skip-latency", "--workers", "1"]
 
 
 @pytest.fixture(autouse=True)
@@ -192,7 +195,8 @@ class Fake:
 @pytest.fixture(scope="module")
 def record(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A record of recall."""
-    words = "--task recall --attn none --channels 8 --batch 2 --steps 1".split()
+    words = ["--task", "recall", "--attn", "none", "--channels", "8"]
+    words += ["--batch", "2", "--steps", "1"]
     task = Recall()
     return run(typed_run(words), task, tmp_path_factory.mktemp("record"), CPU, "test")
 
@@ -265,6 +269,25 @@ def test_the_total_counts_seeds_whose_rate_is_not_known(record: Run, results: Pa
 # -- the command ------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch, one_thread: None) -> None:
+    """Jobs run in this process, one at a time: a process of their own takes seconds to begin."""
+
+    def run_here(words: Sequence[str], log: Path, *_: object, **__: object) -> int:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("w") as file, monkeypatch.context() as patch:
+            patch.setattr(sys, "argv", ["harness.run", *words])
+            with contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
+                try:
+                    main_job.main()
+                except SystemExit as stop:
+                    return int(stop.code or 0)
+        return 0
+
+    monkeypatch.setattr(engines, "run_job", run_here)
+
+
+@pytest.mark.usefixtures("here")
 def test_a_users_module_beside_the_published_rows(
     cli: Cli, results: Path, import_folder: Path, record: Run
 ) -> None:
@@ -293,6 +316,7 @@ def test_a_users_module_beside_the_published_rows(
     assert "the file of my_module:Mine has changed since" in cli.refused("probe", *words)
 
 
+@pytest.mark.usefixtures("here")
 def test_a_module_that_diverges_is_reported_and_the_rest_finished(cli: Cli, results: Path) -> None:
     words = ["--attn", "my_module:Mine", "none", "--broken", "--tasks", "tiny D=3", *QUIET]
     printed = cli("probe", *words, "--results", results, status=1)
@@ -320,6 +344,7 @@ def test_the_plan_says_what_is_left_and_trains_nothing(
     assert sorted(results.rglob("*")) == before
 
 
+@pytest.mark.slow
 def test_a_killed_probe_goes_on(results: Path, import_folder: Path, cli: Cli) -> None:
     """The whole command is killed within a training; the second call ends as if nothing was."""
     (import_folder / "tiny_task.py").write_text(TASK.replace("STEPS", "300"))
