@@ -1,7 +1,8 @@
 """Sweeps: a grid of variants and seeds, each a run of its own.
 
-Command line: ``python -m harness.sweep --rows table4 --seeds 0 1 2``. Finished runs are skipped,
-unfinished ones are resumed, and a run that fails does not end the others.
+Command line: ``python -m harness.sweep --rows table4 --seeds 0 1 2``, or ``--task recall --rows
+controls``. Finished runs are skipped, unfinished ones are resumed, and a run that fails does not
+end the others.
 
 Exit status: 0, all runs are finished; 1, runs failed (the last lines name their logs); 2, a mistake
 on the command line; 75, the time budget is used up (the same command continues); 130 or 143, a
@@ -22,6 +23,8 @@ from .base.errors import UserError
 from .base.signals import resumable
 from .config.options import parse
 from .runs.options import TrainingOptions, configure, network_of
+from .tasks.images import ImageTask
+from .tasks.options import create_task, options_with_task, weighted
 
 if TYPE_CHECKING:
     import torch
@@ -37,6 +40,7 @@ class Options(TrainingOptions):
       python -m harness.sweep --rows table4 --preset small --data DIR --seeds 0 1 2 --plan
       python -m harness.sweep --rows table4 --preset small --data DIR --seeds 0 1 2 --budget 2h
       python -m harness.sweep --attn nla enlca --engine ray --gpus 0.25
+      python -m harness.sweep --task recall --pairs 16 --rows controls --seeds 0 1 2
     """
 
     engine: Literal["local", "ray", "slurm"] = "local"
@@ -59,16 +63,17 @@ class Options(TrainingOptions):
 @resumable("harness.sweep")
 def main() -> None:
     """Entry point of ``python -m harness.sweep``."""
-    options, variants = parse(Options, sys.argv[1:], "harness.sweep")
+    argv = sys.argv[1:]
+    found, task_class = options_with_task(Options, argv)
+    options, variants = parse(found, argv, "harness.sweep")
     import psutil
 
     from .images.patches import check_patch
+    from .measuring.tasks import check_reach
     from .runs.engines import open_engine
-    from .runs.jobs import find_jobs
+    from .runs.jobs import check_sources, find_jobs
     from .runs.plan import print_plan
     from .runs.sweep import conclude, seconds_of, sweep
-    from .tasks.options import find_images
-    from .tasks.sr import SuperResolution
 
     began = time.monotonic() - (time.time() - psutil.Process().create_time())
     budget = seconds_of(options.budget) if options.budget else math.inf
@@ -76,18 +81,24 @@ def main() -> None:
     engine_options = _engine_options(options, device, budget)
     if not options.seeds:
         raise UserError("--seeds needs at least one number")
-    channels = network_of(options).channels
+    task = create_task(task_class, options, argv)
+    network = network_of(options, task)
     for variant in variants:  # a bad option shows before any work is done
-        variant.create(channels)
-    task = SuperResolution(None, find_images(options), options.scale)
-    configure(options, task, variants[0], 0, device, decode=False)
+        variant.create(network.channels)
+    if isinstance(task, ImageTask):
+        configure(options, task, variants[0], 0, device, decode=False)
+    else:
+        variants = [weighted(variant, task, argv) for variant in variants]
+        check_reach(task, network.reach)
     jobs = find_jobs(options, variants, device, task)
-    check_patch(task.cache, jobs[0].config.patch)
+    if isinstance(task, ImageTask):
+        check_patch(task.cache, jobs[0].config.patch)
+    check_sources([job for job in jobs if job.finished])
     at_once = options.workers or (1 if options.engine == "local" else None)
     if options.plan:
         machine.use_threads(engine_options.threads_each)
         gpus = options.gpus if options.engine == "ray" else 1.0
-        print_plan(jobs, task, device, at_once, gpus)
+        print_plan(jobs, device, at_once, gpus)
         return
     with open_engine(options.engine, engine_options, options.results.absolute()) as engine:
         # The last seconds are for saving: once to stop in time, once more to kill what does not.

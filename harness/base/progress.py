@@ -27,7 +27,12 @@ _REDRAW_SECONDS = 0.2
 
 
 def progress_bar(
-    unit: str, note: str = "", *, stdout: bool = False, transient: bool = False
+    unit: str,
+    note: str = "",
+    *,
+    stdout: bool = False,
+    transient: bool = False,
+    estimate: bool = True,
 ) -> Progress:
     """A bar with count, rate and time left (once finished, time taken), to add tasks to.
 
@@ -36,6 +41,7 @@ def progress_bar(
         note: format of the task's fields, shown at the end, e.g. ``L1 {task.fields[loss]:.4f}``.
         stdout: draw on standard output; on standard error by default.
         transient: erase the bar at the end, and draw none where the output is no terminal.
+        estimate: show time left; else the note does.
     """
     console = Console(stderr=not stdout)
     return Progress(
@@ -43,7 +49,7 @@ def progress_bar(
         BarColumn(),
         MofNCompleteColumn(),
         _RateColumn(unit),
-        TimeRemainingColumn(elapsed_when_finished=True),
+        *([TimeRemainingColumn(elapsed_when_finished=True)] if estimate else []),
         *([TextColumn(note)] if note else []),
         console=console,
         speed_estimate_period=math.inf,  # a step may take days

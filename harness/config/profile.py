@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
+
+from ..base.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -35,3 +37,25 @@ PROFILE_PRESET = "quick"
 #: Learning rates tried with the first seed. The best on validation images trains the other seeds.
 RATES = (2e-3, 4e-3, 8e-3)
 SEEDS = (0, 1, 2)
+
+
+def best_rate(validation: Mapping[float, float]) -> float:
+    """The rate with the best validation score; of equal ones the smallest.
+
+    Args:
+        validation: score by rate, at least one.
+    """
+    return min(validation, key=lambda rate: (-validation[rate], rate))
+
+
+def choose_settings(names: Sequence[str]) -> list[ProfileTask]:
+    """Settings of the profile by label or task; all of them if none is named.
+
+    Raises:
+        UserError: the profile has no such setting.
+    """
+    known = {name: None for one in PROFILE for name in (one.task, one.label)}
+    for name in names:
+        if name not in known:
+            raise UserError(f"the profile has no task {name!r}: choose from {', '.join(known)}")
+    return [one for one in PROFILE if not names or {one.task, one.label} & {*names}]

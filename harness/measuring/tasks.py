@@ -111,14 +111,13 @@ def _scored(
     """Scores of the items that count; ``inputs``, ``references`` stand in place of their own."""
     inputs = inputs or [item.inputs for item in items]
     references = references or [item.references for item in items]
-    outputs = _outputs(network, inputs, references)
-    found = zip(items, outputs, strict=True)
+    found = zip(items, network_outputs(network, inputs, references), strict=True)
     scores = (task.score(item, output, reach) for item, output in found)
     return [one for one in scores if one is not None]
 
 
 @torch.inference_mode()
-def _outputs(
+def network_outputs(
     network: EDSR, inputs: Sequence[Floats], references: Sequence[Positions]
 ) -> list[Floats]:
     """The network's output for every input, ``[scale·h, scale·w, 3]``, not clamped."""

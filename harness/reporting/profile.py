@@ -6,7 +6,7 @@ learning rates are compared by validation scores alone; test scores have no part
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -235,7 +235,7 @@ def find_profile(runs: Iterable[Run]) -> Profile:
         groups: dict[str, list[Run]] = {}
         for run in known:
             if _is_of(run.config, task):
-                groups.setdefault(_conditions(run.config), []).append(run)
+                groups.setdefault(conditions(run.config), []).append(run)
         if groups:
             shown = max(groups.values(), key=_size)
             settings[task.label] = shown
@@ -247,6 +247,25 @@ def find_profile(runs: Iterable[Run]) -> Profile:
 def profile_rows(runs: Iterable[Run]) -> list[ProfileRow]:
     """The rows of the profile that have a run, in its order; others follow by their labels."""
     return list(find_profile(runs).rows)
+
+
+def rows_beside(
+    own: Sequence[Run], others: Iterable[Run], variants: Collection[Variant]
+) -> list[ProfileRow]:
+    """Rows of some runs, and beside them those of others' runs of the same settings.
+
+    Args:
+        own: of any variant.
+        others: of which only these variants have a part.
+        variants: see :func:`.labels.task_variant`.
+    """
+    same = {conditions(run.config) for run in own}
+    beside = [
+        run
+        for run in others
+        if task_variant(run.variant) in variants and conditions(run.config) in same
+    ]
+    return profile_rows({run.id: run for run in (*beside, *own)}.values())
 
 
 def normalised(score: Score) -> float:
@@ -294,7 +313,8 @@ def _is_of(config: Config, task: ProfileTask) -> bool:
     )
 
 
-def _conditions(config: Config) -> str:
+def conditions(config: Config) -> str:
+    """What runs of one setting have to have in common: all but rate, seed and device."""
     apart = ("learning_rate", "device")
     return canonical_json({k: v for k, v in config.setting.items() if k not in apart})
 

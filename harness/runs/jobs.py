@@ -11,10 +11,10 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -23,22 +23,25 @@ from ..base.signals import KILLED
 from ..config.labels import row_labels
 from ..config.options import module_option, own_options
 from ..config.run import RunConfig
+from ..config.sources import check_source
 from ..config.variants import Variant
 from ..records.shapes import Run
-from ..records.store import record_path
+from ..records.store import load_record, record_path
+from ..tasks.base import SyntheticTask
+from ..tasks.registry import DEFAULT
 from .options import RunOptions, TrainingOptions, configure
 
 if TYPE_CHECKING:
-    from ..tasks.images import ImageTask
+    from ..tasks.options import AnyTask
 
 #: Seconds that a job has for saving its state after SIGTERM.
 GRACE = 15.0
 #: Seconds between two checks whether a job has ended or is to stop.
 _POLL = 0.1
 _SIGNALLED = (signal.SIGINT, signal.SIGTERM)
-#: Options that a job's command does not copy: it has its own variant and seed, and the engine
+#: Options that a job's command does not copy: it has its own variant, seed and task, and the engine
 #: chooses device and threads.
-_OWN = ("attn", "rows", "seeds", "device", "threads", "data", "results")
+_OWN = ("attn", "rows", "seeds", "task", "device", "threads", "data", "results")
 
 
 @dataclass(frozen=True)
@@ -50,20 +53,24 @@ class Job:
         name: of its variant in tables, with the options that distinguish it from others.
         words: arguments of ``python -m harness.run`` for it, without device and threads.
         results: folder of the records, absolute.
+        task: what it learns; it stays on this machine.
+        note: what else tells it apart, such as its learning rate.
     """
 
     config: RunConfig
     name: str
     words: tuple[str, ...]
     results: Path
+    task: AnyTask = field(compare=False, repr=False)
+    note: str = ""
 
     @property
     def label(self) -> str:
-        """For people, without the seed, e.g. ``ENLCA-m16, warm start``."""
+        """For people, without note and seed, e.g. ``ENLCA-m16, warm start``."""
         return f"{self.name}, warm start" if self.config.start else self.name
 
     def __str__(self) -> str:
-        return f"{self.label}, seed {self.config.seed}"
+        return ", ".join(filter(None, [self.label, self.note, f"seed {self.config.seed}"]))
 
     @property
     def finished(self) -> bool:
@@ -80,9 +87,11 @@ def find_jobs(
     options: TrainingOptions,
     variants: Sequence[Variant],
     device: torch.device,
-    task: ImageTask,
+    task: AnyTask,
 ) -> list[Job]:
     """The runs of a grid in the order of ``harness.run``; the baselines of warm starts first.
+
+    In a synthetic task the variants have its ``res_scale``: see ``tasks.options.weighted``.
 
     Raises:
         UserError, AttentionError: as :func:`.options.configure`.
@@ -95,31 +104,66 @@ def find_jobs(
         learning_rate=None,
         schedule=None,
     )
-    names = row_labels((*variants, Variant("none")))
+    names = job_names((*variants, Variant("none")), task)
     baselines, jobs = {}, {}
     for seed in dict.fromkeys(options.seeds):
         for variant in variants:
             config = configure(options, task, variant, seed, device)
-            jobs[config.run_id] = _job(config, options, names)
+            jobs[config.run_id] = make_job(config, names[variant], options, task)
             if config.start:
                 start = config.baseline
-                baselines[start.run_id] = _job(start, scratch, names)
+                name = names[start.variant]
+                baselines[start.run_id] = make_job(start, name, scratch, task)
     return list((baselines | jobs).values())
 
 
-def _job(config: RunConfig, options: TrainingOptions, names: Mapping[Variant, str]) -> Job:
-    words = ["--attn", config.variant.name, *option_words(config.variant)]
-    words += ["--seeds", str(config.seed), "--skip-latency"]
-    for field in dataclasses.fields(TrainingOptions):
-        value = getattr(options, field.name)
-        if field.name in _OWN or value == field.default:
+def job_names(variants: Sequence[Variant], task: AnyTask) -> dict[Variant, str]:
+    """Row label of each variant; the weight that all modules have in a task is not shown."""
+    if not isinstance(task, SyntheticTask):
+        return row_labels(variants)
+    plain = {v: Variant(v.name, _without_weight(v.options)) for v in variants}
+    labels = row_labels(plain.values())
+    return {variant: labels[one] for variant, one in plain.items()}
+
+
+def make_job(config: RunConfig, name: str, options: TrainingOptions, task: AnyTask) -> Job:
+    """The job of a run that ``options`` lead to, apart from its variant, seed and task."""
+    variant, resolved = config.variant, config.variant.resolved
+    if isinstance(task, SyntheticTask) and "res_scale" in resolved:  # else the task gives its own
+        variant = Variant(variant.name, {**variant.options, "res_scale": resolved["res_scale"]})
+    words = ["--attn", variant.name, *option_words(variant), "--seeds", str(config.seed)]
+    words += task_words(task)
+    if task.name == DEFAULT:
+        words += ["--skip-latency"]
+    for option in dataclasses.fields(TrainingOptions):
+        value = getattr(options, option.name)
+        if option.name in _OWN or value == option.default:
             continue
-        words += [_flag(field.name), *map(str, value if isinstance(value, tuple) else (value,))]
+        words += [_flag(option.name), *map(str, value if isinstance(value, tuple) else (value,))]
     # Other machines may start it in another folder.
     results = options.results.absolute()
     if options.data is not None:
         words += ["--data", str(options.data.absolute())]
-    return Job(config, names[config.variant], (*words, "--results", str(results)), results)
+    return Job(config, name, (*words, "--results", str(results)), results, task)
+
+
+def task_words(task: AnyTask) -> list[str]:
+    """A task, and its options that are not at their defaults, as ``harness.run`` takes them."""
+    words = [] if task.name == DEFAULT else ["--task", task.name]
+    for name, parameter in task.options().items():
+        value = getattr(task, name)
+        if value == parameter.default:
+            continue
+        if isinstance(value, bool):
+            words.append(_flag(name if value else f"no_{name}"))
+        else:
+            values = value if isinstance(value, (tuple, list)) else (value,)
+            words += [_flag(name), *map(str, values)]
+    return words
+
+
+def _without_weight(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if name != "res_scale"}
 
 
 def option_words(variant: Variant) -> list[str]:
@@ -133,6 +177,19 @@ def option_words(variant: Variant) -> list[str]:
 
 def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
+
+
+def check_sources(jobs: Sequence[Job]) -> None:
+    """Check that users' modules have not changed since these finished jobs were run.
+
+    Raises:
+        UserError: a module's file has changed.
+    """
+    for job in jobs:
+        if job.config.variant.source_sha256 is not None:
+            record = load_record(job.results, Run, job.config.run_id)
+            path = record_path(job.results, Run, job.config.run_id)
+            check_source(record.source_sha256, job.config.variant, path)
 
 
 def run_job(

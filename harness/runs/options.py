@@ -42,7 +42,9 @@ class TrainingOptions:
     attn: tuple[str, ...] = ("enlca",)
     """Modules, `all`, or your own as package.module:Class; their options follow, e.g. --m 16."""
     rows: TableName | None = None
-    """Rows of one of the paper's tables, or rivals, instead of --attn."""
+    """Rows of one of the paper's tables, rivals, controls or profile, instead of --attn."""
+    task: str = "sr"
+    """What to learn: sr, denoise, recall, or package.module:Class of your own; options follow."""
     preset: str = "quick"
     """quick, small, base or paper: sizes and schedule; the values below override it."""
     data: Path | None = None
@@ -109,9 +111,6 @@ class RunOptions(TrainingOptions):
       python -m harness.run --task denoise --sigma 25 --attn none enlca
       python -m harness.run --task recall --pairs 4 --attn enlca nla none mean
     """
-
-    task: str = "sr"
-    """What to learn: sr, denoise, recall, or package.module:Class of your own; options follow."""
 
     skip_training: bool = False
     """Only count and time; this needs no images."""

@@ -24,10 +24,14 @@ from ..images.metrics import quality
 from ..images.sources import TestSet
 from ..measuring.memory import peak_memory
 from ..measuring.quality import super_resolve
+from ..measuring.tasks import network_outputs
 from ..network.weights import Architecture
+from ..tasks.base import SyntheticTask
 from ..tasks.images import ImageTask
-from ..training.trainer import Trainer
+from ..tasks.options import AnyTask
+from ..training.trainer import CURVE_POINTS, Trainer
 from .jobs import Job
+from .pace import duration
 
 #: Timed steps of each kind: at least two, and no more than fit into so many seconds.
 CALIBRATION_SECONDS = 3.0
@@ -57,8 +61,8 @@ class Estimate:
         return steps + self.evaluation
 
 
-def calibrate(config: RunConfig, task: ImageTask) -> Estimate:
-    """Time a few steps of a run and the evaluation of an image of each test set.
+def calibrate(config: RunConfig, task: AnyTask) -> Estimate:
+    """Time a few steps of a run and the evaluation of an image or two of each test set.
 
     Raises:
         UserError: an image cannot be used.
@@ -76,13 +80,16 @@ def calibrate(config: RunConfig, task: ImageTask) -> Estimate:
     memory = None if peak is None else held + peak
     evaluation = 0.0
     with use_tf32(False):
-        for name in config.data.test:
-            test_set = task.test_set(name)
-            evaluation += len(test_set) * _image_seconds(trainer, test_set)
+        if isinstance(task, ImageTask):
+            for name in config.data.test:
+                test_set = task.test_set(name)
+                evaluation += len(test_set) * _image_seconds(trainer, test_set)
+        else:
+            evaluation = _scoring_seconds(trainer, task)
     return Estimate(plain, full, evaluation, memory)
 
 
-def _trainer(config: RunConfig, task: ImageTask, device: torch.device) -> Trainer:
+def _trainer(config: RunConfig, task: AnyTask, device: torch.device) -> Trainer:
     network = Architecture.of(config).build(config.seed).to(device)
     trainer = Trainer(config, network, task)
     trainer.network.train()
@@ -122,33 +129,53 @@ def _image_seconds(trainer: Trainer, test_set: TestSet) -> float:
     return time.perf_counter() - begin
 
 
+def _scoring_seconds(trainer: Trainer, task: SyntheticTask) -> float:
+    """Seconds for all scores of a run and its curve, from two images of each set."""
+    network = trainer.network
+    # As trained and deleted, and with the attention replaced, or all references alike, or both.
+    passes = 2 + bool(network.attention_modules) + network.has_oracle
+    curve = min(CURVE_POINTS, trainer.config.steps)
+    sets = [(name, False, passes) for name in task.test_sets]
+    seconds = 0.0
+    for name, validation, times in [*sets, (task.validation_set, True, passes + curve)]:
+        begin = time.perf_counter()
+        items = list(task.items(name, validation=validation))
+        drawn, few = time.perf_counter() - begin, items[:2]
+        inputs, references = [i.inputs for i in few], [i.references for i in few]
+        begin = time.perf_counter()
+        network_outputs(network, inputs, references)
+        each = (time.perf_counter() - begin) / len(few)
+        seconds += times * each * len(items) + drawn * (curve if validation else 1)
+    return seconds
+
+
 def print_plan(
     jobs: Sequence[Job],
-    task: ImageTask,
     device: torch.device,
     at_once: int | None,
-    gpus: float,
+    gpus: float = 1.0,
+    start_up: float = 0.0,
 ) -> None:
     """Print jobs, steps, time, memory and GPU-hours of the runs that are not finished.
 
     Args:
-        jobs: all of the sweep.
-        task: of all jobs.
+        jobs: all of them.
         device: where to calibrate.
         at_once: jobs at once; None is all.
         gpus: share of a GPU for each job.
+        start_up: seconds until a job's first step.
 
     Raises:
         UserError: as :func:`calibrate`.
     """
     kind = "GPU" if device.type == "cuda" else "CPU"
-    estimates: dict[Variant, Estimate] = {}
+    estimates: dict[tuple[Variant, str], Estimate] = {}
     seconds: list[float] = []
     groups: dict[tuple[str, int], list[Job]] = {}
     for job in jobs:
         groups.setdefault((job.label, job.config.steps), []).append(job)
     table = Table(box=SIMPLE_HEAD)
-    for column in ("run", "seeds", "finished", "started", "steps", "s/step", "time each", "memory"):
+    for column in ("run", "runs", "finished", "started", "steps", "s/step", "time each", "memory"):
         table.add_column(column, justify="left" if column == "run" else "right")
     for (label, steps), group in groups.items():
         config = group[0].config
@@ -157,32 +184,26 @@ def print_plan(
         row = [label, str(len(group)), str(finished), str(started), str(steps)]
         if finished < len(group):
             # The two protocols of a variant take the same time.
-            if config.variant not in estimates:
-                estimates[config.variant] = calibrate(config, task)
-            found = estimates[config.variant]
-            each = found.seconds(config)
+            key = (config.variant, config.data.name)
+            if key not in estimates:
+                estimates[key] = calibrate(config, group[0].task)
+            found = estimates[key]
+            each = found.seconds(config) + start_up
             seconds += [each] * (len(group) - finished)
             memory = "" if found.memory is None else f"{found.memory / 1e6:,.0f} MB"
-            row += [f"{found.full:.3g}", _duration(each), memory]
+            row += [f"{found.full:.3g}", duration(each), memory]
         table.add_row(*row)
     console = Console()
     console.print(table)
     console.print(
         f"{len(seconds)} of {len(jobs)} runs to do: {sum(seconds) * gpus / 3600:.3g} "
-        f"{kind}-hours, about {_duration(_longest(seconds, at_once))} with "
+        f"{kind}-hours, about {duration(_longest(seconds, at_once))} with "
         f"{at_once or len(seconds)} at once.",
     )
     console.print(
-        "Estimated from a few steps of each variant, one at a time, and the middle-sized image of "
-        "each test set. Unfinished runs count in full. Nothing was run.",
+        "Estimated from a few steps of each variant, one at a time, and an image or two of each "
+        "test set. Unfinished runs count in full. Nothing was run.",
     )
-
-
-def _duration(seconds: float) -> str:
-    for unit, size in (("days", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.1f} s"
 
 
 def _longest(seconds: Sequence[float], at_once: int | None) -> float:

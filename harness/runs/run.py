@@ -20,6 +20,7 @@ from ..base.locks import lock
 from ..base.progress import timing_bar
 from ..config.network import NetworkConfig
 from ..config.run import SAVE_EVERY, RunConfig
+from ..config.sources import check_source
 from ..config.variants import Variant
 from ..measuring import flops, latency
 from ..measuring.evaluated import EvaluatedImages, discard_evaluated
@@ -70,7 +71,7 @@ def run(
                 distributed.wait()
                 return load_record(results, Run, config.run_id)
     record = load_record(results, Run, config.run_id)
-    _check_source(record.source_sha256, config.variant, path)
+    check_source(record.source_sha256, config.variant, path)
     what = f"{what} is finished"
     print(origin_note([record], what), f"Read from {path}; another --results runs it again.")
     if distributed.is_main():
@@ -217,7 +218,7 @@ def _claim(folder: Path, config: RunConfig) -> None:
     if path.exists():
         known = read_json(path)
         source = known.get("source_sha256") if isinstance(known, dict) else None
-        _check_source(source, config.variant, folder)
+        check_source(source, config.variant, folder)
         if known != json.loads(json.dumps(content)):  # it has no tuples
             raise UserError(
                 f"{folder} holds a run of another configuration; delete it or choose another "
@@ -231,24 +232,6 @@ def _source(variant: Variant) -> dict[str, Any]:
     """The hash of the module's file, unless the module is attention_zoo's own."""
     digest = variant.source_sha256
     return {} if digest is None else {"source_sha256": digest}
-
-
-def _check_source(recorded: str | None, variant: Variant, path: Path) -> None:
-    """Check that a user's module has not changed since a result was made.
-
-    Args:
-        recorded: SHA-256 of the module's file then; None for a module of attention_zoo.
-        variant: the module as it is now.
-        path: where the result lies.
-
-    Raises:
-        UserError: the file has changed.
-    """
-    if recorded is not None and recorded != variant.source_sha256:
-        raise UserError(
-            f"the file of {variant.name} has changed since {path} was made: choose another "
-            "--results for the new version, or delete that result"
-        )
 
 
 def measure_cost(variant: Variant, results: Path, command: str) -> Cost:

@@ -12,17 +12,25 @@ from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
 from ..base.errors import UserError
 from ..base.progress import progress_bar
 from ..base.signals import defer_signals
-from .engines import Engine
 from .jobs import Job, describe_status, was_stopped
+from .pace import Pace, duration
+
+if TYPE_CHECKING:
+    from .engines import Engine
 
 #: Exit status when the budget ends before the work (EX_TEMPFAIL: try again).
 BUDGET_STATUS = 75
 #: Seconds between two checks of the time and of signals.
 _POLL = 0.2
+#: Seconds between two lines that say how far it is, where no bar is drawn.
+TELL_EVERY = 60.0
+#: Seconds between two estimates of the time left.
+_ESTIMATE_EVERY = 2.0
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -50,18 +58,58 @@ def seconds_of(text: str) -> float:
     return seconds
 
 
+class Queue(Protocol):
+    """Jobs in the order in which they start."""
+
+    #: Jobs that were finished before.
+    finished: list[Job]
+
+    def next(self, report: Report) -> Job | None:
+        """The first job that may start now, once; None if there is none, or none yet.
+
+        Jobs that turn out to be finished, or that never can start, go to the report.
+        """
+
+    def later(self) -> Sequence[Job]:
+        """Jobs that were not given yet; of unknown ones others of the same variant and task."""
+
+
+class Grid:
+    """Jobs that are all known; baselines of warm starts come before their variants."""
+
+    def __init__(self, jobs: Sequence[Job]) -> None:
+        self.finished = [job for job in jobs if job.finished]
+        self._waiting = [job for job in jobs if not job.finished]
+
+    def next(self, report: Report) -> Job | None:
+        failed = {job.config.run_id: job for job, _ in report.failed}
+        finished = {job.config.run_id for job in report.finished}
+        for job in list(self._waiting):
+            start = job.config.baseline.run_id if job.config.start else None
+            if start is None or start in finished:
+                self._waiting.remove(job)
+                return job
+            if start in failed:
+                self._waiting.remove(job)
+                report.failed.append((job, f"its baseline failed: {failed[start].log}"))
+        return None
+
+    def later(self) -> Sequence[Job]:
+        return self._waiting
+
+
 def sweep(
-    jobs: Sequence[Job],
+    jobs: Sequence[Job] | Queue,
     engine: Engine,
     stop: threading.Event,
     *,
     at_once: int | None = None,
     deadline: float = math.inf,
 ) -> Report:
-    """Run the jobs that are not finished, baselines of warm starts before their variants.
+    """Run the jobs that are not finished, and show how far they are.
 
     Args:
-        jobs: all of them.
+        jobs: all of them, or a queue that gives them.
         engine: runs a job.
         stop: set here when the time is up; the engine then ends its jobs.
         at_once: jobs at once; None is all.
@@ -70,53 +118,51 @@ def sweep(
     Raises:
         KeyboardInterrupt: once the jobs have stopped and saved.
     """
-    report = Report([job for job in jobs if job.finished])
-    waiting = [job for job in jobs if not job.finished]
-    if not waiting:
+    queue: Queue = Grid(jobs) if isinstance(jobs, Sequence) else jobs
+    report = Report(list(queue.finished))
+    if not queue.later():
         return report
-    running: dict[Future[int], Job] = {}
-    before = len(report.finished)
+    most = at_once or len(queue.later())
+    pace = Pace(report.finished)
+    running: dict[Future[int], tuple[Job, float]] = {}
     with (
         # An exception from a signal's handler could make the pool lose a thread it has started.
         defer_signals() as signalled,
-        ThreadPoolExecutor(at_once or len(waiting)) as pool,
-        progress_bar("runs") as progress,
+        ThreadPoolExecutor(most) as pool,
+        progress_bar("runs", "{task.fields[left]}", estimate=False) as progress,
     ):
-        task = progress.add_task("Runs", total=len(jobs), completed=before)
+        task = progress.add_task("Runs", total=None, completed=len(report.finished), left="")
+        told, shown, left = time.monotonic(), -math.inf, ""
         try:
-            while waiting or running:
+            while queue.later() or running:
                 if signalled or stop.is_set() or time.monotonic() >= deadline:
                     stop.set()
-                    report.left += waiting
-                    waiting = []
-                ready, waiting = _ready(waiting, report)
-                for job in ready:
-                    running[pool.submit(_run, engine, job, stop)] = job
+                    report.left += queue.later()
+                    queue = Grid([])
+                while len(running) < most and (job := queue.next(report)):
+                    running[pool.submit(_run, engine, job, stop)] = job, time.monotonic()
                 done, _ = wait(running, _POLL, FIRST_COMPLETED)
+                now = time.monotonic()
                 for future in done:
-                    job = running.pop(future)
+                    job, began = running.pop(future)
                     progress.console.print(_note(job, future, stop, report), highlight=False)
-                ended = len(report.finished) - before + len(report.failed)
-                progress.update(task, completed=before + ended)
+                    if job.finished:
+                        pace.add(job, now - began)
+                ended = len(report.finished) + len(report.failed)
+                total = ended + len(running) + len(queue.later()) + len(report.left)
+                if done or now - shown >= _ESTIMATE_EVERY:
+                    shown = now
+                    active = [(job, now - began) for job, began in running.values()]
+                    seconds = pace.left(queue.later(), active, most)
+                    left = "" if seconds is None else f"about {duration(seconds)} left"
+                progress.update(task, completed=ended, total=total, left=left)
+                if now - told >= TELL_EVERY and not progress.console.is_terminal:
+                    told = now
+                    line = ", ".join(filter(None, [f"{ended} of {total} runs have ended", left]))
+                    progress.console.print(line, highlight=False)
         finally:
             stop.set()  # the pool waits for its threads
     return report
-
-
-def _ready(waiting: Sequence[Job], report: Report) -> tuple[list[Job], list[Job]]:
-    """Jobs that can start, and jobs that have to wait; those that never can are failed."""
-    failed = {job.config.run_id: job for job, _ in report.failed}
-    finished = {job.config.run_id for job in report.finished}
-    ready, rest = [], []
-    for job in waiting:
-        start = job.config.baseline.run_id if job.config.start else None
-        if start is None or start in finished:
-            ready.append(job)
-        elif start in failed:
-            report.failed.append((job, f"its baseline failed: {failed[start].log}"))
-        else:
-            rest.append(job)
-    return ready, rest
 
 
 def _run(engine: Engine, job: Job, stop: threading.Event) -> int:
@@ -135,9 +181,18 @@ def _note(job: Job, future: Future[int], stop: threading.Event, report: Report) 
         report.left.append(job)
         return f"{job}: stopped"
     else:
-        reason = describe_status(future.result())
+        reason = _mistake(job) or describe_status(future.result())
     report.failed.append((job, reason))
     return f"{job}: failed, {reason}"
+
+
+def _mistake(job: Job) -> str | None:
+    """What the job's last line says, if it says an error."""
+    try:
+        last = job.log.read_text(encoding="utf-8", errors="replace").splitlines()[-1]
+    except (OSError, IndexError):
+        return None
+    return last.removeprefix("error: ") if last.startswith("error: ") else None
 
 
 def conclude(report: Report, results: Path) -> None:

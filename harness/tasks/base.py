@@ -5,6 +5,7 @@ A task's options are the keyword-only parameters of its ``__init__``, on the com
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import inspect
 from abc import ABC, abstractmethod
@@ -166,7 +167,7 @@ class SyntheticTask(Task):
         """All options with their values."""
         return {name: getattr(self, name) for name in self.options()}
 
-    @property
+    @functools.cached_property
     def sha256(self) -> str:
         """Digest of a training batch and of a test item: of how images are drawn."""
         first = self.batch(seed=0, step=0, batch=2, patch=self.patch)

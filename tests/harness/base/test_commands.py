@@ -13,7 +13,9 @@ from harness.completion import commands
 #: Packages that no command needs for its help.
 HEAVY = {"fvcore", "matplotlib", "pandas", "ptflops", "scipy", "seaborn", "skimage"}
 #: Commands that name the attention modules, and so import torch.
-WITH_MODULES = {f"harness.{name}" for name in ("check", "latency", "run", "scaling", "sweep")}
+WITH_MODULES = {
+    f"harness.{name}" for name in ("check", "latency", "probe", "run", "scaling", "sweep")
+}
 HELP = """
 import runpy, sys
 sys.argv = [{command!r}, "--help"]

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from attention_zoo import AttentionError, create_attention, find_attention, list_attentions
-from harness import check, latency, scaling, sweep
+from harness import check, latency, probe, scaling, sweep
 from harness.base.errors import UserError
 from harness.completion import options_of
 from harness.config.options import implementation_names, parse
@@ -18,6 +18,7 @@ from harness.runs import options as run
 COMMANDS = {
     "harness.run": run.RunOptions,
     "harness.sweep": sweep.Options,
+    "harness.probe": probe.Options,
     "harness.latency": latency.Options,
     "harness.scaling": scaling.Options,
     "harness.check": check.Options,

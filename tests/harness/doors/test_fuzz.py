@@ -126,6 +126,7 @@ COMMANDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "approximation": (("--synthetic",), ("measuring.approximation.study",)),
     "evaluate": (("--weights", "WEIGHTS"), ("measuring.quality.evaluate",)),
     "latency": ((), ("measuring.latency.measure",)),
+    "probe": ((), ("runs.engines.open_engine", "runs.plan.print_plan")),
     "redraws": (("--runs", "WEIGHTS"), ("measuring.redraws.measure",)),
     "run": (
         ("--data", "IMAGES"),

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from harness import sweep
 from harness.base.errors import UserError
 from harness.config.options import parse
 from harness.config.rows import table_rows
+from harness.config.variants import Variant
 from harness.images.sources import find_data
 from harness.records.shapes import Run
 from harness.records.store import load_records, record_path
@@ -33,7 +34,8 @@ from harness.runs.options import RunOptions as Options
 from harness.runs.options import TrainingOptions, configure
 from harness.runs.plan import calibrate
 from harness.runs.sweep import BUDGET_STATUS, Report, seconds_of
-from harness.tasks.options import find_images
+from harness.tasks.base import SyntheticTask
+from harness.tasks.options import AnyTask, create_task, options_with_task, weighted
 from harness.tasks.sr import SuperResolution
 from tests.harness.conftest import Cli, until
 from tests.harness.tiny import make_config
@@ -89,13 +91,22 @@ def tries(results: Path) -> int:
 # -- the grid -------------------------------------------------------------------------------
 
 
-def task_of(options: TrainingOptions) -> SuperResolution:
-    return SuperResolution(None, find_images(options), options.scale)
+def typed(
+    options: type[TrainingOptions], words: Sequence[str | Path]
+) -> tuple[Any, list[Variant], AnyTask]:
+    """Options, variants and task of a command line."""
+    argv = [str(word) for word in words]
+    found, task_class = options_with_task(options, argv)
+    values, variants = parse(found, argv, "harness.run")
+    task = create_task(task_class, values, argv)
+    if isinstance(task, SyntheticTask):
+        variants = [weighted(variant, task, argv) for variant in variants]
+    return values, variants, task
 
 
 def jobs_of(*words: str | Path) -> list[Job]:
-    options, variants = parse(sweep.Options, [str(w) for w in words], "harness.sweep")
-    return find_jobs(options, variants, CPU, task_of(options))
+    options, variants, task = typed(sweep.Options, words)
+    return find_jobs(options, variants, CPU, task)
 
 
 @pytest.mark.parametrize(
@@ -110,6 +121,8 @@ def jobs_of(*words: str | Path) -> list[Job]:
         ["--attn", "nystrom", "csnln", "rnan", "--attn-steps", "2", "--attn-blocks", "2"],
         ["--attn", "nla", "--preset", "small", "--schedule", "halving", "--tile", "32"],
         ["--attn", "nla", "--test-sets", "Tiny", "--train-sets", "Some", "--holdout", "3"],
+        ["--attn", "nla", "--degradation", "box", "--noise", "5"],
+        ["--attn", "nla", "none", "--task", "denoise", "--sigma", "25", "--protocol", "warm-start"],
     ],
 )
 def test_a_jobs_command_leads_to_its_run(words: list[str], tiny: list[str]) -> None:
@@ -117,15 +130,41 @@ def test_a_jobs_command_leads_to_its_run(words: list[str], tiny: list[str]) -> N
     ids = [job.config.run_id for job in found]
     assert len(set(ids)) == len(ids)
     for job in found:
-        options, variants = parse(Options, job.words, "harness.run")
-        (variant,), (seed,) = variants, options.seeds
-        assert configure(options, task_of(options), variant, seed, CPU) == job.config
+        options, (variant,), task = typed(Options, job.words)
+        (seed,) = options.seeds
+        assert configure(options, task, variant, seed, CPU) == job.config
     if "warm-start" in words:
         assert found[0].config == found[1].config.baseline
     if "table4" in words:
         labels = [v.label for v in table_rows("table4")]
         assert [str(m) for m in found] == [f"{n}, seed {s}" for s in (0, 7) for n in labels]
     assert len({str(job) for job in found}) == len(found)
+
+
+@pytest.mark.parametrize(
+    ("words", "names"),
+    [
+        (["--rows", "controls"], ["Baseline", "Conv", "Mean", "Oracle"]),
+        (["--attn", "nla", "--res-scale", "0.1", "--blanks", "0.5"], ["NLA"]),
+        (["--attn", "enlca", "nla", "--m", "4", "--learning-rate", "3e-3"], ["ENLCA-m4", "NLA"]),
+        (["--task", "own_task:Own", "--sides", "2", "3", "--wide", "--attn", "nla"], ["NLA"]),
+    ],
+)
+def test_jobs_of_synthetic_tasks(words: list[str], names: list[str], import_folder: Path) -> None:
+    (import_folder / "own_task.py").write_text(
+        "from harness.tasks.recall import Recall\n"
+        "class Own(Recall):\n"
+        "    def __init__(self, *, pairs=2, sides: tuple[int, ...] = (1,), wide: bool = False):\n"
+        "        super().__init__(pairs=pairs)\n"
+        "        self.sides, self.wide = sides, wide\n"
+    )
+    found = jobs_of("--task", "recall", "--pairs", "3", *words, "--channels", "8")
+    assert [job.name for job in found] == names
+    for job in found:
+        options, (variant,), task = typed(Options, job.words)
+        assert configure(options, task, variant, 0, CPU) == job.config
+        assert job.config.task is not None
+        assert job.config.task.options["pairs"] == 3
 
 
 def test_durations() -> None:
@@ -276,6 +315,20 @@ def test_a_sweep_gives_the_runs_of_the_main_job(
     ]
     assert found[0] == found[1]
     assert len(found[0]) == 10 + 2 * (protocol == "warm-start")
+
+
+@pytest.mark.slow
+def test_a_sweep_of_a_task_gives_the_runs_of_the_main_job(cli: Cli, tmp_path: Path) -> None:
+    words = ["--task", "recall", "--rows", "controls", "--channels", "8", "--batch", "2"]
+    words += ["--steps", "2", "--learning-rate", "3e-3", "--threads", "1", "--seeds", "0", "1"]
+    places = [tmp_path / "sweep", tmp_path / "run"]
+    for command, place in zip(("sweep", "run"), places, strict=True):
+        cli(command, *words, "--results", place)
+    found = [
+        {r.id: (r.scores, r.training.log) for r in load_records(place, Run)} for place in places
+    ]
+    assert found[0] == found[1]
+    assert len(found[0]) == 8
 
 
 @pytest.mark.slow
@@ -463,6 +516,9 @@ def test_the_plan_runs_nothing(
     (row,) = [x.split() for x in printed.splitlines() if x.split()[:1] == ["ENLCA-m4"]]
     assert row[1:5] == ["2", "0", "0", "3"]
     assert row[-1] == "MB"
+    words = ["--task", "recall", "--attn", "nla", "--channels", "8", "--threads", "1"]
+    printed = cli("sweep", *words, "--results", results, "--plan").out
+    assert "1 of 1 runs to do" in printed
     assert not results.exists()
 
 
@@ -492,6 +548,9 @@ def test_the_calibration_is_of_the_run(image_folder: Path) -> None:
         (["--engine", "pbs"], "--engine"),
         (["--seeds"], "--seeds"),
         (["--skip-latency"], "unknown option --skip-latency"),
+        (["--pairs", "3"], "task sr has no option --pairs"),
+        (["--task", "recall", "--data", "x"], "--data applies only to --task"),
+        (["--task", "recall", "--blocks", "4"], "lies beyond the backbone's reach"),
         (["--data", "/nowhere/at/all"], "/nowhere/at/all does not exist"),
         (["--protocol", "cold"], "--protocol"),
     ],
