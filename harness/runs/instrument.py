@@ -6,9 +6,8 @@ from collections.abc import Iterator
 
 import torch
 
-from attention_zoo.contract import Verdict
-
 from ..config.variants import Variant
+from ..measuring.contract import Verdict
 from ..measuring.tasks import score
 from ..network.weights import Architecture
 from ..tasks.base import SyntheticTask

@@ -65,8 +65,8 @@ def task_of(trained: TrainedNetwork, weights: Path, results: Path) -> StoredTask
         results: folder of the records.
 
     Raises:
-        UserError: neither is there, and the network is not that of super-resolution; or a file is
-            damaged.
+        UserError: neither is there, and the network has a single module as in synthetic tasks; or
+            a file is damaged.
     """
     path = weights.parent / "config.json"
     if record_path(results, Run, trained.name).exists():
@@ -83,7 +83,7 @@ def task_of(trained: TrainedNetwork, weights: Path, results: Path) -> StoredTask
             return _synthetic(task["name"], dict(task["options"]), sha256) if task else None
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(f"{path} does not say which task the run learned: {error!r}") from error
-    if trained.architecture.positions is not None:
+    if len(trained.architecture.positions or ()) == 1:  # networks for images have several modules
         raise UserError(
             f"{trained.name} has neither a record under {results} nor a config.json beside its "
             "weights: name the task it learned with --task"
