@@ -13,7 +13,7 @@ from ..network.weights import TrainedNetwork
 from ..records.shapes import UNSET, Run
 from ..records.store import load_record, record_path
 from ..tasks.base import SyntheticTask
-from ..tasks.registry import DEFAULT, find_task
+from ..tasks.registry import find_task
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class StoredTask:
 
 
 def task_of(trained: TrainedNetwork, weights: Path, results: Path) -> StoredTask | None:
-    """The task of stored weights; None for super-resolution.
+    """The task of stored weights; None for super-resolution of bicubic LR images.
 
     The run's record says it, else the ``config.json`` beside the weights.
 
@@ -74,13 +74,13 @@ def task_of(trained: TrainedNetwork, weights: Path, results: Path) -> StoredTask
         if config.task is UNSET:
             return None
         sha256 = None if config.data.train_sha256 is UNSET else config.data.train_sha256
-        return _synthetic(config.task.name, config.task.options, sha256)
+        return StoredTask(config.task.name, config.task.options, sha256)
     if path.exists():
         content = read_json(path)
         try:
             task = content["config"].get("task")
             sha256 = content["config"]["data"]["train_sha256"]
-            return _synthetic(task["name"], dict(task["options"]), sha256) if task else None
+            return StoredTask(task["name"], dict(task["options"]), sha256) if task else None
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(f"{path} does not say which task the run learned: {error!r}") from error
     if len(trained.architecture.positions or ()) == 1:  # networks for images have several modules
@@ -89,7 +89,3 @@ def task_of(trained: TrainedNetwork, weights: Path, results: Path) -> StoredTask
             "weights: name the task it learned with --task"
         )
     return None
-
-
-def _synthetic(name: str, options: dict[str, Any], sha256: str | None) -> StoredTask | None:
-    return None if name == DEFAULT else StoredTask(name, options, sha256)
