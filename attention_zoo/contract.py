@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -26,6 +26,8 @@ FORMATS = (torch.contiguous_format, torch.channels_last)
 LOWER = (torch.bfloat16, torch.float16)
 #: Side of the map on which the largest tensor is looked for.
 LARGE = 72
+
+T = TypeVar("T")
 
 
 class Broken(Exception):
@@ -92,7 +94,12 @@ def check(function: Callable[[Subject], str]) -> Callable[[Subject], str]:
 
 def judge(subject: Subject) -> Iterator[Verdict]:
     """Run every check; whatever the module raises is its verdict, in a line."""
-    for name, function in CHECKS.items():
+    return verdicts(CHECKS, subject)
+
+
+def verdicts(checks: Mapping[str, Callable[[T], str]], subject: T) -> Iterator[Verdict]:
+    """Run checks of any subject; whatever it raises is the verdict, in a line."""
+    for name, function in checks.items():
         try:
             yield Verdict(name, True, function(subject))
         except NotApplicable as reason:

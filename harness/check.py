@@ -1,13 +1,15 @@
-"""Whether an attention module meets this suite's contract.
+"""Whether an attention module, or a task, meets this suite's contract.
 
 ``python -m harness.check my_package.my_module:MyAttention [--my-option 3]`` prints a verdict for
 each check of :mod:`attention_zoo.contract`, and how time grows with the number of positions.
+``python -m harness.check --task my_package.my_task:MyTask`` does so for the checks of
+:mod:`harness.measuring.contract`.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from rich.console import Console
@@ -18,9 +20,10 @@ from attention_zoo.contract import Subject, Verdict, judge
 
 from .base.commands import command_line
 from .base.errors import UserError
-from .config.options import parse
+from .config.options import own_options, parse
 from .config.rows import TableName
 from .config.variants import Variant
+from .tasks.options import has_task, parse_with_task, refuse
 
 #: Feature maps on which growth is measured: large enough that a call's fixed cost is small.
 SIDES = (96, 128, 192, 256)
@@ -33,11 +36,13 @@ _MARKS = {True: ("ok", "green"), False: ("FAILED", "bold red"), None: ("skipped"
 
 @dataclass(kw_only=True)
 class Options:
-    """Run the suite's contract on a module: shapes, gradients, determinism, precision, cost.
+    """Run the suite's contract on a module (shapes, gradients, determinism, precision, cost), or
+    on a task (shapes, determinism, references, scores).
 
     Examples:
       python -m harness.check my_package.my_module:MyAttention --my-option 3
       python -m harness.check nlsa --rounds 2
+      python -m harness.check --task my_package.my_task:MyTask --train
     """
 
     channels: int = 16
@@ -48,6 +53,12 @@ class Options:
     """The modules, as without --attn."""
     rows: TableName | None = None
     """The modules of one of the paper's tables, or rivals."""
+    task: str | None = None
+    """A synthetic task, recall or your own as package.module:Class; its options follow."""
+    train: bool = False
+    """With --task: train none and oracle too; they must reach floor and ceiling. Minutes."""
+    steps: int | None = None
+    """With --train: training steps; the preset's by default."""
 
 
 def growth(variant: Variant) -> Verdict:
@@ -81,23 +92,45 @@ def examine(variant: Variant, options: Options, console: Console) -> bool:
     console.print(Text(f"{variant.label}: {variant.name}", style="bold"))
     subject = Subject(variant.name, dict(variant.options), options.channels)
     subject.build()
-    failed = 0
-    for verdict in judge(subject):
-        failed += verdict.passed is False
-        _print(verdict, console)
+    failed = _report(judge(subject), console)
     if not options.skip_timing and not failed:
-        verdict = growth(variant)
+        failed += _report([growth(variant)], console)
+    return _conclude(failed, console)
+
+
+def examine_task(argv: Sequence[str], console: Console) -> bool:
+    """Print the verdicts on the task that a command line names; gives whether all passed."""
+    options, task = parse_with_task(Options, argv, "harness.check")
+    refuse(argv, ("attn", "rows", "channels", "skip_timing"), "modules")
+    if not options.train:
+        refuse(argv, ("steps",), "--train")
+    from .measuring.contract import TaskSubject, judge
+    from .runs.instrument import read_instrument
+    from .runs.options import RunOptions
+
+    console.print(Text(task.name, style="bold"))
+    values = {option: getattr(options, option) for option in task.options()}
+    failed = _report(judge(TaskSubject(task.name, values, own_options(RunOptions))), console)
+    if options.train and not failed:
+        failed += _report(read_instrument(task, steps=options.steps), console)
+    return _conclude(failed, console)
+
+
+def _report(verdicts: Iterable[Verdict], console: Console) -> int:
+    """Print verdicts as they come; gives how many are failures."""
+    failed = 0
+    for verdict in verdicts:
         failed += verdict.passed is False
-        _print(verdict, console)
+        mark, style = _MARKS[verdict.passed]
+        line = Text(f"  {mark:8}", style=style)
+        line.append(f"{verdict.check}: {verdict.detail}", style="default")
+        console.print(line)
+    return failed
+
+
+def _conclude(failed: int, console: Console) -> bool:
     console.print(f"{failed} failed" if failed else "All contract checks passed.")
     return not failed
-
-
-def _print(verdict: Verdict, console: Console) -> None:
-    mark, style = _MARKS[verdict.passed]
-    line = Text(f"  {mark:8}", style=style)
-    line.append(f"{verdict.check}: {verdict.detail}", style="default")
-    console.print(line)
 
 
 def _arguments(argv: Sequence[str]) -> list[str]:
@@ -106,17 +139,25 @@ def _arguments(argv: Sequence[str]) -> list[str]:
     if words and not words[0].startswith("-"):
         words.insert(0, "--attn")
     if not any(word.startswith(("--attn", "--rows", "-h", "--help")) for word in words):
-        raise UserError("name a module: python -m harness.check my_package.my_module:MyAttention")
+        raise UserError(
+            "name a module: python -m harness.check my_package.my_module:MyAttention; or a task: "
+            "--task my_package.my_task:MyTask"
+        )
     return words
 
 
 @command_line
 def main() -> None:
     """Entry point of ``python -m harness.check``; exit status 1 if a check failed."""
-    options, variants = parse(Options, _arguments(sys.argv[1:]), "harness.check")
+    argv, console = sys.argv[1:], Console(soft_wrap=True, highlight=False)
+    if has_task(argv):
+        if not examine_task(argv, console):
+            raise SystemExit(1)
+        return
+    options, variants = parse(Options, _arguments(argv), "harness.check")
+    refuse(argv, ("train", "steps"), "--task")
     if options.channels < 1:
         raise UserError(f"--channels must be at least 1, got {options.channels}")
-    console = Console(soft_wrap=True, highlight=False)
     good = [examine(variant, options, console) for variant in variants]
     if not all(good):
         raise SystemExit(1)

@@ -1,6 +1,7 @@
-"""PSNR and SSIM of a network on whole test images.
+"""PSNR and SSIM of a network on whole test images, or its scores in a synthetic task.
 
-Command line: ``python -m harness.evaluate --official FILE --data DIR``, or ``--weights RUN``.
+Command line: ``python -m harness.evaluate --official FILE --data DIR``, or ``--weights RUN``, with
+``--task recall --pairs 16`` for another task than the one that it was trained on.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import inspect
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -18,16 +19,23 @@ from .base.commands import command_line, usage_errors
 from .base.errors import UserError
 
 if TYPE_CHECKING:
+    import torch
+
     from .network.weights import TrainedNetwork
+    from .records.shapes import Quality, Score
+    from .runs.stored import StoredTask
+    from .tasks.base import SyntheticTask
 
 
 @dataclass(kw_only=True)
 class Options:
-    """PSNR and SSIM of the authors' networks, or of ours, on whole test images.
+    """PSNR and SSIM of the authors' networks, or of ours, on whole test images; of networks that
+    were trained on a synthetic task, its scores.
 
     Examples:
       python -m harness.evaluate --official ENLCAx4.pt --data DIR --test-sets Urban100 --chop
       python -m harness.evaluate --weights enlca-m16-small --data DIR
+      python -m harness.evaluate --weights nla-recall-d4 --task recall --pairs 16 --cells 12
     """
 
     official: Path | None = None
@@ -48,6 +56,9 @@ class Options:
     block_res_scale: float | None = None
     """With --official: the released --res_scale of blocks and attention, which the file does not
     hold; by default that of the published networks."""
+    task: str | None = None
+    """A synthetic task to score the weights on, recall or your own as package.module:Class; its
+    options follow. By default the one that they were trained on, with its options."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:<n> or mps."""
     threads: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
@@ -55,41 +66,60 @@ class Options:
     results: Path = Path("results")
     """Folder of the runs that --weights names."""
     output: Path | None = None
-    """Write the figures of every image here, as JSON."""
+    """Write the figures of every image, or the scores, here, as JSON."""
+
+
+#: Options that a synthetic task has no use for.
+_OF_IMAGES = ("data", "tile", "chop", "psnr")
 
 
 @command_line
 def main() -> None:
     """Entry point of ``python -m harness.evaluate``."""
-    with usage_errors():
-        options = tyro.cli(
-            Options, prog="python -m harness.evaluate", description=inspect.getdoc(Options)
-        )
+    argv = sys.argv[1:]
+    task = None
+    if any(word.partition("=")[0] == "--task" for word in argv):
+        from .tasks.options import parse_with_task
+
+        options, task = parse_with_task(Options, argv, "harness.evaluate")
+    else:
+        with usage_errors():
+            options = tyro.cli(
+                Options, prog="python -m harness.evaluate", description=inspect.getdoc(Options)
+            )
     if options.tile is not None and (options.chop or options.tile < 16):
         wrong = "and --chop exclude each other" if options.chop else "must be at least 16 LR pixels"
         raise UserError(f"--tile {wrong}")
+    device = machine.pick_device(options.device)
+    machine.use_threads(options.threads)
+    trained, own = _load(options)
+    if task is None and own is not None:
+        task = own.build()
+    if task is None:
+        _evaluate_images(options, trained, device)
+    else:
+        _evaluate_task(options, trained, own, task, device)
+
+
+def _evaluate_images(options: Options, trained: TrainedNetwork, device: torch.device) -> None:
+    """Print and write PSNR and SSIM on test images."""
     from rich.console import Console
 
-    from .base.files import write_json
-    from .config.options import describe_command
     from .images.sources import find_data
     from .measuring.quality import evaluate
     from .network.official import published_method
     from .records.shapes import untyped
     from .reporting.tables.evaluation import evaluation_table
 
-    device = machine.pick_device(options.device)
-    machine.use_threads(options.threads)
     source = find_data(options.data)
     names = list(dict.fromkeys(options.test_sets)) or source.test_sets
     if not names:
         raise UserError(f"{source.name} has no test sets: put images into <Set>/HR/")
-    trained = _load(options)
     architecture = trained.architecture
     test_sets = [source.test_set(name, architecture.scale) for name in names]
     network = trained.network.to(device)
     with machine.use_tf32(False):
-        results = {
+        results: dict[str, Quality] = {
             images.name: evaluate(
                 network,
                 images,
@@ -105,34 +135,119 @@ def main() -> None:
     title = f"{trained.name}: {architecture.description}"
     method = published_method(architecture)
     Console().print(evaluation_table(title, results, architecture.scale, method))
-    if options.output is not None:
-        record = {
-            "kind": "evaluation",
-            "name": trained.name,
-            "command": describe_command("harness.evaluate", sys.argv[1:]),
-            "machine": machine.describe(device),
-            "architecture": architecture.to_dict(),
+    quality = {name: untyped(result) for name, result in results.items()}
+    _write(
+        options,
+        trained,
+        device,
+        {
             "data": source.name,
             "tile": options.tile,
             "chop": options.chop,
             "psnr": options.psnr,
-            "quality": {name: untyped(result) for name, result in results.items()},
-        }
-        write_json(options.output, record)
-        print(f"Quality of every image: {options.output}")
+            "quality": quality,
+        },
+        "Quality of every image",
+    )
 
 
-def _load(options: Options) -> TrainedNetwork:
+def _evaluate_task(
+    options: Options,
+    trained: TrainedNetwork,
+    own: StoredTask | None,
+    task: SyntheticTask,
+    device: torch.device,
+) -> None:
+    """Print and write the scores in a synthetic task; ``own`` is the one that was learned."""
+    from rich.console import Console
+
+    from .base.progress import progress_bar
+    from .measuring.tasks import check_reach, score
+    from .records.shapes import untyped
+    from .reporting.tables.evaluation import distance_table, score_table
+    from .tasks.options import refuse
+
+    refuse(sys.argv[1:], _OF_IMAGES, "super-resolution")
+    scale, reach = trained.architecture.scale, trained.architecture.network.reach
+    if scale != task.scale:
+        raise UserError(
+            f"{trained.name} enlarges {scale} times, but task {task.name} {task.scale} times: give "
+            f"weights of scale {task.scale}"
+        )
+    names = list(dict.fromkeys(options.test_sets)) or task.test_sets
+    if unknown := [name for name in names if name not in task.test_sets]:
+        raise UserError(
+            f"task {task.name} has no test set {unknown[0]}: choose from "
+            f"{', '.join(task.test_sets)}"
+        )
+    check_reach(task, reach, names)
+    network = trained.network.to(device)
+    results: dict[str, Score] = {}
+    with machine.use_tf32(False), progress_bar("sets", stdout=True) as progress:
+        bar = progress.add_task(f"{trained.label} in {task.label}", total=len(names))
+        for name in names:
+            results[name] = score(network, task, name, reach)
+            progress.advance(bar)
+    settings = ", ".join(f"{option} {value}" for option, value in task.settings.items())
+    title = f"{trained.name}: {trained.architecture.description}; task {task.name} ({settings})"
+    console = Console()
+    console.print(score_table(title, results))
+    if any(found.by_distance for found in results.values()):
+        console.print(distance_table(results))
+    content = {
+        "task": {"name": task.name, "options": task.settings, "sha256": task.sha256},
+        "trained_on": own and {"name": own.name, "options": own.options},
+        "scores": {name: untyped(found) for name, found in results.items()},
+    }
+    _write(options, trained, device, content, "Scores")
+
+
+def _write(
+    options: Options,
+    trained: TrainedNetwork,
+    device: torch.device,
+    content: dict[str, Any],
+    what: str,
+) -> None:
+    """Write the file that ``--output`` names, if it names one."""
+    from .base.files import write_json
+    from .config.options import describe_command
+
+    if options.output is None:
+        return
+    record = {
+        "kind": "evaluation",
+        "name": trained.name,
+        "command": describe_command("harness.evaluate", sys.argv[1:]),
+        "machine": machine.describe(device),
+        "architecture": trained.architecture.to_dict(),
+        **content,
+    }
+    write_json(options.output, record)
+    print(f"{what}: {options.output}")
+
+
+def _load(options: Options) -> tuple[TrainedNetwork, StoredTask | None]:
+    """The network, and the task that it was trained on; None for super-resolution."""
     from .network.official import load_official
     from .network.weights import find_weights, load_weights
+    from .runs.stored import task_of
 
     if (options.official is None) == (options.weights is None):
         raise UserError("give one of --official FILE and --weights RUN-OR-FILE")
     if options.official is not None:
-        return load_official(options.official, block_res_scale=options.block_res_scale)
+        return load_official(options.official, block_res_scale=options.block_res_scale), None
     if options.block_res_scale is not None:
         raise UserError("--block-res-scale is read from the file of --weights: leave it out")
-    return load_weights(find_weights(options.weights or "", options.results))
+    path = find_weights(options.weights or "", options.results)
+    trained = load_weights(path)
+    own = None
+    try:
+        own = task_of(trained, path, options.results)
+    except UserError:
+        if options.task is None:  # else the command says it
+            raise
+    return trained, own
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""A new attention module's file: ``python -m harness.new my_attention``."""
+"""The file of a new attention module, or of a new task.
+
+``python -m harness.new my_attention`` and ``python -m harness.new my_task --task``.
+"""
 
 from __future__ import annotations
 
@@ -34,20 +37,25 @@ _TEMPLATE = Path(__file__).parent / "templates"
 
 @dataclass(frozen=True)
 class Options:
-    """Write a working attention module as a start, and its test.
+    """Write a working attention module, or a working task, as a start, and its test.
 
     Examples:
       python -m harness.new my_attention
+      python -m harness.new my_task --task
     """
 
     name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")]
-    """Name of the module's file, e.g. my_attention; the class is then MyAttention."""
+    """Name of the file, e.g. my_attention; the class is then MyAttention."""
+    task: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Write a task (docs/tasks.md) instead of an attention module."""
     folder: Path = Path()
     """Where the files go."""
 
 
-def write_module(name: str, folder: Path) -> list[Path]:
+def write_module(name: str, folder: Path, *, task: bool = False) -> list[Path]:
     """Write ``<name>.py`` and ``test_<name>.py`` from the templates; returns both.
+
+    The file holds an attention module, or a task.
 
     Raises:
         UserError: Python cannot import the name, a file exists, or the folder does not.
@@ -73,7 +81,8 @@ def write_module(name: str, folder: Path) -> list[Path]:
     there = " and ".join(str(path) for path in paths if path.exists())
     if there:
         raise UserError(f"{there} exists already: choose another name, or delete it")
-    for path, template in zip(paths, ("module", "test"), strict=True):
+    templates = ("task", "test_task") if task else ("module", "test")
+    for path, template in zip(paths, templates, strict=True):
         text = (_TEMPLATE / f"{template}.py.txt").read_text(encoding="utf-8")
         write_text(path, Template(text).substitute(values))
     return paths
@@ -86,13 +95,17 @@ def main() -> None:
         options = tyro.cli(
             Options, prog="python -m harness.new", description=inspect.getdoc(Options)
         )
-    paths = write_module(options.name, options.folder)
+    paths = write_module(options.name, options.folder, task=options.task)
     cls = re.search(r"^class (\w+)", paths[0].read_text(encoding="utf-8"), re.MULTILINE)
     assert cls is not None
     spec = f"{options.name}:{cls[1]}"
     print(f"Wrote {paths[0]} and {paths[1].name}. Next, in that folder:")
-    print(f"  python -m harness.check {spec}")
-    print(f"  python -m harness.run --attn {spec}")
+    if options.task:
+        print(f"  python -m harness.check --task {spec}")
+        print(f"  python -m harness.run --task {spec} --attn none oracle nla")
+    else:
+        print(f"  python -m harness.check {spec}")
+        print(f"  python -m harness.run --attn {spec}")
 
 
 if __name__ == "__main__":

@@ -75,6 +75,7 @@ def test_commands_are_understood(
     assert module in commands()
     write_examples(name, import_folder)
     write_module("my_attention", import_folder)
+    write_module("my_task", import_folder, task=True)
     argv = [word for word in shlex.split(words, comments=True) if word != "\\"]
     monkeypatch.setattr(sys, "argv", [module, *argv])
     parse = tyro.cli

@@ -38,22 +38,22 @@ def score(
     as_mean = all_references = None
     if network.attention_modules:
         with attention_as_mean(network):
-            as_mean = _combined(task, _scored(network, task, items, reach))
+            as_mean = combined(task, _scored(network, task, items, reach))
     alike = [item.all_references for item in items if item.all_references is not None]
     if network.has_oracle and alike:
         told = [
             np.broadcast_to(found, (len(item.references), len(found)))
             for item, found in zip(items, alike, strict=True)
         ]
-        all_references = _combined(task, _scored(network, task, items, reach, references=told))
+        all_references = combined(task, _scored(network, task, items, reach, references=told))
     deleted = _scored(network, task, items, reach, inputs=[item.deleted for item in items])
     return Score(
         metric=task.metric,
-        score=_combined(task, trained),
+        score=combined(task, trained),
         floor=task.floor,
         ceiling=task.ceiling,
         as_mean=as_mean,
-        deleted=_combined(task, deleted),
+        deleted=combined(task, deleted),
         all_references=all_references,
         weight=sum(one.weight for one in trained),
         details=_details(trained),
@@ -64,16 +64,22 @@ def score(
 def validation_score(network: EDSR, task: SyntheticTask, reach: int) -> float:
     """Score of the network on validation images alone, for learning curves."""
     items = list(task.items(task.validation_set, validation=True))
-    return _combined(task, _scored(network, task, items, reach))
+    return combined(task, _scored(network, task, items, reach))
 
 
-def check_reach(task: SyntheticTask, reach: int) -> None:
+def check_reach(task: SyntheticTask, reach: int, test_sets: Sequence[str] | None = None) -> None:
     """Check that every test set has something that the backbone's convolutions cannot see.
+
+    Args:
+        task: whose images are looked at.
+        reach: of the convolutions in input pixels.
+        test_sets: these alone; all of the task's, and the validation images, if None.
 
     Raises:
         UserError: a test set has nothing beyond ``reach``.
     """
-    for name, validation in [*((n, False) for n in task.test_sets), (task.validation_set, True)]:
+    sets = [(name, False) for name in (task.test_sets if test_sets is None else test_sets)]
+    for name, validation in [*sets, *([(task.validation_set, True)] if test_sets is None else [])]:
         items = task.items(name, validation=validation)
         if not any(task.score(item, _blank(task, item), reach) for item in items):
             raise UserError(
@@ -139,7 +145,7 @@ def network_outputs(
     return outputs
 
 
-def _combined(task: SyntheticTask, scores: Sequence[ItemScore]) -> float:
+def combined(task: SyntheticTask, scores: Sequence[ItemScore]) -> float:
     """The set's score, rounded as in records."""
     value = np.average([one.value for one in scores], weights=[one.weight for one in scores])
     return round(task.combine(float(value), _details(scores, 12)), 6)

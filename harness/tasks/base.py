@@ -153,6 +153,14 @@ class SyntheticTask(Task):
                 their reach does not count.
         """
 
+    def ceiling_output(self, item: Item) -> Floats | None:
+        """The output that scores the ceiling, ``[scale·h, scale·w, 3]``; None where unknown."""
+        return None
+
+    def floor_output(self, item: Item) -> Floats | None:
+        """The output that scores the floor, ``[scale·h, scale·w, 3]``; None where unknown."""
+        return None
+
     def combine(self, value: float, details: Mapping[str, float]) -> float:
         """A set's score, of the weighted means over its items."""
         return value

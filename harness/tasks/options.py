@@ -8,11 +8,12 @@ import dataclasses
 import functools
 import inspect
 import typing
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Annotated, Any, TypeVar
 
 import tyro
 
+from ..base.commands import usage_errors
 from ..base.errors import UserError
 from ..config.options import argument_help, chosen_options, own_options
 from ..config.variants import Variant
@@ -62,6 +63,56 @@ def options_with_task(cls: type[T], argv: Sequence[str]) -> tuple[type[T], type[
         cls.__name__, fields, bases=(cls,), namespace=space, kw_only=True
     )
     return made, task
+
+
+def parse_with_task(cls: type[T], argv: Sequence[str], module: str) -> tuple[T, SyntheticTask]:
+    """Parse a command line that names a synthetic task and no modules; gives the task too.
+
+    Args:
+        cls: dataclass of the command's own options, with a field ``task``.
+        argv: arguments, without the program's name; the task's options are among them.
+        module: what is typed after ``python -m``.
+
+    Raises:
+        UserError: as :func:`options_with_task`, a bad argument, a task on image files, or the task
+            refuses an option.
+    """
+    found, task = options_with_task(cls, argv)
+    if not issubclass(task, SyntheticTask):
+        synthetic = [name for name, cls in tasks().items() if issubclass(cls, SyntheticTask)]
+        raise UserError(
+            f"{module} --task takes a synthetic task ({', '.join(synthetic)}, or your own), not "
+            f"{task.name}, which works on image files"
+        )
+    with usage_errors():
+        values = tyro.cli(
+            found, args=argv, prog=f"python -m {module}", description=inspect.getdoc(cls)
+        )
+    options = {option: getattr(values, option) for option in task.options()}
+    try:
+        return values, task(**options)
+    except UserError:
+        raise
+    except Exception as error:  # it runs the user's file
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UserError(f"task {task.name} cannot be built with {options}: {reason}") from error
+
+
+def has_task(argv: Sequence[str]) -> bool:
+    """Whether ``--task`` is among the arguments."""
+    return "task" in _flags(argv)
+
+
+def refuse(argv: Sequence[str], options: Iterable[str], owner: str) -> None:
+    """Refuse options that do not apply beside ``--task``.
+
+    Raises:
+        UserError: one of ``options`` is given; the line says to what it applies: ``owner``.
+    """
+    given = _flags(argv)
+    for option in options:
+        if option in given:
+            raise UserError(f"--{_dashed(option)} applies only to {owner}: leave it out")
 
 
 def create_task(task: type[Task], values: Any, argv: Sequence[str]) -> AnyTask:

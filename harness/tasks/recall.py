@@ -248,6 +248,14 @@ class Recall(SyntheticTask):
             distance=np.where(queries, np.take_along_axis(apart, key[..., None], 2)[..., 0], 0),
         )
 
+    def ceiling_output(self, item: Item) -> Floats:
+        """The target."""
+        return targets(item.truth, item.inputs[None])[0]
+
+    def floor_output(self, item: Item) -> Floats:
+        """The smooth part."""
+        return enlarged(item.inputs)
+
     def score(self, item: Item, output: Floats, reach: int) -> ItemScore | None:
         """Recall over queries whose references lie beyond ``reach``.
 

@@ -220,7 +220,8 @@ class Trainer:
 
     def _validate(self) -> None:
         every = max(1, self.config.steps // CURVE_POINTS)
-        if self.validate is not None and self.step % every == 0:
+        # The first process writes the curve; the others wait for it in the next step.
+        if self.validate is not None and self.step % every == 0 and distributed.is_main():
             self.curve.append([self.step, self.validate(self.network)])
             self.network.train()
 

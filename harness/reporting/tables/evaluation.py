@@ -1,4 +1,4 @@
-"""The table that ``python -m harness.evaluate`` prints."""
+"""The tables that ``python -m harness.evaluate`` prints."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from rich.box import SIMPLE_HEAD
 from rich.table import Table as RichTable
 
-from ...records.shapes import Quality
+from ...records.shapes import Quality, Score
+from ..cells import fixed
 from ..settings import paper_table
 
 
@@ -30,9 +31,7 @@ def evaluation_table(
     headers = ["set", "PSNR", "SSIM", "bicubic", "images"]
     if paper:
         headers.append(f"paper's\n{method}")
-    grid = RichTable(
-        title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, show_edge=False
-    )
+    grid = _grid(title)
     for header in headers:
         grid.add_column(header, justify="left" if header == "set" else "right", no_wrap=True)
     for name, result in results.items():
@@ -46,3 +45,49 @@ def evaluation_table(
         ]
         grid.add_row(*cells[: len(headers)])
     return grid
+
+
+def score_table(title: str, results: Mapping[str, Score]) -> RichTable:
+    """Scores of one network in a synthetic task, a row for each test set, with its controls.
+
+    Args:
+        title: name and size of the network, and the task.
+        results: by test set.
+    """
+    grid = _grid(title)
+    metric = next(iter(results.values())).metric
+    shown = {
+        "set": list(results),
+        metric: [fixed(found.score, 3) for found in results.values()],
+        "as mean": [fixed(found.as_mean, 3) for found in results.values()],
+        "deleted": [fixed(found.deleted, 3) for found in results.values()],
+        "all references": [fixed(found.all_references, 3) for found in results.values()],
+        "floor": [fixed(found.floor, 3) for found in results.values()],
+        "ceiling": [fixed(found.ceiling, 3) for found in results.values()],
+        "counted": [f"{found.weight:g}" for found in results.values()],
+    }
+    if all(found.all_references is None for found in results.values()):
+        del shown["all references"]
+    for header in shown:
+        grid.add_column(header, justify="left" if header == "set" else "right", no_wrap=True)
+    for row in zip(*shown.values(), strict=True):
+        grid.add_row(*row)
+    return grid
+
+
+def distance_table(results: Mapping[str, Score]) -> RichTable:
+    """Scores by distance, a column for each test set; nothing is left out as too near."""
+    grid = _grid("by distance, near ones too")
+    found = {name: {row[0]: row[1] for row in one.by_distance} for name, one in results.items()}
+    for header in ("up to", *results):
+        grid.add_column(header, justify="right", no_wrap=True)
+    for distance in sorted({distance for rows in found.values() for distance in rows}):
+        cells = [fixed(rows.get(distance), 3) for rows in found.values()]
+        grid.add_row(f"{distance:g} pixels", *cells)
+    return grid
+
+
+def _grid(title: str) -> RichTable:
+    return RichTable(
+        title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, show_edge=False
+    )

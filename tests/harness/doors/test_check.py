@@ -1,4 +1,4 @@
-"""``harness.check`` and ``harness.new`` as a user meets them."""
+"""``harness.check`` and ``harness.new`` as a user meets them: modules, and tasks."""
 
 from __future__ import annotations
 
@@ -80,6 +80,91 @@ def test_the_template_passes_as_it_stands(cli: Cli, import_folder: Path) -> None
     )
     assert done.returncode == 0, done.stdout
     assert "passed" in done.stdout
+
+
+def test_the_templates_task_passes_as_it_stands(cli: Cli, import_folder: Path) -> None:
+    printed = cli("new", "my_task", "--task", "--folder", import_folder).out
+    assert "python -m harness.check --task my_task:MyTask\n" in printed
+    printed = cli("check --task my_task:MyTask --kinds 3").out
+    assert printed.startswith("my_task:MyTask\n")
+    assert 'ok      settings are kept: {"kinds": 3, "side": 12}' in printed
+    assert printed.endswith("All contract checks passed.\n")
+    assert "skipped" not in printed
+    text = (import_folder / "test_my_task.py").read_text()
+    assert 'TaskSubject("my_task:MyTask")' in text
+    compile(text, "test_my_task.py", "exec")
+
+
+@pytest.mark.slow
+def test_the_instrument_reads_floor_and_ceiling_in_the_templates_task(
+    cli: Cli, import_folder: Path
+) -> None:
+    cli("new", "my_task", "--task", "--folder", import_folder)
+    printed = cli("check --task my_task:MyTask --train").out
+    for line in (
+        "none is at the floor",
+        "none finds nothing in deleted images",
+        "oracle is near the ceiling",
+        "oracle finds nothing in deleted images",
+    ):
+        assert f"ok      {line}: " in printed
+
+
+def test_an_instrument_that_is_not_trained_fails(cli: Cli, import_folder: Path) -> None:
+    cli("new", "my_task", "--task", "--folder", import_folder)
+    printed = cli("check --task my_task:MyTask --train --steps 1", status=1).out
+    assert "FAILED  oracle is near the ceiling: " in printed
+    assert "wanted 0.9: train longer (--steps), or correct the references" in printed
+
+
+def test_a_task_that_fails(cli: Cli, import_folder: Path) -> None:
+    cli("new", "my_task", "--task", "--folder", import_folder)
+    path = import_folder / "my_task.py"
+    sound = path.read_text()
+    broken = sound.replace("self.kinds, self.side = kinds, side", "self.kinds, self.side = 4, side")
+    assert broken != sound
+    path.write_text(broken)
+    printed = cli("check --task my_task:MyTask --train", status=1).out
+    line = (
+        "FAILED  settings tell tasks apart: the option kinds is lost: set self.kinds to the value"
+    )
+    assert line in printed
+    assert "oracle" not in printed  # nothing is trained
+    assert printed.endswith("1 failed\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--task recal", "unknown task 'recal'"),
+        ("--task sr", "harness.check --task takes a synthetic task (recall"),
+        ("--task recall --attn nla", "--attn applies only to modules: leave it out"),
+        ("--task recall --skip-timing", "--skip-timing applies only to modules"),
+        ("--task recall --steps 3", "--steps applies only to --train"),
+        ("--task recall --m 3", "Unrecognized options: --m"),
+        ("--task recall --pairs 99", "99 references leave no query"),
+        ("--task recall --train --steps 0", "steps must be at least 1"),
+        ("nla --train", "--train applies only to --task: leave it out"),
+        ("--task bad:Fails", "task bad:Fails cannot be built with {}: ZeroDivisionError: "),
+        ("--task bad:NoDefault", "bad:NoDefault: the option size needs a default"),
+        ("--task bad:Unfinished", "bad:Unfinished is not a subclass of harness.tasks.base."),
+    ],
+)
+def test_mistakes_with_tasks_are_told_in_a_line(
+    words: str, message: str, cli: Cli, import_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (import_folder / "bad.py").write_text(
+        "from harness.tasks.base import SyntheticTask\n"
+        "from harness.tasks.recall import Recall\n"
+        "class Fails(Recall):\n"
+        "    def __init__(self):\n"
+        "        1 / 0\n"
+        "class NoDefault(Recall):\n"
+        "    def __init__(self, *, size): pass\n"
+        "class Unfinished(SyntheticTask): pass\n"
+    )
+    monkeypatch.setattr("harness.measuring.contract.CHECKS", {})
+    assert message in cli.refused(f"check {words}")
 
 
 def test_nothing_is_overwritten_and_no_folder_made(cli: Cli, tmp_path: Path) -> None:

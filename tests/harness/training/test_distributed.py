@@ -50,10 +50,11 @@ def torchrun(line: str, *words: str | Path, fails: bool = False) -> str:
     return told
 
 
-def compare(cli: Cli, tmp_path: Path, line: str, images: Path) -> list[Run]:
+def compare(cli: Cli, tmp_path: Path, line: str, images: Path | None = None) -> list[Run]:
     """Run a line on one process and on two; the records of the two."""
-    cli(f"run {line}", "--data", images, "--results", tmp_path / "one")
-    torchrun(line, "--data", images, "--results", tmp_path / "two")
+    data = ("--data", images) if images else ()
+    cli(f"run {line}", *data, "--results", tmp_path / "one")
+    torchrun(line, *data, "--results", tmp_path / "two")
     one, two = ({r.id: r for r in load_records(tmp_path / x, Run)} for x in ("one", "two"))
     assert one.keys() == two.keys()
     for identifier, record in two.items():
@@ -69,6 +70,15 @@ def compare(cli: Cli, tmp_path: Path, line: str, images: Path) -> list[Run]:
         )
         for name, value in alone.items():  # projections among them: the redraws are in step
             assert (value - shared[name]).abs().max() < 1e-4, (identifier, name)
+        curves = one[identifier].training.curve, record.training.curve
+        assert len(curves[0]) == len(curves[1])
+        for expected, found in zip(*curves, strict=True):
+            assert found == pytest.approx(expected, abs=1e-3), identifier
+        assert one[identifier].scores.keys() == record.scores.keys()
+        for name, score in record.scores.items():
+            wanted = one[identifier].scores[name]
+            assert score.score == pytest.approx(wanted.score, abs=1e-3), (identifier, name)
+            assert score.all_references == pytest.approx(wanted.all_references, abs=1e-3)
     return list(two.values())
 
 
@@ -89,6 +99,24 @@ def test_every_module_trains_on_two_processes_like_on_one(
     line = f"--attn all {TINY} --protocol {protocol}"
     records = compare(cli, tmp_path, line, image_folder)
     assert {"none", "nla", "enlca"} <= {r.variant.name for r in records}
+
+
+@pytest.mark.slow
+def test_a_synthetic_task_trains_on_two_processes_like_on_one(cli: Cli, tmp_path: Path) -> None:
+    """Batches and references are shared, and one process alone makes curve and scores."""
+    sizes = "--channels 8 --steps 6 --steps-per-epoch 3 --batch 4 --learning-rate 1e-4"
+    line = f"--task recall --attn oracle enlca none --m 8 {sizes} --device cpu"
+    records = compare(cli, tmp_path, line)
+    assert [record.variant.name for record in records] == ["none", "enlca", "oracle"]
+    for record in records:
+        assert [row[0] for row in record.training.curve] == [1, 2, 3, 4, 5, 6]
+        assert [*record.scores] == ["n6", "n12", "n24"]
+        assert record.validation is not None
+    told = torchrun(f"{line} --batch 5", "--results", tmp_path / "none", fails=True)
+    assert "error: a batch of 5 cannot be shared by 2 processes" in told
+    told = torchrun(f"{line} --protocol warm-start", "--results", tmp_path / "none", fails=True)
+    assert "error: --protocol applies only to --task sr" in told
+    assert not (tmp_path / "none" / "records").exists()
 
 
 @pytest.mark.slow
