@@ -54,7 +54,8 @@ class TestSet:
     names of set and image alone.
 
     Raises (while iterating):
-        UserError: an image is unreadable or too small, or an LR file does not fit its HR.
+        UserError: an image is unreadable or too small, an LR file does not fit its HR, or the
+            scale is 1 without a degradation.
     """
 
     __test__: ClassVar[bool] = False
@@ -74,6 +75,11 @@ class TestSet:
         return map(self._load, self.images.paths)
 
     def _load(self, path: Path) -> TestImage:
+        if self.scale == 1 and self.degradation.from_bicubic:
+            raise UserError(
+                "networks of scale 1 enlarge no LR images: give one of super-resolution, or use "
+                "harness.run, which evaluates all tasks"
+            )
         hr = crop_to_multiple(read_image(path), self.scale)
         height, width = hr.shape[:2]
         least = SSIM_WINDOW + (2 * self.scale if self.scale > 1 else 0)

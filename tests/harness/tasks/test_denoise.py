@@ -17,6 +17,7 @@ from skimage.metrics import peak_signal_noise_ratio
 from torch import Tensor, nn
 
 from harness import run, tables
+from harness.base.errors import UserError
 from harness.base.signals import Stopped
 from harness.images.degradation import grey
 from harness.images.files import read_image
@@ -114,6 +115,12 @@ def test_test_images_are_whole_and_their_noise_is_fixed(image_folder: Path) -> N
         np.testing.assert_allclose(second.lr - first.lr, first.lr - first.hr / 255, atol=1e-6)
     a, b = (255 * image.lr[..., 0] - image.hr[..., 0] for image in weak)
     assert abs(np.corrcoef(a.ravel(), b.ravel())[0, 1]) < 0.1
+
+
+def test_without_the_task_there_are_no_test_images_of_scale_1(image_folder: Path) -> None:
+    """``harness.evaluate`` would measure networks on clean images otherwise."""
+    with pytest.raises(UserError, match="networks of scale 1 enlarge no LR images"):
+        next(iter(find_data(image_folder).test_set("Tiny", 1)))
 
 
 # -- the score ------------------------------------------------------------------------------
@@ -309,7 +316,8 @@ def test_mistakes_are_one_line(
     main: Main, capsys: pytest.CaptureFixture[str], words: list[str], message: str
 ) -> None:
     assert main(*words) == 2
-    (line,) = capsys.readouterr().err.strip().splitlines()
+    *bar, line = capsys.readouterr().err.strip().splitlines()
+    assert all("Decoding" in other for other in bar)
     assert re.search(message, line), line
 
 
