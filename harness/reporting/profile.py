@@ -168,11 +168,6 @@ class ProfileRow:
         cell = next(iter(self.cells.values()))
         return next(iter(cell.chosen.values())).training.parameters
 
-    @property
-    def finished(self) -> bool:
-        """Whether all settings of the profile are there and finished."""
-        return all(task.label in self.cells and self.cells[task.label].finished for task in PROFILE)
-
     def score(self, setting: str, size: int) -> Estimate | None:
         """Score over seeds at the chosen rate; None where the row was not run."""
         return self.cells[setting].score(size) if setting in self.cells else None

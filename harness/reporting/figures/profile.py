@@ -137,7 +137,11 @@ def capacity_figure(profile: Profile) -> Figure | None:
     for axis in right:
         label_points(
             axis,
-            [(x, one.mean, text) for found in others.values() for x, one, text in found[-1:]],
+            [
+                (x, one.mean, text if place == len(found) else "")
+                for found in others.values()
+                for place, (x, one, text) in enumerate(found, 1)
+            ],
             _LABELS,
         )
     return figure
