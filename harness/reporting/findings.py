@@ -14,7 +14,11 @@ from .predictions import (
     REQUIREMENTS,
     ROWS,
     SIZES,
+    Compared,
+    Condition,
     Finding,
+    Prediction,
+    at_least,
     bracket,
     checked,
 )
@@ -24,7 +28,7 @@ from .statistics import Estimate
 
 #: Least number of points of a fit.
 _POINTS = 3
-_D4, _ = PAIRS
+_D4, _D16 = PAIRS
 
 
 def find_findings(profile: Profile) -> list[Finding]:
@@ -36,7 +40,7 @@ def find_findings(profile: Profile) -> list[Finding]:
         *_effects(profile),
         *_orders(profile),
         *(checked(profile, "requirement", one) for one in REQUIREMENTS),
-        *(checked(profile, "prediction", one) for one in PREDICTIONS),
+        *(checked(profile, "prediction", one) for one in (*PREDICTIONS, SAME_ORDER)),
     ]
 
 
@@ -155,6 +159,21 @@ def _tau(topic: str, statement: str, x: Sequence[Estimate], y: Sequence[float]) 
     low, high = ends or (None, None)
     bracket = "" if low is None else f" [{low:.2f}, {high:.2f}]"
     return Finding(topic, statement, "", f"{value:.2f}{bracket}, rows: {len(x)}", value, low, high)
+
+
+def _same_order(profile: Profile) -> list[Condition]:
+    """Kendall's tau of the rows at both D is at least 0.8."""
+    rows = [
+        (one.mean, two.mean)
+        for row in profile.rows
+        if (one := row.score(_D4, 1)) and (two := row.score(_D16, 1))
+    ]
+    value = kendall(*zip(*rows, strict=True)) if len(rows) >= ROWS else None
+    return [at_least(Compared(f"tau of {len(rows)} rows", value), 0.8)]
+
+
+#: A prediction that needs an order.
+SAME_ORDER = Prediction("D = 16: the order is that of D = 4 (tau at least 0.8)", _same_order)
 
 
 def _paper_psnr(number: int) -> dict[Variant, float]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby, pairwise
+from typing import TYPE_CHECKING
 
 from ..config.profile import PROFILE
 from ..config.variants import with_options
-from .laws import kendall
-from .profile import Profile
-from .statistics import Estimate
+
+if TYPE_CHECKING:
+    from .profile import Profile
+    from .statistics import Estimate
 
 #: What is held to be 0 in scores.
 SLACK = 0.02
@@ -76,8 +78,8 @@ class Prediction:
 
 
 @dataclass(frozen=True)
-class _Score:
-    """A row's score: in words, and None where it was not measured."""
+class Compared:
+    """A score: in words, and None where it was not measured."""
 
     name: str
     value: float | None
@@ -94,41 +96,41 @@ class _Reader:
     profile: Profile
     setting: str = _D4
 
-    def __call__(self, name: str, size: int, **options: float) -> _Score:
+    def __call__(self, name: str, size: int, **options: float) -> Compared:
         row = self.profile.row(name, **options)
         label = row.label if row else with_options(name, options)
         where = "" if self.setting == _D4 else f"{self.setting} "
         found = row.score(self.setting, size) if row else None
         if row and found and not row.cells[self.setting].finished:
             label += "*"
-        return _Score(f"{label} {where}{SIZES[size]}", found.mean if found else None)
+        return Compared(f"{label} {where}{SIZES[size]}", found.mean if found else None)
 
 
-def _at_most(score: _Score, bound: _Score | float, slack: float = 0.0) -> Condition:
+def _at_most(score: Compared, bound: Compared | float, slack: float = 0.0) -> Condition:
     """The score is at most the bound and the slack."""
     return _compare(score, bound, "≤", lambda a, b: a <= b + slack)
 
 
-def _at_least(score: _Score, bound: _Score | float, slack: float = 0.0) -> Condition:
+def at_least(score: Compared, bound: Compared | float, slack: float = 0.0) -> Condition:
     return _compare(score, bound, "≥", lambda a, b: a >= b - slack)
 
 
-def _above(score: _Score, bound: _Score | float) -> Condition:
+def _above(score: Compared, bound: Compared | float) -> Condition:
     return _compare(score, bound, ">", lambda a, b: a > b)
 
 
-def _below(score: _Score, bound: _Score | float) -> Condition:
+def _below(score: Compared, bound: Compared | float) -> Condition:
     return _compare(score, bound, "<", lambda a, b: a < b)
 
 
-def _near(score: _Score, bound: _Score | float, slack: float) -> Condition:
+def _near(score: Compared, bound: Compared | float, slack: float) -> Condition:
     return _compare(score, bound, f"within {slack:g} of", lambda a, b: abs(a - b) <= slack)
 
 
 def _compare(
-    score: _Score, bound: _Score | float, words: str, test: Callable[[float, float], bool]
+    score: Compared, bound: Compared | float, words: str, test: Callable[[float, float], bool]
 ) -> Condition:
-    if isinstance(bound, _Score):
+    if isinstance(bound, Compared):
         value, against = bound.value, bound.shown
     else:
         value, against = bound, f"{bound:.3g}"
@@ -137,7 +139,9 @@ def _compare(
     return Condition(holds, score.shown, f"{words} {against}")
 
 
-def _chain(scores: Sequence[_Score], words: str, test: Callable[[float, float], bool]) -> Condition:
+def _chain(
+    scores: Sequence[Compared], words: str, test: Callable[[float, float], bool]
+) -> Condition:
     """Each score is in a relation to the next; not measured if one is not, and no pair fails."""
     pairs = [
         test(one.value, two.value)
@@ -183,7 +187,7 @@ def _deleted(profile: Profile) -> list[Condition]:
         if (estimate := cell.control("deleted", size))
     ]
     value, name = max(found, default=(None, "every row"))
-    return [_at_most(_Score(f"highest of all: {name}", value), SLACK)]
+    return [_at_most(Compared(f"highest of all: {name}", value), SLACK)]
 
 
 def _apart(profile: Profile) -> list[Condition]:
@@ -211,26 +215,15 @@ def _all_references(profile: Profile) -> list[Condition]:
         for size in range(3):
             cell = oracle.cells.get(setting) if oracle else None
             found = cell.control("all_references", size) if cell else None
-            score = _Score(f"{setting} {SIZES[size]}", found.mean if found else None)
+            score = Compared(f"{setting} {SIZES[size]}", found.mean if found else None)
             conditions.append(_near(score, 1 / pairs, 0.03))
     return conditions
-
-
-def _same_order(profile: Profile) -> list[Condition]:
-    """Kendall's tau of the rows at both D is at least 0.8."""
-    rows = [
-        (one.mean, two.mean)
-        for row in profile.rows
-        if (one := row.score(_D4, 1)) and (two := row.score(_D16, 1))
-    ]
-    value = kendall(*zip(*rows, strict=True)) if len(rows) >= ROWS else None
-    return [_at_least(_Score(f"tau of {len(rows)} rows", value), 0.8)]
 
 
 def _lower(profile: Profile) -> list[Condition]:
     """Every row is lower at the larger D, but for what is 0."""
     each = [
-        _at_most(_Score(f"{row.label} {_D16} 2n", two.mean), _Score(_D4, one.mean), SLACK)
+        _at_most(Compared(f"{row.label} {_D16} 2n", two.mean), Compared(_D4, one.mean), SLACK)
         for row in profile.rows
         if (one := row.score(_D4, 1)) and (two := row.score(_D16, 1))
     ]
@@ -296,11 +289,11 @@ REQUIREMENTS = (
     Prediction("the mean over all references is at 1/D", _all_references),
     Prediction(
         "oracle is at least 0.98 at all n",
-        lambda p: [_at_least(_Reader(p)("oracle", size), 0.98) for size in range(3)],
+        lambda p: [at_least(_Reader(p)("oracle", size), 0.98) for size in range(3)],
     ),
     Prediction(
         "nla is at least 0.9 at 2n and 4n",
-        lambda p: [_at_least(_Reader(p)("nla", size), 0.9) for size in (1, 2)],
+        lambda p: [at_least(_Reader(p)("nla", size), 0.9) for size in (1, 2)],
     ),
     Prediction("the intervals of enlca with m = 128 and 16 do not touch at 2n and 4n", _apart),
     Prediction(
@@ -403,7 +396,7 @@ PREDICTIONS = (
         lambda p: [
             _below(
                 _Reader(p)("agent", size),
-                _Score("half of NLA", _half(_Reader(p)("nla", size).value)),
+                Compared("half of NLA", _half(_Reader(p)("nla", size).value)),
             )
             for size in (1, 2)
         ],
@@ -415,7 +408,7 @@ PREDICTIONS = (
             condition
             for size in (1, 2)
             for condition in (
-                _at_least(_Reader(p)("focused-linear", size), _Reader(p)("mean", size)),
+                at_least(_Reader(p)("focused-linear", size), _Reader(p)("mean", size)),
                 _at_most(_Reader(p)("focused-linear", size), _Reader(p)("enla", size)),
             )
         ],
@@ -433,7 +426,6 @@ PREDICTIONS = (
         ],
     ),
     Prediction("D = 16: every row is lower than at D = 4", _lower),
-    Prediction("D = 16: the order is that of D = 4 (tau at least 0.8)", _same_order),
 )
 
 

@@ -16,8 +16,7 @@ from ..config.rows import table_rows
 from ..config.variants import CORE_CHANNELS, Variant
 from ..records.origin import by_age
 from ..records.shapes import UNSET, Config, Cost, Latency, RecordedVariant, Run, Score
-from .labels import natural, task_labels, task_variant, variant_of
-from .settings import Setting
+from .labels import natural, paper_costs, task_labels, task_variant, variant_of
 from .statistics import Estimate, estimate
 
 #: Validation scores of which a row's steps are counted.
@@ -169,11 +168,6 @@ class ProfileRow:
         cell = next(iter(self.cells.values()))
         return next(iter(cell.chosen.values())).training.parameters
 
-    @property
-    def finished(self) -> bool:
-        """Whether all settings of the profile are there and finished."""
-        return all(task.label in self.cells and self.cells[task.label].finished for task in PROFILE)
-
     def score(self, setting: str, size: int) -> Estimate | None:
         """Score over seeds at the chosen rate; None where the row was not run."""
         return self.cells[setting].score(size) if setting in self.cells else None
@@ -287,7 +281,7 @@ def row_costs(
     """
     gflops = {
         _unscaled(variant): cost.parts.core.paper_gflops
-        for variant, cost in Setting([], costs).cost_of.items()
+        for variant, cost in paper_costs(by_age(costs)).items()
     }
     timed = {
         _unscaled(variant_of(row.variant)): (float(row.mean_ms), record)

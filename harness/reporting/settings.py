@@ -15,11 +15,11 @@ from typing import TypeVar
 from ..base.errors import UserError
 from ..base.names import canonical_json
 from ..config.presets import PRESETS
-from ..config.variants import CORE_CHANNELS, MODULE_CHANNELS, Variant
+from ..config.variants import Variant
 from ..records.origin import by_age, plural
 from ..records.shapes import UNSET, Config, Cost, Record, RecordedVariant, Run, input_of
 from ..records.store import setting_label
-from .labels import recorded_labels, row_order, variant_of
+from .labels import paper_costs, recorded_labels, row_order, variant_of
 from .statistics import Summary, summarise
 
 R = TypeVar("R", bound=Record)
@@ -84,13 +84,7 @@ class Setting:
     @cached_property
     def cost_of(self) -> dict[Variant, Cost]:
         """Operation counts at the paper's sizes by variant; the newest."""
-        sizes = (100, 100, CORE_CHANNELS, MODULE_CHANNELS)
-        return {
-            variant_of(cost.variant): cost
-            for cost in by_age(self.costs)
-            if (cost.height, cost.width, cost.parts.core.channels, cost.parts.module.channels)
-            == sizes
-        }
+        return paper_costs(by_age(self.costs))
 
     @cached_property
     def recorded(self) -> dict[Variant, RecordedVariant]:

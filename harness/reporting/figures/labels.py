@@ -19,6 +19,8 @@ _DISTANCES = (5.0, 11.0, 18.0, 27.0, 38.0)
 _DIRECTIONS = [np.pi * i / 8 for i in (0, 1, 15, 2, 14, 4, 12, 6, 10, 7, 9, 8)]
 # Half a marker, in points.
 _MARKER = 2.5
+# Between two labels, in points.
+_PAD = 3.0
 _ALIGNED: dict[int, Literal["left", "center", "right"]] = {1: "left", 0: "center", -1: "right"}
 
 
@@ -65,7 +67,10 @@ def label_ends(axis: Axes, ends: Sequence[tuple[float, float, str, Any]], size: 
 
 
 def label_points(axis: Axes, points: Sequence[tuple[float, float, str]], size: float) -> None:
-    """A text beside each (x, y), where it covers as little of other texts and markers as it can."""
+    """A text beside each (x, y), where it covers as little of other texts and markers as it can.
+
+    A point with an empty text is only kept free.
+    """
     figure = axis.figure
     assert isinstance(figure, Figure)
     figure.draw_without_rendering()
@@ -76,6 +81,8 @@ def label_points(axis: Axes, points: Sequence[tuple[float, float, str]], size: f
     inside = np.array(axis.get_window_extent().extents) / scale
     taken = np.concatenate([places - _MARKER, places + _MARKER], axis=1)
     for index, (place, (_, _, text)) in enumerate(zip(shown, points, strict=True)):
+        if not text:
+            continue
         label = axis.annotate(
             text,
             place,
@@ -90,7 +97,7 @@ def label_points(axis: Axes, points: Sequence[tuple[float, float, str]], size: f
         extent = label.get_window_extent()
         best = _best_place(
             places[index],
-            (extent.width / scale, extent.height / scale),
+            (extent.width / scale + _PAD, extent.height / scale),
             np.delete(taken, index, axis=0),
             inside,
         )

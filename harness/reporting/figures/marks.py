@@ -111,6 +111,18 @@ def error_bars(summaries: Sequence[Summary]) -> list[list[float]]:
     return [[reach(summary)[side] for summary in summaries] for side in (0, 1)]
 
 
+def pareto_front(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The (cost, quality) pairs that no other beats, cheapest first.
+
+    A pair is beaten by one that is no worse in both and better in one.
+    """
+    front: list[tuple[float, float]] = []
+    for cost, quality in sorted(points, key=lambda p: (p[0], -p[1])):
+        if not front or quality > front[-1][1]:
+            front.append((cost, quality))
+    return front
+
+
 def draw_baseline(axis: Axes, level: float | None) -> None:
     """The baseline's PSNR as a dotted line; nothing for None."""
     if level is not None:

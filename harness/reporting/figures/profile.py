@@ -18,8 +18,7 @@ from ..predictions import PAIRS, SIZES
 from ..profile import Profile, ProfileCell, ProfileRow, RowCost
 from ..statistics import Estimate
 from .labels import label_ends, label_points
-from .marks import style_of
-from .pareto import pareto_front
+from .marks import pareto_front, style_of
 from .style import COLUMN, PAGE, look, new_figure, panel_grid
 
 #: Rows that figures of one line a row highlight, the first that have runs; the rest is grey.
@@ -138,7 +137,11 @@ def capacity_figure(profile: Profile) -> Figure | None:
     for axis in right:
         label_points(
             axis,
-            [(x, one.mean, text) for found in others.values() for x, one, text in found[-1:]],
+            [
+                (x, one.mean, text if place == len(found) else "")
+                for found in others.values()
+                for place, (x, one, text) in enumerate(found, 1)
+            ],
             _LABELS,
         )
     return figure
