@@ -22,6 +22,8 @@ class Options:
 
     results: Path = Path("results")
     """Folder that holds records/."""
+    task: str | None = None
+    """Only this task: sr, recall, …; of any but sr, what is its own alone."""
     output: Path | None = None
     """Folder for the figures; by default figures/ in the results folder."""
 
@@ -33,7 +35,7 @@ def main() -> None:
         options = tyro.cli(Options, prog="python -m harness.figures")
     from .reporting.figures.all import write_figures  # after --help: it loads matplotlib
 
-    for path in write_figures(options.results, options.output):
+    for path in write_figures(options.results, options.output, options.task):
         print(path)
 
 

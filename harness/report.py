@@ -30,6 +30,8 @@ class Options:
 
     results: Path = Path("results")
     """Folder that holds records/."""
+    task: str | None = None
+    """Only this task: sr, recall, …; of any but sr, what is its own alone."""
     output: Path | None = None
     """Folder for index.html and latex/; by default report/ in the results folder."""
 
@@ -43,7 +45,7 @@ def main() -> None:
         )
     from .reporting.report.page import write_report  # after --help: it loads matplotlib
 
-    for path in write_report(options.results, options.output):
+    for path in write_report(options.results, options.output, options.task):
         print(path)
 
 

@@ -21,6 +21,8 @@ class Options:
     """Folder that holds records/."""
     preset: str | None = None
     """Only runs of this preset."""
+    task: str | None = None
+    """Only this task: sr, recall, …; of any but sr, what is its own alone."""
     output: Path | None = None
     """Where the tables go; by default tables/ in the results folder."""
     latex: bool = False
@@ -36,7 +38,13 @@ def main() -> None:
         options = tyro.cli(Options, prog="python -m harness.tables")
     from .reporting.tables.all import write_tables  # pandas and scipy, which --help need not load
 
-    written = write_tables(options.results, options.preset, options.output, latex=options.latex)
+    written = write_tables(
+        options.results,
+        options.preset,
+        options.output,
+        latex=options.latex,
+        task=options.task,
+    )
     for _, paths in written:
         for path in paths:
             print(path)

@@ -35,7 +35,7 @@ PROFILE = (
 #: Preset of the tasks; it fixes network, batch and steps.
 PROFILE_PRESET = "quick"
 #: Learning rates tried with the first seed. The best on validation images trains the other seeds.
-RATES = (1e-3, 2e-3, 4e-3)
+RATES = (2e-3, 4e-3, 8e-3)
 SEEDS = (0, 1, 2)
 
 

@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 from ..config.labels import apart
-from ..config.variants import Variant, with_options
-from ..records.shapes import RecordedVariant
+from ..config.variants import CORE_CHANNELS, MODULE_CHANNELS, Variant, with_options
+from ..records.shapes import Cost, RecordedVariant
 
 #: Weight of the attention in every synthetic task, unless a row's label names another.
 RES_SCALE = 1.0
@@ -19,6 +19,16 @@ _HIDE = re.compile(rf" \({_SHOWN}\)|, {_SHOWN}(?=[,)])|(?<=\(){_SHOWN}, ")
 def variant_of(recorded: RecordedVariant) -> Variant:
     """What tells variants apart, and is the key everywhere: name and options off the defaults."""
     return Variant(recorded.name, recorded.changed or {})
+
+
+def paper_costs(costs: Iterable[Cost]) -> dict[Variant, Cost]:
+    """Operation counts at the paper's sizes by variant; of several the last."""
+    sizes = (100, 100, CORE_CHANNELS, MODULE_CHANNELS)
+    return {
+        variant_of(cost.variant): cost
+        for cost in costs
+        if (cost.height, cost.width, cost.parts.core.channels, cost.parts.module.channels) == sizes
+    }
 
 
 def recorded_labels(recorded: Iterable[RecordedVariant]) -> dict[Variant, str]:

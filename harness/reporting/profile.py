@@ -16,8 +16,7 @@ from ..config.rows import table_rows
 from ..config.variants import CORE_CHANNELS, Variant
 from ..records.origin import by_age
 from ..records.shapes import UNSET, Config, Cost, Latency, RecordedVariant, Run, Score
-from .labels import natural, task_labels, task_variant, variant_of
-from .settings import Setting
+from .labels import natural, paper_costs, task_labels, task_variant, variant_of
 from .statistics import Estimate, estimate
 
 #: Validation scores of which a row's steps are counted.
@@ -287,7 +286,7 @@ def row_costs(
     """
     gflops = {
         _unscaled(variant): cost.parts.core.paper_gflops
-        for variant, cost in Setting([], costs).cost_of.items()
+        for variant, cost in paper_costs(by_age(costs)).items()
     }
     timed = {
         _unscaled(variant_of(row.variant)): (float(row.mean_ms), record)

@@ -10,15 +10,19 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
+from typing import TypeVar
 
+from ..base.errors import UserError
 from ..base.names import canonical_json
 from ..config.presets import PRESETS
-from ..config.variants import CORE_CHANNELS, MODULE_CHANNELS, Variant
+from ..config.variants import Variant
 from ..records.origin import by_age, plural
 from ..records.shapes import UNSET, Config, Cost, Record, RecordedVariant, Run, input_of
 from ..records.store import setting_label
-from .labels import recorded_labels, row_order, variant_of
+from .labels import paper_costs, recorded_labels, row_order, variant_of
 from .statistics import Summary, summarise
+
+R = TypeVar("R", bound=Record)
 
 #: Test set of every PSNR in the paper's Tables 4 to 6.
 PAPER_SET = "Urban100"
@@ -80,13 +84,7 @@ class Setting:
     @cached_property
     def cost_of(self) -> dict[Variant, Cost]:
         """Operation counts at the paper's sizes by variant; the newest."""
-        sizes = (100, 100, CORE_CHANNELS, MODULE_CHANNELS)
-        return {
-            variant_of(cost.variant): cost
-            for cost in by_age(self.costs)
-            if (cost.height, cost.width, cost.parts.core.channels, cost.parts.module.channels)
-            == sizes
-        }
+        return paper_costs(by_age(self.costs))
 
     @cached_property
     def recorded(self) -> dict[Variant, RecordedVariant]:
@@ -168,6 +166,28 @@ class Setting:
 def super_resolution(records: Iterable[Record]) -> list[Run]:
     """The runs among records that were trained in the default task."""
     return [one for one in records if isinstance(one, Run) and one.config.task is UNSET]
+
+
+def task_name(run: Run) -> str:
+    """The task as ``--task`` names it."""
+    return "sr" if run.config.task is UNSET else run.config.task.name
+
+
+def of_task(records: Sequence[R], task: str) -> list[R]:
+    """The records but for the runs of other tasks.
+
+    A user's task may be named by its class alone.
+
+    Raises:
+        UserError: none is a run of the task.
+    """
+    runs = [record for record in records if isinstance(record, Run)]
+    names = {task_name(run) for run in runs}
+    wanted = {name for name in names if task in (name, name.rpartition(":")[2])}
+    if not wanted:
+        known = ", ".join(sorted(names)) or "no task"
+        raise UserError(f"no runs of task {task!r} among the records; there are runs of: {known}")
+    return [one for one in records if not isinstance(one, Run) or task_name(one) in wanted]
 
 
 def find_settings(runs: Sequence[Run], costs: Sequence[Cost]) -> list[Setting]:

@@ -25,8 +25,8 @@ BITS = 3
 _REFERENCE, _QUERY, _BLANK = range(3)
 # First words of the keys of test and validation images: no training has such a seed.
 _TEST, _VALIDATION = 2**40, 2**41
-#: Images of the test sets of n, 2n and 4n.
-_IMAGES = (128, 64, 32)
+#: Images of the test sets of n, 2n and 4n; validation has half as many.
+_IMAGES = (256, 256, 64)
 #: Scores by distance are of bins of so many LR pixels.
 _BIN = 8
 
@@ -193,7 +193,7 @@ class Recall(SyntheticTask):
     def items(self, test_set: str, *, validation: bool = False) -> Iterator[Item]:
         """Images of the set's size, fewer of large ones, which have more queries."""
         which = self.test_sets.index(test_set)
-        n, count = self._sides[which], _IMAGES[which]
+        n, count = self._sides[which], _IMAGES[which] // (2 if validation else 1)
         grids = self.draw(generator(_VALIDATION if validation else _TEST, n), count, n)
         shown, deleted = pictures(grids), pictures(grids, with_references=False)
         found = references(grids)

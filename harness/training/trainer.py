@@ -39,7 +39,7 @@ from .diagnosis import where_not_finite
 #: A loss above this has exploded: pixels are in 0…1, and an untrained network has about 0.3.
 MAX_LOSS = 100.0
 #: Rows of the training log that a record keeps, and points of a curve of validation scores.
-LOG_ROWS, CURVE_POINTS = 200, 30
+LOG_ROWS, CURVE_POINTS = 200, 20
 #: Losses between images, each with its name for readers.
 LOSSES: dict[str, tuple[str, Callable[[Tensor, Tensor], Tensor]]] = {
     "l1": ("L1", F.l1_loss),

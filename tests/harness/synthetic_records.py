@@ -5,11 +5,12 @@ from __future__ import annotations
 import copy
 import csv
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
 
+from harness.base.names import slug
 from harness.config.rows import table_rows
 from harness.config.variants import Variant
 from harness.records.shapes import (
@@ -150,6 +151,54 @@ def run(
         "quality": {name: quality(values[name]) for name in sets},
     }
     return _record(Run, "run", name, content)
+
+
+def score(value: float, **changes: Any) -> dict[str, Any]:
+    """A score from 0 to 1 of a synthetic task; the controls are shares of it."""
+    return (
+        {"metric": "R²", "score": value, "floor": 0.0, "ceiling": 1.0, "weight": 100.0}
+        | {"as_mean": value / 10, "deleted": -0.01, "details": {"signs": 0.9}}
+        | {"by_distance": [[8, value, 40.0], [16, value - 0.01, 60.0]]}
+        | changes
+    )
+
+
+def task_run(
+    variant: str | dict[str, Any] = "NLA",
+    scores: Sequence[float | dict[str, Any]] = (0.9, 0.8, 0.7),
+    *,
+    seed: int = 0,
+    rate: float = 0.002,
+    validation: float = 0.75,
+    task: str = "recall",
+    options: dict[str, Any] | None = None,
+    curve: Sequence[tuple[int, float]] = ((100, 0.1), (200, 0.6), (300, 0.9)),
+    **config: Any,
+) -> Run:
+    """A run of a synthetic task: scores on the test sets n6, n12, n24, and on validation images."""
+    described = VARIANTS[variant] if isinstance(variant, str) else variant
+    options = {"pairs": 4} if options is None and task == "recall" else options or {}
+    of_task = {"name": task, "options": options, "loss": "mse", "positions": [1]}
+    names = [f"n{6 * 2**size}" for size in range(len(scores))]
+    settings = (
+        copy.deepcopy(CONFIG)
+        | {"preset": "quick", "scale": 2, "blocks": 2, "steps": 300, "seed": seed}
+        | {"learning_rate": rate, "task": of_task}
+        | {"data": {"name": f"{task}-made-up", "train": [task], "train_images": 0, "test": names}}
+        | config
+    )
+    found = [one if isinstance(one, dict) else score(one) for one in scores]
+    what = "-".join(map(str, options.values()))
+    content = {
+        "variant": described,
+        "config": settings,
+        "training": {"parameters": 1000, "seconds": 2.0, "curve": [list(row) for row in curve]},
+        "quality": {},
+        "scores": dict(zip(names, found, strict=True)),
+        "validation": score(validation),
+    }
+    name = f"{described['row_label'].lower()}-{task}-{what}-{rate:g}-s{seed}"
+    return _record(Run, "run", slug(name), content)
 
 
 def ablation(table: str, seeds: int = 1, only: set[int] | None = None) -> list[Run]:

@@ -12,9 +12,11 @@ from ...base.errors import UserError
 from ...records.shapes import Approximation, Cost, Latency, Record, Run, Scaling
 from ...records.store import load_all_records, load_records
 from ..benches import Bench, find_benches
-from ..settings import Setting, find_settings, super_resolution
+from ..profile import Profile, find_profile, row_costs
+from ..settings import Setting, find_settings, of_task, super_resolution
 from .approximation import figures as approximation_figures
 from .pareto import Pareto, pareto_plots
+from .profile import profile_figures
 from .quality import figure6, paired_figure, psnr_m
 from .scaling import scaling_figure
 from .style import house_style, save_figure
@@ -37,7 +39,7 @@ class Drawn:
     stem: Path
     kind: str
     figure: Figure
-    source: Setting | Approximation | Scaling
+    source: Setting | Approximation | Scaling | Profile
     which: str = ""
     plot: Pareto | None = None
 
@@ -61,8 +63,21 @@ def setting_figures(
         yield Drawn(folder / name, kind, plot.draw(), setting, which, plot)
 
 
-def draw_all(records: Sequence[Record]) -> Iterator[Drawn]:
-    """Every figure of these records: by setting, then by record."""
+def draw_all(records: Sequence[Record], task: str | None = None) -> Iterator[Drawn]:
+    """Every figure of these records: by setting, then by record, then the profile.
+
+    Raises:
+        UserError: no record is a run of the task.
+    """
+    if task is not None:
+        records = of_task(records, task)
+    if task in (None, "sr"):
+        yield from _draw_default(records)
+    yield from _draw_profile(records)
+
+
+def _draw_default(records: Sequence[Record]) -> Iterator[Drawn]:
+    """Figures of super-resolution, and of records that belong to no training."""
     approximations = [record for record in records if isinstance(record, Approximation)]
     benches = find_benches(record for record in records if isinstance(record, Latency))
     runs = super_resolution(records)
@@ -81,23 +96,35 @@ def draw_all(records: Sequence[Record]) -> Iterator[Drawn]:
             yield Drawn(stem, "scaling", scaling_figure(one), one, one.id)
 
 
-def write_figures(results: Path, output: Path | None = None) -> list[Path]:
+def _draw_profile(records: Sequence[Record]) -> Iterator[Drawn]:
+    profile = find_profile(record for record in records if isinstance(record, Run))
+    costs = [record for record in records if isinstance(record, Cost)]
+    latency = [record for record in records if isinstance(record, Latency)]
+    with house_style():
+        figures = profile_figures(profile, row_costs(profile.rows, costs, latency))
+    for kind, figure in figures.items():
+        if figure:
+            yield Drawn(Path(kind), kind, figure, profile)
+
+
+def write_figures(results: Path, output: Path | None = None, task: str | None = None) -> list[Path]:
     """Draw all figures, a setting's into a folder of its own; returns the files.
 
     Args:
         results: folder that holds records/.
         output: where the figures go; ``figures/`` in the results folder if not given.
+        task: only figures of this task.
 
     Raises:
-        UserError: no records, no figure that they suffice for, a bad record, or a folder that
-            cannot be written.
+        UserError: no records, none of the task, no figure that they suffice for, a bad record, or
+            a folder that cannot be written.
     """
     output = output or results / "figures"
     kinds = (Run, Cost, Latency, Approximation, Scaling)
     records = [record for kind in kinds for record in load_records(results, kind)]
     paths = [
         path
-        for drawn in draw_all(records)
+        for drawn in draw_all(records, task)
         for path in save_figure(drawn.figure, output / drawn.stem)
     ]
     if not paths:

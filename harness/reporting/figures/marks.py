@@ -18,8 +18,10 @@ from ..statistics import Summary
 from .style import look
 
 _PAPER = ("enlca", "nla", "nlsa", "criss-cross", "conv", "enla")
-# The controls of synthetic tasks are in no figure of PSNR.
-_TABLES = [table for table in get_args(TableName) if table != "controls"]
+# The controls of synthetic tasks are in no figure of PSNR: they come last.
+_TABLES = [table for table in get_args(TableName) if table not in ("controls", "profile")]
+# Apart from the modules that stand beside them.
+_CONTROLS = {"mean": 27, "oracle": 29}
 _NAMES = {variant.name for table in _TABLES for variant in table_rows(table)}
 #: Modules in the order of their colours and markers, the same in all figures.
 FAMILIES = (*_PAPER, *sorted(_NAMES - {*_PAPER}))
@@ -31,6 +33,8 @@ PAPER_NETWORK = "32×256, 1000 epochs of DIV2K"
 
 def style_of(name: str) -> int:
     """Index of a module's colour and marker for :func:`.style.look`; users' modules share one."""
+    if name in _CONTROLS:
+        return _CONTROLS[name]
     return FAMILIES.index(name) if name in FAMILIES else len(FAMILIES)
 
 
@@ -105,6 +109,18 @@ def reach(summary: Summary) -> tuple[float, float]:
 def error_bars(summaries: Sequence[Summary]) -> list[list[float]]:
     """:func:`reach` of several, as matplotlib takes it: all below, then all above."""
     return [[reach(summary)[side] for summary in summaries] for side in (0, 1)]
+
+
+def pareto_front(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The (cost, quality) pairs that no other beats, cheapest first.
+
+    A pair is beaten by one that is no worse in both and better in one.
+    """
+    front: list[tuple[float, float]] = []
+    for cost, quality in sorted(points, key=lambda p: (p[0], -p[1])):
+        if not front or quality > front[-1][1]:
+            front.append((cost, quality))
+    return front
 
 
 def draw_baseline(axis: Axes, level: float | None) -> None:

@@ -25,6 +25,7 @@ from .marks import (
     draw_title,
     drawn_psnr,
     paper_baseline,
+    pareto_front,
     plain_variants,
     reach,
     style_of,
@@ -177,18 +178,6 @@ def latency_plot(setting: Setting, bench: Bench) -> Pareto | None:
     details = f"100×100, C = 64, {bench.row.dtype}"
     paper = _paper_points(5, "latency_ms_100x100")
     return Pareto(setting, "core latency (ms)", details, machine, measured, paper)
-
-
-def pareto_front(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The (cost, quality) pairs that no other beats, cheapest first.
-
-    A pair is beaten by one that is no worse in both and better in one.
-    """
-    front: list[tuple[float, float]] = []
-    for cost, quality in sorted(points, key=lambda p: (p[0], -p[1])):
-        if not front or quality > front[-1][1]:
-            front.append((cost, quality))
-    return front
 
 
 def by_module(points: Iterable[Point]) -> dict[str, list[Point]]:

@@ -20,6 +20,8 @@ from .captions import CAPTIONS
 #: Values by filter (preset, data, device). A filter without values here does not apply.
 Tags = Mapping[str, Sequence[str]]
 
+#: Characters of a cell from which on its column wraps.
+LONG = 100
 _TEXT = re.compile(r"[^\W\d]{2}|[✓–]")
 
 
@@ -94,6 +96,7 @@ class FigureBlock:
         alt: the picture in words.
         points: the points of a plot as a table.
         command: what drew it, if it needed more than the records.
+        wide: whether an ``svg`` fills the page's width rather than a column's.
     """
 
     anchor: str
@@ -104,6 +107,7 @@ class FigureBlock:
     tags: Tags = field(default_factory=dict)
     points: TableBlock | None = None
     command: str = ""
+    wide: bool = False
 
 
 def hardware(record: Record) -> str:
@@ -183,13 +187,15 @@ def table_block(
 
 
 def column_kinds(headers: Sequence[tuple[str, str]], rows: Sequence[Sequence[str]]) -> list[str]:
-    """CSS classes of each column: ``paper`` for published figures, ``text`` for words."""
+    """CSS classes of each column: ``paper`` for published figures, ``text`` for words, ``long``."""
     kinds = []
     for column, (group, header) in enumerate(headers):
         words = f"{group} {header}".split()
         kind = ["paper"] if any(w.strip("()") in ("paper", "published") for w in words) else []
         cells = [row[column] for row in rows if row[column]]
-        if cells and sum(bool(_TEXT.match(cell)) for cell in cells) > len(cells) / 2:
+        if any(len(cell) > LONG for cell in cells):
+            kind += ["text", "long"]
+        elif cells and sum(bool(_TEXT.match(cell)) for cell in cells) > len(cells) / 2:
             kind.append("text")
         kinds.append(" ".join(kind))
     return kinds

@@ -73,6 +73,33 @@ CAPTIONS = {
         "PSNR of the trained network with its attention exact, approximated with another m, "
         "replaced by the mean of all values, or left out.",
     ),
+    "profile-capacity": (
+        "Recall against what a module can hold",
+        "R² on images of side 2n against the random features m of ENLCA, for each number of pairs "
+        "D, with the fitted laws (thin), NLA as a line, ENLA and Performer in outline; beside it "
+        "other methods against their own capacity. Bars are 95 % intervals over seeds.",
+    ),
+    "profile-gflops": (
+        "Capability against GFLOPs with the Pareto front",
+        "Recall at 2n with D = 4 and, where all settings have runs, the aggregate, against the "
+        "core's GFLOPs at 100×100. An arrow marks a core that costs less than the axis shows. Bars "
+        "are 95 % intervals over seeds.",
+    ),
+    "profile-size": (
+        "Score against the size of the test image",
+        "Trained on images of side n, tested on n, 2n and 4n; other rows in grey. Bars are 95 % "
+        "intervals over seeds.",
+    ),
+    "profile-distance": (
+        "Score against the distance to the reference",
+        "On the largest test images, by the distance between a query and its nearest reference; "
+        "other rows in grey. Bars are 95 % intervals over seeds.",
+    ),
+    "profile-steps": (
+        "Validation score against training steps",
+        "How soon each module learns, at its own learning rate; other rows in grey. The shade is "
+        "the 95 % interval over seeds.",
+    ),
     "maps": (
         "Correlation maps (Figures 1, 7 and 8)",
         "The positions that one query attends to: weight × N on a logarithmic scale; 1 is "

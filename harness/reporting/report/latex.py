@@ -14,13 +14,15 @@ from ...base.files import write_atomic, write_text
 from ...base.names import slug
 from ..figures.style import write_figure
 from ..tables.render import Table, latex_escape
-from .blocks import column_kinds
+from .blocks import LONG, column_kinds
 from .captions import CAPTIONS
 
 #: Width of the text in points, and the smallest scale at which a table still fits it.
 _TEXT_WIDTH, _LEAST_SCALE = 498.0, 0.72
 #: Points of an average character at 10 pt, and between two columns.
 _CHARACTER, _BETWEEN = 5.0, 12.0
+#: Characters of a line in a column that wraps.
+_WRAPPED = 50
 #: Most rows of a table on one page.
 _ROWS = 36
 #: Scales down what is wider than the text; nothing is scaled up.
@@ -81,7 +83,8 @@ def write_latex(
         folder: where.
         tables: as :func:`.tables.all_tables` gives them.
         figures: all of them.
-        titles: heading of each setting's section by its folder's name.
+        titles: heading of each setting's section by its folder's name; of what has no folder by its
+            own.
 
     Returns:
         The document's path.
@@ -93,7 +96,7 @@ def write_latex(
     for where, table in tables:
         name = slug(f"{where}-{table.name}")
         write_text(folder / "tables" / f"{name}.tex", latex_table(table))
-        section = titles.get(where, "Modules, latency, speed and scaling")
+        section = titles.get(where or table.name, "Modules, latency, speed and scaling")
         sections.setdefault(section, []).append(rf"\input{{tables/{name}}}")
     for figure in figures:
         name = slug(figure.stem)
@@ -137,16 +140,29 @@ def latex_table(table: Table) -> str:
 
 def _alignment(table: Table) -> str:
     kinds = column_kinds(table.headers, table.rows)
-    return "l" + "".join("l" if "text" in kind.split() else "r" for kind in kinds[1:])
+    wrapped = rf"p{{{_CHARACTER * _WRAPPED:.0f}pt}}"
+    if not any("long" in kind.split() for kind in kinds):
+        return "l" + "".join("l" if "text" in kind.split() else "r" for kind in kinds[1:])
+    letters = ["l" if "text" in kind.split() else "r" for kind in ["text", *kinds[1:]]]
+    return "".join(
+        wrapped if _longest(table, column) > _WRAPPED else letter
+        for column, letter in enumerate(letters)
+    )
+
+
+def _longest(table: Table, column: int) -> int:
+    return max(len(row[column]) for row in table.rows)
 
 
 def _by_columns(table: Table) -> Iterator[Table]:
     """The table, or parts that fit the width: the first column and some groups of columns each."""
-    widths = [
-        _CHARACTER * max(len(text) for text in (header, *(row[column] for row in table.rows)))
-        + _BETWEEN
+    longest = [
+        max(len(text) for text in (header, *(row[column] for row in table.rows)))
         for column, (_, header) in enumerate(table.headers)
     ]
+    if max(longest) > LONG:
+        longest = [min(length, _WRAPPED) for length in longest]
+    widths = [_CHARACTER * length + _BETWEEN for length in longest]
     most = _TEXT_WIDTH / _LEAST_SCALE
     if sum(widths) <= most:
         yield table

@@ -13,14 +13,16 @@ from ...base.errors import UserError
 from ...base.files import read_json, write_text
 from ...base.names import slug
 from ...records.origin import describe_code, describe_machine, plural
-from ...records.shapes import UNSET, Cost, Record, Run, untyped
+from ...records.shapes import UNSET, Approximation, Cost, Record, Run, Scaling, untyped
 from ...records.store import load_all_records, setting_label
 from ..cells import setting_text
 from ..figures.all import Drawn, draw_all
-from ..figures.style import figure_bytes
-from ..settings import Setting, find_settings, image_task_settings, super_resolution
+from ..figures.style import COLUMN, figure_bytes
+from ..profile import Profile
+from ..settings import Setting, find_settings, image_task_settings, of_task, super_resolution
 from ..tables.all import all_tables
 from ..tables.claims import find_claims
+from ..tables.profile import PROFILE_TABLES, profile_text
 from ..tables.render import Table
 from ..tables.tasks import task_settings
 from .blocks import (
@@ -41,9 +43,10 @@ from .blocks import (
 )
 from .latex import LatexFigure, write_latex
 from .measuring import measuring_html
-from .svg import plot_svg, points_table
+from .svg import inline_svg, plot_svg, points_table
 
 _TEMPLATES = Path(__file__).parent / "templates"
+_PROFILE = "Capability profile"
 _FILTERS = {"preset": "Preset", "data": "Training data", "device": "Device"}
 _KINDS = {
     "run": "trained variant",
@@ -127,21 +130,27 @@ class Page:
     version: str = __version__
 
 
-def write_report(results: Path, output: Path | None = None) -> list[Path]:
+def write_report(results: Path, output: Path | None = None, task: str | None = None) -> list[Path]:
     """Write ``index.html`` and ``latex/``; returns the page and the LaTeX document.
 
     Args:
         results: folder that holds records/.
         output: where both go; ``report/`` in the results folder if not given.
+        task: only this task; of any but the default, only its own tables, figures and runs.
 
     Raises:
-        UserError: no records, a bad record, the extra ``report`` is not installed, or a folder
-            cannot be written.
+        UserError: no records, none of the task, a bad record, the extra ``report`` is not
+            installed, or a folder cannot be written.
     """
     _check_extra()
-    tables = all_tables(results)
+    tables = all_tables(results, task=task)
     records = load_all_records(results)
-    drawn, published = list(draw_all(records)), list(find_published(results))
+    drawn, published = list(draw_all(records, task)), list(find_published(results))
+    if task is not None:
+        records = of_task(records, task)
+        if task != "sr":
+            records = [record for record in records if isinstance(record, Run)]
+            published = [one for one in published if {*one.runs} & {r.id for r in records}]
     output = output or results / "report"
     path = output / "index.html"
     write_text(path, render_page(build_page(records, tables, drawn, published)))
@@ -152,6 +161,8 @@ def write_report(results: Path, output: Path | None = None) -> list[Path]:
         if (pdf := picture.stem.with_name(f"{picture.stem.name}.pdf")).exists()
     ]
     titles = {setting.label: _setting_title(setting) for setting in _settings(records)}
+    titles |= {d.stem.name: _PROFILE for d in drawn if isinstance(d.source, Profile)}
+    titles |= {table.name: _PROFILE for _, table in tables if table.name in PROFILE_TABLES}
     return [path, write_latex(output / "latex", tables, figures, titles)]
 
 
@@ -283,12 +294,13 @@ def _other_sections(
     drawn: Sequence[Drawn],
     settings: Iterable[str],
 ) -> Iterator[Section]:
-    """What belongs to no setting: synthetic tasks; modules, counts, latency, …; approximation."""
+    """What belongs to no setting: profile, tasks; modules, counts, latency, …; approximation."""
     devices = devices_by_machine(records)
     figures: dict[str, list[FigureBlock]] = {"scaling": [], "approximation": []}
     for one in drawn:
-        if not isinstance(one.source, Setting):
+        if isinstance(one.source, Approximation | Scaling):
             figures[one.source.kind].append(_drawn_block(one, record_tags(one.source)))
+    yield from _profile_section(tables, drawn)
     runs = [record for record in records if isinstance(record, Run)]
     tasks = {setting.label for setting in task_settings(runs)}
     if tasks:
@@ -315,20 +327,45 @@ def _other_sections(
                 if folder in on_images
             ],
         )
-    yield Section(
-        "cost",
-        "Modules, latency, speed and scaling",
-        "What belongs to no training. Compare latencies within one table only.",
-        tables=[
-            table_block(table, folder, table_tags(table, devices))
-            for folder, table in tables
-            if folder not in settings and folder not in tasks | on_images
-        ],
-        figures=figures["scaling"],
-    )
+    measured = [
+        table_block(table, folder, table_tags(table, devices))
+        for folder, table in tables
+        if folder not in {*settings, *tasks, *on_images} and table.name not in PROFILE_TABLES
+    ]
+    if measured or figures["scaling"]:
+        yield Section(
+            "cost",
+            "Modules, latency, speed and scaling",
+            "What belongs to no training. Compare latencies within one table only.",
+            tables=measured,
+            figures=figures["scaling"],
+        )
     if found := figures["approximation"]:
         title = "ENLA’s approximation and NLSA’s buckets"
         yield Section("approximation", title, figures=found)
+
+
+def _profile_section(
+    tables: Sequence[tuple[str, Table]], drawn: Sequence[Drawn]
+) -> Iterator[Section]:
+    found = [table for _, table in tables if table.name in PROFILE_TABLES]
+    if found:
+        figures = [one for one in drawn if isinstance(one.source, Profile)]
+        tags = _source_tags(figures[0].source) if figures else {}
+        yield Section(
+            "capability",
+            _PROFILE,
+            "What each module can do that needs matching: small networks, trained on pictures of "
+            "side n and tested on larger ones.",
+            tables=[table_block(table, "", tags) for table in found],
+            figures=[_drawn_block(one, tags) for one in figures],
+        )
+
+
+def _source_tags(source: Setting | Record | Profile) -> Tags:
+    if isinstance(source, Profile):
+        return record_tags(*(run for runs in source.runs.values() for run in runs))
+    return setting_tags(source) if isinstance(source, Setting) else record_tags(source)
 
 
 def _pictures_section(
@@ -358,21 +395,27 @@ def _pictures_section(
 def _drawn_block(drawn: Drawn, tags: Tags) -> FigureBlock:
     stem, plot = drawn.stem.as_posix(), drawn.plot
     image: Picture | str
-    if plot is None:
+    if isinstance(drawn.source, Profile):
+        image = inline_svg(drawn.figure, {}, stem)
+    elif plot is None:
         image = Picture.of(figure_bytes(drawn.figure, "png"))
     else:
         image = plot_svg(plot, drawn.figure, stem)
     where = _where(drawn.source)
     block = figure_block(stem, drawn.kind, image, where, tags, which=drawn.which)
+    if isinstance(drawn.source, Profile):
+        return replace(block, wide=drawn.figure.get_figwidth() > COLUMN)
     if plot is None:
         return block
     return replace(block, points=points_table(plot, block.title, f"{block.anchor}-points"))
 
 
-def _where(source: Setting | Record) -> str:
+def _where(source: Setting | Record | Profile) -> str:
     """What was measured for a figure."""
     if isinstance(source, Setting):
         return setting_text(source)
+    if isinstance(source, Profile):
+        return profile_text(source)
     return f"{source.id}, {describe_machine(source)}"
 
 

@@ -9,12 +9,13 @@ from ...base.errors import UserError
 from ...records.shapes import Cost, Latency, Redraw, Run, Scaling, Speed
 from ...records.store import load_records
 from ..benches import find_benches
-from ..settings import Setting, find_settings, image_task_settings
+from ..settings import Setting, find_settings, image_task_settings, of_task
 from .claims import claims_table
 from .latency import latency_details, table5
 from .methods import methods_table
 from .modules import modules_table
 from .operations import table4
+from .profile import findings_table, profile_details, profile_table
 from .quality import quality_table, table1, table2, table3, table6
 from .redraws import redraw_table
 from .render import Table, write_table
@@ -39,21 +40,33 @@ def build(
     benches = find_benches(latency)
     for bench in benches:
         tables += [("", table5(bench, nearest)), ("", latency_details(bench))]
-    tables += [(setting.label, quality_table(setting)) for setting in image_task_settings(runs)]
-    tables += [(setting.label, task_table(setting)) for setting in task_settings(runs)]
+    tables += build_tasks(runs, costs, latency)
     overviews = (modules_table(settings, benches), methods_table(costs, latency))
     return tables + [("", table) for table in overviews if table]
 
 
-def all_tables(results: Path, preset: str | None = None) -> list[tuple[str, Table]]:
+def build_tasks(
+    runs: Sequence[Run], costs: Sequence[Cost], latency: Sequence[Latency]
+) -> list[tuple[str, Table]]:
+    """As :func:`build`, of all tasks but the default alone: settings, then the profile."""
+    tables = [(setting.label, quality_table(setting)) for setting in image_task_settings(runs)]
+    tables += [(setting.label, task_table(setting)) for setting in task_settings(runs)]
+    profile = (profile_table(runs, costs, latency), profile_details(runs), findings_table(runs))
+    return tables + [("", table) for table in profile if table]
+
+
+def all_tables(
+    results: Path, preset: str | None = None, task: str | None = None
+) -> list[tuple[str, Table]]:
     """Every table of a results folder, each with its folder ("" or the setting's).
 
     Args:
         results: folder that holds records/.
         preset: only runs of this preset.
+        task: only runs of this task; if it is not the default one, only its own tables.
 
     Raises:
-        UserError: no records, none of the preset, or a bad record.
+        UserError: no records, none of the preset or of the task, or a bad record.
     """
     runs, costs = load_records(results, Run), load_records(results, Cost)
     latency, scaling = load_records(results, Latency), load_records(results, Scaling)
@@ -68,6 +81,10 @@ def all_tables(results: Path, preset: str | None = None) -> list[tuple[str, Tabl
                 f"no runs of preset {preset!r} under {results / 'records'}; "
                 f"there are runs of: {', '.join(found) or 'no preset'}"
             )
+    if task is not None:
+        runs = of_task(runs, task)
+        if task != "sr":
+            return build_tasks(runs, costs, latency)
     tables = build(runs, costs, latency) + [("", scaling_table(record)) for record in scaling]
     tables += [("", speed_table(rows)) for rows in find_speeds(speed)]
     return tables + ([("", redraw_table(redraws))] if redraws else [])
@@ -79,6 +96,7 @@ def write_tables(
     output: Path | None = None,
     *,
     latex: bool = False,
+    task: str | None = None,
 ) -> list[tuple[Table, list[Path]]]:
     """Build and write all tables; returns each with its files.
 
@@ -87,10 +105,11 @@ def write_tables(
         preset: only runs of this preset.
         output: where the tables go; ``tables/`` in the results folder if not given.
         latex: write LaTeX too.
+        task: as :func:`all_tables`.
 
     Raises:
         UserError: as :func:`all_tables`, or a folder that cannot be written.
     """
     output = output or results / "tables"
-    tables = all_tables(results, preset)
+    tables = all_tables(results, preset, task)
     return [(table, write_table(table, output / folder, latex=latex)) for folder, table in tables]

@@ -13,7 +13,9 @@ from ...config.profile import PROFILE, RATES, SEEDS
 from ...config.variants import Variant, with_options
 from ...records.origin import describe_machine, origin_note, plural
 from ...records.shapes import Cost, Latency, Run
-from ..cells import fixed, milliseconds, setting_columns, variant_columns
+from ..cells import columns_of, fixed, milliseconds, setting_columns, variant_columns
+from ..findings import find_findings
+from ..predictions import SIZES
 from ..profile import (
     LEVELS,
     SIDE,
@@ -30,8 +32,8 @@ from ..settings import Setting
 from ..statistics import Estimate
 from .render import Table
 
-#: Sizes of the test sets, in the order of their names in the records.
-SIZES = ("n", "2n", "4n")
+#: Names of the tables.
+PROFILE_TABLES = ("profile", "profile-details", "profile-findings")
 #: Setting whose learning curves give the steps.
 LEARNED = PROFILE[0]
 AGGREGATE = (
@@ -84,7 +86,7 @@ def profile_table(
     return Table(
         name="profile",
         caption=f"Capability profile: {', '.join(task.label for task in profile.tasks)}; "
-        f"{_network(profile)}",
+        f"{profile_text(profile)}",
         notes=notes,
         headers=[
             ("", "Method"),
@@ -118,7 +120,7 @@ def profile_details(runs: Sequence[Run]) -> Table | None:
                 cells += [score_cell(one, 3) for one in found.values()]
                 data.append(
                     variant_columns(row.label, row.recorded)
-                    | {"setting": task.label, "test_set": name, "size": SIZES[size]}
+                    | {"profile": task.label, "test_set": name, "size": SIZES[size]}
                     | {"learning_rate": cell.rate, "seeds": len(cell.chosen)}
                     | {"rates": len(cell.rates), "finished": _yes(cell.finished)}
                     | {k: v for what, one in found.items() for k, v in _columns(what, one).items()}
@@ -129,7 +131,7 @@ def profile_details(runs: Sequence[Run]) -> Table | None:
     kinds = ("score", "as mean", "deleted", "all references")
     return Table(
         name="profile-details",
-        caption=f"Controls of the capability profile: {_network(profile)}",
+        caption=f"Controls of the capability profile: {profile_text(profile)}",
         notes=[
             "Tried: validation score of the first seed at each learning rate; the best has the "
             "other seeds. As mean: the trained attention is replaced by the plain mean of its "
@@ -144,6 +146,34 @@ def profile_details(runs: Sequence[Run]) -> Table | None:
         ],
         rows=rows,
         data=data,
+    )
+
+
+def findings_table(runs: Sequence[Run]) -> Table | None:
+    """Laws, effects, orders, and which predictions held; None without a run of recall."""
+    profile = find_profile(runs)
+    findings = find_findings(profile)
+    if not findings:
+        return None
+    return Table(
+        name="profile-findings",
+        caption=f"What the capability profile says: {profile_text(profile)}",
+        notes=[
+            "Law: least squares over the means of ENLCA's rows; intervals from a bootstrap over "
+            "seeds. Effect: paired over seeds, each row at its own rate; 95 % interval of Student's"
+            " t. Order: Kendall's tau-b of the means; interval from a bootstrap over rows and "
+            "seeds.",
+            "A prediction of docs/tasks.md is encoded as conditions on means, at D = 4 if not told."
+            " It held if all conditions do, it did not if one does not, and else it was not "
+            "measured (–). What does not hold comes first. * is a row that is not finished.",
+            origin_note([run for runs in profile.runs.values() for run in runs], "Runs"),
+        ],
+        headers=[("", header) for header in ("Finding", "kind", "verdict", "numbers")],
+        rows=[[one.statement, one.topic, one.verdict, one.numbers] for one in findings],
+        data=[
+            columns_of(one, "topic", "statement", "verdict", "value", "low", "high", "numbers")
+            for one in findings
+        ],
     )
 
 
@@ -174,8 +204,8 @@ def profile_summary(
         scores = (row.score(task.label, size) for task in tasks for size in (1, 2))
         table.add_row(
             Text(row.label),
-            *(fixed(one and one.mean, 2) for one in scores),
-            fixed(row.aggregate and row.aggregate.mean, 2),
+            *(fixed(one.mean if one else None, 2) for one in scores),
+            fixed(row.aggregate.mean if row.aggregate else None, 2),
             *_cost_cells(found[row.variant]),
             str(row.parameters),
             style="bold" if row.variant in marked else None,
@@ -220,7 +250,8 @@ def _steps_columns(profile: Profile) -> list[tuple[float, str]]:
     return [(level, f"{level}") for level in LEVELS]
 
 
-def _network(profile: Profile) -> str:
+def profile_text(profile: Profile) -> str:
+    """Sizes, steps and seeds of the profile's runs."""
     config = next(iter(profile.runs.values()))[0].config
     seeds = sorted({len(cell.chosen) for row in profile.rows for cell in row.cells.values()})
     count = plural(seeds[0], "seed") if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]} seeds"

@@ -11,13 +11,13 @@ from matplotlib.axes import Axes
 from harness.config.rows import table_rows
 from harness.records.shapes import Cost, Run
 from harness.reporting.benches import find_benches
+from harness.reporting.figures.marks import pareto_front
 from harness.reporting.figures.pareto import (
     Pareto,
     Point,
     family_label,
     gflops_plot,
     latency_plot,
-    pareto_front,
 )
 from harness.reporting.settings import Setting, paper_table
 

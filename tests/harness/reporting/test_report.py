@@ -26,6 +26,7 @@ from harness.records.shapes import Run
 from harness.records.store import load_all_records, load_records, save_record
 from harness.reporting.figures.all import Drawn, draw_all
 from harness.reporting.figures.style import figure_bytes
+from harness.reporting.profile import Profile
 from harness.reporting.report.latex import latex_table
 from harness.reporting.report.measuring import measuring_text
 from harness.reporting.report.page import build_page, render_page, write_report
@@ -84,6 +85,23 @@ class Tree(HTMLParser):
 
 
 @pytest.fixture(scope="module")
+def results(results: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Those records, and some of the capability profile."""
+    folder = tmp_path_factory.mktemp("results-and-profile")
+    shutil.copytree(results, folder, dirs_exist_ok=True)
+    rows: list[tuple[dict[str, Any], list[float]]] = [
+        (synthetic.variant("none"), [0.0, 0.01, 0.02]),
+        (synthetic.variant("nla", res_scale=1.0), [0.95, 0.94, 0.93]),
+        *((synthetic.variant("enlca", m=m, res_scale=1.0), [m / 300] * 3) for m in (2, 16, 128)),
+    ]
+    for variant, scores in rows:
+        for seed in range(2):
+            values = [score + seed / 50 for score in scores]
+            save_record(folder, synthetic.task_run(variant, values, seed=seed))
+    return folder
+
+
+@pytest.fixture(scope="module")
 def drawn(results: Path) -> list[Drawn]:
     return list(draw_all(load_all_records(results)))
 
@@ -137,9 +155,10 @@ def test_every_cell_of_every_table_is_in_the_page(results: Path, root: Element) 
 def test_every_figure_is_in_the_page(drawn: list[Drawn], root: Element) -> None:
     images = root.all("img")
     shown = {base64.b64decode(str(i.attributes["src"]).partition("base64,")[2]) for i in images}
-    assert shown == {figure_bytes(d.figure, "png") for d in drawn if d.plot is None}
+    inline = [d for d in drawn if d.plot is not None or isinstance(d.source, Profile)]
+    assert shown == {figure_bytes(d.figure, "png") for d in drawn if d not in inline}
     assert len(images) == len(shown) > 3
-    assert len(root.all("svg")) == sum(d.plot is not None for d in drawn) > 1
+    assert len(root.all("svg")) == len(inline) > 5
     assert all(int(image.attributes["width"] or 0) > 100 for image in images)
     plots = [p for p in root.all("div", **{"class": "picture"}) if p.all("svg")]
     words = [p.attributes["aria-label"] for p in plots] + [i.attributes["alt"] for i in images]
@@ -154,6 +173,31 @@ def test_every_record_stands_with_its_command(results: Path, root: Element) -> N
     assert {h.text for h in machines.all("h3")} == {"cpu: Made-up CPU", "cuda: Made-up GPU"}
 
 
+def test_the_profile_is_the_first_of_the_tasks(root: Element) -> None:
+    anchors = [str(section.attributes.get("id")) for section in root.all("section")]
+    assert anchors.index("capability") == anchors.index("tasks") - 1
+    (section,) = root.all("section", id="capability")
+    names = ["Capability profile", "Controls of the capability profile"]
+    headings = [words(heading.text) for heading in section.all("h3")]
+    assert headings[:2] == names
+    assert len(section.all("figure")) == len(section.all("svg")) == 4  # NLA alone has GFLOPs
+    assert all(table.attributes["class"] == "sortable" for table in section.all("table"))
+    long = section.all("td", **{"class": "text long"})
+    assert any("conditions not measured" in cell.text for cell in long)
+
+
+def test_a_page_of_one_task_has_nothing_else(cli: Cli, results: Path, tmp_path: Path) -> None:
+    found = cli("report", "--results", results, "--output", tmp_path, "--task", "recall").out
+    root = Tree(Path(found.splitlines()[0]).read_text(encoding="utf-8")).root
+    anchors = [str(section.attributes.get("id")) for section in root.all("section")]
+    assert anchors == ["guide", "capability", "tasks", "measuring", "machines", "records"]
+    (records,) = root.all("section", id="records")
+    assert len(body(records)) == 10
+    main = (tmp_path / "latex" / "main.tex").read_text(encoding="utf-8")
+    assert main.count(r"\section{Capability profile}") == 1
+    assert "profile-capacity" in main
+
+
 def test_claims_stand_in_sentences(results: Path, root: Element) -> None:
     settings = find_settings(load_records(results, Run), [])
     sentences = [f"{f.sentence}." for s in settings for f in find_claims(s)]
@@ -164,7 +208,7 @@ def test_claims_stand_in_sentences(results: Path, root: Element) -> None:
 
 
 def test_points_of_plots_show_their_numbers_and_stand_in_a_table(root: Element) -> None:
-    plots = [figure for figure in root.all("figure") if figure.all("svg")]
+    plots = [figure for figure in root.all("figure") if figure.all("svg") and figure.all("table")]
     assert len(plots) >= 2
     for plot in plots:
         titles = [title.text.splitlines() for title in plot.all("title")]
@@ -304,6 +348,13 @@ def wide_table(columns: int, rows: int) -> Table:
         data=[],
         rule_after=rows // 3,
     )
+
+
+def test_long_cells_wrap() -> None:
+    table = Table("x", "X", [], [("", "a"), ("", "b"), ("", "c")], [["a", "1", "word " * 40]], [])
+    text = latex_table(table)
+    assert r"\begin{tabular}{lrp{250pt}}" in text
+    assert text.count(r"\begin{table}") == 1
 
 
 @pytest.mark.parametrize(("columns", "rows"), [(2, 3), (4, 80), (14, 4), (30, 50)])

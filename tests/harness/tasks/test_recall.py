@@ -236,11 +236,11 @@ def test_a_batch_depends_on_seed_and_step_alone() -> None:
 
 def test_items_are_fixed_and_those_of_validation_are_others() -> None:
     first, again = (list(Recall().items("n12")) for _ in range(2))
-    assert [i.name for i in first] == [f"{n:03d}" for n in range(64)]
+    assert [i.name for i in first] == [f"{n:03d}" for n in range(256)]
     assert all(np.array_equal(a.inputs, b.inputs) for a, b in zip(first, again, strict=True))
     seen = {item.inputs.tobytes() for item in first}
     seen |= {item.inputs.tobytes() for item in Recall().items("n12", validation=True)}
-    assert len(seen) == 128
+    assert len(seen) == 256 + 128
 
 
 def test_far_queries_are_beyond_the_reach_of_the_convolutions() -> None:

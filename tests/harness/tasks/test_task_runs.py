@@ -168,7 +168,7 @@ def test_a_run_leaves_a_record_and_tables_of_its_own(
     monkeypatch.setattr(sys, "argv", ["harness.tables", "--results", str(tmp_path)])
     tables.main()
     paths = [*(tmp_path / "tables").rglob("*.csv")]
-    assert {path.name for path in paths} == {"recall.csv"}
+    assert {path.name for path in paths} == {"recall.csv"}  # D = 3 is no setting of the profile
     with paths[0].open() as file:
         rows = [*csv.DictReader(file)]
     assert [row["method"] for row in rows[::3]] == ["ENLCA-m4", "Baseline"]
@@ -209,10 +209,10 @@ def test_tasks_mix_with_no_table_of_super_resolution(
     tables.main()
     after = {p: p.read_bytes() for p in (tmp_path / "tables").rglob("*.*")}
     assert before.items() <= after.items()
-    assert sorted(p.name for p in after if p not in before) == 2 * ["recall.csv"] + 2 * [
-        "recall.md"
-    ]
-    assert len(after) == tables_before + 4
+    stems = ("profile", "profile-details", "profile-findings", "recall", "recall")
+    names = [f"{stem}.{suffix}" for stem in stems for suffix in ("csv", "md")]
+    assert sorted(p.name for p in after if p not in before) == sorted(names)
+    assert len(after) == tables_before + len(names)
 
 
 @pytest.mark.usefixtures("one_thread")
