@@ -25,6 +25,11 @@ DECIMATIONS = ("bicubic", "box", "nearest")
 class Degradation(ABC):
     """How an input is made from an image. It works on patches and on whole images alike."""
 
+    @property
+    def from_bicubic(self) -> bool:
+        """Whether the bicubic LR image is used, which a folder may hold."""
+        return False
+
     @abstractmethod
     def pair(
         self, hr: Pixels, lr: Pixels | None, scale: int, generator: np.random.Generator
@@ -33,7 +38,8 @@ class Degradation(ABC):
 
         Args:
             hr: uint8 ``[..., H, W, 3]``, RGB; H and W are multiples of the scale.
-            lr: its bicubic LR image if there is one, uint8 ``[..., H/scale, W/scale, 3]``.
+            lr: its bicubic LR image, uint8 ``[..., H/scale, W/scale, 3]``. None if it is not used,
+                or is to be made; then ``hr`` is one image.
             scale: s.
             generator: draws the noise.
 
@@ -67,6 +73,11 @@ class Decimation(Degradation):
         if not 0 <= self.noise <= 255:
             raise UserError(f"noise must be 0 to 255, got {self.noise:g}")
 
+    @property
+    def from_bicubic(self) -> bool:
+        """As :attr:`Degradation.from_bicubic`."""
+        return self.method == "bicubic"
+
     def pair(
         self, hr: Pixels, lr: Pixels | None, scale: int, generator: np.random.Generator
     ) -> tuple[NDArray[Any], Pixels]:
@@ -81,6 +92,10 @@ class Decimation(Degradation):
             noisy = lr + self.noise * generator.standard_normal(lr.shape)
             lr = np.clip(np.floor(noisy + 0.5), 0, 255).astype(np.uint8)
         return np.ascontiguousarray(lr), hr
+
+
+#: What super-resolution does by default.
+BICUBIC = Decimation()
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 
 from ..base.errors import UserError
 from . import embedded
-from .bicubic import crop_to_multiple, downscale
+from .bicubic import crop_to_multiple
 from .cache import TrainingCache, training_cache
-from .degradation import Degradation, image_generator
+from .degradation import BICUBIC, Degradation, image_generator
 from .files import ImageSet, Pixels, find_images, lr_path, natural_key, read_image
 from .metrics import SSIM_WINDOW
 
@@ -49,9 +49,9 @@ class TestImage:
 class TestSet:
     """A test set at one scale; iterating decodes one image at a time.
 
-    HR is cropped (top-left) to a multiple of the scale. LR is the stored file if there is
-    one, else made by the MATLAB-style bicubic. With a degradation it is always made, and the
-    image's noise depends on the names of set and image alone.
+    HR is cropped (top-left) to a multiple of the scale. A bicubic LR image is the stored file if
+    there is one, else made in MATLAB's style; other inputs are made from HR. Noise depends on the
+    names of set and image alone.
 
     Raises (while iterating):
         UserError: an image is unreadable or too small, or an LR file does not fit its HR.
@@ -61,7 +61,7 @@ class TestSet:
 
     images: ImageSet
     scale: int
-    degradation: Degradation | None = None
+    degradation: Degradation = BICUBIC
 
     @property
     def name(self) -> str:
@@ -82,21 +82,20 @@ class TestSet:
                 f"test image {path} is {width}x{height}: x{self.scale} needs {least}x{least} or "
                 "more; remove it from the folder"
             )
-        if self.degradation is not None:
-            generator = image_generator(self.name, path.stem)
-            lr, target = self.degradation.pair(hr, None, self.scale, generator)
-            return TestImage(path.stem, target, lr)
-        stored = lr_path(path, self.scale)
-        if stored is None:
-            return TestImage(path.stem, hr, downscale(hr, self.scale))
-        lr = read_image(stored)
-        if (lr.shape[0] * self.scale, lr.shape[1] * self.scale) != (height, width):
+        stored = lr_path(path, self.scale) if self.degradation.from_bicubic else None
+        lr = None if stored is None else read_image(stored)
+        if lr is not None and (lr.shape[0] * self.scale, lr.shape[1] * self.scale) != (
+            height,
+            width,
+        ):
             raise UserError(
                 f"{stored} is {lr.shape[1]}x{lr.shape[0]}, which does not fit {path} "
                 f"({width}x{height} after cropping) at x{self.scale}: delete it; "
                 "bicubic then replaces it"
             )
-        return TestImage(path.stem, hr, lr)
+        generator = image_generator(self.name, path.stem)
+        inputs, target = self.degradation.pair(hr, lr, self.scale, generator)
+        return TestImage(path.stem, target, inputs)
 
 
 @dataclass(frozen=True)
@@ -134,8 +133,8 @@ class DataSource:
             raise UserError(f"{self.name} has no training sets: put images into train/<Set>/")
         return training_cache(self.train, scale)
 
-    def test_set(self, name: str, scale: int, degradation: Degradation | None = None) -> TestSet:
-        """The test set of that name, its inputs by the degradation if there is one.
+    def test_set(self, name: str, scale: int, degradation: Degradation = BICUBIC) -> TestSet:
+        """The test set of that name, with inputs as the degradation makes them.
 
         Raises:
             UserError: there is none.

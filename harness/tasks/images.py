@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from ..config.presets import PRESETS, Preset
 from ..images.cache import TrainingCache
-from ..images.degradation import Degradation, patch_generator
+from ..images.degradation import BICUBIC, Degradation, patch_generator
 from ..images.patches import sample_batch
 from ..images.sources import DataSource, TestSet
 from .base import Batch, Task
@@ -20,7 +20,7 @@ class ImageTask(Task):
         cache: training images; if None, the source's are opened when they are first needed.
         source: where the test images come from; training alone needs none.
         scale: s, unless the cache has one.
-        degrade: how inputs are made; None for bicubic LR images, those of the folder first.
+        degrade: how inputs are made.
     """
 
     presets: ClassVar[Mapping[str, Preset]] = PRESETS
@@ -35,7 +35,7 @@ class ImageTask(Task):
         cache: TrainingCache | None = None,
         source: DataSource | None = None,
         scale: int | None = None,
-        degrade: Degradation | None = None,
+        degrade: Degradation = BICUBIC,
     ) -> None:
         self._cache, self._source, self.degrade = cache, source, degrade
         found = cache.scale if cache else scale or self.fixed_scale
@@ -75,10 +75,8 @@ class ImageTask(Task):
         return {name: getattr(self, name) for name in self.options()}
 
     def batch(self, *, seed: int, step: int, batch: int, patch: int) -> Batch:
-        """Patches of :func:`harness.images.patches.sample_batch`, degraded where the task does."""
+        """Patches of :func:`harness.images.patches.sample_batch`, degraded as the task says."""
         lr, hr = sample_batch(
             self.cache, seed=seed, step=step, batch=batch, patch=patch, scale=self.scale
         )
-        if self.degrade is None:
-            return Batch(lr, hr)
         return Batch(*self.degrade.pair(hr, lr, self.scale, patch_generator(seed, step)))

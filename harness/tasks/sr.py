@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar, Literal
 
 from ..images.cache import TrainingCache
-from ..images.degradation import Decimation
+from ..images.degradation import BICUBIC, Decimation
 from ..images.sources import DataSource
 from .images import ImageTask
 
@@ -36,8 +36,7 @@ class SuperResolution(ImageTask):
         degradation: Literal["bicubic", "box", "nearest"] = "bicubic",
         noise: float = 0.0,
     ) -> None:
-        chosen = Decimation(degradation, noise)
-        super().__init__(cache, source, scale, None if chosen == Decimation() else chosen)
+        super().__init__(cache, source, scale, Decimation(degradation, noise))
         self.degradation, self.noise = degradation, float(noise)
 
     @property
@@ -46,4 +45,4 @@ class SuperResolution(ImageTask):
 
         So records and ids of bicubic super-resolution do not depend on these options.
         """
-        return super().settings if self.degrade else {}
+        return {} if self.degrade == BICUBIC else super().settings

@@ -74,9 +74,8 @@ def chosen(*words: str) -> Any:
 
 
 def test_the_tasks_and_their_options() -> None:
-    assert list(tasks()) == ["sr", "recall"]
+    assert list(tasks()) == ["sr", "denoise", "recall"]
     assert find_task("sr") is SuperResolution
-    assert chosen() is chosen("--task", "sr") is None
     task = chosen("--task=recall", "--pairs", "16", "--blanks", "0.25")
     assert task.settings == Recall(pairs=16, blanks=0.25).settings
     assert (task.label, task.test_sets) == ("recall-d16-n6-b0.25", ["n6", "n12", "n24"])
@@ -93,14 +92,17 @@ def test_no_option_of_a_task_is_one_of_the_command_or_of_a_module() -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--task", "recal"], "unknown task 'recal': choose from sr, recall, .* did you mean rec"),
+        (
+            ["--task", "recal"],
+            "unknown task 'recal': choose from sr, denoise, recall, .* did you mean rec",
+        ),
         (
             ["--pairs", "4"],
-            r"task sr has no option --pairs \(an option of recall\): it takes no op",
+            r"task sr has no option --pairs \(an option of recall\): it takes --degradation, --n",
         ),
         (["--task", "recall", "--paris", "4"], "unknown option --paris"),
         (["--task", "recall", "--m", "4", "--attn", "nla"], "nla has no option --m"),
-        (["--task", "recall", "--data", "x"], "--data applies only to --task sr"),
+        (["--task", "recall", "--data", "x"], "--data applies only to --task sr or denoise"),
         (["--task", "recall", "--scale", "2"], "--scale applies only to --task sr"),
         (["--task", "recall", "--skip-training"], "--skip-training applies only to --task sr"),
         (["--task", "recall", "--pairs", "36"], "36 references leave no query"),
@@ -110,7 +112,7 @@ def test_no_option_of_a_task_is_one_of_the_command_or_of_a_module() -> None:
         (["--task", "no_such:Task"], "cannot import 'no_such' for task 'no_such:Task'"),
         (["--task", "json:JSONDecoder"], "json:JSONDecoder is not a subclass of harness.tasks"),
         (["--task", "json:Nothing"], "module 'json' has no class 'Nothing'"),
-        (["--task"], "--task needs a name: choose from sr, recall"),
+        (["--task"], "--task needs a name: choose from sr, denoise, recall"),
     ],
 )
 def test_mistakes_are_one_line(
