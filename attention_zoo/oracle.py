@@ -53,12 +53,13 @@ class Oracle(Attention):
         if self.references is None:
             return v
         found, rows = self.references, v.flatten(2)
-        if list(found.shape) != [rows.shape[0], rows.shape[2]]:
+        if list(found.shape[:2]) != [rows.shape[0], rows.shape[2]]:
             raise AttentionError(
                 f"oracle has references {list(found.shape)} for images of "
                 f"{[rows.shape[0], rows.shape[2]]} positions: set them before each forward"
             )
-        return torch.gather(rows, 2, found[:, None].expand_as(rows)).view(v.shape)
+        picked = torch.gather(rows, 2, found.flatten(1)[:, None].expand(-1, rows.shape[1], -1))
+        return picked.view(*rows.shape, -1).mean(3).view(v.shape)
 
     def attention_weights(self, q: Tensor, k: Tensor, row: int, col: int) -> Tensor:
         """1 at the reference, else 0, ``[B, H, W]``."""
