@@ -39,7 +39,7 @@ def score(
     trained = _scored(network, task, items, reach)
     as_mean = None
     if network.attention_modules:
-        as_mean = _mean(_scored(network, task, items, reach, as_mean=True))
+        as_mean = _combined(task, _scored(network, task, items, reach, as_mean=True))
     rows = [
         ItemScore(name=name, score=round(found.score, 6), weight=found.weight)
         for name, found in trained.items()
@@ -47,11 +47,11 @@ def score(
     details = next(iter(trained.values())).details
     return Score(
         metric=task.metric,
-        score=_mean(trained),
+        score=_combined(task, trained),
         floor=task.floor,
         ceiling=task.ceiling,
         as_mean=as_mean,
-        deleted=_mean(_scored(network, task, items, reach, deleted=True)),
+        deleted=_combined(task, _scored(network, task, items, reach, deleted=True)),
         details={key: _mean(trained, key) for key in details},
         images=rows,
     )
@@ -124,7 +124,12 @@ def _outputs(network: EDSR, items: Sequence[Item], deleted: bool) -> list[Floats
     return outputs
 
 
-def _mean(scores: dict[str, Scored], detail: str | None = None) -> float:
-    """Weighted mean of the scores, or of one of their details, rounded as in records."""
-    values = [one.details[detail] if detail else one.score for one in scores.values()]
+def _combined(task: SyntheticTask, scores: dict[str, Scored]) -> float:
+    """The set's score, rounded as in records."""
+    return round(task.combine(list(scores.values())), 6)
+
+
+def _mean(scores: dict[str, Scored], detail: str) -> float:
+    """Weighted mean of a detail, rounded as in records."""
+    values = [one.details[detail] for one in scores.values()]
     return round(float(np.average(values, weights=[one.weight for one in scores.values()])), 6)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -85,9 +85,9 @@ class Item:
 
 
 class ItemScore(NamedTuple):
-    """Score of one item. A set's score is the mean over its items, weighted by ``weight``.
+    """Score of one item; :meth:`SyntheticTask.combine` gives that of a set.
 
-    ``details`` are further measures, averaged likewise.
+    ``details`` are further measures, whose means are weighted by ``weight``.
     """
 
     score: float
@@ -140,6 +140,11 @@ class SyntheticTask(Task):
             reach: how far the backbone's convolutions see, in input pixels; what lies within
                 their reach does not count.
         """
+
+    def combine(self, scores: Sequence[ItemScore]) -> float:
+        """The score of a set from those of its items: by default their weighted mean."""
+        weights = [one.weight for one in scores]
+        return float(np.average([one.score for one in scores], weights=weights))
 
     @property
     def validation_set(self) -> str:
