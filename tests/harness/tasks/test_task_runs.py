@@ -74,7 +74,7 @@ def chosen(*words: str) -> Any:
 
 
 def test_the_tasks_and_their_options() -> None:
-    assert list(tasks()) == ["sr", "recall"]
+    assert list(tasks()) == ["sr", "phase", "recall"]
     assert find_task("sr") is SuperResolution
     assert chosen() is chosen("--task", "sr") is None
     task = chosen("--task=recall", "--pairs", "16", "--blanks", "0.25")
@@ -93,7 +93,10 @@ def test_no_option_of_a_task_is_one_of_the_command_or_of_a_module() -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--task", "recal"], "unknown task 'recal': choose from sr, recall, .* did you mean rec"),
+        (
+            ["--task", "recal"],
+            "unknown task 'recal': choose from sr, phase, recall.* did you mean r",
+        ),
         (
             ["--pairs", "4"],
             r"task sr has no option --pairs \(an option of recall\): it takes no op",
@@ -110,7 +113,7 @@ def test_no_option_of_a_task_is_one_of_the_command_or_of_a_module() -> None:
         (["--task", "no_such:Task"], "cannot import 'no_such' for task 'no_such:Task'"),
         (["--task", "json:JSONDecoder"], "json:JSONDecoder is not a subclass of harness.tasks"),
         (["--task", "json:Nothing"], "module 'json' has no class 'Nothing'"),
-        (["--task"], "--task needs a name: choose from sr, recall"),
+        (["--task"], "--task needs a name: choose from sr, phase, recall"),
     ],
 )
 def test_mistakes_are_one_line(
