@@ -74,7 +74,7 @@ def chosen(*words: str) -> Any:
 
 
 def test_the_tasks_and_their_options() -> None:
-    assert list(tasks()) == ["sr", "denoise", "recall"]
+    assert list(tasks()) == ["sr", "denoise", "phase", "recall"]
     assert find_task("sr") is SuperResolution
     task = chosen("--task=recall", "--pairs", "16", "--blanks", "0.25")
     assert task.settings == Recall(pairs=16, blanks=0.25).settings
@@ -94,7 +94,7 @@ def test_no_option_of_a_task_is_one_of_the_command_or_of_a_module() -> None:
     [
         (
             ["--task", "recal"],
-            "unknown task 'recal': choose from sr, denoise, recall, .* did you mean rec",
+            "unknown task 'recal': choose from sr, denoise, phase, recall, .* did you mean rec",
         ),
         (
             ["--pairs", "4"],
@@ -112,7 +112,7 @@ def test_no_option_of_a_task_is_one_of_the_command_or_of_a_module() -> None:
         (["--task", "no_such:Task"], "cannot import 'no_such' for task 'no_such:Task'"),
         (["--task", "json:JSONDecoder"], "json:JSONDecoder is not a subclass of harness.tasks"),
         (["--task", "json:Nothing"], "module 'json' has no class 'Nothing'"),
-        (["--task"], "--task needs a name: choose from sr, denoise, recall"),
+        (["--task"], "--task needs a name: choose from sr, denoise, phase, recall"),
     ],
 )
 def test_mistakes_are_one_line(
