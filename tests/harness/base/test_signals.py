@@ -67,7 +67,7 @@ def test_another_thread_than_the_main_one_leaves_signals_alone() -> None:
         ("evaluate --weights some-run", False),
         ("latency --attn nla", False),
         ("redraws --runs some-run", True),
-        ("run --attn nla --data '/my images'", True),
+        ("run --attn nla", True),
         ("scaling --attn nla", False),
         ("speed --only core", False),
     ],
@@ -80,7 +80,7 @@ def test_only_commands_that_continue_their_work_say_how_to_resume(
     monkeypatch: pytest.MonkeyPatch,
     results: Path,
 ) -> None:
-    name, *words = [*shlex.split(command), "--results", str(results)]
+    name, *words = [*shlex.split(command), "--results", str(results / "of mine")]
     module = importlib.import_module(f"harness.{name}")
     monkeypatch.setattr(module.machine, "use_threads", lambda _: signal.raise_signal(signum))
     told, *line = cli(name, *words, status=128 + signum).err.splitlines()

@@ -17,7 +17,7 @@ from harness.images.cache import TrainingCache
 from harness.images.patches import sample_batch
 from harness.images.sources import find_data
 from harness.network.edsr import build_network
-from harness.tasks import sr
+from harness.tasks import images
 from harness.tasks.sr import SuperResolution
 from harness.training import trainer as train
 from harness.training.checkpoints import find_checkpoints
@@ -75,9 +75,9 @@ def test_a_warm_start_goes_on_where_its_baseline_stopped(
 ) -> None:
     """Its patches are those that the baseline would have seen next."""
     seen: list[int] = []
-    draw = sr.sample_batch
+    draw = images.sample_batch
     monkeypatch.setattr(
-        sr, "sample_batch", lambda c, **kw: (seen.append(kw["step"]), draw(c, **kw))[1]
+        images, "sample_batch", lambda c, **kw: (seen.append(kw["step"]), draw(c, **kw))[1]
     )
     warm = make_config(protocol="warm-start", start=StartConfig(4, 2e-3, "halving"), steps=3)
     trained(warm, cache)
@@ -285,7 +285,7 @@ def test_patches_are_the_same_for_every_variant(
         seen.append(batch[0].tobytes() + batch[1].tobytes())
         return batch
 
-    monkeypatch.setattr("harness.tasks.sr.sample_batch", sampled)
+    monkeypatch.setattr("harness.tasks.images.sample_batch", sampled)
     for name in ("none", "nlsa", "enlca"):
         trained(make_config(name), cache)
     assert seen == seen[:6] * 3
