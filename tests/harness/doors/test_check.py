@@ -137,7 +137,7 @@ def test_a_task_that_fails(cli: Cli, import_folder: Path) -> None:
     ("words", "message"),
     [
         ("--task recal", "unknown task 'recal'"),
-        ("--task sr", "harness.check --task takes a synthetic task (recall"),
+        ("--task sr", "harness.check --task takes a synthetic task (phase, recall"),
         ("--task recall --attn nla", "--attn applies only to modules: leave it out"),
         ("--task recall --skip-timing", "--skip-timing applies only to modules"),
         ("--task recall --steps 3", "--steps applies only to --train"),
