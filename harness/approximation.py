@@ -105,15 +105,17 @@ def _measure(options: Options) -> Approximation:
     from .config.options import describe_command
     from .images.sources import find_data
     from .measuring.approximation import study
-    from .network.weights import find_weights, load_weights
+    from .network.weights import find_weights
     from .records.store import save_record
+    from .runs.stored import load_sr
 
     if not (options.weights or options.synthetic):
         raise UserError("nothing to measure: give --weights RUN-OR-FILE, --synthetic, or both")
     sweep = _sweep(options)
     trained, data, test_sets = None, None, []
     if options.weights:
-        trained = load_weights(find_weights(options.weights, options.results))
+        path = find_weights(options.weights, options.results)
+        trained = load_sr(path, options.results, "harness.approximation")
         source = find_data(options.data)
         data = source.name
         names = options.test_sets or source.test_sets[:1]

@@ -1,13 +1,14 @@
 """PSNR and SSIM of a network on whole test images, or its scores in a synthetic task.
 
 Command line: ``python -m harness.evaluate --official FILE --data DIR``, or ``--weights RUN``, with
-``--task recall --pairs 16`` for another task than the one that it was trained on.
+``--task denoise --sigma 25`` for another task than the one that it was trained on.
 """
 
 from __future__ import annotations
 
 import inspect
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -29,12 +30,13 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class Options:
-    """PSNR and SSIM of the authors' networks, or of ours, on whole test images; of networks that
-    were trained on a synthetic task, its scores.
+    """PSNR and SSIM of the authors' networks, or of ours, on whole test images; of networks of a
+    synthetic task, its scores.
 
     Examples:
       python -m harness.evaluate --official ENLCAx4.pt --data DIR --test-sets Urban100 --chop
       python -m harness.evaluate --weights enlca-m16-small --data DIR
+      python -m harness.evaluate --weights nla-denoise --task denoise --sigma 25 --data DIR
       python -m harness.evaluate --weights nla-recall-d4 --task recall --pairs 16 --cells 12
     """
 
@@ -57,8 +59,9 @@ class Options:
     """With --official: the released --res_scale of blocks and attention, which the file does not
     hold; by default that of the published networks."""
     task: str | None = None
-    """A synthetic task to score the weights on, recall or your own as package.module:Class; its
-    options follow. By default the one that they were trained on, with its options."""
+    """The task to evaluate the weights on: sr, denoise, recall, … or your own as
+    package.module:Class; its options follow. By default the one that they were trained on, with
+    its options."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:<n> or mps."""
     threads: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
@@ -70,39 +73,62 @@ class Options:
 
 
 #: Options that a synthetic task has no use for.
-_OF_IMAGES = ("data", "tile", "chop", "psnr")
+_OF_IMAGES = ("data", "tile")
+#: Those of super-resolution alone.
+_OF_SR = ("chop", "psnr")
 
 
 @command_line
 def main() -> None:
     """Entry point of ``python -m harness.evaluate``."""
-    argv = sys.argv[1:]
-    task = None
-    if any(word.partition("=")[0] == "--task" for word in argv):
-        from .tasks.options import parse_with_task
-
-        options, task = parse_with_task(Options, argv, "harness.evaluate")
-    else:
-        with usage_errors():
-            options = tyro.cli(
-                Options, prog="python -m harness.evaluate", description=inspect.getdoc(Options)
-            )
+    options, chosen = _parse(sys.argv[1:])
     if options.tile is not None and (options.chop or options.tile < 16):
         wrong = "and --chop exclude each other" if options.chop else "must be at least 16 LR pixels"
         raise UserError(f"--tile {wrong}")
     device = machine.pick_device(options.device)
     machine.use_threads(options.threads)
-    trained, own = _load(options)
-    if task is None and own is not None:
-        task = own.build()
-    if task is None:
-        _evaluate_images(options, trained, device)
+    trained, own = _load(options, chosen)
+    from .runs.stored import StoredTask
+    from .tasks.images import ImageTask
+    from .tasks.registry import DEFAULT, find_task
+
+    task = chosen or own or StoredTask(DEFAULT, {})
+    cls = find_task(task.name)
+    if issubclass(cls, ImageTask):
+        _check_scale(trained, task.name, (cls.fixed_scale,) if cls.fixed_scale else (2, 3, 4))
+        _evaluate_images(options, trained, own, task, device)
     else:
-        _evaluate_task(options, trained, own, task, device)
+        _evaluate_task(options, trained, own, task.build(), device)
 
 
-def _evaluate_images(options: Options, trained: TrainedNetwork, device: torch.device) -> None:
-    """Print and write PSNR and SSIM on test images."""
+def _parse(argv: list[str]) -> tuple[Options, StoredTask | None]:
+    """The options, and the task that they name, if any."""
+    if any(word.partition("=")[0] == "--task" for word in argv):
+        from .runs.stored import StoredTask
+        from .tasks.options import parse_task
+
+        options, cls, values = parse_task(Options, argv, "harness.evaluate")
+        return options, StoredTask(cls.name, values)
+    try:
+        with usage_errors():
+            return tyro.cli(
+                Options, prog="python -m harness.evaluate", description=inspect.getdoc(Options)
+            ), None
+    except UserError:
+        from .tasks.options import refuse_options
+
+        refuse_options(Options, argv)  # it names the task of an unknown option
+        raise
+
+
+def _evaluate_images(
+    options: Options,
+    trained: TrainedNetwork,
+    own: StoredTask | None,
+    chosen: StoredTask,
+    device: torch.device,
+) -> None:
+    """Print and write PSNR and SSIM on test images; ``own`` is the task that was learned."""
     from rich.console import Console
 
     from .images.sources import find_data
@@ -110,13 +136,18 @@ def _evaluate_images(options: Options, trained: TrainedNetwork, device: torch.de
     from .network.official import published_method
     from .records.shapes import untyped
     from .reporting.tables.evaluation import evaluation_table
+    from .runs.stored import described
+    from .tasks.options import refuse
 
+    architecture = trained.architecture
     source = find_data(options.data)
+    task = chosen.build_on(source, architecture.scale)
+    if task.grey:
+        refuse(sys.argv[1:], _OF_SR, "super-resolution")
     names = list(dict.fromkeys(options.test_sets)) or source.test_sets
     if not names:
         raise UserError(f"{source.name} has no test sets: put images into <Set>/HR/")
-    architecture = trained.architecture
-    test_sets = [source.test_set(name, architecture.scale) for name in names]
+    test_sets = [task.test_set(name) for name in names]
     network = trained.network.to(device)
     with machine.use_tf32(False):
         results: dict[str, Quality] = {
@@ -129,26 +160,36 @@ def _evaluate_images(options: Options, trained: TrainedNetwork, device: torch.de
                 options.tile,
                 chop=options.chop,
                 released_psnr=options.psnr == "released",
+                grey=task.grey,
             )
             for images in test_sets
         }
     title = f"{trained.name}: {architecture.description}"
-    method = published_method(architecture)
+    # The paper's results are of bicubic LR images.
+    method = None if task.settings else published_method(architecture)
+    content: dict[str, Any] = {"data": source.name, "tile": options.tile}
+    if not task.grey:
+        content |= {"chop": options.chop, "psnr": options.psnr}
+    if own or task.settings:  # files of bicubic super-resolution name no task
+        used = {name: getattr(task, name) for name in task.options()}
+        title = f"{title}; task {described(task.name, used)}"
+        content |= {
+            "task": {"name": task.name, "options": used},
+            "trained_on": own and {"name": own.name, "options": own.options},
+        }
     Console().print(evaluation_table(title, results, architecture.scale, method))
-    quality = {name: untyped(result) for name, result in results.items()}
-    _write(
-        options,
-        trained,
-        device,
-        {
-            "data": source.name,
-            "tile": options.tile,
-            "chop": options.chop,
-            "psnr": options.psnr,
-            "quality": quality,
-        },
-        "Quality of every image",
-    )
+    content["quality"] = {name: untyped(result) for name, result in results.items()}
+    _write(options, trained, device, content, "Quality of every image")
+
+
+def _check_scale(trained: TrainedNetwork, task: str, scales: Sequence[int]) -> None:
+    """Raise a UserError if the weights have none of the task's scales, which are in order."""
+    if (scale := trained.architecture.scale) not in scales:
+        wanted = str(scales[0]) if len(scales) == 1 else f"{scales[0]} to {scales[-1]}"
+        raise UserError(
+            f"{trained.name} has scale {scale}, but task {task} has scale {wanted}: give "
+            f"weights of scale {wanted}, or another --task"
+        )
 
 
 def _evaluate_task(
@@ -165,15 +206,13 @@ def _evaluate_task(
     from .measuring.tasks import check_reach, score
     from .records.shapes import untyped
     from .reporting.tables.evaluation import distance_table, score_table
+    from .runs.stored import described
     from .tasks.options import refuse
 
-    refuse(sys.argv[1:], _OF_IMAGES, "super-resolution")
-    scale, reach = trained.architecture.scale, trained.architecture.network.reach
-    if scale != task.scale:
-        raise UserError(
-            f"{trained.name} enlarges {scale} times, but task {task.name} {task.scale} times: give "
-            f"weights of scale {task.scale}"
-        )
+    refuse(sys.argv[1:], _OF_SR, "super-resolution")
+    refuse(sys.argv[1:], _OF_IMAGES, "tasks on images")
+    reach = trained.architecture.network.reach
+    _check_scale(trained, task.name, (task.scale,))
     names = list(dict.fromkeys(options.test_sets)) or task.test_sets
     if unknown := [name for name in names if name not in task.test_sets]:
         raise UserError(
@@ -188,8 +227,8 @@ def _evaluate_task(
         for name in names:
             results[name] = score(network, task, name, reach)
             progress.advance(bar)
-    settings = ", ".join(f"{option} {value}" for option, value in task.settings.items())
-    title = f"{trained.name}: {trained.architecture.description}; task {task.name} ({settings})"
+    title = f"{trained.name}: {trained.architecture.description}"
+    title = f"{title}; task {described(task.name, task.settings)}"
     console = Console()
     console.print(score_table(title, results))
     if any(found.by_distance for found in results.values()):
@@ -227,8 +266,11 @@ def _write(
     print(f"{what}: {options.output}")
 
 
-def _load(options: Options) -> tuple[TrainedNetwork, StoredTask | None]:
-    """The network, and the task that it was trained on; None for super-resolution."""
+def _load(options: Options, chosen: StoredTask | None) -> tuple[TrainedNetwork, StoredTask | None]:
+    """The network, and the task that it was trained on; None for bicubic super-resolution.
+
+    It may be unknown if the command says what to measure.
+    """
     from .network.official import load_official
     from .network.weights import find_weights, load_weights
     from .runs.stored import task_of
@@ -245,7 +287,7 @@ def _load(options: Options) -> tuple[TrainedNetwork, StoredTask | None]:
     try:
         own = task_of(trained, path, options.results)
     except UserError:
-        if options.task is None:  # else the command says it
+        if chosen is None:
             raise
     return trained, own
 

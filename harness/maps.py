@@ -70,11 +70,11 @@ def main() -> None:
     from .config.options import describe_command
     from .images.files import read_image
     from .pictures.maps import correlation_maps, draw, low_resolution, module_number
-    from .pictures.networks import load_networks
     from .reporting.figures.style import save_figure
+    from .runs.stored import load_networks
 
     image = read_image(options.image)
-    runs = load_networks(options.runs, options.results)
+    runs = load_networks(options.runs, options.results, "harness.maps")
     module, count = module_number(runs, options.module)
     name, scale = options.image.name, runs[0].architecture.scale
     lr, position = low_resolution(image, marked, name, scale, options.hr)

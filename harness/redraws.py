@@ -68,16 +68,17 @@ def main() -> None:
     from .config.options import describe_command
     from .images.sources import find_data
     from .measuring.redraws import measure
-    from .network.weights import find_weights, load_weights
+    from .network.weights import find_weights
     from .records.shapes import Redraw, untyped
     from .records.store import new_record, record_id, record_path, save_record
+    from .runs.stored import load_sr
 
     device = machine.pick_device(options.device)
     machine.use_threads(options.threads)
     source = find_data(options.data)
     names = list(dict.fromkeys(options.test_sets)) or source.test_sets
     for path in [find_weights(name, options.results) for name in dict.fromkeys(options.runs)]:
-        trained = load_weights(path)
+        trained = load_sr(path, options.results, "harness.redraws")
         test_sets = [source.test_set(name, trained.architecture.scale) for name in names]
         settings = {
             "network": trained.name,

@@ -97,12 +97,12 @@ def main() -> None:
     from .base import machine
     from .config.options import describe_command
     from .pictures.crops import RULE, draw, most_different
-    from .pictures.networks import load_networks
     from .reporting.figures.style import save_figure
+    from .runs.stored import load_networks
 
     device = machine.pick_device(options.device)
     machine.use_threads(options.threads)
-    runs = load_networks(options.runs, options.results)
+    runs = load_networks(options.runs, options.results, "harness.visual")
     images = _images(options, runs[0].architecture.scale)
     stem = options.output or options.results / "figures" / f"visual-{slug(images.name)}"
     record = stem.with_name(f"{stem.name}.json")

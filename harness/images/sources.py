@@ -78,7 +78,7 @@ class TestSet:
         if self.scale == 1 and self.degradation.from_bicubic:
             raise UserError(
                 "networks of scale 1 enlarge no LR images: give one of super-resolution, or use "
-                "harness.run, which evaluates all tasks"
+                "harness.evaluate, which knows other tasks"
             )
         hr = crop_to_multiple(read_image(path), self.scale)
         height, width = hr.shape[:2]

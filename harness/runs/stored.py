@@ -1,51 +1,55 @@
-"""The task that stored weights learned."""
+"""Stored networks, and the tasks that they learned."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..base.errors import UserError
 from ..base.files import read_json
-from ..network.weights import TrainedNetwork
+from ..images.sources import DataSource
+from ..network.edsr import quarters
+from ..network.weights import TrainedNetwork, find_weights, load_weights
 from ..records.shapes import UNSET, Run
 from ..records.store import load_record, record_path
-from ..tasks.base import SyntheticTask
+from ..tasks.base import SyntheticTask, Task
+from ..tasks.images import ImageTask
+from ..tasks.options import build
 from ..tasks.registry import find_task
 
 
 @dataclass(frozen=True)
 class StoredTask:
-    """A task as a run's configuration names it.
+    """A task as a run's configuration names it, or a command.
 
     Attributes:
         name: of the task.
         options: all of them with their values.
-        sha256: digest of its first images when the run was made.
+        sha256: digest of the training images when the run was made.
     """
 
     name: str
     options: dict[str, Any]
     sha256: str | None = None
 
+    @property
+    def label(self) -> str:
+        """Name and options, e.g. ``denoise (sigma 25)``."""
+        return described(self.name, self.options)
+
     def build(self) -> SyntheticTask:
-        """The task; a line on standard error warns if it now draws other images.
+        """The synthetic task; a line on standard error warns if it now draws other images.
 
         Raises:
             UserError: there is no such task any more, or it refuses the options.
         """
         cls = find_task(self.name)
-        if not issubclass(cls, SyntheticTask):
-            raise UserError(f"weights of task {self.name} are evaluated by harness.run alone")
-        try:
-            task = cls(**self.options)
-        except TypeError as error:
-            raise UserError(
-                f"task {self.name} has other options than when the weights were trained ({error}): "
-                "name it and its options with --task"
-            ) from error
+        assert issubclass(cls, SyntheticTask)
+        self._check_options(cls)
+        task = build(cls, self.options)
         if self.sha256 and task.sha256 != self.sha256:
             print(
                 f"warning: task {self.name} draws other images than when the weights were trained",
@@ -53,9 +57,38 @@ class StoredTask:
             )
         return task
 
+    def build_on(self, source: DataSource, scale: int) -> ImageTask:
+        """The task on the source's images.
 
-def task_of(trained: TrainedNetwork, weights: Path, results: Path) -> StoredTask | None:
-    """The task of stored weights; None for super-resolution of bicubic LR images.
+        Raises:
+            UserError: there is no such task any more, or it refuses the options.
+        """
+        cls = find_task(self.name)
+        assert issubclass(cls, ImageTask)
+        self._check_options(cls)
+        return cls(None, source, scale, **self.options)
+
+    def _check_options(self, cls: type[Task]) -> None:
+        if gone := self.options.keys() - cls.options().keys():
+            raise UserError(
+                f"task {self.name} has other options than when the weights were trained (no "
+                f"{', '.join(sorted(gone))}): name it and its options with --task"
+            )
+
+
+def described(name: str, options: Mapping[str, Any]) -> str:
+    """A task with its options, e.g. ``denoise (sigma 25)``."""
+    shown = (f"{o} {v:g}" if isinstance(v, float) else f"{o} {v}" for o, v in options.items())
+    return f"{name} ({', '.join(shown)})"
+
+
+def task_of(
+    trained: TrainedNetwork,
+    weights: Path,
+    results: Path,
+    advice: str = "name the task it learned with --task",
+) -> StoredTask | None:
+    """The task of stored weights; None for super-resolution from bicubic LR images.
 
     The run's record says it, else the ``config.json`` beside the weights.
 
@@ -63,10 +96,10 @@ def task_of(trained: TrainedNetwork, weights: Path, results: Path) -> StoredTask
         trained: what the weight file holds; its name is the run's id.
         weights: the file.
         results: folder of the records.
+        advice: end of the message if nothing says which task it was.
 
     Raises:
-        UserError: neither is there, and the network has a single module as in synthetic tasks; or
-            a file is damaged.
+        UserError: neither is there, and the network is one of another task; or a file is damaged.
     """
     path = weights.parent / "config.json"
     if record_path(results, Run, trained.name).exists():
@@ -83,9 +116,60 @@ def task_of(trained: TrainedNetwork, weights: Path, results: Path) -> StoredTask
             return StoredTask(task["name"], dict(task["options"]), sha256) if task else None
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(f"{path} does not say which task the run learned: {error!r}") from error
-    if len(trained.architecture.positions or ()) == 1:  # networks for images have several modules
+    if _of_another_task(trained):
         raise UserError(
-            f"{trained.name} has neither a record under {results} nor a config.json beside its "
-            "weights: name the task it learned with --task"
+            f"{trained.name} is of another task than bicubic super-resolution, and has neither a "
+            f"record under {results} nor a config.json beside its weights: {advice}"
         )
     return None
+
+
+def _of_another_task(trained: TrainedNetwork) -> bool:
+    """Whether the network alone shows that it learned another task than bicubic super-resolution.
+
+    Its scale is 1, or its file names the modules' positions as a run of another task does: the
+    usual ones on image files, the middle in a synthetic task.
+    """
+    architecture = trained.architecture
+    blocks = architecture.network.blocks
+    return architecture.scale == 1 or architecture.positions in (quarters(blocks), (blocks // 2,))
+
+
+def load_sr(path: Path, results: Path, command: str) -> TrainedNetwork:
+    """A network of bicubic super-resolution, in evaluation mode on the CPU.
+
+    Args:
+        path: its weight file.
+        results: folder of the records.
+        command: what needs it, for the message.
+
+    Raises:
+        UserError: it learned another task, the file cannot be loaded, or its record is damaged.
+    """
+    trained = load_weights(path)
+    takes = f"{command} takes networks of super-resolution from bicubic LR images"
+    if learned := task_of(trained, path, results, takes):
+        raise UserError(f"{trained.name} learned task {learned.label}: {takes}")
+    return trained
+
+
+def load_networks(names: Sequence[str], results: Path, command: str) -> list[TrainedNetwork]:
+    """Networks of super-resolution of one scale, each once, in evaluation mode on the CPU.
+
+    Args:
+        names: of option ``--runs``; see :func:`.weights.find_weights`.
+        results: folder that holds runs/.
+        command: what needs them, for the message.
+
+    Raises:
+        UserError: no names, as :func:`load_sr`, or networks of different scales.
+    """
+    if not names:
+        raise UserError("--runs needs at least one run")
+    paths = [find_weights(name, results) for name in dict.fromkeys(names)]
+    networks = [load_sr(path, results, command) for path in paths]
+    scales = {network.name: network.architecture.scale for network in networks}
+    if len({*scales.values()}) > 1:
+        found = ", ".join(f"{name} x{scale}" for name, scale in scales.items())
+        raise UserError(f"the runs are of different scales ({found}): give runs of one")
+    return networks

@@ -65,6 +65,25 @@ def options_with_task(cls: type[T], argv: Sequence[str]) -> tuple[type[T], type[
     return made, task
 
 
+def parse_task(
+    cls: type[T], argv: Sequence[str], module: str
+) -> tuple[T, type[Task], dict[str, Any]]:
+    """Parse a command line that names a task and no modules; gives its class and options too.
+
+    Args:
+        cls, argv, module: as for :func:`parse_with_task`.
+
+    Raises:
+        UserError: as :func:`options_with_task`, or a bad argument.
+    """
+    found, task = options_with_task(cls, argv)
+    with usage_errors():
+        values = tyro.cli(
+            found, args=argv, prog=f"python -m {module}", description=inspect.getdoc(cls)
+        )
+    return values, task, {option: getattr(values, option) for option in task.options()}
+
+
 def parse_with_task(cls: type[T], argv: Sequence[str], module: str) -> tuple[T, SyntheticTask]:
     """Parse a command line that names a synthetic task and no modules; gives the task too.
 
@@ -74,28 +93,49 @@ def parse_with_task(cls: type[T], argv: Sequence[str], module: str) -> tuple[T, 
         module: what is typed after ``python -m``.
 
     Raises:
-        UserError: as :func:`options_with_task`, a bad argument, a task on image files, or the task
-            refuses an option.
+        UserError: as :func:`parse_task`, a task on image files, or the task refuses an option.
     """
-    found, task = options_with_task(cls, argv)
+    _, task = options_with_task(cls, argv)
     if not issubclass(task, SyntheticTask):
         synthetic = [name for name, cls in tasks().items() if issubclass(cls, SyntheticTask)]
         raise UserError(
             f"{module} --task takes a synthetic task ({', '.join(synthetic)}, or your own), not "
             f"{task.name}, which works on image files"
         )
-    with usage_errors():
-        values = tyro.cli(
-            found, args=argv, prog=f"python -m {module}", description=inspect.getdoc(cls)
-        )
-    options = {option: getattr(values, option) for option in task.options()}
+    values, _, options = parse_task(cls, argv, module)
+    return values, build(task, options)
+
+
+def build(task: type[SyntheticTask], options: dict[str, Any]) -> SyntheticTask:
+    """The synthetic task with these options.
+
+    Raises:
+        UserError: the task refuses an option.
+    """
     try:
-        return values, task(**options)
+        return task(**options)
     except UserError:
         raise
     except Exception as error:  # it runs the user's file
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise UserError(f"task {task.name} cannot be built with {options}: {reason}") from error
+
+
+def refuse_options(cls: type, argv: Sequence[str]) -> None:
+    """Refuse options of tasks in a command line without ``--task``.
+
+    Args:
+        cls: dataclass of the command's own options.
+        argv: arguments, without the program's name.
+
+    Raises:
+        UserError: a task has an option of this name, and the command has none.
+    """
+    for flag in sorted(_flags(argv) - own_options(cls)):
+        if owners := [name for name, task in tasks().items() if flag in task.options()]:
+            raise UserError(
+                f"--{_dashed(flag)} is an option of {', '.join(owners)}: name the task with --task"
+            )
 
 
 def has_task(argv: Sequence[str]) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from rich.box import SIMPLE_HEAD
 from rich.table import Table as RichTable
 
-from ...records.shapes import Quality, Score
+from ...records.shapes import Quality, Score, input_of
 from ..cells import fixed
 from ..settings import paper_table
 
@@ -17,8 +17,10 @@ def evaluation_table(
 ) -> RichTable:
     """Quality of one network, a row for each test set, with the paper's results beside it.
 
+    The input's quality is bicubic's or, in denoising, that of the noisy image.
+
     Args:
-        title: name and size of the network.
+        title: name and size of the network, and the task if it is not the default.
         results: by test set.
         scale: of the network.
         method: row of the paper's Table 1 for this network; None if it has none.
@@ -28,7 +30,8 @@ def evaluation_table(
         for row in paper_table(1)
         if (row["method"], row["scale"]) == (method, str(scale))
     }
-    headers = ["set", "PSNR", "SSIM", "bicubic", "images"]
+    beside = input_of(next(iter(results.values())))
+    headers = ["set", "PSNR", "SSIM", beside, "images"]
     if paper:
         headers.append(f"paper's\n{method}")
     grid = _grid(title)
@@ -39,7 +42,7 @@ def evaluation_table(
             name,
             f"{result.psnr:.2f}",
             f"{result.ssim:.4f}",
-            f"{result.bicubic_psnr:.2f} / {result.bicubic_ssim:.4f}",
+            f"{getattr(result, f'{beside}_psnr'):.2f} / {getattr(result, f'{beside}_ssim'):.4f}",
             str(len(result.images)),
             paper.get(name, ""),
         ]

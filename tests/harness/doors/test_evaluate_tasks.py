@@ -137,14 +137,19 @@ def test_mistakes_are_one_line(cli: Cli, results: Path) -> None:
     sr = results / "x4.safetensors"
     save_weights(sr, architecture.build(), architecture, "sr-x4")
     for line, message in [
-        (f"--weights {sr} --task recall", "sr-x4 enlarges 4 times, but task recall 2 times: give"),
+        (
+            f"--weights {sr} --task recall",
+            "x4 has scale 4, but task recall has scale 2: give",
+        ),
         ("--weights oracle --test-sets n7", "task recall has no test set n7: choose from n6, n12"),
-        ("--weights oracle --tile 32", "--tile applies only to super-resolution"),
-        ("--weights oracle --task recall --data x", "--data applies only to super-resolution"),
+        ("--weights oracle --tile 32", "--tile applies only to tasks on images"),
+        ("--weights oracle --chop", "--chop applies only to super-resolution"),
+        ("--weights oracle --task recall --data x", "--data applies only to tasks on images"),
         ("--weights oracle --task recall --cells 3", "nothing in n3 of task recall lies beyond"),
-        ("--weights oracle --task sr", "takes a synthetic task (recall"),
         ("--weights oracle --task recal", "did you mean recall?"),
-        ("--weights oracle --pairs 3", "Unrecognized options: --pairs"),
+        ("--weights oracle --pairs 3", "--pairs is an option of recall: name the task with --task"),
+        ("--weights oracle --noise 3", "--noise is an option of sr, phase: name the task"),
+        ("--weights oracle --oops 3", "Unrecognized options: --oops"),
         ("--weights oracle --task recall --pairs 99", "99 references leave no query"),
     ]:
         assert message in cli.refused(f"evaluate {line}", "--results", results)

@@ -301,6 +301,10 @@ def test_official_and_converted_weights_give_the_same_bits(
     assert (chopped["chop"], chopped["psnr"]) == (True, "rounded")
     assert (released_luma["chop"], released_luma["psnr"]) == (False, "released")
     assert released_luma["quality"]["Tiny"]["psnr"] != result["psnr"]
+    cli("evaluate --task sr --degradation box --official", official, *common, first)
+    box = json.loads(first.read_text())
+    assert (box["task"]["options"], box["trained_on"]) == ({"degradation": "box", "noise": 0}, None)
+    assert box["quality"]["Tiny"]["bicubic_psnr"] != result["bicubic_psnr"]
 
 
 def test_a_run_of_ours_is_evaluated(cli: Cli, image_folder: Path, tmp_path: Path) -> None:

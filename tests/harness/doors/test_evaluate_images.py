@@ -1,0 +1,238 @@
+"""``harness.evaluate`` and its like with weights of other tasks on images than bicubic sr."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness import run
+from harness.config.network import NetworkConfig
+from harness.config.variants import Variant
+from harness.images.sources import find_data
+from harness.measuring.quality import evaluate
+from harness.network.edsr import quarters
+from harness.network.weights import Architecture, load_weights, save_weights
+from harness.records.shapes import Run, untyped
+from harness.records.store import load_record
+from harness.tasks.denoise import Denoise
+from harness.tasks.images import ImageTask
+from harness.tasks.sr import SuperResolution
+from tests.harness.conftest import Cli
+
+TINY = ["--channels", "8", "--steps", "2", "--batch", "2"]
+#: By label: what trains a baseline, and how its run's id begins.
+RUNS = {
+    "denoise": ("--task denoise --sigma 25 --blocks 4 --patch 8", "baseline-denoise"),
+    "nearest": ("--degradation nearest --noise 10 --blocks 4 --patch 8", "baseline-sr"),
+    "sr": ("--blocks 4 --patch 8", "baseline-quick"),
+    "recall": ("--task recall --blocks 2", "baseline-recall"),
+}
+NEAREST = {"degradation": "nearest", "noise": 10.0}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, image_folder: Path) -> Path:
+    """Results of a baseline of each task."""
+    results = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SR_DATA", str(image_folder))
+        for line, _ in RUNS.values():
+            words = [
+                *line.split(),
+                *TINY,
+                *([] if "task" in line else ["--skip-latency"]),
+                "--attn",
+                "none",
+                "--results",
+                str(results),
+            ]
+            patch.setattr(sys, "argv", ["harness.run", *words])
+            run.main()
+    return results
+
+
+@pytest.fixture
+def results(trained: Path, tmp_path: Path) -> Path:
+    """A copy, to change."""
+    return Path(shutil.copytree(trained, tmp_path / "results"))
+
+
+def identifier(results: Path, label: str) -> str:
+    (folder,) = (results / "runs").glob(f"{RUNS[label][1]}*")
+    return folder.name
+
+
+def evaluated(cli: Cli, results: Path, images: Path, line: str) -> tuple[dict[str, Any], str]:
+    """The file that a command writes, and what it prints, in one line."""
+    path = results / "out.json"
+    words = ("--results", results, "--data", images, "--output", path)
+    printed = cli(f"evaluate {line}", *words).out
+    return json.loads(path.read_text()), " ".join(printed.split())
+
+
+@pytest.mark.parametrize("source", ["the record", "config.json"])
+@pytest.mark.parametrize("label", ["denoise", "nearest"])
+def test_without_a_task_it_is_the_runs_own_with_the_same_quality(
+    label: str, source: str, cli: Cli, results: Path, image_folder: Path
+) -> None:
+    name = identifier(results, label)
+    record = load_record(results, Run, name)
+    if source == "config.json":
+        (results / "records" / "runs" / f"{name}.json").unlink()
+    else:
+        (results / "runs" / name / "config.json").unlink()
+    found, printed = evaluated(cli, results, image_folder, f"--weights {name}")
+    assert found["quality"] == {one: untyped(x) for one, x in record.quality.items()}
+    options = {"sigma": 25.0} if label == "denoise" else NEAREST
+    task = {"name": "denoise" if label == "denoise" else "sr", "options": options}
+    assert (found["task"], found["trained_on"]) == (task, task)
+    beside = record.quality["Tiny"]
+    if label == "denoise":
+        assert "task denoise (sigma 25)" in printed
+        assert "noisy images" in printed
+        assert f"{beside.noisy_psnr:.2f} / {beside.noisy_ssim:.4f}" in printed
+        assert not {"chop", "psnr"} & found.keys()
+    else:
+        assert "task sr (degradation nearest, noise 10)" in printed
+        assert f"{beside.bicubic_psnr:.2f} / {beside.bicubic_ssim:.4f}" in printed
+
+
+@pytest.mark.parametrize(
+    ("label", "line", "options"),
+    [
+        ("denoise", "--task denoise --sigma 60", {"sigma": 60.0}),
+        ("sr", "--task sr --degradation nearest --noise 10", NEAREST),
+        ("nearest", "--task sr --degradation box", {"degradation": "box", "noise": 0.0}),
+        ("nearest", "--task sr", {"degradation": "bicubic", "noise": 0.0}),
+    ],
+)
+def test_another_task_is_what_the_command_says(
+    label: str, line: str, options: dict[str, Any], cli: Cli, trained: Path, image_folder: Path
+) -> None:
+    """The images are those of the task, whatever the network learned."""
+    name = identifier(trained, label)
+    found, printed = evaluated(cli, trained, image_folder, f"--weights {name} {line}")
+    network = load_weights(trained / "runs" / name / "weights.safetensors").network
+    source = find_data(image_folder)
+    task: ImageTask = (
+        Denoise(None, source, 1, **options)
+        if label == "denoise"
+        else SuperResolution(None, source, 4, **options)
+    )
+    images = list(task.test_set("Tiny"))
+    expected = evaluate(network, images, len(images), task.scale, "test", grey=task.grey)
+    assert found["quality"] == {"Tiny": untyped(expected)}
+    assert found["task"] == {"name": task.name, "options": options}
+    learned = {"denoise": ("denoise", {"sigma": 25.0}), "nearest": ("sr", NEAREST), "sr": None}
+    trained_on = learned[label]
+    assert found["trained_on"] == (trained_on and {"name": trained_on[0], "options": trained_on[1]})
+    assert (
+        f"task {task.name} ({', '.join(f'{k} {v}' for k, v in options.items()).replace('.0', '')})"
+        in printed
+    )
+
+
+def test_bicubic_super_resolution_names_no_task(
+    cli: Cli, trained: Path, image_folder: Path
+) -> None:
+    name = identifier(trained, "sr")
+    found, printed = evaluated(cli, trained, image_folder, f"--weights {name}")
+    assert list(found) == [
+        *("kind", "name", "command", "machine", "architecture", "data", "tile", "chop", "psnr"),
+        "quality",
+    ]
+    quality = load_record(trained, Run, name).quality
+    assert found["quality"] == {one: untyped(x) for one, x in quality.items()}
+    assert "task" not in printed
+    # Naming the default changes nothing.
+    again, same = evaluated(cli, trained, image_folder, f"--weights {name} --task sr")
+    assert again | {"command": ""} == found | {"command": ""}
+    assert same.partition(name)[2] == printed.partition(name)[2]  # less the progress
+
+
+def test_a_file_alone_shows_whether_it_is_of_another_task(
+    cli: Cli, trained: Path, tmp_path: Path, image_folder: Path
+) -> None:
+    """Else its network would be measured on bicubic images; a usual file counts as sr."""
+    words = ("--results", tmp_path, "--data", image_folder)
+    for label, task in [("denoise", "denoise"), ("nearest", "sr"), ("recall", "recall")]:
+        path = tmp_path / f"{label}.safetensors"
+        shutil.copy(trained / "runs" / identifier(trained, label) / "weights.safetensors", path)
+        line = cli.refused(f"evaluate --weights {path}", *words)
+        assert line.endswith("name the task it learned with --task")
+        for command in ("redraws", "visual"):
+            line = cli.refused(f"{command} --runs {path}", *words)
+            assert "neither a record under" in line
+            assert line.endswith("takes networks of super-resolution from bicubic LR images")
+        if task != "recall":
+            cli(f"evaluate --weights {path} --task {task}", *words)
+    path = tmp_path / "sr.safetensors"
+    shutil.copy(trained / "runs" / identifier(trained, "sr") / "weights.safetensors", path)
+    cli(f"evaluate --weights {path}", *words)
+
+
+def test_positions_of_converted_files_are_no_sign_of_a_task(
+    cli: Cli, tmp_path: Path, image_folder: Path
+) -> None:
+    """The authors' files name positions only where they are unusual."""
+    for places in (None, (0, 4)):
+        architecture = Architecture(Variant("conv"), NetworkConfig(4, 8), 2, positions=places)
+        path = tmp_path / "some.safetensors"
+        save_weights(path, architecture.build(), architecture, "some")
+        cli(f"evaluate --weights {path}", "--results", tmp_path, "--data", image_folder)
+    assert quarters(4) != (0, 4)
+
+
+@pytest.mark.parametrize("label", ["denoise", "nearest", "recall"])
+def test_pictures_and_measurements_take_no_network_of_another_task(
+    label: str, cli: Cli, trained: Path, image_folder: Path, tmp_path: Path
+) -> None:
+    name = identifier(trained, label)
+    image = image_folder / "Tiny" / "HR" / "e0.png"
+    learned = {
+        "denoise": "denoise (sigma 25)",
+        "nearest": "sr (degradation nearest, noise 10)",
+        "recall": "recall (pairs 4, cells 6,",
+    }
+    for command, line in [
+        ("maps", f"--image {image} --at 1,1 --runs {name} --output {tmp_path / 'a'}"),
+        ("visual", f"--data {image_folder} --runs {name} --output {tmp_path / 'a'}"),
+        ("redraws", f"--data {image_folder} --runs {name}"),
+        ("approximation", f"--data {image_folder} --weights {name}"),
+    ]:
+        found = cli.refused(f"{command} {line}", "--results", trained)
+        assert f"{name} learned task {learned[label]}" in found
+        assert found.endswith(
+            f"harness.{command} takes networks of super-resolution from bicubic LR images"
+        )
+    assert not list(tmp_path.iterdir())
+
+
+def test_mistakes_are_one_line(cli: Cli, results: Path, image_folder: Path) -> None:
+    sr, denoise, nearest, recall = (
+        identifier(results, label) for label in ("sr", "denoise", "nearest", "recall")
+    )
+    for line, message in [
+        (f"{sr} --task denoise", f"{sr} has scale 4, but task denoise has scale 1: give weights"),
+        (f"{denoise} --task sr", f"{denoise} has scale 1, but task sr has scale 2 to 4: give"),
+        (f"{recall} --task denoise", "has scale 2, but task denoise has scale 1"),
+        (f"{denoise} --task denoise --sigma 0", "sigma must be 1 to 255, got 0"),
+        (f"{denoise} --task denoise --noise 3", "task denoise has no option --noise (an option of"),
+        (f"{denoise} --task denoise --psnr released", "--psnr applies only to super-resolution"),
+        (f"{denoise} --chop", "--chop applies only to super-resolution"),
+        (f"{sr} --degradation box", "--degradation is an option of sr: name the task with --task"),
+        (f"{nearest} --task sr --degradation area", "area"),
+        (f"{nearest} --test-sets Set99", "no test set in images"),
+    ]:
+        words = ("--results", results, "--data", image_folder)
+        assert message in cli.refused(f"evaluate --weights {line}", *words)
+    path = results / "runs" / denoise / "config.json"
+    (results / "records" / "runs" / f"{denoise}.json").unlink()
+    path.write_text(path.read_text().replace("sigma", "strength"))
+    line = cli.refused(f"evaluate --weights {denoise}", *words)
+    assert "task denoise has other options than when the weights were trained (no strength)" in line
