@@ -81,7 +81,7 @@ def table_rows(table: str) -> list[Variant]:
             *(_variant("nlsa", chunk_size=size) for size in (144, 72, 24)),
             *(_variant("criss-cross", recurrence=passes) for passes in (1, 2)),
             *enlca,
-            Variant("enla"),
+            *(_variant("enla", m=m) for m in (128, 16)),
         ],
         "figure6": [none, *(_variant("enlca", k=float(k)) for k in (1, 2, 4, 6, 8, 10))],
     }
