@@ -74,7 +74,7 @@ def chosen(*words: str) -> Any:
 
 
 def test_the_tasks_and_their_options() -> None:
-    assert list(tasks()) == ["sr", "denoise", "phase", "recall"]
+    assert list(tasks()) == ["sr", "denoise", "phase", "recall", "stack"]
     assert find_task("sr") is SuperResolution
     task = chosen("--task=recall", "--pairs", "16", "--blanks", "0.25")
     assert task.settings == Recall(pairs=16, blanks=0.25).settings
