@@ -24,7 +24,7 @@ from ..records.shapes import Run
 from ..records.store import load_record
 from ..tasks.base import SyntheticTask
 from ..tasks.options import weighted
-from ..tasks.registry import find_task, tasks
+from ..tasks.registry import find_task
 from .jobs import Job, make_job
 from .options import TrainingOptions, configure, network_of
 
@@ -91,8 +91,6 @@ def find_cells(
         UserError, AttentionError: a seed or an option is out of range, or a module cannot be used.
     """
     options = dataclasses.replace(options, preset=PROFILE_PRESET)
-    # Delete this line once every task of the profile is there.
-    settings = [one for one in settings if ":" in one.task or one.task in tasks()]
     created = [find_task(one.task)(**one.options) for one in settings]
     names, (seed, *others) = row_labels(variants), dict.fromkeys(seeds)
     for task in created:

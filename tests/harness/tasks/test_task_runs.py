@@ -112,7 +112,7 @@ def test_no_option_of_a_task_is_one_of_the_command_or_of_a_module() -> None:
         (["--task", "no_such:Task"], "cannot import 'no_such' for task 'no_such:Task'"),
         (["--task", "json:JSONDecoder"], "json:JSONDecoder is not a subclass of harness.tasks"),
         (["--task", "json:Nothing"], "module 'json' has no class 'Nothing'"),
-        (["--task"], "--task needs a name: choose from sr, denoise, phase, recall"),
+        (["--task"], "--task needs a name: choose from sr, denoise, phase, recall, stack"),
     ],
 )
 def test_mistakes_are_one_line(
