@@ -285,6 +285,13 @@ def network_for(name: str, **options: Any) -> EDSR:
     return build_network(variant, NetworkConfig(2, 8), 2, positions=(1,), seed=0)
 
 
+def test_an_output_that_is_not_finite_is_a_clear_error() -> None:
+    network = network_for("nla")
+    network.attention_modules[0].res_scale = float("nan")
+    with pytest.raises(UserError, match="output is not finite on images of 12x12 pixels"):
+        score(network, Recall(), "n6", REACH)
+
+
 def test_scores_of_a_network_hold_its_controls() -> None:
     network = network_for("oracle", res_scale=50.0)
     found = score(network, Recall(), "n12", REACH)
