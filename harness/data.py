@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 import tyro
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from .base.commands import command_line
 from .base.errors import UserError
@@ -37,11 +38,13 @@ def list_sets(data: DataFolder = None) -> None:
     for use, sets in (("train", source.train), ("test", source.test)):
         for s in sets:
             mib = sum(path.stat().st_size for path in s.paths) / 2**20
-            table.add_row(use, s.name, str(len(s)), f"{mib:.1f}")
+            table.add_row(use, Text(s.name), str(len(s)), f"{mib:.1f}")
     console = Console()
     console.print(table)
     console.print(
-        f"Decoded training images are cached in {cache_folder()} (SR_CACHE)", soft_wrap=True
+        f"Decoded training images are cached in {cache_folder()} (SR_CACHE)",
+        soft_wrap=True,
+        markup=False,
     )
     if source.root is None:
         for use, files in (("train", embedded.TRAIN), ("test", embedded.TEST)):
@@ -60,7 +63,7 @@ def verify(data: DataFolder = None) -> None:
     for name in dict.fromkeys(name for name, _ in report.checked):
         of = {check: report.checked[name, check] for check in checks}
         cells = (f"{report.passed[name, check]}/{n}" if n else "" for check, n in of.items())
-        table.add_row(name, *cells)
+        table.add_row(Text(name), *cells)
     Console().print(table)
     if report.problems:
         raise UserError(f"{len(report.problems)} checks failed, listed above")

@@ -72,7 +72,7 @@ def main() -> None:
         path = save_record(options.results, record)
         for table in gpu_tables(record):
             console.print(table)
-        console.print(f"Record: {path}")
+        console.print(f"Record: {path}", markup=False)
 
 
 if __name__ == "__main__":

@@ -105,7 +105,7 @@ def main() -> None:
     console = Console()
     for table in latency_tables(record):
         console.print(table)
-    console.print(f"Record: {path}")
+    console.print(f"Record: {path}", markup=False)
 
 
 if __name__ == "__main__":

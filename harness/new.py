@@ -62,7 +62,7 @@ def write_module(name: str, folder: Path, *, task: bool = False) -> list[Path]:
     """
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or keyword.iskeyword(name):
         raise UserError(
-            f"{name!r} cannot be a module's name: use small letters, digits and underscores, "
+            f"{name!r} cannot be a file's name: use small letters, digits and underscores, "
             "e.g. my_attention"
         )
     if name in sys.stdlib_module_names or name in _TAKEN:
@@ -78,9 +78,11 @@ def write_module(name: str, folder: Path, *, task: bool = False) -> list[Path]:
         "label": " ".join(words).capitalize(),
     }
     paths = [folder / f"{name}.py", folder / f"test_{name}.py"]
-    there = " and ".join(str(path) for path in paths if path.exists())
-    if there:
-        raise UserError(f"{there} exists already: choose another name, or delete it")
+    if there := [str(path) for path in paths if path.exists()]:
+        names, verb, them = " and ".join(there), "exist", "them"
+        if len(there) == 1:
+            verb, them = "exists", "it"
+        raise UserError(f"{names} {verb} already: choose another name, or delete {them}")
     templates = ("task", "test_task") if task else ("module", "test")
     for path, template in zip(paths, templates, strict=True):
         text = (_TEMPLATE / f"{template}.py.txt").read_text(encoding="utf-8")

@@ -59,7 +59,8 @@ def main() -> None:
     if table is not None:
         console = Console()
         console.print(table)
-        console.print(f"Records: {options.results / 'records'}; tables: python -m harness.tables")
+        records = options.results / "records"
+        console.print(f"Records: {records}; tables: python -m harness.tables", markup=False)
 
 
 def _images(

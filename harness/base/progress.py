@@ -45,12 +45,12 @@ def progress_bar(
     """
     console = Console(stderr=not stdout)
     return Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),  # names of users' own modules
         BarColumn(),
         MofNCompleteColumn(),
         _RateColumn(unit),
         *([TimeRemainingColumn(elapsed_when_finished=True)] if estimate else []),
-        *([TextColumn(note)] if note else []),
+        *([TextColumn(note, markup=False)] if note else []),
         console=console,
         speed_estimate_period=math.inf,  # a step may take days
         transient=transient,
@@ -63,7 +63,7 @@ def timing_bar() -> Iterator[OnRun]:
     """A bar for timed runs, on standard error; drawn between runs only, never during one."""
     console = Console(stderr=True)
     with Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         TaskProgressColumn(),
         TextColumn("{task.fields[rate]:.1f} runs/s"),

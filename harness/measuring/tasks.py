@@ -126,7 +126,11 @@ def _scored(
 def network_outputs(
     network: EDSR, inputs: Sequence[Floats], references: Sequence[Positions]
 ) -> list[Floats]:
-    """The network's output for every input, ``[scale·h, scale·w, 3]``, not clamped."""
+    """The network's output for every input, ``[scale·h, scale·w, 3]``, not clamped.
+
+    Raises:
+        UserError: an output is not finite.
+    """
     network.eval()
     device = next(network.parameters()).device
     outputs: list[Floats] = []
@@ -139,6 +143,12 @@ def network_outputs(
                 told = torch.from_numpy(np.stack(references[batch]))
                 network.set_references(told.to(device))
                 found = network(to_tensor(np.stack(inputs[batch]), device)).permute(0, 2, 3, 1)
+                if not found.isfinite().all():
+                    height, width = inputs[start].shape[:2]
+                    raise UserError(
+                        f"the network's output is not finite on images of {height}x{width} pixels: "
+                        "its attention may overflow there; see harness.check"
+                    )
                 outputs += list(found.float().cpu().numpy())
         finally:
             network.set_references(None)

@@ -16,6 +16,7 @@ from PIL import Image
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from ..base.machine import synchronise, use_tf32
 from ..config.run import RunConfig
@@ -181,7 +182,13 @@ def print_plan(
         config = group[0].config
         finished = sum(job.finished for job in group)
         started = sum(job.log.exists() and not job.finished for job in group)
-        row = [label, str(len(group)), str(finished), str(started), str(steps)]
+        row: list[str | Text] = [
+            Text(label),
+            str(len(group)),
+            str(finished),
+            str(started),
+            str(steps),
+        ]
         if finished < len(group):
             # The two protocols of a variant take the same time.
             key = (config.variant, config.data.name)

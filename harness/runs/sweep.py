@@ -145,7 +145,8 @@ def sweep(
                 now = time.monotonic()
                 for future in done:
                     job, began = running.pop(future)
-                    progress.console.print(_note(job, future, stop, report), highlight=False)
+                    line = _note(job, future, stop, report)
+                    progress.console.print(line, highlight=False, markup=False)
                     if job.finished:
                         pace.add(job, now - began)
                 ended = len(report.finished) + len(report.failed)
@@ -153,7 +154,8 @@ def sweep(
                 if done or now - shown >= _ESTIMATE_EVERY:
                     shown = now
                     active = [(job, now - began) for job, began in running.values()]
-                    seconds = pace.left(queue.later(), active, most)
+                    waiting = queue.later()
+                    seconds = pace.left(waiting, active, most) if waiting or active else None
                     left = "" if seconds is None else f"about {duration(seconds)} left"
                 progress.update(task, completed=ended, total=total, left=left)
                 if now - told >= TELL_EVERY and not progress.console.is_terminal:
@@ -187,11 +189,13 @@ def _note(job: Job, future: Future[int], stop: threading.Event, report: Report) 
 
 
 def _mistake(job: Job) -> str | None:
-    """What the job's last line says, if it says an error."""
+    """What the job's last line says, if it says an error or ends a traceback."""
     try:
         last = job.log.read_text(encoding="utf-8", errors="replace").splitlines()[-1]
     except (OSError, IndexError):
         return None
+    if re.match(r"[A-Za-z_][\w.]*(Error|Exception)(: |$)", last):
+        return last
     return last.removeprefix("error: ") if last.startswith("error: ") else None
 
 

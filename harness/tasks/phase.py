@@ -94,7 +94,7 @@ class Phase(SyntheticTask):
         textures: T, textures with copies.
         cells: n, cells in a row of a training image; test images have n, 2n and 4n.
         distractors: share of the other cells that show a texture without copies, 0 to 1.
-        noise: standard deviation of the noise on LR pixels, above 0.
+        noise: standard deviation of the noise on LR pixels, 1e-5 to 10.
         decimation: nearest keeps one pixel of 2x2, box their mean.
 
     Raises:
@@ -134,8 +134,9 @@ class Phase(SyntheticTask):
                 raise UserError(f"--{option} must be at least {least}, got {value}")
         if not 0 <= distractors <= 1:
             raise UserError(f"--distractors must be a share, 0 to 1, got {distractors}")
-        if not 0 < noise < np.inf:
-            raise UserError(f"--noise must be finite and above 0, got {noise}")
+        # Below, the estimates' matrices are singular; above, floor and ceiling are one.
+        if not 1e-5 <= noise <= 10:
+            raise UserError(f"--noise must be 0.00001 to 10, got {noise}")
         if decimation not in ("nearest", "box"):
             raise UserError(f"--decimation must be nearest or box, got {decimation!r}")
         if copies * textures > cells**2:

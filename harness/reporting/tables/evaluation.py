@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table as RichTable
+from rich.text import Text
 
 from ...records.shapes import Quality, Score, input_of
 from ..cells import fixed
@@ -92,5 +93,9 @@ def distance_table(results: Mapping[str, Score]) -> RichTable:
 
 def _grid(title: str) -> RichTable:
     return RichTable(
-        title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, show_edge=False
+        title=Text(title),
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+        show_edge=False,
     )

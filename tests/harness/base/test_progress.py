@@ -20,6 +20,14 @@ def drawn(bar: Progress, *, seconds: float, capsys: pytest.CaptureFixture[str]) 
     return capsys.readouterr()
 
 
+def test_brackets_in_a_name_are_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress_bar("steps", "{task.fields[at]}", stdout=True) as bar:
+        bar.add_task("Mine [/x]", total=1, completed=1, at="[b]")
+    out = capsys.readouterr().out
+    assert "Mine [/x]" in out
+    assert "[b]" in out
+
+
 @pytest.mark.parametrize(("seconds", "rate"), [(0.5, "2.0 steps/s"), (1800, "2.0 steps/h")])
 def test_count_rate_and_note(
     seconds: float, rate: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

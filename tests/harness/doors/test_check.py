@@ -170,7 +170,7 @@ def test_mistakes_with_tasks_are_told_in_a_line(
 def test_nothing_is_overwritten_and_no_folder_made(cli: Cli, tmp_path: Path) -> None:
     path = tmp_path / "test_mine.py"
     path.write_text("precious")
-    assert "exists already" in cli.refused("new", "mine", "--folder", tmp_path)
+    assert "test_mine.py exists already" in cli.refused("new", "mine", "--folder", tmp_path)
     assert "does not exist" in cli.refused("new", "mine", "--folder", tmp_path / "none")
     assert [(p, p.read_text()) for p in tmp_path.iterdir()] == [(path, "precious")]
 
@@ -178,7 +178,7 @@ def test_nothing_is_overwritten_and_no_folder_made(cli: Cli, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("names", "told"),
     [
-        (("My", "a-b", "1st", "class", "a.b", ""), "cannot be a module's name"),
+        (("My", "a-b", "1st", "class", "a.b", ""), "cannot be a file's name"),
         (("random", "json", "torch", "harness"), "is the name of a module that"),
     ],
 )

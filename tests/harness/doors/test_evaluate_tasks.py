@@ -35,7 +35,7 @@ class Mine(Recall):
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Results of two runs of recall with three pairs: an oracle and the baseline."""
-    results = tmp_path_factory.mktemp("trained")
+    results = tmp_path_factory.mktemp("trained[") / "x]"  # no markup, though printed
     words = ["--task", "recall", "--pairs", "3", "--attn", "oracle", "none", *TINY]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["harness.run", *words, "--results", str(results)])

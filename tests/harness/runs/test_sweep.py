@@ -239,6 +239,27 @@ def test_an_engine_that_loses_a_job_does_not_end_the_sweep(grid: list[Job]) -> N
     assert [reason for _, reason in report.failed] == ["its node went away"] * 2
 
 
+def test_the_end_of_a_traceback_is_the_reason(
+    grid: list[Job], capsys: pytest.CaptureFixture[str]
+) -> None:
+    def outcome(job: Job) -> int:
+        job.log.parent.mkdir(parents=True)
+        job.log.write_text("Traceback (most recent call last):\nRuntimeError: no [/x] here\n")
+        return 1
+
+    report, _ = swept(grid[:1], outcome)
+    assert [reason for _, reason in report.failed] == ["RuntimeError: no [/x] here"]
+    assert "no [/x] here" in capsys.readouterr().err
+
+
+def test_nothing_is_said_of_the_time_left_once_all_has_stopped(
+    grid: list[Job], capsys: pytest.CaptureFixture[str]
+) -> None:
+    report, _ = swept(grid, deadline=time.monotonic())
+    assert len(report.left) == len(grid)
+    assert "left" not in capsys.readouterr().err
+
+
 def test_a_job_that_ends_well_without_a_record_has_failed(
     grid: list[Job], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -180,7 +180,7 @@ def test_psnr_is_that_of_the_mean_error_of_all_queries() -> None:
 
 @pytest.mark.parametrize("copies", [2, 4])
 def test_an_image_is_what_the_task_says(copies: int) -> None:
-    task = Phase(copies=copies, textures=3, distractors=0.5, noise=1e-6)
+    task = Phase(copies=copies, textures=3, distractors=0.5, noise=1e-5)
     (item, *_) = task.items("n12")
     target = picture(_grids(task, 12))[0]
     n, pixels = 12, cells_of(item.inputs, 12)
@@ -281,8 +281,10 @@ def test_items_are_fixed_and_those_of_validation_are_others() -> None:
         ({"textures": 0}, "--textures must be at least 1"),
         ({"cells": 5}, "--cells must be at least 6"),
         ({"distractors": 1.5}, "--distractors must be a share"),
-        ({"noise": 0.0}, "--noise must be finite and above 0"),
-        ({"noise": float("nan")}, "--noise must be finite and above 0"),
+        ({"noise": 0.0}, "--noise must be 0.00001 to 10, got 0"),
+        ({"noise": 1e-9}, "--noise must be 0.00001 to 10, got 1e-09"),
+        ({"noise": 1e4}, "--noise must be 0.00001 to 10, got 10000"),
+        ({"noise": float("nan")}, "--noise must be 0.00001 to 10, got nan"),
         ({"decimation": "bicubic"}, "--decimation must be nearest or box, got 'bicubic'"),
         ({"textures": 19}, "38 copies do not fit in 6 x 6 cells"),
     ],
@@ -290,6 +292,15 @@ def test_items_are_fixed_and_those_of_validation_are_others() -> None:
 def test_options_out_of_range_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         Phase(**options)
+
+
+@pytest.mark.parametrize("noise", [1e-5, 10.0])
+def test_floor_and_ceiling_lie_apart_at_the_ends_of_noise(noise: float) -> None:
+    task = Phase(copies=4, noise=noise)
+    items = [next(iter(task.items("n6")))]
+    for output, wanted in ((task.floor_output, 0), (task.ceiling_output, 1)):
+        scores = [task.score(item, output(item), 8) for item in items]
+        assert combined(task, [one for one in scores if one]) == pytest.approx(wanted, abs=1e-3)
 
 
 def test_too_many_copies_to_place_far_apart_are_a_clear_error() -> None:

@@ -285,6 +285,29 @@ def network_for(name: str, **options: Any) -> EDSR:
     return build_network(variant, NetworkConfig(2, 8), 2, positions=(1,), seed=0)
 
 
+@pytest.mark.parametrize(("pairs", "found"), [(4, (0.24, 0.22, 0.27)), (16, (0.05, 0.07, 0.07))])
+def test_the_plain_mean_on_the_test_sets_is_near_its_expected_value(
+    pairs: int, found: tuple[float, ...]
+) -> None:
+    task = Recall(pairs=pairs)
+    for name, wanted in zip(task.test_sets, found, strict=True):
+        errors = []
+        for item in task.items(name):
+            grids = item.truth
+            far = grids.queries[0] & (grids.distance[0] > REACH)
+            errors.append(np.square(grids.bits[0].mean(0) - grids.sought[0][far]).mean(1))
+        r2 = 1 - np.concatenate(errors).mean()
+        assert r2 == pytest.approx(wanted, abs=0.005), "docs/tasks.md says so"
+        assert r2 == pytest.approx(1 / pairs, abs=0.03)
+
+
+def test_an_output_that_is_not_finite_is_a_clear_error() -> None:
+    network = network_for("nla")
+    network.attention_modules[0].res_scale = float("nan")
+    with pytest.raises(UserError, match="output is not finite on images of 12x12 pixels"):
+        score(network, Recall(), "n6", REACH)
+
+
 def test_scores_of_a_network_hold_its_controls() -> None:
     network = network_for("oracle", res_scale=50.0)
     found = score(network, Recall(), "n12", REACH)
