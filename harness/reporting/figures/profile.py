@@ -99,7 +99,7 @@ def capacity_figure(profile: Profile) -> Figure | None:
                     and (one := row.score(label, 1))
                 ):
                     x = float(row.recorded.options["m"])
-                    first = label == next(iter(points))
+                    first = text not in left.get_legend_handles_labels()[1]
                     _errorbar(
                         left,
                         [x],

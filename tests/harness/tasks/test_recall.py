@@ -351,5 +351,6 @@ def test_the_instrument_reads_floor_and_ceiling() -> None:
             found = score(network, task, test_set, NetworkConfig(2, 32).reach)
             assert low <= found.score <= high, (name, test_set)
             assert found.deleted <= 0.02
-            if name == "oracle":  # all references alike: 1/D, whatever the size of the image
-                assert found.all_references == pytest.approx(1 / task.pairs, abs=0.03)
+            if name == "oracle":  # all references alike tell no query its own
+                assert found.all_references is not None
+                assert found.all_references <= 1 / task.pairs + 0.03
