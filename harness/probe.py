@@ -35,6 +35,10 @@ if TYPE_CHECKING:
     from .records.shapes import Latency, Run
 
 
+#: Columns that no table needs.
+_WIDEST = 1000
+
+
 @dataclass(kw_only=True)
 class Options:
     """Train modules on every task of the capability profile; print it beside the published rows.
@@ -181,6 +185,7 @@ def _measure(
 def _print_profile(results: Path, own: Sequence[Run], measured: Latency | None) -> None:
     """Print the rows of these runs, and beside them published rows of the same settings."""
     from rich.console import Console
+    from rich.measure import Measurement
 
     from .records.shapes import Cost, Run
     from .records.store import load_records
@@ -194,9 +199,12 @@ def _print_profile(results: Path, own: Sequence[Run], measured: Latency | None) 
     costs = [cost for folder in folders for cost in load_records(folder, Cost)]
     console, marked = Console(), {task_variant(run.variant) for run in own}
     rows = rows_beside(own, others, BESIDE)
-    console.print(profile_summary(rows, costs, [measured] if measured else [], marked))
+    table = profile_summary(rows, costs, [measured] if measured else [], marked)
+    wide = Measurement.get(console, console.options.update(width=_WIDEST), table).maximum
+    # A narrow terminal wraps lines; nothing is cut.
+    Console(width=max(console.width, wide)).print(table)
     console.print(
-        "Scores on test images of twice (2n) and four times (4n) the training size: 0 is the "
+        "Scores on test images of twice/four times the training size (2n/4n): 0 is the "
         "floor, 1 the ceiling. The rate is that with the best validation score. Bold: this "
         "command's rows."
     )

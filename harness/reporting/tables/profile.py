@@ -183,7 +183,7 @@ def profile_summary(
     latency: Sequence[Latency] = (),
     marked: Collection[Variant] = (),
 ) -> RichTable:
-    """The short table for a terminal.
+    """The short table for a terminal; a cell has the scores at 2n/4n.
 
     Args:
         rows: as :func:`.profile.profile_rows` gives them, or some of them.
@@ -193,18 +193,16 @@ def profile_summary(
     """
     found = row_costs(rows, costs, latency)
     tasks = [task for task in PROFILE if any(task.label in row.cells for row in rows)]
-    table = RichTable(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, collapse_padding=True)
+    table = RichTable(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=0)
     table.add_column("method", min_width=max((len(row.label) for row in rows), default=6))
-    for task in tasks:
-        for size in SIZES[1:]:
-            table.add_column(f"{task.label}\n{size}", justify="right", no_wrap=True)
-    for header in ("aggre-\ngate", "core\nGFLOPs", "core\nms", "para-\nmeters"):
+    heads = [task.label.replace(" ", "\n") for task in tasks]
+    for header in (*heads, "aggre-\ngate", "core\nGFLOPs", "core\nms", "param-\neters"):
         table.add_column(header, justify="right", no_wrap=True)
     for row in rows:
-        scores = (row.score(task.label, size) for task in tasks for size in (1, 2))
+        pairs = ([row.score(task.label, size) for size in (1, 2)] for task in tasks)
         table.add_row(
             Text(row.label),
-            *(fixed(one.mean if one else None, 2) for one in scores),
+            *("/".join(f"{one.mean:.2f}" for one in pair if one) for pair in pairs),
             fixed(row.aggregate.mean if row.aggregate else None, 2),
             *_cost_cells(found[row.variant]),
             str(row.parameters),

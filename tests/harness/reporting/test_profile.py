@@ -297,7 +297,7 @@ def test_the_summary_is_short() -> None:
     console.print(profile_summary(rows, [synthetic.cost("NLA", 25.6)], marked={rows[1].variant}))
     printed = console.export_text()
     (line,) = (line for line in printed.splitlines() if line.startswith("NLA"))
-    assert line.split() == ["NLA", "0.80", "0.80", "25.6", "1000"]
+    assert line.split() == ["NLA", "0.80/0.80", "25.6", "1000"]
 
 
 def test_a_tasks_rates_are_rows_of_one_table() -> None:
