@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -199,6 +200,9 @@ def configuration(run: Run) -> RunConfig:
     sizes = {name: values.pop(name) for name in ("blocks", "channels", "block_res_scale")}
     if "start" in values:
         values["start"] = StartConfig(**values["start"])
+    if "task" in values:
+        positions = tuple(values["task"]["positions"])
+        values["task"] = TaskConfig(**values["task"] | {"positions": positions})
     return RunConfig(
         **values
         | {
@@ -217,7 +221,8 @@ def test_published_runs_keep_their_ids() -> None:
     assert {run.config.protocol for run in runs} == {"scratch", "warm-start"}
     for run in runs:
         config = configuration(run)
-        assert (config.run_id, config.setting) == (run.id, untyped(run.config))
+        setting = json.loads(json.dumps(config.setting))  # it has no tuples
+        assert (config.run_id, setting) == (run.id, untyped(run.config))
 
 
 def test_only_a_chosen_implementation_is_part_of_the_id() -> None:
