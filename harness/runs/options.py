@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
@@ -154,19 +154,21 @@ def configure_task(
         seed=seed,
         network=network,
         patch=task.patch,
-        batch=options.batch,
-        steps=options.steps,
-        steps_per_epoch=options.steps_per_epoch,
-        learning_rate=options.learning_rate,
-        schedule=options.schedule,
-        auxiliary_weight=options.auxiliary_weight,
-        auxiliary_warmup=options.auxiliary_warmup,
-        precision=options.precision,
         device=device.type,
+        **_overrides(options),
         data=DataConfig(task.label, [task.name], 0, task.sha256, task.test_sets),
         implementation=options.impl,
         task=TaskConfig(task.name, task.settings, task.loss, (network.blocks // 2,)),
     )
+
+
+def _overrides(options: TrainingOptions) -> dict[str, Any]:
+    """Values of the training that a command may give for every task; None keeps the preset's."""
+    names = (
+        *("batch", "steps", "steps_per_epoch", "learning_rate", "schedule"),
+        *("auxiliary_weight", "auxiliary_warmup", "precision"),
+    )
+    return {name: getattr(options, name) for name in names}
 
 
 def _preset_of(task: AnyTask | None, name: str) -> Preset:
@@ -247,15 +249,8 @@ def _configure_images(
         seed=seed,
         network=network,
         patch=options.patch,
-        batch=options.batch,
-        steps=options.steps,
-        steps_per_epoch=options.steps_per_epoch,
-        learning_rate=options.learning_rate,
-        schedule=options.schedule,
-        auxiliary_weight=options.auxiliary_weight,
-        auxiliary_warmup=options.auxiliary_warmup,
-        precision=options.precision,
         device=device.type,
+        **_overrides(options),
         tile=options.tile,
         data=DataConfig(
             name=source.name,

@@ -12,15 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..base.errors import UserError
-from ..config.network import NetworkConfig
 from ..config.presets import Preset
-from .base import Batch, Floats, Item, ItemScore, Positions, SyntheticTask, generator
+from .base import Batch, Floats, Item, ItemScore, Positions, generator
+from .cells import CELL, FAR, CellTask, cell_preset, distances, gain, joined, split
 
 Decimation = Literal["nearest", "box"]
 Matrix = NDArray[np.float64]
 
-#: Side of a cell in LR pixels and in HR pixels, and of its texture in HR pixels.
-CELL, HR_CELL, TEXTURE = 2, 4, 3
+#: Side of a cell and of its texture in HR pixels.
+HR_CELL, TEXTURE = 4, 3
 PIXELS = TEXTURE**2
 #: Row and column of the texture in its HR cell, by phase.
 SHIFTS = ((0, 0), (1, 1), (0, 1), (1, 0))
@@ -28,12 +28,6 @@ SHIFTS = ((0, 0), (1, 1), (0, 1), (1, 0))
 GREY, COLOUR, PATTERN = 0.5, 0.4, 0.3
 #: The pattern's correlation is that of white noise after a Gaussian blur of this sigma, HR pixels.
 BLUR = 0.7
-#: Copies in test images are this many LR pixels from their query, or farther.
-FAR = 9
-# First words of the keys of test and validation images: no training has such a seed.
-_TEST, _VALIDATION = 2**40, 2**41
-#: Images of the test sets of n, 2n and 4n; validation has half as many.
-_IMAGES = (256, 256, 64)
 _TRIES = 1000
 
 
@@ -82,7 +76,7 @@ class Queries:
         return np.square(self.from_all - self.texture).mean((1, 2))
 
 
-class Phase(SyntheticTask):
+class Phase(CellTask):
     """Super-resolution of textures from their copies at other sub-pixel shifts.
 
     A cell has 2x2 LR pixels. Its texture has 3x3 HR pixels, a colour of its own and one of four
@@ -103,18 +97,7 @@ class Phase(SyntheticTask):
 
     name: ClassVar[str] = "phase"
     metric: ClassVar[str] = "gain"
-    presets: ClassVar[Mapping[str, Preset]] = {
-        "quick": Preset(
-            network=NetworkConfig(blocks=2, channels=32),
-            patch={2: CELL * 6},
-            batch=16,
-            steps=3000,
-            steps_per_epoch=100,
-            learning_rate=2e-3,
-            schedule="one-cycle",
-            purpose="one module between two blocks: minutes on two cores",
-        )
-    }
+    presets: ClassVar[Mapping[str, Preset]] = {"quick": cell_preset(2, 2e-3)}
     scale = 2
 
     def __init__(
@@ -157,25 +140,6 @@ class Phase(SyntheticTask):
         sizes = [f"k{self.copies}", f"t{self.textures}", f"n{self.cells}"]
         return "-".join([self.name, *sizes, *rest])
 
-    @property
-    def patch(self) -> int:
-        """Side of a training input: 2 LR pixels a cell."""
-        return CELL * self.cells
-
-    @property
-    def test_sets(self) -> list[str]:
-        """One for each size: ``n6``, ``n12``, ``n24``."""
-        return [f"n{side}" for side in self._sides]
-
-    @property
-    def validation_set(self) -> str:
-        """Twice the side of training: the size is new."""
-        return self.test_sets[1]
-
-    @property
-    def _sides(self) -> list[int]:
-        return [self.cells, 2 * self.cells, 4 * self.cells]
-
     def batch(self, *, seed: int, step: int, batch: int, patch: int) -> Batch:
         """Images with copies at any distance, float32."""
         rng, n = generator(seed, step), patch // CELL
@@ -190,10 +154,9 @@ class Phase(SyntheticTask):
         Raises:
             UserError: so many copies have no place.
         """
-        which = self.test_sets.index(test_set)
-        n = self._sides[which]
-        for i in range(_IMAGES[which] // (2 if validation else 1)):
-            rng = generator(_VALIDATION if validation else _TEST, n * 2**32 + i)
+        n, count, key = self.images(test_set, validation=validation)
+        for i in range(count):
+            rng = generator(key, n * 2**32 + i)
             grids = self.draw(rng, n, self._far_order(rng, n)[None])
             target = picture(grids)
             inputs = self.observe(rng, target)
@@ -301,7 +264,7 @@ class Phase(SyntheticTask):
     def _queries(self, grids: Grids, inputs: Floats) -> Queries:
         n, copies = grids.n, grids.copies[0]
         phase, query = grids.phase[0], copies[:, 0]
-        pixels = inputs.reshape(n, CELL, n, CELL, 3).swapaxes(1, 2).reshape(-1, CELL, CELL, 3)
+        pixels = split(inputs)
         texture = grids.texture[0, query]
 
         def estimates(known: int) -> Matrix:
@@ -323,11 +286,6 @@ class Phase(SyntheticTask):
         return output
 
 
-def gain(mse: float, local: float, oracle: float) -> float:
-    """(PSNR - local) / (oracle - local), the two in dB, from mean squared errors."""
-    return float(np.log(local / max(mse, 1e-12)) / np.log(local / oracle))
-
-
 def picture(grids: Grids) -> Floats:
     """The targets ``[B, 4n, 4n, 3]``."""
     batch, n = len(grids.texture), grids.n
@@ -336,8 +294,7 @@ def picture(grids: Grids) -> Floats:
     for phase, (y, x) in enumerate(SHIFTS):
         here = grids.phase == phase
         cells[here, y : y + TEXTURE, x : x + TEXTURE] = texture[here]
-    rows = cells.reshape(batch, n, n, HR_CELL, HR_CELL, 3).swapaxes(2, 3)
-    return rows.reshape(batch, HR_CELL * n, HR_CELL * n, 3)
+    return joined(cells)
 
 
 def without_references(grids: Grids) -> Grids:
@@ -354,16 +311,6 @@ def decimated(images: Floats, decimation: Decimation) -> Floats:
     batch, height, width, channels = images.shape
     blocks = images.reshape(batch, height // 2, 2, width // 2, 2, channels)
     return blocks.mean((2, 4), dtype=images.dtype)
-
-
-@functools.cache
-def distances(n: int) -> NDArray[np.int64]:
-    """LR pixels between any two cells ``[n², n²]``, the larger of rows and columns.
-
-    Between the nearest pixels of the two: neighbours have 1.
-    """
-    place = np.stack(np.divmod(np.arange(n * n), n))
-    return CELL * np.abs(place[:, :, None] - place[:, None]).max(0) - (CELL - 1)
 
 
 def references(grids: Grids) -> Positions:

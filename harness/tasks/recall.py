@@ -2,31 +2,26 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..base.errors import UserError
-from ..config.network import NetworkConfig
 from ..config.presets import Preset
-from .base import Batch, Floats, Item, ItemScore, Positions, SyntheticTask, generator
+from .base import Batch, Floats, Item, ItemScore, Positions, generator
+from .cells import CELL, CellTask, cell_preset, distances, joined
 
-#: Side of a cell in LR pixels, and in HR pixels.
-CELL, HR_CELL = 2, 4
+#: Side of a cell in HR pixels.
+HR_CELL = 4
 #: A value is GREY ± CONTRAST in each channel; its bits have this AMPLITUDE in the target.
 GREY, CONTRAST, AMPLITUDE = 0.5, 0.4, 0.15
 KEY_RANGE = (0.1, 0.9)
 BITS = 3
 #: Kinds of cell.
 _REFERENCE, _QUERY, _BLANK = range(3)
-# First words of the keys of test and validation images: no training has such a seed.
-_TEST, _VALIDATION = 2**40, 2**41
-#: Images of the test sets of n, 2n and 4n; validation has half as many.
-_IMAGES = (256, 256, 64)
 #: Scores by distance are of bins of so many LR pixels.
 _BIN = 8
 
@@ -72,7 +67,7 @@ class Grids:
         return Grids(self.n, **arrays)
 
 
-class Recall(SyntheticTask):
+class Recall(CellTask):
     """Associative recall. Each image has its own keys (colours) and values (three bits).
 
     A cell has 2x2 LR pixels. References show a key in their left column and its value in the
@@ -95,18 +90,7 @@ class Recall(SyntheticTask):
 
     name: ClassVar[str] = "recall"
     metric: ClassVar[str] = "R²"
-    presets: ClassVar[Mapping[str, Preset]] = {
-        "quick": Preset(
-            network=NetworkConfig(blocks=2, channels=32),
-            patch={2: CELL * 6},
-            batch=16,
-            steps=3000,
-            steps_per_epoch=100,
-            learning_rate=2e-3,
-            schedule="one-cycle",
-            purpose="one module between two blocks: minutes on two cores",
-        )
-    }
+    presets: ClassVar[Mapping[str, Preset]] = {"quick": cell_preset(2, 2e-3)}
     scale = 2
 
     def __init__(
@@ -165,25 +149,6 @@ class Recall(SyntheticTask):
             rest += [f"{letters}{value:g}"] if value else []
         return "-".join([self.name, f"d{self.pairs}", f"n{self.cells}", *rest])
 
-    @property
-    def patch(self) -> int:
-        """Side of a training input: 2 LR pixels a cell."""
-        return CELL * self.cells
-
-    @property
-    def test_sets(self) -> list[str]:
-        """One for each size: ``n6``, ``n12``, ``n24``."""
-        return [f"n{side}" for side in self._sides]
-
-    @property
-    def validation_set(self) -> str:
-        """Twice the side of training: far queries are many, and the size is new."""
-        return self.test_sets[1]
-
-    @property
-    def _sides(self) -> list[int]:
-        return [self.cells, 2 * self.cells, 4 * self.cells]
-
     def batch(self, *, seed: int, step: int, batch: int, patch: int) -> Batch:
         """Images, float32; by default with references at any distance."""
         grids = self.draw(generator(seed, step), batch, patch // CELL)
@@ -192,9 +157,8 @@ class Recall(SyntheticTask):
 
     def items(self, test_set: str, *, validation: bool = False) -> Iterator[Item]:
         """Images of the set's size, fewer of large ones, which have more queries."""
-        which = self.test_sets.index(test_set)
-        n, count = self._sides[which], _IMAGES[which] // (2 if validation else 1)
-        grids = self.draw(generator(_VALIDATION if validation else _TEST, n), count, n)
+        n, count, key = self.images(test_set, validation=validation)
+        grids = self.draw(generator(key, n), count, n)
         shown, deleted = pictures(grids), pictures(grids, with_references=False)
         found = references(grids)
         row, column = np.divmod(grids.references, n)
@@ -216,10 +180,10 @@ class Recall(SyntheticTask):
         bits = (2 * rng.integers(2, size=(count, self.pairs, BITS)) - 1).astype(np.float32)
         order = rng.random(size).argsort(1)
         found, others = np.split(order, [self.pairs * self.copies], axis=1)
-        # [B, n², copies, D]: cells between every cell and every reference.
-        gaps = _gaps(n)[:, found].transpose(1, 0, 2).reshape(*size, self.copies, self.pairs)
+        # [B, n², copies, D]: pixels between every cell and every reference.
+        gaps = distances(n)[:, found].transpose(1, 0, 2).reshape(*size, self.copies, self.pairs)
         copy = gaps.argmin(2)
-        apart = CELL * np.take_along_axis(gaps, copy[:, :, None], 2)[:, :, 0] - 1
+        apart = np.take_along_axis(gaps, copy[:, :, None], 2)[:, :, 0]
         allowed = apart >= self.least_distance
         if self.most_distance:
             allowed &= apart <= self.most_distance
@@ -283,14 +247,6 @@ class Recall(SyntheticTask):
         )
 
 
-@functools.cache
-def _gaps(n: int) -> NDArray[np.int64]:
-    """The larger of rows and columns between every two cells ``[n², n²]``."""
-    row, column = np.divmod(np.arange(n * n), n)
-    rows, columns = (np.abs(axis[:, None] - axis) for axis in (row, column))
-    return np.maximum(rows, columns)
-
-
 def pictures(grids: Grids, *, with_references: bool = True) -> Floats:
     """The inputs ``[B, 2n, 2n, 3]``; without references their cells are blank."""
     cells = np.full((*grids.kind.shape, CELL, CELL, 3), GREY, dtype=np.float32)
@@ -300,7 +256,7 @@ def pictures(grids: Grids, *, with_references: bool = True) -> Floats:
     if with_references:
         value = GREY + CONTRAST * grids.sought[is_reference]
         cells[is_reference, :, 1] = value[:, None]
-    return _joined(cells, grids.n)
+    return joined(cells)
 
 
 def enlarged(images: Floats) -> Floats:
@@ -321,9 +277,7 @@ def targets(grids: Grids, inputs: Floats) -> Floats:
     """The targets ``[B, 4n, 4n, 3]`` of the inputs."""
     bits = AMPLITUDE * np.where(grids.queries[..., None], grids.sought, 0)
     patterns = bits @ bases().reshape(-1, BITS).T
-    return enlarged(inputs) + _joined(
-        patterns.reshape(*bits.shape[:2], HR_CELL, HR_CELL, 1), grids.n
-    )
+    return enlarged(inputs) + joined(patterns.reshape(*bits.shape[:2], HR_CELL, HR_CELL, 1))
 
 
 def recalled(output: Floats, smooth: Floats, n: int) -> Floats:
@@ -342,14 +296,7 @@ def references(grids: Grids) -> Positions:
     row, column = np.divmod(grids.nearest, n)
     y = np.indices((CELL, CELL))[0]
     there = (CELL * row[..., None, None] + y) * width + CELL * column[..., None, None] + CELL - 1
-    there = _joined(there[..., None], n).reshape(len(row), -1)
+    there = joined(there[..., None]).reshape(len(row), -1)
     queries = np.broadcast_to(grids.queries[..., None, None, None], (*row.shape, CELL, CELL, 1))
-    is_query = _joined(queries, n).reshape(len(row), -1)
+    is_query = joined(queries).reshape(len(row), -1)
     return np.where(is_query, there, np.arange(width**2))[..., None]
-
-
-def _joined(cells: NDArray[Any], n: int) -> NDArray[Any]:
-    """Images ``[B, n·side, n·side, C]`` of cells ``[B, n², side, side, C]``."""
-    count, _, side, _, channels = cells.shape
-    grid = cells.reshape(count, n, n, side, side, channels).swapaxes(2, 3)
-    return grid.reshape(count, n * side, n * side, channels)

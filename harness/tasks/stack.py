@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
@@ -11,22 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..base.errors import UserError
-from ..config.network import NetworkConfig
 from ..config.presets import Preset
-from .base import Batch, Floats, Item, ItemScore, Positions, SyntheticTask, generator
+from .base import Batch, Floats, Item, ItemScore, Positions, generator
+from .cells import CELL, FAR, CellTask, cell_preset, distances, gain, joined, split
 
-#: Side of a cell, which one texture fills, in pixels.
-CELL = 2
 #: Mean of all textures ``[2, 2, 1]``: one bright pixel shows where a cell begins.
 MEAN = np.array([[1.25, 0.25], [0.25, 0.25]], dtype=np.float32)[..., None]
 #: Standard deviation of a texture's pixels.
 CONTRAST = 0.5
-#: Copies in test images are this many pixels from their query, or farther.
-FAR = 9
-# First words of the keys of test and validation images: no training has such a seed.
-_TEST, _VALIDATION = 2**40, 2**41
-#: Images in the test sets of n, 2n and 4n; validation sets have half as many.
-_IMAGES = (256, 256, 64)
 
 Labels = NDArray[np.int64]
 
@@ -55,7 +46,7 @@ class Query:
         return image[top : top + CELL, left : left + CELL]
 
 
-class Stack(SyntheticTask):
+class Stack(CellTask):
     """Denoising of textures from their copies.
 
     An image is a mosaic of ``n x n`` cells, 2x2 pixels each. Each cell shows one of T textures,
@@ -73,18 +64,7 @@ class Stack(SyntheticTask):
 
     name: ClassVar[str] = "stack"
     metric: ClassVar[str] = "gain"
-    presets: ClassVar[Mapping[str, Preset]] = {
-        "quick": Preset(
-            network=NetworkConfig(blocks=2, channels=32),
-            patch={1: CELL * 6},
-            batch=16,
-            steps=3000,
-            steps_per_epoch=100,
-            learning_rate=4e-3,
-            schedule="one-cycle",
-            purpose="one module between two blocks: minutes on two cores",
-        )
-    }
+    presets: ClassVar[Mapping[str, Preset]] = {"quick": cell_preset(1, 4e-3)}
     scale = 1
 
     def __init__(self, *, textures: int = 4, cells: int = 6, noise: float = 0.2) -> None:
@@ -111,25 +91,6 @@ class Stack(SyntheticTask):
         rest = [f"s{self.noise:g}"] if self.noise != 0.2 else []
         return "-".join([self.name, f"t{self.textures}", f"n{self.cells}", *rest])
 
-    @property
-    def patch(self) -> int:
-        """Side of a training input: 2 pixels a cell."""
-        return CELL * self.cells
-
-    @property
-    def test_sets(self) -> list[str]:
-        """One for each size: ``n6``, ``n12``, ``n24``."""
-        return [f"n{side}" for side in self._sides]
-
-    @property
-    def validation_set(self) -> str:
-        """Twice the side of training: the size is new."""
-        return self.test_sets[1]
-
-    @property
-    def _sides(self) -> list[int]:
-        return [self.cells, 2 * self.cells, 4 * self.cells]
-
     def batch(self, *, seed: int, step: int, batch: int, patch: int) -> Batch:
         """Mosaics in which each texture has as many copies, at any distance; float32."""
         rng, n = generator(seed, step), patch // CELL
@@ -142,11 +103,10 @@ class Stack(SyntheticTask):
 
         In ``deleted`` other textures stand in place of these copies.
         """
-        which = self.test_sets.index(test_set)
-        n = self._sides[which]
+        n, count, key = self.images(test_set, validation=validation)
         queries = self._queries(n)
-        for i in range(_IMAGES[which] // (2 if validation else 1)):
-            rng = generator(_VALIDATION if validation else _TEST, n * 2**32 + i)
+        for i in range(count):
+            rng = generator(key, n * 2**32 + i)
             copies, label, other = self._placed(rng, n, queries)
             textures = self._draw(rng, 1)
             target = mosaic(textures, label[None])
@@ -231,7 +191,7 @@ class Stack(SyntheticTask):
         return images + np.float32(self.noise) * noise
 
     def _query(self, n: int, copies: Labels, inputs: Floats, texture: Floats) -> Query:
-        cells = inputs.reshape(n, CELL, n, CELL, 3).swapaxes(1, 2).reshape(-1, CELL, CELL, 3)
+        cells = split(inputs)
         row, column = divmod(int(copies[0]), n)
         return Query(
             row,
@@ -243,16 +203,9 @@ class Stack(SyntheticTask):
         )
 
 
-def gain(mse: float, local: float, oracle: float) -> float:
-    """dB from ``local`` to ``mse``, of those from ``local`` to ``oracle``."""
-    return float(np.log(local / max(mse, 1e-12)) / np.log(local / oracle))
-
-
 def mosaic(textures: Floats, label: Labels) -> Floats:
     """Images ``[B, 2n, 2n, 3]`` of textures ``[B, T, 2, 2, 3]`` by label ``[B, n²]``."""
-    batch, n = len(label), round(label.shape[1] ** 0.5)
-    cells = textures[np.arange(batch)[:, None], label].reshape(batch, n, n, CELL, CELL, 3)
-    return cells.swapaxes(2, 3).reshape(batch, CELL * n, CELL * n, 3)
+    return joined(textures[np.arange(len(label))[:, None], label])
 
 
 def references(label: Labels, textures: int) -> Positions:
@@ -271,16 +224,6 @@ def references(label: Labels, textures: int) -> Positions:
     y, x = np.indices((CELL * n, CELL * n)).reshape(2, -1, 1)
     row, column = np.divmod(cell[:, (y // CELL * n + x // CELL)[:, 0]], n)
     return (CELL * row + y % CELL) * (CELL * n) + CELL * column + x % CELL
-
-
-@functools.cache
-def distances(n: int) -> Labels:
-    """Pixels between any two cells ``[n², n²]``, the larger of rows and columns.
-
-    Between the nearest pixels of the two: neighbours have 1.
-    """
-    place = np.stack(np.divmod(np.arange(n * n), n))
-    return CELL * np.abs(place[:, :, None] - place[:, None]).max(0) - (CELL - 1)
 
 
 def _with_query(item: Item, texture: Floats) -> Floats:

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from harness import run, tables
 from harness.base.errors import UserError
-from harness.base.signals import Stopped
 from harness.images.degradation import grey
 from harness.images.files import read_image
 from harness.images.metrics import ssim
@@ -29,8 +28,6 @@ from harness.records.shapes import UNSET, Run, ShapeError, typed, untyped
 from harness.records.store import load_records, setting_label
 from harness.reporting.report.page import write_report
 from harness.tasks.denoise import Denoise
-from harness.training.trainer import Trainer
-from tests.harness.survival import differences, outcome
 
 TINY = ["--blocks", "4", "--channels", "8", "--steps", "3", "--batch", "2", "--patch", "8"]
 DENOISE = ["--task", "denoise", *TINY]
@@ -252,30 +249,6 @@ def _rows(results: Path, start: str) -> list[dict[str, Any]]:
     (path,) = (results / "tables").glob(f"{start}*/quality.csv")
     with path.open() as file:
         return [*csv.DictReader(file)]
-
-
-@pytest.mark.usefixtures("one_thread")
-@pytest.mark.parametrize(
-    "task", [["--task", "denoise"], ["--degradation", "nearest", "--noise", "5", "--skip-latency"]]
-)
-def test_a_stopped_run_ends_like_one_that_nothing_disturbed(
-    main: Main, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, task: list[str]
-) -> None:
-    words = [*task, *TINY, "--attn", "enlca", "--m", "4", "--save-every", "0"]
-    assert main(*words, "--results", tmp_path / "whole") == 0
-    step = Trainer.train_step
-
-    def stop(trainer: Trainer) -> float:
-        if trainer.step == 2:
-            raise Stopped(15)
-        return step(trainer)
-
-    monkeypatch.setattr(Trainer, "train_step", stop)
-    assert main(*words, "--results", tmp_path / "stopped") != 0
-    assert not load_records(tmp_path / "stopped", Run)
-    monkeypatch.setattr(Trainer, "train_step", step)
-    assert main(*words, "--results", tmp_path / "stopped") == 0
-    assert not differences(outcome(tmp_path / "stopped"), outcome(tmp_path / "whole"))
 
 
 def test_a_warm_start_begins_with_a_baseline_of_the_same_task(main: Main, tmp_path: Path) -> None:

@@ -10,15 +10,11 @@ import torch
 
 from harness.base.errors import UserError
 from harness.config.network import NetworkConfig
-from harness.config.run import TaskConfig
-from harness.config.variants import Variant
-from harness.measuring.tasks import check_reach, combined, score
-from harness.network.edsr import build_network
+from harness.measuring.tasks import check_reach, combined
 from harness.tasks.base import Floats, Item, ItemScore, generator
+from harness.tasks.cells import CELL, FAR, distances, gain
 from harness.tasks.phase import (
-    CELL,
     COLOUR,
-    FAR,
     GREY,
     HR_CELL,
     PATTERN,
@@ -30,14 +26,10 @@ from harness.tasks.phase import (
     Phase,
     correlation,
     covariance,
-    distances,
     estimator,
-    gain,
     picture,
     sampling,
 )
-from harness.training.trainer import Trainer
-from tests.harness.tiny import make_config
 
 REACH = NetworkConfig(2, 8).reach
 
@@ -306,35 +298,3 @@ def test_floor_and_ceiling_lie_apart_at_the_ends_of_noise(noise: float) -> None:
 def test_too_many_copies_to_place_far_apart_are_a_clear_error() -> None:
     with pytest.raises(UserError, match=r"12 textures have no place in 6 x 6 cells .* raise --cel"):
         next(iter(Phase(textures=12).items("n6")))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "steps", "low", "high"),
-    [("none", 1000, -0.1, 0.02), ("oracle", 1000, 0.6, 1), ("nla", 3000, 0.3, 0.9)],
-)
-def test_the_instrument_reads_floor_and_ceiling(
-    name: str, steps: int, low: float, high: float
-) -> None:
-    """``none`` is at the floor, ``oracle`` near the ceiling, and exact attention learns to match.
-
-    On validation images alone; without its references every row is at or below the floor.
-    """
-    task, network = Phase(), NetworkConfig(2, 32)
-    options = {"res_scale": 1.0} if name != "none" else {}
-    built = build_network(Variant(name, options), network, 2, positions=(1,))
-    config = make_config(
-        name,
-        scale=2,
-        steps=steps,
-        batch=16,
-        patch=task.patch,
-        learning_rate=task.presets["quick"].learning_rate,
-        task=TaskConfig(task.name, task.settings, task.loss, (1,)),
-    )
-    Trainer(config, built, task).train(name)
-    for test_set in task.test_sets[:2]:
-        found = score(built, task, test_set, network.reach, validation=True)
-        assert low <= found.score <= high, test_set
-        assert found.deleted <= 0.02
-        assert found.as_mean is None or found.as_mean <= 0.02

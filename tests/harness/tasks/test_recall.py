@@ -11,16 +11,15 @@ import torch
 
 from harness.base.errors import UserError
 from harness.config.network import NetworkConfig
-from harness.config.run import TaskConfig
 from harness.config.variants import Variant
 from harness.images.bicubic import downscale
 from harness.measuring.tasks import attention_as_mean, check_reach, score
 from harness.network.edsr import EDSR, build_network
 from harness.tasks.base import Item
+from harness.tasks.cells import CELL
 from harness.tasks.recall import (
     AMPLITUDE,
     BITS,
-    CELL,
     HR_CELL,
     Grids,
     Recall,
@@ -30,8 +29,6 @@ from harness.tasks.recall import (
     recalled,
     targets,
 )
-from harness.training.trainer import Trainer
-from tests.harness.tiny import make_config
 
 REACH = NetworkConfig(2, 8).reach
 
@@ -323,34 +320,3 @@ def test_scores_of_a_network_hold_its_controls() -> None:
         score(build_network(Variant("none"), NetworkConfig(2, 8), 2), Recall(), "n6", 8).as_mean
         is None
     )
-
-
-@pytest.mark.slow
-def test_the_instrument_reads_floor_and_ceiling() -> None:
-    """``none`` is at the floor and ``oracle`` near the ceiling, at every size."""
-    task = Recall()
-    for name, low, high in (("none", -0.05, 0.02), ("oracle", 0.95, 1)):
-        network = build_network(
-            Variant(name, {"res_scale": 1.0} if name == "oracle" else {}),
-            NetworkConfig(2, 32),
-            2,
-            positions=(1,),
-        )
-        preset = task.presets["quick"]
-        config = make_config(
-            name,
-            scale=2,
-            steps=600,
-            batch=16,
-            patch=task.patch,
-            learning_rate=preset.learning_rate,
-            task=TaskConfig(task.name, task.settings, task.loss, (1,)),
-        )
-        Trainer(config, network, task).train(name)
-        for test_set in task.test_sets:
-            found = score(network, task, test_set, NetworkConfig(2, 32).reach)
-            assert low <= found.score <= high, (name, test_set)
-            assert found.deleted <= 0.02
-            if name == "oracle":  # all references alike tell no query its own
-                assert found.all_references is not None
-                assert found.all_references <= 1 / task.pairs + 0.03

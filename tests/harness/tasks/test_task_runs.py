@@ -217,11 +217,27 @@ def test_tasks_mix_with_no_table_of_super_resolution(
     assert len(after) == tables_before + len(names)
 
 
+IMAGES = ["--blocks", "4", "--patch", "8", "--data"]
+
+
 @pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize(
+    "task",
+    [
+        ["--task", "recall"],
+        ["--task", "denoise", *IMAGES],
+        ["--degradation", "nearest", "--noise", "5", "--skip-latency", *IMAGES],
+    ],
+)
 def test_a_stopped_run_ends_like_one_that_nothing_disturbed(
-    main: Main, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    main: Main,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    image_folder: Path,
+    task: list[str],
 ) -> None:
-    words = ["--task", "recall", "--attn", "enlca", "--m", "4", *TINY, "--save-every", "0"]
+    folder = [str(image_folder)] if task[-1] == "--data" else []
+    words = [*task, *folder, "--attn", "enlca", "--m", "4", *TINY, "--save-every", "0"]
     assert main(*words, "--results", tmp_path / "whole") == 0
     step = Trainer.train_step
 
