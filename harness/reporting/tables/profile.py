@@ -249,11 +249,15 @@ def _steps_columns(profile: Profile) -> list[tuple[float, str]]:
 
 
 def profile_text(profile: Profile) -> str:
-    """Sizes, steps and seeds of the profile's runs."""
-    config = next(iter(profile.runs.values()))[0].config
+    """Sizes, steps, seeds, device and dtype of the profile's runs."""
+    configs = [run.config for runs in profile.runs.values() for run in runs]
+    config = configs[0]
+    devices = " and ".join(sorted({one.device for one in configs}))
+    dtype = config.precision or "float32"
     seeds = sorted({len(cell.chosen) for row in profile.rows for cell in row.cells.values()})
     count = plural(seeds[0], "seed") if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]} seeds"
-    return f"{config.blocks} blocks × {config.channels} channels, {config.steps} steps, {count}"
+    size = f"{config.blocks} blocks × {config.channels} channels, {config.steps} steps"
+    return f"{size}, {count}, device {devices}, {dtype}"
 
 
 def _gaps(profile: Profile) -> list[str]:
