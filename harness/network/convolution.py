@@ -71,7 +71,10 @@ _Rows = tuple[slice, slice]
 
 
 class _ShiftedSums(torch.autograd.Function):
-    """3x3 convolution with zero padding, by one product for all taps; tiles are rows of images."""
+    """3x3 convolution with zero padding, by one product for all taps.
+
+    Tiles are small images together, or rows of a large one.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -83,25 +86,25 @@ class _ShiftedSums(torch.autograd.Function):
 
         def worker(_: int) -> Callable[[_Rows], None]:
             def convolve(tile: _Rows) -> None:
-                image, rows = tile[0].start, tile[1]
-                rows = slice(rows.start, min(rows.stop, height))
+                rows = slice(tile[1].start, min(tile[1].stop, height))
                 above, below = max(rows.start - 1, 0), min(rows.stop + 1, height)
-                inputs = images[image, above:below].reshape(-1, channels)
-                planes = torch.mm(taps, inputs.T).view(3, 3, outputs, below - above, width)
-                sums = out[image, :, rows]
-                sums.copy_(bias.detach().view(-1, 1, 1).expand_as(sums))
+                inputs = images[tile[0], above:below]
+                planes = torch.mm(taps, inputs.reshape(-1, channels).T)
+                planes = planes.view(3, 3, outputs, len(inputs), below - above, width)
+                sums = out[tile[0], :, rows].transpose(0, 1)
+                sums.copy_(bias.detach().view(-1, 1, 1, 1).expand_as(sums))
                 for i in range(3):
                     to = slice(max(rows.start, 1 - i), min(rows.stop, height + 1 - i))
                     of = slice(to.start + i - 1 - above, to.stop + i - 1 - above)
                     to = slice(to.start - rows.start, to.stop - rows.start)
                     for j in range(3):
                         left, right = max(0, 1 - j), min(width, width + 1 - j)
-                        shifted = planes[i, j, :, of, left + j - 1 : right + j - 1]
-                        sums[:, to, left:right] += shifted
+                        shifted = planes[i, j, ..., of, left + j - 1 : right + j - 1]
+                        sums[..., to, left:right] += shifted
 
             return convolve
 
-        share_tiles(_image_rows(x, outputs), x.device, worker)
+        share_tiles(_tiles(x, outputs), x.device, worker)
         ctx.save_for_backward(x, weight)
         return out
 
@@ -109,28 +112,29 @@ class _ShiftedSums(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x, weight = ctx.saved_tensors
-        _, channels, height, width = x.shape
+        _, channels, _, width = x.shape
         outputs = weight.shape[0]
         taps = weight.permute(2, 3, 0, 1).reshape(9 * outputs, channels)
         images = x.permute(0, 2, 3, 1)
-        padded = F.pad(grad.contiguous(), (1, 1, 1, 1))
+        padded = F.pad(grad.contiguous(), (1, 1, 1, 1)).transpose(0, 1)
         grad_images = torch.empty_like(images)
-        tiles = [(i, *tile) for i, tile in enumerate(_image_rows(x, outputs))]
+        tiles = [(i, *tile) for i, tile in enumerate(_tiles(x, outputs))]
         parts = x.new_empty(len(tiles), 9 * outputs, channels)
 
         def worker(_: int) -> Callable[[tuple[int, slice, slice]], None]:
             def add(tile: tuple[int, slice, slice]) -> None:
-                index, image, rows = tile[0], tile[1].start, tile[2]
-                first, count = rows.start, min(rows.stop, height) - rows.start
-                planes = padded.new_empty(3, 3, outputs, count, width)
+                index, group, rows = tile
+                inputs = images[group, rows]
+                first, count = rows.start, inputs.shape[1]
+                planes = padded.new_empty(3, 3, outputs, len(inputs), count, width)
                 for i in range(3):
                     for j in range(3):
                         top, left = first + 2 - i, 2 - j
-                        planes[i, j] = padded[image, :, top : top + count, left : left + width]
+                        planes[i, j] = padded[:, group, top : top + count, left : left + width]
                 grad_taps = planes.view(9 * outputs, -1)
-                inputs = images[image, rows].reshape(-1, channels)
-                torch.mm(grad_taps, inputs, out=parts[index])
-                torch.mm(grad_taps.T, taps, out=grad_images[image, rows].view(-1, channels))
+                torch.mm(grad_taps, inputs.reshape(-1, channels), out=parts[index])
+                to = grad_images[group, rows].view(-1, channels)
+                torch.mm(grad_taps.T, taps, out=to)
 
             return add
 
@@ -140,14 +144,11 @@ class _ShiftedSums(torch.autograd.Function):
         return grad_images.permute(0, 3, 1, 2), grad_weight, grad.sum((0, 2, 3))
 
 
-def _image_rows(x: Tensor, outputs: int) -> list[_Rows]:
-    """Tiles (one image, rows) of ``[B, C, H, W]``."""
+def _tiles(x: Tensor, outputs: int) -> list[_Rows]:
+    """Tiles (images, rows) of ``[B, C, H, W]``."""
     batch, _, height, width = x.shape
     size = 9 * outputs * width
-    tiles, group, _ = split_tiles(batch, height, size, _PRODUCTS, num_workers(x.device))
-    if group == 1:
-        return tiles
-    return [(slice(b, b + 1), slice(0, height)) for b in range(batch)]
+    return split_tiles(batch, height, size, _PRODUCTS, num_workers(x.device))[0]
 
 
 def conv3x3(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

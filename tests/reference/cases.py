@@ -120,7 +120,7 @@ def with_gradients(out: Tensor, leaves: Sequence[Tensor]) -> list[Tensor]:
     """The value, and a gradient of it by every leaf: zero where it does not depend on one."""
     if not out.requires_grad:
         return [out, *(torch.zeros_like(leaf) for leaf in leaves)]
-    loss = (out * random_weights(out).to(out.dtype)).sum()
+    loss = (out * random_weights(out).to(out)).sum()
     return [out, *torch.autograd.grad(loss, leaves, materialize_grads=True)]
 
 
