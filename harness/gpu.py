@@ -1,12 +1,18 @@
 """The GPU benchmark: everything that is measured on a CUDA device, piece by piece.
 
 Command line: ``python -m harness.gpu`` runs the pieces that have no record yet of this machine and
-this version of the code; each takes less than ten minutes and writes a record.
+this version of the code, those of most value first. Each writes its record as soon as it is done.
+
+Exit status: 0, every piece has a record; 1, some failed; 2, a mistake on the command line; 75, the
+time budget is used up; 130 or 143, a signal. The same command continues.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+import sys
+import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import tyro
@@ -17,10 +23,18 @@ from .base.errors import UserError
 from .base.signals import resumable
 from .config.rows import TABLE5_SIZES
 
+#: No piece begins with less time than this left.
+_LEAST_SECONDS = 10.0
+
 
 @dataclass(kw_only=True)
 class Options:
-    """Measure everything that needs a CUDA device, piece by piece; skip finished pieces."""
+    """Measure everything that needs a CUDA device, piece by piece; skip finished pieces.
+
+    Examples:
+      python -m harness.gpu --budget 12m
+      python -m harness.gpu --only table5 --seconds 120
+    """
 
     only: tuple[str, ...] = ()
     """Pieces whose names begin so, e.g. table5 or train-paper; all by default."""
@@ -30,6 +44,8 @@ class Options:
     """Measure finished pieces again."""
     seconds: float = 480.0
     """Seconds of measuring for each piece; preparing it takes further time."""
+    budget: str | None = None
+    """Time for all pieces, e.g. 12m, instead of --seconds; the most valuable come first."""
     sizes: tuple[str, ...] = tuple(f"{height}x{width}" for height, width in TABLE5_SIZES)
     """Feature maps, height x width, square."""
     device: str = "cuda"
@@ -48,9 +64,12 @@ def main() -> None:
     from rich.console import Console
 
     from .config.options import parse_size
-    from .measuring.gpu import Conditions, choose, find_record, measure
+    from .measuring.gpu import Conditions, choose, find_record, measure, share_of
+    from .records.shapes import Scaling
     from .records.store import save_record
+    from .reporting.scaling import statements
     from .reporting.tables.printed import gpu_tables
+    from .runs.sweep import BUDGET_STATUS, seconds_of
 
     names = choose(options.only)
     if options.pieces:
@@ -58,21 +77,42 @@ def main() -> None:
         return
     if not options.seconds > 0:
         raise UserError(f"seconds must be above 0, got {options.seconds}")
+    deadline = time.monotonic() + seconds_of(options.budget) if options.budget else math.inf
     sizes = tuple(parse_size(text) for text in options.sizes)
     if options.device.startswith("cuda") and not torch.cuda.is_available():
         raise UserError("the GPU benchmark needs a CUDA device, and this machine has none")
     conditions = Conditions(machine.pick_device(options.device), options.seconds, sizes)
-    console = Console()
-    for piece in names:
-        known = None if options.again else find_record(options.results, piece, conditions)
+    console, failed = Console(), []
+    for index, piece in enumerate(names):
+        known = None
+        if not options.again:
+            known = find_record(options.results, piece, conditions, deadline < math.inf)
         if known is not None:
             console.print(f"{piece} is finished: {known.id}; --again measures it again")
             continue
-        record = measure(piece, conditions)
+        if deadline < math.inf:
+            left = deadline - time.monotonic()
+            if left < _LEAST_SECONDS:
+                print(f"Time budget used up before {piece}; run the same command to continue.")
+                sys.exit(BUDGET_STATUS)
+            seconds = round(share_of(piece, names[index + 1 :], left), 1)
+            conditions = replace(conditions, seconds=seconds)
+        try:
+            record = measure(piece, conditions)
+        except UserError as error:
+            failed.append(piece)
+            print(f"{piece} failed: {error}", file=sys.stderr)
+            continue
         path = save_record(options.results, record)
-        for table in gpu_tables(record):
-            console.print(table)
+        if isinstance(record, Scaling):
+            print("\n".join(statements(record)))
+        else:
+            for table in gpu_tables(record):
+                console.print(table)
         console.print(f"Record: {path}", markup=False)
+    if failed:
+        print(f"{len(failed)} of {len(names)} pieces failed: {', '.join(failed)}", file=sys.stderr)
+        sys.exit(1)
 
 
 if __name__ == "__main__":

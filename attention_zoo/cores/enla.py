@@ -21,6 +21,7 @@ from torch import Tensor
 from ..base import no_autocast, sum_dtype, to_map, to_rows
 from ..implementations import register_core, why_not
 from .softmax import LOG2_E, refuse_second_derivative
+from .triton import prefers_triton
 
 #: Fewer features than these are not worth a second thread.
 FEW_FEATURES = 2**15
@@ -31,7 +32,14 @@ _MOST_UNSHIFTED = 48.0
 # 2 to it is 0, yet differences of it are defined.
 _LOG2_OF_ZERO = -1e30
 
-register_core("enla", lambda *args: "tiled" if why_not("enla", "native", *args) else "native")
+
+def _rule(*args: Any) -> str:
+    if prefers_triton(*args):
+        return "triton"
+    return "tiled" if why_not("enla", "native", *args) else "native"
+
+
+register_core("enla", _rule)
 
 
 class FeatureMap:

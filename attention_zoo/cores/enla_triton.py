@@ -52,8 +52,6 @@ class _TritonAttention(RandomFeatureAttention):
         return out
 
 
-# ``auto`` never means these: they have run in the interpreter and been compiled, but not yet run
-# on a GPU.
 implementation("enla", "triton", why_not_triton)(
     partial(attend_rows, _TritonAttention, TiledPasses)
 )

@@ -1,7 +1,6 @@
 """What the implementations of NLSA share: the sort, the plan of its tiles, the backward pass.
 
-``auto`` takes native kernels on the CPU where they can run, else tiles. The Triton kernels have run
-in the interpreter and been compiled, but not yet run on a GPU: they run only by name.
+``auto`` takes native kernels on the CPU and Triton's on CUDA where they can run, else tiles.
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ from ..nlsa import normalise_keys, padded_order
 from .native import why_not_native
 from .softmax import refuse_second_derivative
 from .tiles import in_cache, num_workers, share_tiles, step_length, tile_limit
+from .triton import prefers_triton
 
 # Scores that are held at once: on the CPU as many as the cache holds, see :mod:`.tiles`; elsewhere
 # 128 MB, for few launches.
@@ -45,7 +45,13 @@ def why_not_native_nlsa(q: Tensor, k: Tensor, v: Tensor, *_: object) -> str | No
     return why_not_native(q, k, v)
 
 
-register_core("nlsa", lambda *args: "tiled" if why_not_native_nlsa(*args) else "native")
+def _rule(*args: Any) -> str:
+    if prefers_triton(*args):
+        return "triton"
+    return "tiled" if why_not_native_nlsa(*args) else "native"
+
+
+register_core("nlsa", _rule)
 
 
 def attend_sorted(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import gc
+import itertools
+import re
 import subprocess
 import sys
 import time
@@ -11,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +24,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from attention_zoo.implementations import use_implementation, watch_implementations
+from attention_zoo import AttentionError
+from attention_zoo.implementations import (
+    list_implementations,
+    use_implementation,
+    watch_implementations,
+)
 from attention_zoo.nla import non_local_attention
 
 from ..base import machine
@@ -31,11 +39,11 @@ from ..config.run import PRECISIONS, DataConfig, RunConfig
 from ..config.variants import CORE_CHANNELS, Variant, create_core
 from ..images.cache import TrainingCache
 from ..network.edsr import build_network
-from ..records.shapes import Gpu, Latency, Machine
+from ..records.shapes import Gpu, Latency, Machine, Scaling
 from ..records.store import load_records, new_record, record_id
 from ..tasks.sr import SuperResolution
 from ..training.trainer import Trainer
-from . import latency
+from . import latency, scaling
 from .flops import Core
 from .graphs import captured
 from .latency import DTYPES, PASSES, SCALE, Case, precision
@@ -47,6 +55,8 @@ _PRESETS = ("base", "paper")
 _TARGETS = {"ENLCA-m128": 0.06, "NLSA-r4": 0.5}
 # Target: time of NLA over that of the plain flash kernel, at 100x100 in bfloat16.
 _FLASH_TARGET = 1.5
+# Cores with several implementations, and the modules that have them.
+_CORES = {"nla": "nla", "nlsa": "nlsa", "enla": "enlca", "criss-cross": "criss-cross"}
 # Steps of training that are not timed: workspaces, tuning, compilation.
 _WARMUP_STEPS = 5
 Rows = list[dict[str, Any]]
@@ -76,8 +86,9 @@ def _tests(conditions: Conditions) -> Rows:
     root = Path(__file__).resolve().parents[2]
     if not (root / "tests").is_dir():
         raise UserError("piece tests needs the source tree: run it in a clone of the repository")
+    parallel = ("-n", str(min(8, machine.usable_cores()))) if find_spec("xdist") else ()
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-m", "cuda", "-rfE", "tests"],
+        [sys.executable, "-m", "pytest", "-q", "-m", "cuda", "-rfE", *parallel, "tests"],
         cwd=root,
         capture_output=True,
         text=True,
@@ -251,6 +262,65 @@ def _flash(conditions: Conditions) -> Rows:
     return rows
 
 
+def _implementations(conditions: Conditions, dtype: str) -> Rows:
+    """Every implementation of the paper's cores, in turn: the record that ``auto`` follows."""
+    device, rows = conditions.device, []
+    variants = {core: Variant(name) for core, name in _CORES.items()}
+    cases = list(itertools.product(variants, conditions.sizes, PASSES))
+    seconds = conditions.seconds / 2 / len(cases)
+    with precision(dtype, device):
+        for core, (height, width), passes in cases:
+            case = Case("core", passes, height, width, dtype=dtype, device=device)
+            functions, notes = {}, {}
+            for name in list_implementations()[core]:
+                if name == "auto":
+                    continue
+                try:
+                    with use_implementation(f"{core}={name}"):
+                        functions[name] = case.function(variants[core])
+                        _fixed(functions[name], core, name)()
+                    functions[name] = _fixed(functions[name], core, name)
+                    if device.type == "cuda":
+                        functions[f"{name} graph"] = captured(functions[name], device)
+                except AttentionError as error:
+                    functions.pop(name, None)
+                    notes[name] = str(error).partition("cannot run here: ")[2]
+                except (RuntimeError, MemoryError) as error:
+                    if is_out_of_memory(error):
+                        functions.pop(name, None)
+                    text = (
+                        "out of memory" if is_out_of_memory(error) else str(error).splitlines()[0]
+                    )
+                    notes[name] = text[:200]
+            times = time_in_turn(
+                functions, device, warmup=3, min_runs=3, max_runs=MAX_RUNS, max_seconds=seconds
+            )
+            rows.append(
+                {
+                    "name": f"{variants[core].label}, {height}x{width}, {passes}",
+                    "variant": variants[core].describe(),
+                    "height": height,
+                    "width": width,
+                    "passes": passes,
+                    "dtype": dtype,
+                    "runs": min(one.runs for one in times.values()),
+                    "notes": notes,
+                }
+                | {name: timing.median_ms for name, timing in times.items()}
+            )
+            del functions
+            _release(device)
+    return rows
+
+
+def _fixed(function: Callable[[], Any], core: str, name: str) -> Callable[[], Any]:
+    def run() -> Any:
+        with use_implementation(f"{core}={name}"):
+            return function()
+
+    return run
+
+
 def _train(conditions: Conditions, preset: str, dtype: str) -> Rows:
     """Steps per second of a preset's network with each module, and the whole schedule's cost."""
     variants = [v for v in rows_to_run("table6") if v.name != "nla"] + [Variant("nla")]
@@ -343,6 +413,7 @@ def _release(device: torch.device) -> None:
 PIECES: dict[str, Callable[[Conditions], Rows]] = {
     "tests": _tests,
     "flash": _flash,
+    **{f"implementations-{d}": partial(_implementations, dtype=d) for d in PRECISIONS},
     **{f"limits-{d}": partial(_limits, dtype=d) for d in PRECISIONS},
     **{f"train-{p}-{d}": partial(_train, preset=p, dtype=d) for p in _PRESETS for d in PRECISIONS},
 }
@@ -351,12 +422,45 @@ LATENCIES = {
     **{f"table5-{dtype}": ("table5", dtype) for dtype in PRECISIONS},
     **{f"rivals-{dtype}": ("rivals", dtype) for dtype in ("float32", "bfloat16")},
 }
+#: Pieces that give a scaling record, to 512 x 512: dtype.
+SCALINGS = {f"scaling-{dtype}": dtype for dtype in ("float32", "bfloat16")}
+#: All pieces in the order of their value, with the share of a time budget that each may measure.
+SHARES = {
+    "tests": 0.0,
+    "table5-float32": 3.0,
+    "implementations-float32": 2.0,
+    "limits-float32": 2.0,
+    "table5-bfloat16": 2.0,
+    "table5-tf32": 2.0,
+    "flash": 0.5,
+    "limits-bfloat16": 1.5,
+    "train-base-float32": 1.5,
+    "train-paper-float32": 1.5,
+    "scaling-float32": 2.0,
+    "implementations-bfloat16": 1.5,
+    "train-paper-bfloat16": 1.5,
+    "limits-tf32": 1.5,
+    "rivals-float32": 2.0,
+    "train-base-bfloat16": 1.0,
+    "train-paper-tf32": 1.0,
+    "train-base-tf32": 1.0,
+    "implementations-tf32": 1.0,
+    "scaling-bfloat16": 2.0,
+    "rivals-bfloat16": 1.5,
+}
+# Share of a piece's time that it may spend on measuring: the rest goes into preparing its calls.
+_MEASURING = 0.5
 
 
 def list_pieces() -> list[str]:
-    """All pieces, in the order in which they run."""
-    names = list(PIECES)
-    return [names[0], *LATENCIES, *names[1:]]
+    """All pieces, in the order in which they run: that of their value."""
+    return list(SHARES)
+
+
+def share_of(piece: str, later: Sequence[str], seconds: float) -> float:
+    """Seconds of measuring for a piece, where so many are left for it and for those after it."""
+    whole = sum(SHARES[name] for name in (piece, *later))
+    return _MEASURING * seconds * SHARES[piece] / whole if whole else 0.0
 
 
 def choose(only: Sequence[str]) -> list[str]:
@@ -372,8 +476,8 @@ def choose(only: Sequence[str]) -> list[str]:
     return [name for name in names if not only or name.startswith(tuple(only))]
 
 
-def measure(piece: str, conditions: Conditions) -> Latency | Gpu:
-    """Measure one piece: a latency record for those of LATENCIES, else a gpu record."""
+def measure(piece: str, conditions: Conditions) -> Latency | Gpu | Scaling:
+    """Measure one piece: a latency or scaling record for those that have one, else a gpu record."""
     device, command = conditions.device, _command(piece, conditions)
     with _random_state(device):
         if piece in LATENCIES:
@@ -387,12 +491,24 @@ def measure(piece: str, conditions: Conditions) -> Latency | Gpu:
                 max_seconds=conditions.seconds / cases,
                 command=command,
             )
-        sizes = [list(size) for size in conditions.sizes]
+        if piece in SCALINGS:
+            sizes = scaling.SIZES if device.type == "cuda" else conditions.sizes
+            return scaling.measure(
+                rows_to_run("table5"),
+                device=device,
+                dtype=SCALINGS[piece],
+                sizes=sizes,
+                size_seconds=conditions.seconds / len(sizes),
+                command=command,
+            )
         content = {
             "command": command,
             "machine": machine.describe(device),
             "piece": piece,
-            "settings": {"seconds": conditions.seconds, "sizes": sizes},
+            "settings": {
+                "seconds": conditions.seconds,
+                "sizes": [list(size) for size in conditions.sizes],
+            },
             "rows": PIECES[piece](conditions),
         }
     return new_record(Gpu, record_id(f"{piece}-{device.type}", content), content)
@@ -412,13 +528,29 @@ def _command(piece: str, conditions: Conditions) -> str:
     )
 
 
-def find_record(results: Path, piece: str, conditions: Conditions) -> Latency | Gpu | None:
-    """A record of the piece by the same command, on the same device and version of the code."""
+def find_record(
+    results: Path, piece: str, conditions: Conditions, any_time: bool = False
+) -> Latency | Gpu | Scaling | None:
+    """A record of the piece by the same command, on the same device and version of the code.
+
+    Args:
+        results: folder with records.
+        piece: its name.
+        conditions: those of the command.
+        any_time: the seconds of measuring may differ.
+    """
     here = msgspec.convert(machine.describe(conditions.device), Machine)
-    kind: type[Latency] | type[Gpu] = Latency if piece in LATENCIES else Gpu
+    kind: type[Latency] | type[Gpu] | type[Scaling] = (
+        Latency if piece in LATENCIES else Scaling if piece in SCALINGS else Gpu
+    )
+
+    def plain(command: str) -> str:
+        return re.sub(r" --seconds \S+", "", command) if any_time else command
+
+    wanted = plain(_command(piece, conditions))
     for record in load_records(results, kind):
         there = record.machine
-        if record.command == _command(piece, conditions) and (
+        if plain(record.command) == wanted and (
             (there.gpu, there.packages, there.code) == (here.gpu, here.packages, here.code)
         ):
             return record

@@ -28,6 +28,11 @@ def why_not_triton(q: Tensor, k: Tensor, v: Tensor, *_: object) -> str | None:
     return None
 
 
+def prefers_triton(q: Tensor, k: Tensor, v: Tensor, *_: object) -> bool:
+    """Whether ``auto`` takes a Triton kernel: on a CUDA device, wherever one can run."""
+    return v.device.type == "cuda" and why_not_triton(q, k, v) is None
+
+
 def _interpreted(like: Tensor) -> bool:
     return like.device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"
 
@@ -36,10 +41,13 @@ def precision(like: Tensor) -> tuple[str, str]:
     """How matrix products of such values are done: (those of exponents, those with values).
 
     Three TF32 products for each give float32's precision on the matrix units, where its own would
-    not run. Half-precision values lose nothing as TF32, but the exponents, in float32, would.
+    not run. bfloat16 is coarser than one TF32 product, but its exponents, in float32, are not.
+    float16 is as fine as TF32, and gradients by small embeddings magnify what a product loses.
     """
-    if like.dtype != torch.float32:
+    if like.dtype == torch.bfloat16:
         return "tf32x3", "tf32"
+    if like.dtype == torch.float16:
+        return "tf32x3", "tf32x3"
     if torch.get_float32_matmul_precision() != "highest":
         return "tf32", "tf32"
     return "tf32x3", "tf32x3"

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -21,6 +22,9 @@ from harness.config.rows import table_rows
 from harness.config.variants import Variant
 from harness.measuring import graphs, latency
 from harness.measuring.gpu import (
+    LATENCIES,
+    PIECES,
+    SCALINGS,
     Conditions,
     _errors,
     _train_rates,
@@ -28,8 +32,9 @@ from harness.measuring.gpu import (
     find_record,
     list_pieces,
     measure,
+    share_of,
 )
-from harness.records.shapes import Code, Latency, untyped
+from harness.records.shapes import Code, Gpu, Latency, Scaling, untyped
 from harness.records.store import load_records, save_record
 from tests.harness.conftest import Cli
 
@@ -61,10 +66,63 @@ def test_pieces_cover_the_dtypes_and_presets() -> None:
     for dtype in ("float32", "tf32", "bfloat16"):
         expected = {f"table5-{dtype}", f"limits-{dtype}"}
         assert expected | {f"train-base-{dtype}", f"train-paper-{dtype}"} <= set(names)
+        assert {f"implementations-{dtype}"} <= set(names)
+    assert sorted(names) == sorted([*PIECES, *LATENCIES, *SCALINGS])
     assert choose(["train-paper", "flash"])[0] == "flash"
     assert choose([]) == names
     with pytest.raises(UserError, match="no piece begins with 'table6': choose from tests, table5"):
         choose(["table6"])
+
+
+def test_a_budget_is_shared_among_what_is_left() -> None:
+    names, left, seconds = list_pieces(), 600.0, {}
+    for index, piece in enumerate(names):
+        seconds[piece] = share_of(piece, names[index + 1 :], left)
+        left -= 2 * seconds[piece]  # half of a piece's time goes into measuring
+    assert left == pytest.approx(0, abs=1e-6)
+    assert seconds["tests"] == 0
+    assert seconds["table5-float32"] == max(seconds.values())
+
+
+def test_every_implementation_in_turn() -> None:
+    rows = {row["name"]: row for row in measure("implementations-float32", TINY).rows}
+    row = rows["ENLCA-m128, 6x6, forward"]
+    assert row["tiled"] > 0
+    assert row["released"] > 0
+    assert "need a CUDA device" in row["notes"]["triton"]
+    assert len(rows) == 8
+
+
+def test_scaling_is_a_scaling_record() -> None:
+    record = measure("scaling-float32", TINY)
+    assert isinstance(record, Scaling)
+    assert {row.height for row in record.rows} == {6}
+
+
+def test_a_day_within_its_budget(cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """One piece fails, the others go on; with no time left the rest waits; finished ones stay."""
+    clock = [0.0]
+    monkeypatch.setattr("harness.gpu.time", SimpleNamespace(monotonic=lambda: clock[0]))
+    pieces = ["flash", "tests", "table5-float32", "rivals-float32"]
+    monkeypatch.setattr("harness.measuring.gpu.choose", lambda only: pieces)
+    real = measure
+
+    def timed(piece: str, conditions: Conditions) -> Any:
+        clock[0] += 4.0
+        if piece == "tests":
+            raise UserError("tests of CUDA failed: a")
+        assert piece == "flash"
+        return real("flash", dataclasses.replace(TINY, seconds=conditions.seconds / 1e4))
+
+    monkeypatch.setattr("harness.measuring.gpu.measure", timed)
+    words = ("gpu --device cpu --sizes 6x6 --budget 17s", "--results", tmp_path)
+    done = cli(*words, status=75)
+    assert "Time budget used up before table5-float32; run the same command" in done.out
+    assert "tests failed: tests of CUDA failed: a" in done.err
+    assert len(load_records(tmp_path, Gpu)) == 1
+    pieces[:] = ["flash", "tests"]
+    done = cli(*words, status=1)
+    assert "1 of 2 pieces failed: tests" in done.err
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
