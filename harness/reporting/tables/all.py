@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ...base.errors import UserError
-from ...records.shapes import Cost, Latency, Redraw, Run, Scaling, Speed
+from ...records.shapes import Cost, Gpu, Latency, Redraw, Run, Scaling, Speed
 from ...records.store import load_records
 from ..benches import find_benches
 from ..settings import Setting, find_settings, image_task_settings, of_task
 from .claims import claims_table
+from .gpu import gpu_tables
 from .latency import latency_details, table5
 from .methods import methods_table
 from .modules import modules_table
@@ -71,7 +72,8 @@ def all_tables(
     runs, costs = load_records(results, Run), load_records(results, Cost)
     latency, scaling = load_records(results, Latency), load_records(results, Scaling)
     speed, redraws = load_records(results, Speed), load_records(results, Redraw)
-    if not (runs or costs or latency or scaling or speed or redraws):
+    gpu = load_records(results, Gpu)
+    if not (runs or costs or latency or scaling or speed or redraws or gpu):
         raise UserError(f"no records under {results / 'records'}; run python -m harness.run first")
     if preset is not None:
         found = sorted({run.config.preset for run in runs})
@@ -87,6 +89,7 @@ def all_tables(
             return build_tasks(runs, costs, latency)
     tables = build(runs, costs, latency) + [("", scaling_table(record)) for record in scaling]
     tables += [("", speed_table(rows)) for rows in find_speeds(speed)]
+    tables += [("", table) for table in gpu_tables(gpu)]
     return tables + ([("", redraw_table(redraws))] if redraws else [])
 
 
