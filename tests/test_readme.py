@@ -120,7 +120,7 @@ def test_results_open_with_six_findings_of_one_number_each() -> None:
 def test_the_index_names_every_published_table_and_figure() -> None:
     """Settings by their folders; files without a setting by their names, or how these begin."""
     index = "\n".join(re.findall(r"^\| (`.*?) \|", RESULTS.partition("## Index")[2], re.MULTILINE))
-    names = set(re.findall(r"`(?:tables/|figures/)?([\w-]+)(?:-\*)?`", index))
+    names = set(re.findall(r"`(?:tables/|figures/)?([\w.-]+)(?:-\*)?`", index))
     seen = set()
     for path in [*committed("results/tables"), *committed("results/figures")]:
         name = path.parts[2] if len(path.parts) > 3 else path.stem
