@@ -53,19 +53,29 @@ class Oracle(Attention):
         check_qkv(q, k, v)
         if self.references is None:
             return v
-        found, rows = self.references, v.flatten(2)
-        wanted = [rows.shape[0], rows.shape[2]]
-        if found.dim() != 3 or list(found.shape[:2]) != wanted:
-            raise AttentionError(
-                f"oracle has references {list(found.shape)} for images of {wanted} positions: set "
-                "[B, N, R] before each forward"
-            )
+        rows = v.flatten(2)
+        found = self.check_references(rows.shape[0], rows.shape[2])
         index = found.flatten(1)[:, None].expand(-1, rows.shape[1], -1)
         values = torch.gather(rows, 2, index).unflatten(2, found.shape[1:])
         if found.shape[2] == 1:
             return values.view(v.shape)
         with no_autocast(v):
             return values.mean(3, dtype=sum_dtype(v)).to(v.dtype).view(v.shape)
+
+    def check_references(self, batch: int, n: int) -> Tensor:
+        """The references, if they fit so many images of so many positions.
+
+        Raises:
+            AttentionError: they do not.
+        """
+        found = self.references
+        assert found is not None
+        if found.dim() != 3 or list(found.shape[:2]) != [batch, n]:
+            raise AttentionError(
+                f"{self.name} has references {list(found.shape)} for images of {[batch, n]} "
+                "positions: set [B, N, R] before each forward"
+            )
+        return found
 
     def attention_weights(self, q: Tensor, k: Tensor, row: int, col: int) -> Tensor:
         """``1 / R`` at each reference, else 0, ``[B, H, W]``."""

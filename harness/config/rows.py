@@ -45,6 +45,7 @@ def table_rows(table: str) -> list[Variant]:
     """
     enlca = [_variant("enlca", m=m) for m in (256, 128, 64, 32, 16, 8, 4, 2)]
     none, nla, nlsa = Variant("none"), Variant("nla"), Variant("nlsa")
+    controls = [none, *map(Variant, ("conv", "mean", "reference-mean", "oracle"))]
     n1_n2 = itertools.product((0.01, 0.015, 0.02, 0.03), (0.04, 0.08, 0.13, 0.2))
     rows = {
         "table1": [none, nla, nlsa, enlca[1]],
@@ -75,9 +76,9 @@ def table_rows(table: str) -> list[Variant]:
             Variant("mdta"),
             Variant("channel-attention"),
         ],
-        "controls": [none, Variant("conv"), Variant("mean"), Variant("oracle")],
+        "controls": controls,
         "profile": [
-            *(none, Variant("conv"), Variant("mean"), Variant("oracle"), nla),
+            *(*controls, nla),
             *(_variant("nlsa", chunk_size=size) for size in (144, 72, 24)),
             *(_variant("criss-cross", recurrence=passes) for passes in (1, 2)),
             *enlca,

@@ -208,6 +208,11 @@ def _with_interval(found: Estimate | None) -> str:
     return f"{found.mean:.3f}{bracket(found, '.3f')}" if found else "–"
 
 
+def _reference_mean_is_one_over_d(profile: Profile) -> list[Condition]:
+    read = _Reader(profile)
+    return [_near(read("reference-mean", size), 1 / PAIRS[_D4], 0.03) for size in range(3)]
+
+
 def _mean_is_one_over_d(profile: Profile) -> list[Condition]:
     read = _Reader(profile)
     return [_near(read("mean", size), 1 / PAIRS[_D4], 0.03) for size in range(3)]
@@ -280,6 +285,7 @@ REQUIREMENTS = (
     ),
     Prediction("without references every row is at 0", _deleted),
     Prediction("mean is at 1/D at all n", _mean_is_one_over_d),
+    Prediction("the mean over the references is at 1/D at all n", _reference_mean_is_one_over_d),
     Prediction(
         "oracle is at least 0.98 at all n",
         lambda p: [at_least(_Reader(p)("oracle", size), 0.98) for size in range(3)],

@@ -347,6 +347,10 @@ ORACLES: dict[str, Oracle] = {
         drawn=FEATURES,
         defaults=False,
     ),
+    # With references see test_oracle.py.
+    "reference-mean": Oracle(
+        by(reference.mean.mean_of_values), gflops="0.00", label="Mean of references"
+    ),
     "region": Oracle(
         by(reference.region.region_attention, "grid"),
         gflops="6.40",

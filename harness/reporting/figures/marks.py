@@ -21,7 +21,7 @@ _PAPER = ("enlca", "nla", "nlsa", "criss-cross", "conv", "enla")
 # The controls of synthetic tasks are in no figure of PSNR: they come last.
 _TABLES = [table for table in get_args(TableName) if table not in ("controls", "profile")]
 # Apart from the modules that stand beside them.
-_CONTROLS = {"mean": 27, "oracle": 29}
+_CONTROLS = {"mean": 27, "reference-mean": 28, "oracle": 29}
 _NAMES = {variant.name for table in _TABLES for variant in table_rows(table)}
 #: Modules in the order of their colours and markers, the same in all figures.
 FAMILIES = (*_PAPER, *sorted(_NAMES - {*_PAPER}))
