@@ -47,6 +47,7 @@ from . import latency, scaling
 from .flops import Core
 from .graphs import captured
 from .latency import DTYPES, PASSES, SCALE, Case, precision
+from .load import watch_load
 from .speed import Comparison, machine_limits
 from .timing import MAX_RUNS, time_in_turn
 
@@ -478,7 +479,7 @@ def choose(only: Sequence[str]) -> list[str]:
 
 def measure(piece: str, conditions: Conditions) -> Latency | Gpu | Scaling:
     """Measure one piece: a latency or scaling record for those that have one, else a gpu record."""
-    device, command = conditions.device, _command(piece, conditions)
+    device, command, load = conditions.device, _command(piece, conditions), watch_load()
     with _random_state(device):
         if piece in LATENCIES:
             rows, dtype = LATENCIES[piece]
@@ -501,7 +502,7 @@ def measure(piece: str, conditions: Conditions) -> Latency | Gpu | Scaling:
                 size_seconds=conditions.seconds / len(sizes),
                 command=command,
             )
-        content = {
+        content: dict[str, Any] = {
             "command": command,
             "machine": machine.describe(device),
             "piece": piece,
@@ -511,6 +512,7 @@ def measure(piece: str, conditions: Conditions) -> Latency | Gpu | Scaling:
             },
             "rows": PIECES[piece](conditions),
         }
+        content["other_cores"] = load()
     return new_record(Gpu, record_id(f"{piece}-{device.type}", content), content)
 
 

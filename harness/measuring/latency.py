@@ -28,6 +28,7 @@ from ..records.shapes import Latency, LatencyRow, RecordedVariant, untyped
 from ..records.store import new_record, record_id
 from .flops import Core
 from .graphs import captured
+from .load import warn_of_load, watch_load
 from .memory import peak_memory
 from .timing import MAX_RUNS, Timing, time_in_turn
 
@@ -68,6 +69,7 @@ def measure(
     graphs: bool = False,
     command: str = "",
     on_run: OnRun | None = None,
+    warn: bool = True,
 ) -> Latency:
     """Time all variants in turn, for each part, size and pass.
 
@@ -101,6 +103,7 @@ def measure(
             be recorded as a graph gets a row with a note.
         command: the command of the record.
         on_run: called with the progress.
+        warn: say on standard error if other processes were busy meanwhile; the record tells it.
 
     Raises:
         UserError: a dtype that the device does not offer, graphs without CUDA, or nothing to time.
@@ -125,7 +128,9 @@ def measure(
     if not variants or not cases:
         raise UserError("nothing to time: name at least one attention, part, size and pass")
     rows: list[LatencyRow] = []
-    with precision(dtype, device), torch.random.fork_rng(devices=[device] if cuda else []):
+    random = torch.random.fork_rng(devices=[device] if cuda else [])
+    load = watch_load()
+    with precision(dtype, device), random:
         described = machine.describe(device)
         for index, case in enumerate(cases):
 
@@ -135,6 +140,9 @@ def measure(
                     on_run((index + share) / len(cases), f"{case}: {label}")
 
             rows += _time_case(case, variants, limits, graphs, report)
+    others = load()
+    if warn:
+        warn_of_load(others)
     settings = limits | {
         "order": "in turn, newly drawn each round",
         "clock": "CUDA events" if cuda else "host clock, device synchronised",
@@ -151,6 +159,7 @@ def measure(
         "machine": described,
         "settings": settings,
         "rows": [untyped(row) for row in rows],
+        "other_cores": others,
     }
     return new_record(Latency, record_id(f"{device.type}-{dtype}", content), content)
 

@@ -13,6 +13,7 @@ from ..records.shapes import Latency, LatencyRow, Scaling, untyped
 from ..records.store import new_record, record_id
 from . import latency
 from .latency import PASSES, Case, memory_row, without_numbers
+from .load import warn_of_load, watch_load
 from .timing import MAX_RUNS
 
 SIZES = tuple((side, side) for side in (32, 64, 100, 128, 192, 256, 384, 512))
@@ -68,6 +69,7 @@ def measure(
     latest: dict[int, LatencyRow] = {}
     rows: list[LatencyRow] = []
     session: Latency | None = None
+    load = watch_load()
     for index, size in enumerate(ordered):
         case = Case("core", passes, *size, dtype=dtype, device=device, seed=seed)
         slow: dict[int, float] = {}
@@ -95,6 +97,7 @@ def measure(
                 max_seconds=size_seconds,
                 seed=seed,
                 on_run=report,
+                warn=False,
             )
             measured = dict(zip(chosen, session.rows, strict=True))
         latest |= {i: row for i, row in measured.items() if row.median_ms is not None}
@@ -108,6 +111,8 @@ def measure(
         rows += [measured[i] for i in range(len(variants))]
     if session is None:
         raise UserError("nothing to time: name at least one attention and size")
+    others = load()
+    warn_of_load(others)
     settings = untyped(session.settings) | {
         "max_seconds": max_seconds,
         "memory_seconds": memory_seconds,
@@ -119,6 +124,7 @@ def measure(
         "machine": untyped(session.machine),
         "settings": settings,
         "rows": [untyped(row) for row in rows],
+        "other_cores": others,
     }
     return new_record(Scaling, record_id(f"{device.type}-{dtype}", content), content)
 

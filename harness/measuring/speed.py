@@ -28,6 +28,7 @@ from ..training.trainer import fused_adam
 from .apart import ProcessEnded, run_in_subprocess
 from .flops import count_network
 from .latency import SCALE, Case, without_numbers
+from .load import warn_of_load, watch_load
 from .memory import peak_memory
 from .timing import MAX_RUNS, Timing, median_ratio, sample_in_turn, time_in_turn
 
@@ -272,6 +273,7 @@ def measure(
     }
     cases = [(one, passes) for one in comparisons for passes in one.targets]
     rows = []
+    load = watch_load()
     with machine.use_tf32(False), torch.random.fork_rng(devices=[device] if cuda else []):
         described = machine.describe(device)
         rates = machine_limits(device)
@@ -285,6 +287,8 @@ def measure(
             rows.append(
                 _head(one, passes, device, rates) | times(one, passes, device, limits, report)
             )
+    others = load()
+    warn_of_load(others)
     settings = limits | {
         "order": "in turn, newly drawn each round",
         "clock": "CUDA events" if cuda else "host clock, device synchronised",
@@ -297,6 +301,7 @@ def measure(
         "machine_limits": rates,
         "settings": settings,
         "rows": rows,
+        "other_cores": others,
     }
     return new_record(Speed, record_id(f"{device.type}-float32", content), content)
 

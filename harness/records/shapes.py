@@ -388,10 +388,11 @@ class LatencySettings(_Shape, frozen=True, kw_only=True):
 
 
 class Latency(Record, frozen=True, kw_only=True):
-    """Methods timed in turn on one machine."""
+    """Methods timed in turn on one machine; ``other_cores`` other processes kept busy."""
 
     settings: LatencySettings
     rows: list[LatencyRow]
+    other_cores: Number | UnsetType = UNSET
 
 
 class ScalingSettings(LatencySettings, frozen=True, kw_only=True):
@@ -403,10 +404,11 @@ class ScalingSettings(LatencySettings, frozen=True, kw_only=True):
 
 
 class Scaling(Record, frozen=True, kw_only=True):
-    """Time and memory of cores against the number of positions."""
+    """Time and memory of cores against the number of positions; ``other_cores`` as in Latency."""
 
     settings: ScalingSettings
     rows: list[LatencyRow]
+    other_cores: Number | UnsetType = UNSET
 
 
 class SpeedRow(_Shape, frozen=True, kw_only=True):
@@ -453,11 +455,12 @@ class MachineLimits(_Shape, frozen=True, kw_only=True):
 
 
 class Speed(Record, frozen=True, kw_only=True):
-    """Released implementations beside ours, and the machine's limits."""
+    """Released implementations beside ours, and the machine's limits; ``other_cores`` as before."""
 
     settings: SpeedSettings
     machine_limits: MachineLimits
     rows: list[SpeedRow]
+    other_cores: Number | UnsetType = UNSET
 
 
 class RedrawRow(_Shape, frozen=True, kw_only=True):
@@ -498,6 +501,7 @@ class Gpu(Record, frozen=True, kw_only=True):
     piece: str
     settings: dict[str, Any]
     rows: list[dict[str, Any]]
+    other_cores: Number | UnsetType = UNSET
 
 
 class ApproximatedNetwork(_Shape, frozen=True, kw_only=True):
