@@ -121,11 +121,19 @@ class Attention(nn.Module):
             AttentionError: x is not 4-dimensional or does not have ``channels`` channels.
         """
         self._check_input(x)
-        self._auxiliary = None
+        repeated = is_repeated()
+        if not repeated:
+            self._auxiliary = None
         q, k, y = self.attended(x)
         if self.training and self.auxiliary_enabled:
-            self._auxiliary = self.contrast(q, k)
+            loss = self.contrast(q, k)
+            if not repeated:
+                self._auxiliary = loss
         return self.residual(x, y)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What copies and pickles hold: the last auxiliary loss, part of a graph, stays behind."""
+        return self.__dict__ | {"_auxiliary": None}
 
     def attended(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """:meth:`project`, then :meth:`attend`, of ``[B, C, H, W]``.
@@ -196,6 +204,11 @@ class Attention(nn.Module):
                 f"{self.name or type(self).__name__} takes [B, {self.channels}, H, W] "
                 f"with H, W >= 1, got {list(x.shape)}"
             )
+
+
+def is_repeated() -> bool:
+    """Whether a forward is repeated within a backward pass, as ``torch.utils.checkpoint`` does."""
+    return torch._C._current_graph_task_id() != -1
 
 
 def is_method(bound: object, function: object) -> bool:

@@ -49,6 +49,7 @@ from .base import (
     check_qkv,
     embedding_channels,
     is_method,
+    is_repeated,
     no_autocast,
     require_at_least,
     to_rows,
@@ -250,7 +251,7 @@ class EfficientNonLocalAttention(Attention):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[B, C, H, W]`` to ``[B, C, H, W]``."""
-        if self.training and self.redraw_every:
+        if self.training and self.redraw_every and not is_repeated():
             if self.forwards > 0 and self.forwards % self.redraw_every == 0:
                 self.redraw()
             self.forwards += 1
