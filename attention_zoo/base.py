@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -283,6 +282,29 @@ def split_heads(x: Tensor, heads: int) -> Tensor:
     return x.unflatten(1, (heads, -1))
 
 
-def linear(layer: nn.Linear, x: Tensor) -> Tensor:
-    """``layer(x)`` in the dtype of x, ``[…, in]`` to ``[…, out]``."""
-    return F.linear(x, layer.weight.to(x.dtype), layer.bias.to(x.dtype))
+def is_plain(layer: nn.Module) -> bool:
+    """Whether a layer's weight and bias say what a call of it gives.
+
+    They do not where a user replaced the layer by a wrapper of it (LoRA), or gave it hooks or
+    parametrizations (spectral norm, weight norm, pruning): these act only when it is called.
+    """
+    return (
+        type(layer) in (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
+        and not layer._forward_pre_hooks
+        and not layer._forward_hooks
+        and not layer._backward_hooks
+        and not layer._backward_pre_hooks
+        and "forward" not in vars(layer)
+    )
+
+
+def call_in_dtype(layer: nn.Module, x: Tensor) -> Tensor:
+    """``layer(x)`` computed in the dtype of x; in the layer's own if it is not :func:`is_plain`."""
+    tensors = dict(layer.named_parameters())
+    own = next((t.dtype for t in tensors.values() if t.is_floating_point()), x.dtype)
+    if own == x.dtype:
+        return layer(x)
+    if not is_plain(layer):
+        return layer(x.to(own)).to(x.dtype)
+    cast = {name: t.to(x.dtype) for name, t in tensors.items()}
+    return torch.func.functional_call(layer, cast, x)
