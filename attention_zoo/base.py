@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -121,11 +120,19 @@ class Attention(nn.Module):
             AttentionError: x is not 4-dimensional or does not have ``channels`` channels.
         """
         self._check_input(x)
-        self._auxiliary = None
+        repeated = is_repeated()
+        if not repeated:
+            self._auxiliary = None
         q, k, y = self.attended(x)
         if self.training and self.auxiliary_enabled:
-            self._auxiliary = self.contrast(q, k)
+            loss = self.contrast(q, k)
+            if not repeated:
+                self._auxiliary = loss
         return self.residual(x, y)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What copies and pickles hold: the last auxiliary loss, part of a graph, stays behind."""
+        return self.__dict__ | {"_auxiliary": None}
 
     def attended(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """:meth:`project`, then :meth:`attend`, of ``[B, C, H, W]``.
@@ -196,6 +203,11 @@ class Attention(nn.Module):
                 f"{self.name or type(self).__name__} takes [B, {self.channels}, H, W] "
                 f"with H, W >= 1, got {list(x.shape)}"
             )
+
+
+def is_repeated() -> bool:
+    """Whether a forward is repeated within a backward pass, as ``torch.utils.checkpoint`` does."""
+    return torch._C._current_graph_task_id() != -1
 
 
 def is_method(bound: object, function: object) -> bool:
@@ -270,6 +282,29 @@ def split_heads(x: Tensor, heads: int) -> Tensor:
     return x.unflatten(1, (heads, -1))
 
 
-def linear(layer: nn.Linear, x: Tensor) -> Tensor:
-    """``layer(x)`` in the dtype of x, ``[…, in]`` to ``[…, out]``."""
-    return F.linear(x, layer.weight.to(x.dtype), layer.bias.to(x.dtype))
+def is_plain(layer: nn.Module) -> bool:
+    """Whether a layer's weight and bias say what a call of it gives.
+
+    They do not where a user replaced the layer by a wrapper of it (LoRA), or gave it hooks or
+    parametrizations (spectral norm, weight norm, pruning): these act only when it is called.
+    """
+    return (
+        type(layer) in (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
+        and not layer._forward_pre_hooks
+        and not layer._forward_hooks
+        and not layer._backward_hooks
+        and not layer._backward_pre_hooks
+        and "forward" not in vars(layer)
+    )
+
+
+def call_in_dtype(layer: nn.Module, x: Tensor) -> Tensor:
+    """``layer(x)`` computed in the dtype of x; in the layer's own if it is not :func:`is_plain`."""
+    tensors = dict(layer.named_parameters())
+    own = next((t.dtype for t in tensors.values() if t.is_floating_point()), x.dtype)
+    if own == x.dtype:
+        return layer(x)
+    if not is_plain(layer):
+        return layer(x.to(own)).to(x.dtype)
+    cast = {name: t.to(x.dtype) for name, t in tensors.items()}
+    return torch.func.functional_call(layer, cast, x)

@@ -49,6 +49,8 @@ from .base import (
     check_qkv,
     embedding_channels,
     is_method,
+    is_plain,
+    is_repeated,
     no_autocast,
     require_at_least,
     to_rows,
@@ -250,7 +252,7 @@ class EfficientNonLocalAttention(Attention):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[B, C, H, W]`` to ``[B, C, H, W]``."""
-        if self.training and self.redraw_every:
+        if self.training and self.redraw_every and not is_repeated():
             if self.forwards > 0 and self.forwards % self.redraw_every == 0:
                 self.redraw()
             self.forwards += 1
@@ -285,10 +287,20 @@ def projects_sums(module: Attention, own: type[Attention], m: int, n: int) -> bo
     """Whether the values' projection maps m sums instead of N values, see ``value_map`` above.
 
     Not where that is more work, nor where a subclass of ``own`` or a user of the module replaced
-    its ``project`` or ``attend``: then these are called.
+    its ``project`` or ``attend``, or changed the layer ``value``: then these are called.
     """
     kept = is_method(module.project, own.project) and is_method(module.attend, own.attend)
-    return n > m and kept
+    return n > m and kept and _is_matrix(module.value, module.channels)
+
+
+def _is_matrix(layer: object, channels: int) -> bool:
+    """Whether a layer is a 1x1 convolution that :func:`weight_and_bias` describes."""
+    return (
+        isinstance(layer, nn.Conv2d)
+        and is_plain(layer)
+        and layer.bias is not None
+        and layer.weight.shape[1:] == (channels, 1, 1)
+    )
 
 
 def weight_and_bias(convolution: nn.Conv2d) -> tuple[Tensor, Tensor]:

@@ -40,8 +40,8 @@ class _NativeCrissCross(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
         refuse_second_derivative("criss_cross_attention")
-        given, lse = ctx.saved_tensors[:3], ctx.saved_tensors[4]
-        q, k, v, out, grad = (float_rows(t, WIDTH) for t in (*ctx.saved_tensors[:4], grads[0]))
+        *given, out, lse = ctx.saved_tensors  # read once: torch's checkpoint allows no more
+        q, k, v, out, grad = (float_rows(t, WIDTH) for t in (*given, out, grads[0]))
         sums = [torch.empty_like(t) for t in (q, k, v)]
 
         def add(columns: bool, *lines: Tensor) -> native.Work:

@@ -208,8 +208,8 @@ class RandomFeatureAttention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         refuse_second_derivative("random_feature_attention")
-        q, k, v, projection, weight, bias = ctx.saved_tensors[:6]
-        out, sums_of_v, context, shift, normaliser = ctx.saved_tensors[6:]
+        saved = ctx.saved_tensors  # read once: torch's checkpoint allows no more
+        q, k, v, projection, weight, bias, out, sums_of_v, context, shift, normaliser = saved
         n, c_in = v.shape[1:]
         feature_map = FeatureMap(projection, ctx.eps, ctx.amplification, ctx.shifted)
         passes = ctx.passes_of(q, k, v, out.shape[2], feature_map)

@@ -280,11 +280,8 @@ class _NativeAttention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
         refuse_second_derivative("softmax_attention_native")
-        given = ctx.saved_tensors[:3]
-        q, k, v, out, grad = (
-            native.float_rows(t, native.WIDTH) for t in (*given, ctx.saved_tensors[3], grads[0])
-        )
-        lse = ctx.saved_tensors[4]
+        *given, out, lse = ctx.saved_tensors  # read once: torch's checkpoint allows no more
+        q, k, v, out, grad = (native.float_rows(t, native.WIDTH) for t in (*given, out, grads[0]))
         tiles = _native_tiles(q, k)
         grad_q = torch.empty_like(q)
         # Tiles share their keys: each worker has its own sums.

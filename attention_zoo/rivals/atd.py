@@ -22,10 +22,10 @@ from ..base import (
     Attention,
     AttentionError,
     Cost,
+    call_in_dtype,
     check_heads,
     check_qkv,
     embedding_channels,
-    linear,
     no_autocast,
     require_at_least,
     sum_dtype,
@@ -196,7 +196,9 @@ class AdaptiveTokenDictionaryAttention(Attention):
         """
         dictionary = self.dictionary.to(dtype)
         with no_autocast(dictionary):
-            keys, values = (linear(f, dictionary) for f in (self.token_key, self.token_value))
+            keys, values = (
+                call_in_dtype(f, dictionary) for f in (self.token_key, self.token_value)
+            )
         return keys, values, 1 + self.scale.to(dtype).clamp(0, 1) * math.log(len(dictionary))
 
     def cost(self, height: int, width: int) -> Cost:

@@ -13,7 +13,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from ..base import Attention, Cost, linear, no_autocast, require_at_least, sum_dtype
+from ..base import Attention, Cost, call_in_dtype, no_autocast, require_at_least, sum_dtype
 from ..registry import register_attention
 
 
@@ -36,8 +36,9 @@ class ChannelAttention(Attention):
     def __init__(self, channels: int, *, squeeze: int = 16, res_scale: float = 0.1) -> None:
         super().__init__(channels, res_scale=res_scale)
         require_at_least("squeeze", squeeze, 1)
-        self.down = nn.Linear(channels, max(1, channels // squeeze))
-        self.up = nn.Linear(self.down.out_features, channels)
+        self.hidden = max(1, channels // squeeze)
+        self.down = nn.Linear(channels, self.hidden)
+        self.up = nn.Linear(self.hidden, channels)
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(x, x, x), each ``[B, C, H, W]``: the features themselves are weighed."""
@@ -53,9 +54,9 @@ class ChannelAttention(Attention):
         """Eq. 8-9: ``sigmoid(W_U relu(W_D mean(v)))``, ``[B, C]``, in the dtype of sums."""
         with no_autocast(v):
             mean = v.mean((2, 3), dtype=sum_dtype(v))
-            return linear(self.up, linear(self.down, mean).relu()).sigmoid()
+            return call_in_dtype(self.up, call_in_dtype(self.down, mean).relu()).sigmoid()
 
     def cost(self, height: int, width: int) -> Cost:
         """2 C · C / squeeze MACs for any map."""
-        macs = 2 * self.channels * self.down.out_features
+        macs = 2 * self.channels * self.hidden
         return Cost(projections=0, core=macs, executed=macs)

@@ -15,12 +15,12 @@ from __future__ import annotations
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..base import (
     Attention,
     Cost,
+    call_in_dtype,
     check_qkv,
     embedding_channels,
     no_autocast,
@@ -41,17 +41,7 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[B, C, H, W]`` to the same."""
-        return x + _convolve(self.second, _convolve(self.first, x).relu())
-
-
-def _convolve(layer: nn.Conv2d | nn.ConvTranspose2d, x: Tensor) -> Tensor:
-    """``layer(x)`` in the dtype of x."""
-    assert layer.bias is not None
-    weight, bias = layer.weight.to(x.dtype), layer.bias.to(x.dtype)
-    if isinstance(layer, nn.ConvTranspose2d):
-        assert not isinstance(layer.padding, str)
-        return F.conv_transpose2d(x, weight, bias, layer.stride, layer.padding)
-    return F.conv2d(x, weight, bias, layer.stride, layer.padding)
+        return x + call_in_dtype(self.second, call_in_dtype(self.first, x).relu())
 
 
 @register_attention("rnan")
@@ -122,11 +112,11 @@ class ResidualNonLocalAttention(Attention):
 
     def mask(self, q: Tensor, k: Tensor, x: Tensor) -> Tensor:
         """Weights 0 … 1 of every channel and position, ``[B, C, H, W]``."""
-        seen = non_local_attention(q, k, _convolve(self.value, x))
-        x = self.before(x + _convolve(self.joined, seen))
-        below = self.below(_convolve(self.down, x))
-        above = _convolve(self.up, below)[..., : x.shape[2], : x.shape[3]]
-        return _convolve(self.last, self.after(x + above)).sigmoid()
+        seen = non_local_attention(q, k, call_in_dtype(self.value, x))
+        x = self.before(x + call_in_dtype(self.joined, seen))
+        below = self.below(call_in_dtype(self.down, x))
+        above = call_in_dtype(self.up, below)[..., : x.shape[2], : x.shape[3]]
+        return call_in_dtype(self.last, self.after(x + above)).sigmoid()
 
     def cost(self, height: int, width: int) -> Cost:
         """Core 2 N² c MACs plus the convolutions of both branches; projections 2 N C c."""

@@ -1,0 +1,212 @@
+"""Every registered module under what torch does with modules: checkpoint, copies, tracing, …"""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations, prune
+from torch.nn.utils import spectral_norm as old_spectral_norm
+from torch.nn.utils import weight_norm as old_weight_norm
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.checkpoint import checkpoint
+
+from attention_zoo import Attention, create_attention, find_attention, list_attentions
+from tests.reference.cases import assert_close, perturb, random_map, random_weights
+
+CHANNELS = 16
+SIZE = (9, 8)
+
+every_module = pytest.mark.parametrize("name", list_attentions())
+
+
+def build(
+    name: str, dtype: torch.dtype = torch.float32, seed: int = 0, **options: object
+) -> Attention:
+    """A module in training mode whose gates are open, with fewer features than positions."""
+    torch.manual_seed(seed)
+    if "m" in find_attention(name).options():
+        options = {"m": 16, **options}
+    module = create_attention(name, CHANNELS, **options).to(dtype)
+    perturb(module, seed)
+    return module.train()
+
+
+def features(dtype: torch.dtype = torch.float32, size: tuple[int, int] = SIZE) -> Tensor:
+    return random_map(0, CHANNELS, size, dtype=dtype)
+
+
+def train_step(
+    module: Attention, x: Tensor, forward: Callable[[Tensor], Tensor]
+) -> dict[str, Tensor | None]:
+    """Output, auxiliary loss, and gradients of their sum by x and every parameter."""
+    torch.manual_seed(1)
+    y = forward(x)
+    loss = module.auxiliary_loss()
+    leaves = {"x": x, **dict(module.named_parameters())}
+    total = (y * random_weights(y).to(y)).sum() + loss
+    found = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
+    return {"y": y, "loss": loss} | dict(zip(leaves, found, strict=True))
+
+
+def assert_equal(found: dict[str, Tensor | None], wanted: dict[str, Tensor | None]) -> None:
+    """To the last bit."""
+    assert found.keys() == wanted.keys()
+    for name, tensor in wanted.items():
+        other = found[name]
+        assert (other is None) == (tensor is None), name
+        if tensor is not None and other is not None:
+            assert torch.equal(other, tensor), name
+
+
+# -- checkpoint -----------------------------------------------------------------------------------
+
+
+@every_module
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])  # native and tiled kernels
+def test_checkpointed_modules_have_the_same_gradients(name: str, dtype: torch.dtype) -> None:
+    x = features(dtype)
+    wanted = train_step(module := build(name, dtype), x, module)
+    module = build(name, dtype)
+    found = train_step(module, x, lambda x: checkpoint(module, x, use_reentrant=False))
+    assert_equal(found, wanted)
+    assert wanted["loss"] is not None
+    assert torch.equal(module.auxiliary_loss(), wanted["loss"]), "the repeated forward changed it"
+
+
+def test_a_repeated_forward_neither_counts_nor_redraws() -> None:
+    module = build("enlca", redraw_every=1)
+    plain = build("enlca", redraw_every=1)
+    x = features()
+    for _ in range(3):
+        wanted = train_step(plain, x, plain)
+        found = train_step(module, x, lambda x: checkpoint(module, x, use_reentrant=False))
+        assert_equal(found, wanted)
+    assert int(module.forwards) == int(plain.forwards) == 3
+    assert torch.equal(module.projection, plain.projection)
+
+
+# -- copies ---------------------------------------------------------------------------------------
+
+
+def copies(module: Attention) -> list[Attention]:
+    average = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(0.9))
+    average.update_parameters(module)
+    return [copy.deepcopy(module), pickle.loads(pickle.dumps(module)), average.module]
+
+
+@every_module
+def test_copies_after_a_training_step(name: str) -> None:
+    """Copies compute the same, and leave out the loss of the last forward."""
+    module, x = build(name), features()
+    (module(x).sum() + module.auxiliary_loss()).backward()
+    loss = module.auxiliary_loss()
+    for other in copies(module):
+        assert other.auxiliary_loss() == 0
+        assert torch.equal(other.eval()(x), module.eval()(x))
+        module.train()
+    module(x)  # the copies have taken nothing away
+    assert module.auxiliary_loss().requires_grad == loss.requires_grad
+
+
+# -- changed layers -------------------------------------------------------------------------------
+
+
+class LowRank(nn.Module):
+    """A layer and a second of low rank beside it, as LoRA has them; it has no weight or bias."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+        self.factor = nn.Parameter(torch.full((), 1.1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.factor * self.layer(x)
+
+
+def hooked(layer: nn.Module) -> nn.Module:
+    layer.register_forward_hook(lambda module, args, y: 1.1 * y)
+    return layer
+
+
+CHANGES: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "spectral_norm": old_spectral_norm,
+    "parametrized spectral_norm": parametrizations.spectral_norm,
+    "weight_norm": old_weight_norm,
+    "parametrized weight_norm": parametrizations.weight_norm,
+    "pruned": lambda layer: prune.l1_unstructured(layer, "weight", 0.3),
+    "low rank": LowRank,
+    "hook": hooked,
+}
+
+
+def layers(module: nn.Module) -> list[str]:
+    kinds = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
+    return [name for name, layer in module.named_modules() if isinstance(layer, kinds)]
+
+
+def change_layers(module: nn.Module, change: Callable[[nn.Module], nn.Module]) -> None:
+    for name in layers(module):
+        module.set_submodule(name, change(module.get_submodule(name)))
+
+
+def with_plain_layers(changed: Attention) -> Attention:
+    """The same function with plain layers, whose weights are what the changed ones compute."""
+    module = build(changed.name)
+    state = changed.state_dict()
+    for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
+        if name in state:
+            tensor.data.copy_(state[name])
+    for name in layers(module):
+        layer = changed.get_submodule(name)
+        inner, factor = layer, 1.1 if layer._forward_hooks else 1.0
+        if isinstance(layer, LowRank):
+            inner, factor = layer.layer, layer.factor
+        plain = module.get_submodule(name)
+        for part in ("weight", "bias"):
+            if getattr(plain, part) is not None:
+                getattr(plain, part).data.copy_(factor * getattr(inner, part))
+    return module
+
+
+@every_module
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+def test_changed_layers_act_and_learn(name: str, change: str) -> None:
+    """Norms, pruning, wrappers and hooks of every layer, for two steps of training."""
+    module, x = build(name), features()
+    if not layers(module):
+        pytest.skip("no layers")
+    change_layers(module, CHANGES[change])
+    optimizer = torch.optim.SGD(module.parameters(), 1e-3)
+    for _ in range(2):
+        optimizer.zero_grad()
+        y = module(x)
+        ((y * random_weights(y).to(y)).sum() + module.auxiliary_loss()).backward()
+        for parameter_name, parameter in module.named_parameters():
+            assert parameter.grad is not None, parameter_name
+        optimizer.step()
+    module.eval()(x)  # older norms and pruning set the weight when they are called
+    assert_close(module(x), with_plain_layers(module).eval()(x), 1e-5)
+
+
+@every_module
+@pytest.mark.parametrize("change", ["pruned", "low rank", "hook"])
+def test_changed_layers_in_half_precision(name: str, change: str) -> None:
+    module = build(name)
+    change_layers(module, CHANGES[change])
+    x = features()
+    wanted = module.eval()(x)
+    found = module.bfloat16()(x.bfloat16())
+    assert found.dtype == torch.bfloat16
+    assert (found - wanted).abs().mean() < 0.02
+
+
+def test_a_value_of_another_kernel_is_called() -> None:
+    module, x = build("enla").eval(), features()
+    module.value = nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1)
+    assert_close(module(x), module.residual(x, module.attend(*module.project(x))), 1e-6)
