@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 #: Where a command writes and reads by default.
@@ -18,3 +19,9 @@ def sources(results: Path) -> tuple[Path, ...]:
     if results.absolute() == OWN.absolute() and PUBLISHED.is_dir():
         return results, PUBLISHED
     return (results,)
+
+
+def tables_command(results: Path) -> str:
+    """The command that makes tables of the records in ``results``."""
+    more = "" if results == OWN else f" --results {shlex.quote(str(results))}"
+    return f"python -m harness.tables{more}"

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from ..base.errors import UserError
+from ..base.folders import tables_command
 from ..base.progress import progress_bar
 from ..base.signals import defer_signals
 from .jobs import Job, describe_status, was_stopped
@@ -214,4 +215,4 @@ def conclude(report: Report, results: Path) -> None:
         raise SystemExit(BUDGET_STATUS)
     if report.failed:
         raise SystemExit(1)
-    print(f"Records: {results / 'records'}; tables: python -m harness.tables")
+    print(f"Records: {results / 'records'}; tables: {tables_command(results)}")

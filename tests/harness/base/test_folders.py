@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 
 from harness.base import folders
 from harness.base.errors import UserError
-from harness.base.folders import OWN, sources
+from harness.base.folders import OWN, sources, tables_command
 from harness.network.weights import find_weights, weights_path
 from harness.records.shapes import Cost, Latency, Run
 from harness.records.store import find_record, load_record, load_records, record_path, save_record
@@ -39,6 +39,11 @@ def test_only_the_default_folder_has_published_results_behind_it(published: Path
     assert sources(OWN.absolute()) == (OWN.absolute(), published)  # as jobs of a sweep name it
     assert sources(Path("elsewhere")) == (Path("elsewhere"),)
     assert sources(published) == (published,)
+
+
+def test_the_command_for_tables_names_another_folder() -> None:
+    assert tables_command(OWN) == "python -m harness.tables"
+    assert tables_command(Path("my runs")) == "python -m harness.tables --results 'my runs'"
 
 
 def test_where_nothing_is_published_the_default_folder_stands_alone(
