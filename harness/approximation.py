@@ -19,6 +19,7 @@ import tyro
 from .base import machine
 from .base.commands import command_line, usage_errors
 from .base.errors import UserError
+from .base.folders import OWN
 from .records.shapes import REFERENCE_K, REFERENCE_M
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ class Options:
     """Seed of all draws."""
     threads: int | None = None
     """CPU threads; all cores by default."""
-    results: Path = Path("results")
+    results: Path = OWN
     """Folder for the record, tables/ and figures/."""
     from_records: bool = False
     """Measure nothing; write CSV and figures of every approximation record again."""

@@ -18,6 +18,7 @@ import tyro
 from .base import machine
 from .base.commands import command_line, usage_errors
 from .base.errors import UserError
+from .base.folders import OWN
 
 if TYPE_CHECKING:
     import torch
@@ -66,7 +67,7 @@ class Options:
     """auto, cpu, cuda, cuda:<n> or mps."""
     threads: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
     """CPU threads; all cores by default."""
-    results: Path = Path("results")
+    results: Path = OWN
     """Folder of the runs that --weights names."""
     output: Path | None = None
     """Write the figures of every image, or the scores, here, as JSON."""

@@ -14,13 +14,14 @@ from pathlib import Path
 import tyro
 
 from .base.commands import command_line, usage_errors
+from .base.folders import OWN
 
 
 @dataclass(frozen=True)
 class Options:
     """Draw all figures that need the records alone, as PNG and PDF."""
 
-    results: Path = Path("results")
+    results: Path = OWN
     """Folder that holds records/."""
     task: str | None = None
     """Only this task: sr, recall, …; of any but sr, what is its own alone."""

@@ -20,6 +20,7 @@ import tyro
 from .base import machine
 from .base.commands import command_line, usage_errors
 from .base.errors import UserError
+from .base.folders import OWN
 from .base.signals import resumable
 from .config.rows import TABLE5_SIZES
 
@@ -50,7 +51,7 @@ class Options:
     """Feature maps, height x width, square."""
     device: str = "cuda"
     """cuda or cuda:<n>; cpu only serves to try the code."""
-    results: Path = Path("results")
+    results: Path = OWN
     """Folder for the records."""
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from .base import machine
 from .base.commands import command_line
 from .base.errors import UserError
+from .base.folders import OWN
 from .base.progress import timing_bar
 from .config.options import Implementation, describe_command, parse, parse_size
 from .config.presets import find_preset
@@ -57,7 +58,7 @@ class Options:
     """Seconds for each part, size and pass; no limit on CUDA and 20 elsewhere by default."""
     threads: int | None = None
     """CPU threads; all cores by default."""
-    results: Path = Path("results")
+    results: Path = OWN
     """Folder for the record."""
 
 

@@ -21,6 +21,7 @@ import tyro
 from .base.commands import command_line, usage_errors
 from .base.errors import UserError
 from .base.files import claim_record, write_json
+from .base.folders import OWN
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +42,7 @@ class Options:
     """The image is an HR image; bicubic makes its LR image at the networks' scale."""
     module: int | None = None
     """Number of the attention module, from 1; the last by default."""
-    results: Path = Path("results")
+    results: Path = OWN
     """Folder that holds runs/."""
     output: Path | None = None
     """Path of the files without suffix; by default <results>/figures/maps-<image>-<row>-<col>."""

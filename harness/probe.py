@@ -22,6 +22,7 @@ import tyro
 from .base import machine
 from .base.commands import command_line
 from .base.errors import UserError
+from .base.folders import OWN, PUBLISHED
 from .base.signals import resumable
 from .config.options import describe_command, parse
 from .config.profile import choose_settings
@@ -71,7 +72,7 @@ class Options:
     """Time budget, e.g. 9m or 1h30m; exit status 75 if work is left: run the same again."""
     plan: bool = False
     """Say what is finished, estimate the time of the rest from a few steps, and train nothing."""
-    results: Path = Path("results")
+    results: Path = OWN
     """Folder for records and working files."""
 
 
@@ -167,7 +168,7 @@ def _measure(
     from .runs.probe import BESIDE
     from .runs.run import measure_cost, measure_latency
 
-    known = load_records(results, Cost)
+    known = [cost for folder in (PUBLISHED, results) for cost in load_records(folder, Cost)]
     counted = {(cost.variant.name, canonical_json(cost.variant.options)) for cost in known}
     timed = list(dict.fromkeys((*variants, *BESIDE)))
     network = find_preset("quick").network  # as harness.run times by default
@@ -192,7 +193,7 @@ def _print_profile(results: Path, own: Sequence[Run], measured: Latency | None) 
     from .reporting.labels import task_variant
     from .reporting.profile import rows_beside
     from .reporting.tables.profile import profile_summary
-    from .runs.probe import BESIDE, PUBLISHED
+    from .runs.probe import BESIDE
 
     folders = {folder.resolve(): folder for folder in (PUBLISHED, results)}.values()
     others = [run for folder in folders for run in load_records(folder, Run)]

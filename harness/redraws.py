@@ -18,6 +18,7 @@ import tyro
 from .base import machine
 from .base.commands import command_line, usage_errors
 from .base.errors import UserError
+from .base.folders import OWN
 from .base.signals import resumable
 
 
@@ -45,7 +46,7 @@ class Options:
     """auto, cpu, cuda, cuda:<n> or mps."""
     threads: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
     """CPU threads; all cores by default."""
-    results: Path = Path("results")
+    results: Path = OWN
     """Folder of the runs, and for the records."""
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 import tyro
 
 from .base.commands import command_line, usage_errors
+from .base.folders import OWN
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Options:
       python -m harness.report --results other-results --output my-report
     """
 
-    results: Path = Path("results")
+    results: Path = OWN
     """Folder that holds records/."""
     task: str | None = None
     """Only this task: sr, recall, …; of any but sr, what is its own alone."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from .base import machine
 from .base.commands import command_line
 from .base.errors import UserError
+from .base.folders import tables_command
 from .base.signals import resumable
 from .config.options import describe_command, parse
 from .config.variants import Variant
@@ -60,7 +61,12 @@ def main() -> None:
         console = Console()
         console.print(table)
         records = options.results / "records"
-        console.print(f"Records: {records}; tables: python -m harness.tables", markup=False)
+        console.print(
+            f"Records: {records}; tables: {tables_command(options.results)}",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
 
 
 def _images(

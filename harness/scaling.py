@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from .base import machine
 from .base.commands import command_line
 from .base.errors import UserError
+from .base.folders import OWN
 from .base.progress import timing_bar
 from .config.options import describe_command, parse, parse_size
 from .config.rows import TableName
@@ -62,7 +63,7 @@ class Options:
     """tf32 needs CUDA."""
     threads: int | None = None
     """CPU threads; all cores by default."""
-    results: Path = Path("results")
+    results: Path = OWN
     """Folder for the record, tables/ and figures/."""
     from_records: bool = False
     """Measure nothing; write table and figure of every scaling record again."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
@@ -15,6 +15,7 @@ import tyro
 from .base import machine
 from .base.commands import command_line, usage_errors
 from .base.errors import UserError
+from .base.folders import OWN
 from .base.progress import timing_bar
 
 
@@ -35,7 +36,7 @@ class Options:
     """auto, cpu, cuda, cuda:<n> or mps; the targets are for a CPU."""
     threads: int | None = None
     """CPU threads; all cores by default, the targets are for 2."""
-    results: Path = field(default_factory=lambda: Path("results"))
+    results: Path = OWN
     """Folder for the record."""
 
 

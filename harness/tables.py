@@ -3,22 +3,34 @@
 ``python -m harness.tables`` writes each as CSV and Markdown, with the paper's figures beside the
 measured ones; ``--latex`` adds LaTeX. A cell that was not measured is empty. No model, image or
 GPU is used, and the same records give the same bytes.
+
+By default these are tables of the user's own records, with published runs of the same settings
+beside them. ``--results results`` builds the published tables again.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .base.commands import command_line, usage_errors
+from .base.folders import OWN, sources
+
+if TYPE_CHECKING:
+    from .reporting.tables.render import Table
+
+#: Paths that are printed.
+_SHOWN = 6
 
 
 @dataclass(frozen=True)
 class Options:
     """Write Tables 1 to 6, quality, scaling and speed as CSV and Markdown, from the records."""
 
-    results: Path = Path("results")
-    """Folder that holds records/."""
+    results: Path = OWN
+    """Folder that holds records/. The default stands before the published runs of its settings."""
     preset: str | None = None
     """Only runs of this preset."""
     task: str | None = None
@@ -45,12 +57,38 @@ def main() -> None:
         latex=options.latex,
         task=options.task,
     )
-    for _, paths in written:
-        for path in paths:
-            print(path)
-    for table, _ in written:
-        if table.name == "table4":
-            print(f"\n{table.caption}\n\n{table.markdown_grid()}", end="")
+    _summarise(written, options.output or options.results / "tables")
+    _name_published(options.results)
+    if table4 := next((table for table, _ in written if table.name == "table4"), None):
+        print(f"\n{table4.caption}\n\n{table4.markdown_grid()}", end="")
+
+
+def _summarise(written: Sequence[tuple[Table, Sequence[Path]]], folder: Path) -> None:
+    """Print how many tables there are, where they lie, and the first few."""
+    from .records.origin import plural
+
+    files = [path for _, paths in written for path in paths]
+    print(f"{plural(len(written), 'table')} in {plural(len(files), 'file')} under {folder}:")
+    readable = [path for path in files if path.suffix == ".md"]
+    for path in readable[:_SHOWN]:
+        print(path)
+    if len(readable) > _SHOWN:
+        print(f"... and {len(readable) - _SHOWN} more")
+
+
+def _name_published(results: Path) -> None:
+    """Say how many of the runs are published ones."""
+    from .records.origin import plural
+    from .records.shapes import Run
+    from .records.store import load_records, record_path
+
+    runs = load_records(results, Run)
+    own = sum(record_path(results, Run, run.id).exists() for run in runs)
+    if own < len(runs):
+        print(
+            f"Beside your {plural(own, 'run')}: {plural(len(runs) - own, 'published run')} of the "
+            f"same settings, from {sources(results)[-1]}"
+        )
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ import tyro
 from .base.commands import command_line, usage_errors
 from .base.errors import UserError
 from .base.files import claim_record, write_json
+from .base.folders import OWN
 from .base.names import slug
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ class Options:
     """auto, cpu, cuda, cuda:<n> or mps."""
     threads: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
     """CPU threads; all cores by default."""
-    results: Path = Path("results")
+    results: Path = OWN
     """Folder that holds runs/."""
     output: Path | None = None
     """Path of the files without suffix; by default <results>/figures/visual-<test set or image>."""

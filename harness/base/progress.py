@@ -1,11 +1,16 @@
-"""Progress bars with count, rate and time left."""
+"""Progress of long work: a bar on a terminal, elsewhere a plain line each minute.
+
+Both show count, rate and time left. The lines are for pipes, logs and job schedulers.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import math
+import threading
 import time
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 
 from rich.console import Console
 from rich.progress import (
@@ -23,6 +28,8 @@ from rich.text import Text
 #: Called before each timed run: the share of the work that is done (0 … 1), and what runs next.
 OnRun = Callable[[float, str], None]
 
+#: Seconds until the first plain line, and between later ones; there is one at the end, too.
+FIRST_LINE, LINE_EVERY = 1.0, 60.0
 _REDRAW_SECONDS = 0.2
 
 
@@ -34,34 +41,40 @@ def progress_bar(
     transient: bool = False,
     estimate: bool = True,
 ) -> Progress:
-    """A bar with count, rate and time left (once finished, time taken), to add tasks to.
+    """Count, rate and time left (once finished, time taken), to add tasks to.
 
     Args:
         unit: what is counted, in the plural; the rate is shown per second, or per hour if slow.
-        note: format of the task's fields, shown at the end, e.g. ``L1 {task.fields[loss]:.4f}``.
+        note: format of the task's fields, shown at the end, e.g. ``L1 {task.fields[loss]:.4f}``;
+            left out while a field is NaN.
         stdout: draw on standard output; on standard error by default.
-        transient: erase the bar at the end, and draw none where the output is no terminal.
+        transient: erase the bar at the end.
         estimate: show time left; else the note does.
     """
     console = Console(stderr=not stdout)
+    if not _draws(console):
+        return _Lines(console, unit, note, estimate)
     return Progress(
         TextColumn("{task.description}", markup=False),  # names of users' own modules
         BarColumn(),
         MofNCompleteColumn(),
         _RateColumn(unit),
         *([TimeRemainingColumn(elapsed_when_finished=True)] if estimate else []),
-        *([TextColumn(note, markup=False)] if note else []),
+        *([_NoteColumn(note)] if note else []),
         console=console,
         speed_estimate_period=math.inf,  # a step may take days
         transient=transient,
-        disable=transient and not console.is_terminal,
     )
 
 
 @contextlib.contextmanager
 def timing_bar() -> Iterator[OnRun]:
-    """A bar for timed runs, on standard error; drawn between runs only, never during one."""
+    """A bar for timed runs, on standard error; drawn between runs only, never during one.
+
+    Without a terminal there is a plain line before the first run, and then one a minute.
+    """
     console = Console(stderr=True)
+    drawing = _draws(console)
     with Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(),
@@ -71,21 +84,57 @@ def timing_bar() -> Iterator[OnRun]:
         console=console,
         auto_refresh=False,
         transient=True,
-        disable=not console.is_terminal,
+        disable=not drawing,
     ) as bar:
         task = bar.add_task("", total=1.0, rate=0.0)
+        every = _REDRAW_SECONDS if drawing else LINE_EVERY
         begin, drawn, runs = time.monotonic(), -math.inf, 0
 
         def on_run(share: float, name: str) -> None:
             nonlocal drawn, runs
             now = time.monotonic()
             runs += 1
-            if now - drawn > _REDRAW_SECONDS:
+            if now - drawn >= every:
                 rate = runs / max(now - begin, 1e-9)
                 bar.update(task, completed=share, description=name, rate=rate, refresh=True)
+                if not drawing:
+                    _print(console, _timing_line(share, name, runs, now - begin))
                 drawn = now
 
         yield on_run
+
+
+def _draws(console: Console) -> bool:
+    """Whether a bar can be drawn there."""
+    return console.is_jupyter or (console.is_terminal and not console.is_dumb_terminal)
+
+
+def _print(console: Console, line: str) -> None:
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _timing_line(share: float, name: str, runs: int, seconds: float) -> str:
+    if not share:
+        return f"Timing {name}"
+    left = _clock(seconds * (1 - share) / share)
+    return f"Timing {name}: {100 * share:.0f} %, {runs / seconds:.1f} runs/s, {left} left"
+
+
+def _clock(seconds: float) -> str:
+    """E.g. ``0:01:25``."""
+    return str(timedelta(seconds=math.ceil(seconds)))
+
+
+def _rate(task: Task, unit: str) -> str:
+    speed = task.finished_speed or task.speed
+    if speed is None:
+        return ""
+    return f"{3600 * speed:.1f} {unit}/h" if speed < 0.1 else f"{speed:.1f} {unit}/s"
+
+
+def _note(task: Task, note: str) -> str:
+    unknown = any(isinstance(v, float) and math.isnan(v) for v in task.fields.values())
+    return "" if unknown else note.format(task=task)
 
 
 class _RateColumn(ProgressColumn):
@@ -94,9 +143,52 @@ class _RateColumn(ProgressColumn):
         self._unit = unit
 
     def render(self, task: Task) -> Text:
-        speed = task.finished_speed or task.speed
-        if speed is None:
-            return Text()
-        if speed < 0.1:
-            return Text(f"{3600 * speed:.1f} {self._unit}/h")
-        return Text(f"{speed:.1f} {self._unit}/s")
+        return Text(_rate(task, self._unit))
+
+
+class _NoteColumn(ProgressColumn):
+    def __init__(self, note: str) -> None:
+        super().__init__()
+        self._note = note
+
+    def render(self, task: Task) -> Text:
+        return Text(_note(task, self._note))
+
+
+class _Lines(Progress):
+    """Prints plain lines instead of a bar; a thread prints them, as a step may take hours."""
+
+    def __init__(self, console: Console, unit: str, note: str, estimate: bool) -> None:
+        super().__init__(console=console, disable=True, speed_estimate_period=math.inf)
+        self._unit, self._note, self._estimate = unit, note, estimate
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._print_now_and_then, daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stopped.set()
+        self._thread.join()
+        for task in self.tasks:
+            _print(self.console, self._line(task))
+
+    def _print_now_and_then(self) -> None:
+        wait = FIRST_LINE
+        while not self._stopped.wait(wait):
+            wait = LINE_EVERY
+            for task in self.tasks:
+                if not task.finished:
+                    _print(self.console, self._line(task))
+
+    def _line(self, task: Task) -> str:
+        count = f"{task.completed:.0f}"
+        if task.total is not None:
+            count += f" of {task.total:.0f}"
+        left = ""
+        if self._estimate and task.finished and task.elapsed is not None:
+            left = f"in {_clock(task.finished_time or 0.0)}"
+        elif self._estimate and task.time_remaining is not None:
+            left = f"{_clock(task.time_remaining)} left"
+        parts = (f"{count} {self._unit}", _rate(task, self._unit), left, _note(task, self._note))
+        return f"{task.description}: {', '.join(filter(None, parts))}"

@@ -10,8 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from attention_zoo.enla import EfficientNonLocalAttention, normalise, orthogonal_gaussian
@@ -21,6 +19,7 @@ from attention_zoo.nlsa import NonLocalSparseAttention
 from ..base import machine
 from ..base.errors import UserError
 from ..base.names import slug
+from ..base.progress import progress_bar
 from ..images.metrics import psnr, rgb_to_y
 from ..images.sources import TestImage, TestSet
 from ..network.edsr import EDSR
@@ -122,15 +121,7 @@ def study(
                 features[side] += synthetic_features(side, sweep.seed + index)
     steps = sum(map(len, features.values())) * (1 + len(sweep.k) * enla)
     steps += (len(sweep.m) * sweep.draws + 3) * (trained is not None and enla)
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn())
-    console = Console(stderr=True)
-    with Progress(
-        *columns,
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    ) as progress:
+    with progress_bar("steps", transient=True) as progress:
         task = progress.add_task("approximation", total=steps)
         advance = partial(progress.advance, task)
         rows = measure(features, sweep, enla=enla, on_step=advance)

@@ -22,6 +22,7 @@ from attention_zoo.official import describe_misfit
 
 from ..base.errors import UserError
 from ..base.files import write_atomic
+from ..base.folders import sources
 from ..config.network import NetworkConfig
 from ..config.variants import Variant
 from .edsr import EDSR, build_network
@@ -176,12 +177,18 @@ def load_strictly(module: torch.nn.Module, tensors: dict[str, torch.Tensor], sou
 def weights_path(results: Path, identifier: str) -> Path:
     """Weight file of a run: that of its training here, else the one published with its record.
 
-    The first lies under ``runs/``, which stays on the machine, the second under ``weights/``.
-    If neither exists, the path is the first one's.
+    The first lies under ``runs/``, which stays on the machine, the second under ``weights/``, of
+    ``results`` or of a folder behind it (``base.folders``). If none exists, the path is the first.
     """
-    own = results / "runs" / identifier / "weights.safetensors"
-    published = results / "weights" / f"{identifier}.safetensors"
-    return published if published.exists() and not own.exists() else own
+    paths = [
+        path
+        for folder in sources(results)
+        for path in (
+            folder / "runs" / identifier / "weights.safetensors",
+            folder / "weights" / f"{identifier}.safetensors",
+        )
+    ]
+    return next((path for path in paths if path.exists()), paths[0])
 
 
 def find_weights(name: str, results: Path) -> Path:
@@ -195,8 +202,9 @@ def find_weights(name: str, results: Path) -> Path:
         return path
     if (path / "weights.safetensors").is_file():
         return path / "weights.safetensors"
-    trained = {p.parent.name for p in (results / "runs").glob("*/weights.safetensors")}
-    published = {p.stem for p in (results / "weights").glob("*.safetensors")}
+    folders = sources(results)
+    trained = {p.parent.name for f in folders for p in f.glob("runs/*/weights.safetensors")}
+    published = {p.stem for f in folders for p in f.glob("weights/*.safetensors")}
     found = sorted(trained | published)
     matching = [identifier for identifier in found if identifier.startswith(name)]
     if len(matching) == 1:
@@ -204,8 +212,8 @@ def find_weights(name: str, results: Path) -> Path:
     if not matching:
         raise UserError(
             f"no weights of run {name!r} under {results / 'runs'} (weights stay on the machine "
-            f"that trained them) or {results / 'weights'} (published ones); finished runs there: "
-            f"{', '.join(found) or 'none'}"
+            f"that trained them) or {folders[-1] / 'weights'} (published ones); finished runs "
+            f"there: {', '.join(found) or 'none'}"
         )
     raise UserError(f"{name!r} is ambiguous ({', '.join(matching)}): give a longer prefix")
 

@@ -14,9 +14,10 @@ from typing import Any, TypeVar, cast
 
 from ..base.errors import UserError
 from ..base.files import read_json, write_json
+from ..base.folders import sources
 from ..base.names import digest, slug
 from . import shapes
-from .shapes import KINDS, SCHEMA, UNSET, Record, Run, ShapeError
+from .shapes import KINDS, SCHEMA, UNSET, Cost, Record, Run, ShapeError
 
 R = TypeVar("R", bound=Record)
 
@@ -42,8 +43,17 @@ def record_id(prefix: str, content: Mapping[str, Any]) -> str:
 
 
 def record_path(results: Path, kind: type[Record], identifier: str) -> Path:
-    """Where a record of this kind and id lies."""
+    """Where a record of this kind and id is written."""
     return results / "records" / FOLDERS[_NAMES[kind]] / f"{identifier}.json"
+
+
+def find_record(results: Path, kind: type[Record], identifier: str) -> Path:
+    """Where a record lies: in ``results``, else in a folder behind it (``base.folders``).
+
+    If it lies nowhere, the path is that of :func:`record_path`.
+    """
+    paths = [record_path(folder, kind, identifier) for folder in sources(results)]
+    return next((path for path in paths if path.exists()), paths[0])
 
 
 def new_record(kind: type[R], identifier: str, content: Mapping[str, Any]) -> R:
@@ -106,20 +116,43 @@ def load_record(results: Path, kind: type[R], identifier: str) -> R:
     Raises:
         UserError: as :func:`load_records`, or there is none.
     """
-    return cast(R, _read(record_path(results, kind, identifier), kind)[0])
+    return cast(R, _read(find_record(results, kind, identifier), kind)[0])
 
 
 def load_records(results: Path, kind: type[R]) -> list[R]:
     """Read all records of a kind, sorted by id.
 
+    Behind the default folder stand the published results (``base.folders``). Runs of the same
+    settings as a user's own join these, and operation counts of the modules that were run, but no
+    times: those of two machines are not compared. Of two records of one id the own one is read.
+
     Raises:
         UserError: a file is torn, misses a key, has a value of a wrong type, was changed after
             it was written, or has a newer schema; the message names the file and the key.
     """
+    own, *behind = sources(results)
+    found = {record.id: record for record in _load(own, kind)}
+    for folder in behind if kind in (Run, Cost) else ():
+        known = load_records(results, Run) if kind is Cost else _load(own, Run)
+        settings = {setting_label(run) for run in known}
+        names = {run.variant.name for run in known}
+        for record in _load(folder, kind) if known else ():
+            if isinstance(record, Run):
+                joins = setting_label(record) in settings
+            else:
+                joins = isinstance(record, Cost) and record.variant.name in names
+            if joins:
+                found.setdefault(record.id, record)
+    return [found[identifier] for identifier in sorted(found)]
+
+
+def _load(results: Path, kind: type[R]) -> list[R]:
+    return [cast(R, _read(path, kind)[0]) for path in _paths(results, kind)]
+
+
+def _paths(results: Path, kind: type[Record]) -> list[Path]:
     paths = (results / "records" / FOLDERS[_NAMES[kind]]).glob("*.json")
-    return [
-        cast(R, _read(path, kind)[0]) for path in sorted(paths) if not path.name.startswith(".")
-    ]
+    return sorted(path for path in paths if not path.name.startswith("."))
 
 
 def load_all_records(results: Path) -> list[Record]:

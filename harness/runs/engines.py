@@ -24,6 +24,7 @@ from typing import Any, Protocol
 import torch
 
 from ..base.errors import UserError
+from ..base.extras import install_extra
 from ..base.machine import usable_cores
 from .jobs import GRACE, Job, run_job
 
@@ -248,6 +249,4 @@ def _import(package: str, extra: str) -> Any:
     try:
         return importlib.import_module(package)
     except ImportError:
-        raise UserError(
-            f"--engine {extra} needs {package}: pip install 'attention-zoo[{extra}]'"
-        ) from None
+        raise UserError(f"--engine {extra} needs {package}: {install_extra(extra)}") from None

@@ -26,7 +26,7 @@ from ..config.run import RunConfig
 from ..config.sources import check_source
 from ..config.variants import Variant
 from ..records.shapes import Run
-from ..records.store import load_record, record_path
+from ..records.store import find_record, load_record
 from ..tasks.base import SyntheticTask
 from ..tasks.registry import DEFAULT
 from .options import RunOptions, TrainingOptions, configure
@@ -75,7 +75,7 @@ class Job:
     @property
     def finished(self) -> bool:
         """Whether the record exists."""
-        return record_path(self.results, Run, self.config.run_id).exists()
+        return find_record(self.results, Run, self.config.run_id).exists()
 
     @property
     def log(self) -> Path:
@@ -188,7 +188,7 @@ def check_sources(jobs: Sequence[Job]) -> None:
     for job in jobs:
         if job.config.variant.source_sha256 is not None:
             record = load_record(job.results, Run, job.config.run_id)
-            path = record_path(job.results, Run, job.config.run_id)
+            path = find_record(job.results, Run, job.config.run_id)
             check_source(record.source_sha256, job.config.variant, path)
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from ..base.errors import UserError
+from ..base.folders import OWN
 from ..config.network import NetworkConfig
 from ..config.options import Implementation
 from ..config.presets import PRESETS, Preset, Schedule, find_preset
@@ -96,7 +97,7 @@ class TrainingOptions:
     """CPU threads; all cores by default."""
     save_every: float = SAVE_EVERY
     """Seconds between checkpoints."""
-    results: Path = Path("results")
+    results: Path = OWN
     """Folder for records and working files."""
 
 

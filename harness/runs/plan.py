@@ -19,6 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..base.machine import synchronise, use_tf32
+from ..base.progress import timing_bar
 from ..config.run import RunConfig
 from ..config.variants import Variant
 from ..images.metrics import quality
@@ -178,28 +179,30 @@ def print_plan(
     table = Table(box=SIMPLE_HEAD)
     for column in ("run", "runs", "finished", "started", "steps", "s/step", "time each", "memory"):
         table.add_column(column, justify="left" if column == "run" else "right")
-    for (label, steps), group in groups.items():
-        config = group[0].config
-        finished = sum(job.finished for job in group)
-        started = sum(job.log.exists() and not job.finished for job in group)
-        row: list[str | Text] = [
-            Text(label),
-            str(len(group)),
-            str(finished),
-            str(started),
-            str(steps),
-        ]
-        if finished < len(group):
-            # The two protocols of a variant take the same time.
-            key = (config.variant, config.data.name)
-            if key not in estimates:
-                estimates[key] = calibrate(config, group[0].task)
-            found = estimates[key]
-            each = found.seconds(config) + start_up
-            seconds += [each] * (len(group) - finished)
-            memory = "" if found.memory is None else f"{found.memory / 1e6:,.0f} MB"
-            row += [f"{found.full:.3g}", duration(each), memory]
-        table.add_row(*row)
+    with timing_bar() as on_run:
+        for index, ((label, steps), group) in enumerate(groups.items()):
+            config = group[0].config
+            finished = sum(job.finished for job in group)
+            started = sum(job.log.exists() and not job.finished for job in group)
+            row: list[str | Text] = [
+                Text(label),
+                str(len(group)),
+                str(finished),
+                str(started),
+                str(steps),
+            ]
+            if finished < len(group):
+                # The two protocols of a variant take the same time.
+                key = (config.variant, config.data.name)
+                if key not in estimates:
+                    on_run(index / len(groups), label)
+                    estimates[key] = calibrate(config, group[0].task)
+                found = estimates[key]
+                each = found.seconds(config) + start_up
+                seconds += [each] * (len(group) - finished)
+                memory = "" if found.memory is None else f"{found.memory / 1e6:,.0f} MB"
+                row += [f"{found.full:.3g}", duration(each), memory]
+            table.add_row(*row)
     console = Console()
     console.print(table)
     console.print(

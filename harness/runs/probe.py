@@ -10,7 +10,6 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -36,8 +35,6 @@ BESIDE = (
     *(Variant("nla"), Variant("nlsa"), Variant("criss-cross")),
     *(Variant("enlca"), Variant("enlca", {"m": 16})),
 )
-#: Results of the checkout; the folder is not there where the package is installed.
-PUBLISHED = Path(__file__).resolve().parents[2] / "results"
 
 
 @dataclass(frozen=True)

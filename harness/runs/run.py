@@ -29,7 +29,14 @@ from ..measuring.tasks import score, validation_score
 from ..network.weights import Architecture, load_strictly, load_weights, save_weights, weights_path
 from ..records.origin import origin_note
 from ..records.shapes import Cost, Latency, Run, untyped
-from ..records.store import load_record, new_record, record_id, record_path, save_record
+from ..records.store import (
+    find_record,
+    load_record,
+    new_record,
+    record_id,
+    record_path,
+    save_record,
+)
 from ..tasks.base import SyntheticTask, Task
 from ..tasks.images import ImageTask
 from ..training import distributed
@@ -60,7 +67,7 @@ def run(
         UserError: the folder holds another configuration, training diverged, an image or the
             disk is at fault.
     """
-    path = record_path(results, Run, config.run_id)
+    path = find_record(results, Run, config.run_id)
     what = f"{config.variant.label} seed {config.seed}"
     if not distributed.agree(path.exists()):
         with hold(results, config.run_id, what):

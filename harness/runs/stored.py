@@ -14,7 +14,7 @@ from ..images.sources import DataSource
 from ..network.edsr import quarters
 from ..network.weights import TrainedNetwork, find_weights, load_weights
 from ..records.shapes import UNSET, Run
-from ..records.store import load_record, record_path
+from ..records.store import find_record, load_record
 from ..tasks.base import SyntheticTask, Task
 from ..tasks.images import ImageTask
 from ..tasks.options import build
@@ -102,7 +102,7 @@ def task_of(
         UserError: neither is there, and the network is one of another task; or a file is damaged.
     """
     path = weights.parent / "config.json"
-    if record_path(results, Run, trained.name).exists():
+    if find_record(results, Run, trained.name).exists():
         config = load_record(results, Run, trained.name).config
         if config.task is UNSET:
             return None

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from ..base.errors import UserError
+from ..base.folders import tables_command
 from ..base.progress import progress_bar
 from ..base.signals import defer_signals
 from .jobs import Job, describe_status, was_stopped
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
 BUDGET_STATUS = 75
 #: Seconds between two checks of the time and of signals.
 _POLL = 0.2
-#: Seconds between two lines that say how far it is, where no bar is drawn.
-TELL_EVERY = 60.0
 #: Seconds between two estimates of the time left.
 _ESTIMATE_EVERY = 2.0
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -132,7 +131,7 @@ def sweep(
         progress_bar("runs", "{task.fields[left]}", estimate=False) as progress,
     ):
         task = progress.add_task("Runs", total=None, completed=len(report.finished), left="")
-        told, shown, left = time.monotonic(), -math.inf, ""
+        shown, left = -math.inf, ""
         try:
             while queue.later() or running:
                 if signalled or stop.is_set() or time.monotonic() >= deadline:
@@ -157,14 +156,16 @@ def sweep(
                     waiting = queue.later()
                     seconds = pace.left(waiting, active, most) if waiting or active else None
                     left = "" if seconds is None else f"about {duration(seconds)} left"
+                    left = ", ".join(filter(None, [_running([job for job, _ in active]), left]))
                 progress.update(task, completed=ended, total=total, left=left)
-                if now - told >= TELL_EVERY and not progress.console.is_terminal:
-                    told = now
-                    line = ", ".join(filter(None, [f"{ended} of {total} runs have ended", left]))
-                    progress.console.print(line, highlight=False)
         finally:
             stop.set()  # the pool waits for its threads
     return report
+
+
+def _running(jobs: Sequence[Job]) -> str:
+    """What runs now, in a few words."""
+    return f"running: {jobs[0]}" if len(jobs) == 1 else f"{len(jobs)} running" if jobs else ""
 
 
 def _run(engine: Engine, job: Job, stop: threading.Event) -> int:
@@ -214,4 +215,4 @@ def conclude(report: Report, results: Path) -> None:
         raise SystemExit(BUDGET_STATUS)
     if report.failed:
         raise SystemExit(1)
-    print(f"Records: {results / 'records'}; tables: python -m harness.tables")
+    print(f"Records: {results / 'records'}; tables: {tables_command(results)}")

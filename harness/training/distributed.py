@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from ..base import machine
 from ..base.errors import UserError
+from ..base.extras import install_extra
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -63,9 +64,7 @@ def start(device: str) -> torch.device:
             InitProcessGroupKwargs,
         )
     except ImportError:
-        raise UserError(
-            "torchrun needs accelerate: pip install 'attention-zoo[multi-gpu]'"
-        ) from None
+        raise UserError(f"torchrun needs accelerate: {install_extra('multi-gpu')}") from None
     rank = int(os.environ["LOCAL_RANK"])
     name = "cuda" if device == "auto" and torch.cuda.is_available() else device
     chosen = machine.pick_device(f"cuda:{rank}" if name == "cuda" else "cpu")

@@ -133,6 +133,8 @@ class Trainer:
                 f"the processes see different checkpoints in {self.folder}: "
                 "--results must be one folder that all of them share"
             )
+        if self.step >= self.config.steps:
+            return  # the run was killed after its last step
         bar = progress_bar("steps", f"{self.loss_name} {{task.fields[loss]:.4f}}", stdout=True)
         start = saved = time.monotonic()
         before = self.seconds

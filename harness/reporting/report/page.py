@@ -10,6 +10,7 @@ from typing import Any
 
 from ... import __version__
 from ...base.errors import UserError
+from ...base.extras import install_extra
 from ...base.files import read_json, write_text
 from ...base.names import slug
 from ...records.origin import describe_code, describe_machine, plural
@@ -249,9 +250,7 @@ def _check_extra() -> None:
         import markdown_it  # noqa: F401
     except ImportError as error:
         package = str(error.name).partition(".")[0]
-        raise UserError(
-            f"the report needs {package}: pip install 'attention-zoo[report]'"
-        ) from None
+        raise UserError(f"the report needs {package}: {install_extra('report')}") from None
 
 
 def _settings(records: Sequence[Record]) -> list[Setting]:

@@ -14,7 +14,6 @@ from torch import Tensor
 from attention_zoo import Attention, Cost
 from attention_zoo.cores.native import why_not_native
 from harness.base.errors import UserError
-from harness.base.progress import timing_bar
 from harness.config.network import NetworkConfig
 from harness.config.options import parse_size
 from harness.config.rows import table_rows
@@ -203,18 +202,6 @@ def test_progress_over_all_cases() -> None:
     texts = {"core, forward, 2x3: Conv", "module, forward+backward, 2x3: Baseline"}
     assert texts <= texts_of(told)
     assert told[-1][0] > 0.75
-
-
-def test_progress_bar(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    def drawn() -> tuple[str, str]:
-        with timing_bar() as on_run:
-            on_run(0.5, "core: NLA")
-        return capsys.readouterr()
-
-    assert drawn() == ("", "")  # nothing where nobody watches
-    monkeypatch.setenv("FORCE_COLOR", "1")
-    out, err = drawn()
-    assert (out, "core: NLA" in err, "50%" in err) == ("", True, True)
 
 
 def test_parse_size() -> None:

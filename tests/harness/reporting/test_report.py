@@ -311,8 +311,8 @@ def test_the_same_records_give_the_same_page(results: Path, page: str) -> None:
     ("missing", "message"),
     [
         (None, "no records under .*records; run python -m harness.run first"),
-        ("jinja2", r"the report needs jinja2: pip install 'attention-zoo\[report\]'"),
-        ("markdown_it", r"the report needs markdown_it: pip install 'attention-zoo\[.*"),
+        ("jinja2", r"the report needs jinja2: pip install -e '\.\[report\]'"),
+        ("markdown_it", r"the report needs markdown_it: pip install -e '\.\[.*"),
     ],
 )
 def test_mistakes_are_one_line(

@@ -29,7 +29,6 @@ from harness.records.store import load_records, record_path
 from harness.reporting import profile as reporting_profile
 from harness.reporting.tables import profile as profile_tables
 from harness.runs import engines
-from harness.runs import probe as runs_probe
 from harness.runs import sweep as runs_sweep
 from harness.runs.jobs import Job
 from harness.runs.options import RunOptions, TrainingOptions, configure
@@ -92,7 +91,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch, import_folder: Path) -> None:
     (import_folder / "my_module.py").write_text(MODULE)
     for module in (profile, reporting_profile, profile_tables):
         monkeypatch.setattr(module, "PROFILE", TINY)
-    monkeypatch.setattr(runs_probe, "PUBLISHED", import_folder / "published")
+    monkeypatch.setattr(probe, "PUBLISHED", import_folder / "published")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(import_folder)]))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 

@@ -55,6 +55,8 @@ def test_main_job_leaves_records_and_prints_a_table(
     printed = cli("run", *words).out
     assert "ENLCA-m16" in printed
     assert "bicubic" in printed
+    last = printed.splitlines()[-1]
+    assert last.endswith(f"tables: python -m harness.tables --results {results}")
 
     (record,) = load_records(results, Run)
     assert record.variant.options["m"] == 16

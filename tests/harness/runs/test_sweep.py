@@ -441,7 +441,7 @@ def test_an_engine_that_is_not_installed_is_named(
     package = PACKAGES[engine]
     monkeypatch.setitem(sys.modules, package, None)
     line = cli.refused("sweep", "--attn", "none", *tiny, "--engine", engine)
-    needs = f"--engine {engine} needs {package}: pip install 'attention-zoo[{engine}]'"
+    needs = f"--engine {engine} needs {package}: pip install -e '.[{engine}]'"
     assert line == f"error: {needs}"
 
 

@@ -193,7 +193,7 @@ def test_accelerate_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setitem(sys.modules, "accelerate", None)
-    with pytest.raises(UserError, match=r"pip install 'attention-zoo\[multi-gpu\]'"):
+    with pytest.raises(UserError, match=r"pip install -e '\.\[multi-gpu\]'"):
         distributed.start("cpu")
 
 

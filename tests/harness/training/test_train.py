@@ -109,6 +109,16 @@ def test_resumed_training_ends_with_the_same_bits(
     assert_same(trained(config, cache), trained(config, cache, tmp_path))
 
 
+def test_training_that_was_killed_after_its_last_step_shows_no_progress(
+    cache: TrainingCache, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = make_config("none")
+    first = trained(config, cache, tmp_path)
+    assert f"{config.steps} of {config.steps} steps" in capsys.readouterr().out
+    assert_same(first, trained(config, cache, tmp_path))
+    assert capsys.readouterr().out == ""
+
+
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_training_after_the_step_with_its_state_saved(
     signum: signal.Signals, cache: TrainingCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
