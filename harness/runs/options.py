@@ -233,9 +233,7 @@ def _configure_images(
     elif options.start_steps is not None:
         raise UserError("--start-steps applies only to --protocol warm-start")
     source = task.source
-    test = list(options.test_sets) or source.test_sets
-    for name in test:
-        task.test_set(name)
+    test = source.choose_tests(options.test_sets)
     cache = task.cache if decode else None
     chosen = None
     if task.settings:

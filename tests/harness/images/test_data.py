@@ -123,7 +123,7 @@ def test_bad_folders(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     with pytest.raises(UserError, match=r"no training set in photos is called 'Z': it has A, B$"):
         find_data(folder, train_sets=["Z"])
     save(folder / "City" / "HR" / "x.bmp", 18, 90)
-    with pytest.raises(UserError, match=r"x\.bmp is 88x16: x4 needs 19x19 or more"):
+    with pytest.raises(UserError, match=r"x\.bmp is 90x18: x4 needs 20x20 or more"):
         list(source.test_set("City", 4))
 
     def refuse(self: Path) -> None:
