@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from ..base import machine
 from ..base.errors import UserError
 from ..config.network import NetworkConfig
 from ..config.options import Implementation
@@ -205,6 +206,7 @@ def configure(
         UserError: a value out of range, an unknown preset, scale or test set.
         AttentionError: unknown module or option.
     """
+    machine.check_precision(options.precision, device)
     if isinstance(task, SyntheticTask):
         return configure_task(options, task, variant, seed, device)
     return _configure_images(options, task, variant, seed, device, decode)
