@@ -22,6 +22,8 @@ Pixels = NDArray[np.uint8]
 
 #: Endings of the files that count as images, in lower case.
 SUFFIXES = frozenset({".png", ".webp", ".jpg", ".jpeg", ".bmp"})
+#: Scales that stored LR images may have.
+SCALES = (2, 3, 4, 8)
 _FORMATS = ("PNG", "WEBP", "JPEG", "BMP")
 # Names, in lower case, of what systems put beside a user's files; so are those with a dot in front.
 _NOT_DATA = frozenset(

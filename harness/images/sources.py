@@ -39,6 +39,7 @@ from .files import (
     natural_key,
     read_image,
 )
+from .left_out import left_out
 from .metrics import SSIM_WINDOW
 
 #: Name of the test set that holds held-out training images.
@@ -213,6 +214,8 @@ class DataSource:
         """
         if not self.train:
             raise UserError(f"{self.name} has no training sets: put images into train/<Set>/")
+        if self.root is not None and scale > 1 and "DIV2K" in self.train_sets:
+            _warn_of_div2k(self.root)
         return training_cache(self.train, scale)
 
     def test_set(self, name: str, scale: int, degradation: Degradation = BICUBIC) -> TestSet:
@@ -300,11 +303,37 @@ def _folder_source(folder: Path) -> DataSource:
         ]
     )
     if not test and not train:
-        raise UserError(f"found no images in {folder}: expected {LAYOUT}")
+        found = "".join(f"; {line}" for line in left_out(folder, (), ())[:1])
+        raise UserError(f"found no images in {folder}: expected {LAYOUT}{found}")
+    _warn_of_folders(folder, frozenset(s.name for s in test))
     return DataSource(folder.resolve().name or "data", train, test, folder)
 
 
 @functools.cache  # once a process
+def _warn_of_folders(root: Path, test_sets: frozenset[str]) -> None:
+    """Name folders that look like test sets, but lack the folder for their images."""
+    for folder in sorted(find_folders(root)):
+        if folder.name in test_sets or folder.name.startswith("DIV2K"):
+            continue
+        if folder.name.lower() not in ("train", "benchmark") and (images := find_images(folder)):
+            print(
+                f"warning: {folder} is no test set, as its images ({len(images)}) do not lie in "
+                f"{folder.name}/HR: it is not read",
+                file=sys.stderr,
+            )
+
+
+@functools.cache
+def _warn_of_div2k(root: Path) -> None:
+    for folder in find_folders(root) + find_folders(root / "DIV2K"):
+        if folder.name.startswith("DIV2K_train_LR"):
+            print(
+                f"warning: {folder} is not read: training LR images are made from HR",
+                file=sys.stderr,
+            )
+
+
+@functools.cache
 def _warn_of_lr(images: ImageSet, scale: int) -> None:
     """Say which LR images are missing in a folder of LR images, and are made here."""
     folder = lr_folder(images.paths[0], scale)
