@@ -237,10 +237,7 @@ class DataSource:
         """
         chosen = {_choose(self.test, name, f"test set in {self.name}").name for name in names}
         if not self.test:
-            raise UserError(
-                f"{self.name} has no test sets: put images into <Set>/HR/, or hold training images "
-                "out with --holdout 40"
-            )
+            raise UserError(f"{self.name} has no test sets: put images into <Set>/HR/")
         return [name for name in self.test_sets if name in chosen or not chosen]
 
 

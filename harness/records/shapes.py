@@ -510,10 +510,14 @@ class RedrawSettings(_Shape, frozen=True, kw_only=True):
 
 
 class Redraw(Record, frozen=True, kw_only=True):
-    """Quality of a trained network under other random draws."""
+    """Quality of a trained network under other random draws.
+
+    ``images`` is the digest of each test set, as in :class:`Quality`; older records lack it.
+    """
 
     variant: RecordedVariant
     settings: RedrawSettings
+    images: dict[str, str] = {}
     rows: list[RedrawRow]
 
 
