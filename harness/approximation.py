@@ -119,9 +119,7 @@ def _measure(options: Options) -> Approximation:
         trained = load_sr(path, options.results, "harness.approximation")
         source = find_data(options.data)
         data = source.name
-        names = options.test_sets or source.test_sets[:1]
-        if not names:
-            raise UserError(f"{data} has no test sets: put images into <Set>/HR/")
+        names = source.choose_tests(options.test_sets or source.test_sets[:1])
         test_sets = [source.test_set(name, trained.architecture.scale) for name in names]
     record = study(
         sweep,

@@ -17,10 +17,13 @@ from rich.text import Text
 from .base.commands import command_line
 from .base.errors import UserError
 from .base.signals import resumable
+from .config.presets import PRESETS
 from .images import embedded
 from .images.cache import cache_folder
 from .images.download import ARCHIVES
 from .images.download import download as download_archive
+from .images.files import SCALES
+from .images.left_out import left_out, lr_files
 from .images.sources import find_data
 from .images.verify import verify_files
 
@@ -30,17 +33,22 @@ DataFolder = Annotated[
 
 
 def list_sets(data: DataFolder = None) -> None:
-    """List the sets found, with their images and sizes."""
+    """List the sets found, with their images and sizes, and what is left out."""
     source = find_data(data)
     table = Table(title=f"Images of {source.name}")
-    for column in ("use", "set", "images", "MiB"):
+    for column in ("use", "set", "images", "MiB", "LR files"):
         table.add_column(column, justify="right" if column in ("images", "MiB") else "left")
     for use, sets in (("train", source.train), ("test", source.test)):
         for s in sets:
             mib = sum(path.stat().st_size for path in s.paths) / 2**20
-            table.add_row(use, Text(s.name), str(len(s)), f"{mib:.1f}")
+            lr = {scale: len(lr_files(s, (scale,))) for scale in SCALES} if use == "test" else {}
+            counts = ", ".join(f"x{scale}: {count}" for scale, count in lr.items() if count)
+            table.add_row(use, Text(s.name), str(len(s)), f"{mib:.1f}", counts)
     console = Console()
     console.print(table)
+    if source.root is not None:
+        for line in left_out(source.root, source.train, source.test):
+            console.print(line, highlight=False, soft_wrap=True, markup=False)
     console.print(
         f"Decoded training images are cached in {cache_folder()} (SR_CACHE)",
         soft_wrap=True,
@@ -53,9 +61,10 @@ def list_sets(data: DataFolder = None) -> None:
 
 
 def verify(data: DataFolder = None) -> None:
-    """Decode every image; check MANIFEST.csv and LR_bicubic_pixels.csv if they exist."""
+    """Decode and check every image; check MANIFEST.csv and LR_bicubic_pixels.csv if they exist."""
     source = find_data(data)
-    report = verify_files(source.root, source.train, source.test)
+    side = 4 * PRESETS["quick"].patch[4]
+    report = verify_files(source.root, source.train, source.test, side)
     for problem in report.problems:
         print(problem)
     checks = sorted({check for _, check in report.checked}, key=str.lower)

@@ -145,9 +145,9 @@ def _evaluate_images(
     task = chosen.build_on(source, architecture.scale)
     if task.grey:
         refuse(sys.argv[1:], _OF_SR, "super-resolution")
-    names = list(dict.fromkeys(options.test_sets)) or source.test_sets
-    if not names:
-        raise UserError(f"{source.name} has no test sets: put images into <Set>/HR/")
+    names = source.choose_tests(options.test_sets)
+    for name in names:  # a bad image shows before any work is done
+        task.test_sha256(name)
     test_sets = [task.test_set(name) for name in names]
     network = trained.network.to(device)
     with machine.use_tf32(False):

@@ -71,13 +71,13 @@ def main() -> None:
     from .measuring.redraws import measure
     from .network.weights import find_weights
     from .records.shapes import Redraw, untyped
-    from .records.store import new_record, record_id, record_path, save_record
+    from .records.store import load_record, new_record, record_id, record_path, save_record
     from .runs.stored import load_sr
 
     device = machine.pick_device(options.device)
     machine.use_threads(options.threads)
     source = find_data(options.data)
-    names = list(dict.fromkeys(options.test_sets)) or source.test_sets
+    names = source.choose_tests(options.test_sets)
     for path in [find_weights(name, options.results) for name in dict.fromkeys(options.runs)]:
         trained = load_sr(path, options.results, "harness.redraws")
         test_sets = [source.test_set(name, trained.architecture.scale) for name in names]
@@ -92,9 +92,14 @@ def main() -> None:
             "device": device.type,
         }
         identifier = record_id("redraw", settings)
+        # Beside the settings, so that the ids of older records, which lack it, stay.
+        images = {one.name: one.sha256() for one in test_sets}
         if (finished := record_path(options.results, Redraw, identifier)).exists():
-            print(f"{trained.name}: already measured, see {finished}")
-            continue
+            known = load_record(options.results, Redraw, identifier).images
+            if known in ({}, images):
+                print(f"{trained.name}: already measured, see {finished}")
+                continue
+            print(f"{trained.name}: the test images have changed, measuring again")
         trained.network.to(device)
         with machine.use_tf32(False):
             rows = measure(trained, test_sets, draws=options.draws, m=options.m, tile=options.tile)
@@ -103,9 +108,11 @@ def main() -> None:
             "machine": machine.describe(device),
             "variant": trained.architecture.variant.describe(),
             "settings": settings,
+            "images": images,
             "rows": [untyped(row) for row in rows],
         }
-        saved = save_record(options.results, new_record(Redraw, identifier, content))
+        record = new_record(Redraw, identifier, content)
+        saved = save_record(options.results, record, replace=True)
         print(f"{trained.name}: {saved}")
 
 

@@ -96,10 +96,12 @@ def _images(
             cache = task.cache
         configs = [
             configure(options, task, variant, seed, device)
-            for seed in options.seeds
+            for seed in dict.fromkeys(options.seeds)
             for variant in variants
         ]
         check_patch(cache, configs[0].patch)
+        for name in configs[0].data.test:
+            task.test_sha256(name)
         distributed.check_batch(configs[0].batch)
         # The baseline of a warm start has a record too, of another setting than the runs.
         baselines = {c.baseline.run_id: c.baseline for c in configs if c.start}
@@ -137,7 +139,7 @@ def _synthetic(
 
     configs = [
         configure(options, task, variant, seed, device)
-        for seed in options.seeds
+        for seed in dict.fromkeys(options.seeds)
         for variant in variants
     ]
     for variant in variants:

@@ -82,9 +82,8 @@ def _images(options: Options, scale: int) -> TestSet:
         name = options.image[0].stem if len(options.image) == 1 else "images"
         return TestSet(ImageSet(name, options.image), scale)
     source = find_data(options.data)
-    if not source.test_sets:
-        raise UserError(f"{source.name} has no test sets: put images into <Set>/HR/")
-    return source.test_set(options.test_set or source.test_sets[0], scale)
+    first = source.choose_tests([options.test_set] if options.test_set else [])[0]
+    return source.test_set(first, scale)
 
 
 @command_line

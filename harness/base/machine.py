@@ -123,6 +123,28 @@ def use_tf32(enabled: bool) -> Iterator[None]:
         torch.backends.cudnn.allow_tf32 = before[1]
 
 
+def check_precision(precision: str, device: torch.device) -> None:
+    """Refuse TF32 where float32 would be computed and called TF32.
+
+    Args:
+        precision: of training, such as ``tf32``.
+        device: where it trains; this machine may lack it.
+
+    Raises:
+        UserError: the device has no TF32: it is not CUDA, or older than Ampere.
+    """
+    import torch
+
+    if precision != "tf32":
+        return
+    here = device.type == "cuda" and torch.cuda.is_available()
+    if device.type != "cuda" or (here and torch.cuda.get_device_capability(device) < (8, 0)):
+        raise UserError(
+            f"--precision tf32 needs a CUDA device with TF32 (Ampere or later), not {device}: "
+            "use float32"
+        )
+
+
 def synchronise(device: torch.device) -> None:
     """Wait until everything queued on ``device`` is done."""
     import torch

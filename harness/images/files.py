@@ -22,7 +22,13 @@ Pixels = NDArray[np.uint8]
 
 #: Endings of the files that count as images, in lower case.
 SUFFIXES = frozenset({".png", ".webp", ".jpg", ".jpeg", ".bmp"})
+#: Scales that stored LR images may have.
+SCALES = (2, 3, 4, 8)
 _FORMATS = ("PNG", "WEBP", "JPEG", "BMP")
+# Names, in lower case, of what systems put beside a user's files; so are those with a dot in front.
+_NOT_DATA = frozenset(
+    {"@eadir", "#recycle", "$recycle.bin", "system volume information", "__macosx", "lost+found"}
+)
 # An image beyond Pillow's limit is an error, not a warning and then gigabytes of memory.
 warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
 
@@ -54,20 +60,63 @@ def find_images(folder: Path) -> tuple[Path, ...]:
         found = [
             p
             for p in folder.iterdir()
-            if p.suffix.lower() in SUFFIXES and not p.name.startswith(".") and not p.is_dir()
+            if p.suffix.lower() in SUFFIXES and is_data(p.name) and not p.is_dir()
         ]
     except OSError as error:
         raise UserError(f"cannot read the folder {folder}: {error.strerror}") from error
     return tuple(sorted(found, key=lambda p: natural_key(p.name)))
 
 
+def find_folders(folder: Path) -> list[Path]:
+    """The folders in a folder, without hidden ones and those of systems; none if it is missing.
+
+    Raises:
+        UserError: the folder cannot be read.
+    """
+    try:
+        found = folder.iterdir() if folder.is_dir() else ()
+        return [p for p in found if is_data(p.name) and p.is_dir()]
+    except OSError as error:
+        raise UserError(f"cannot read the folder {folder}: {error.strerror}") from error
+
+
+def is_data(name: str) -> bool:
+    """Whether a file or folder of this name is the user's: not hidden, no index or waste bin."""
+    return not name.startswith(".") and name.lower() not in _NOT_DATA
+
+
+def child(folder: Path, name: str) -> Path:
+    """The folder of that name in a folder; if there is none, one whose name differs in case."""
+    path = folder / name
+    if path.is_dir():
+        return path
+    return next((p for p in find_folders(folder) if p.name.lower() == name.lower()), path)
+
+
+def lr_folder(hr_path: Path, scale: int) -> Path | None:
+    """The folder of the LR images of ``<Set>/HR/*``; None if there is none."""
+    if hr_path.parent.name.lower() != "hr":
+        return None
+    folder = child(child(hr_path.parent.parent, "LR_bicubic"), f"X{scale}")
+    return folder if folder.is_dir() else None
+
+
 def lr_path(hr_path: Path, scale: int) -> Path | None:
-    """The stored LR image of ``<Set>/HR/<stem>.*``; None if there is none."""
-    folder = hr_path.parent.parent / "LR_bicubic" / f"X{scale}"
-    if hr_path.parent.name != "HR" or not folder.is_dir():
+    """The stored LR image of ``<Set>/HR/<stem>.*``; None if there is none.
+
+    Raises:
+        UserError: there are several, such as ``ax4.png`` and ``ax4.jpg``.
+    """
+    if (folder := lr_folder(hr_path, scale)) is None:
         return None
     stem = f"{hr_path.stem}x{scale}"
-    return next((path for path in find_images(folder) if path.stem == stem), None)
+    found = [path for path in find_images(folder) if path.stem == stem]
+    if len(found) > 1:
+        raise UserError(
+            f"{folder} has both {found[0].name} and {found[1].name}, LR images of "
+            f"{hr_path.name}: remove one of them"
+        )
+    return found[0] if found else None
 
 
 def natural_key(text: str) -> list[tuple[int, str]]:
@@ -92,7 +141,8 @@ def read_image(path: Path) -> Pixels:
                 raise Image.DecompressionBombError  # where the filter above was undone
             # Pillow cuts 16-bit colour to 8 bits on loading; the depth shows only before.
             deep = image.mode[0] in "IF" or any(";16" in str(t[3]) for t in image.tile)
-            frames = getattr(image, "n_frames", 1)
+            # Cameras put a preview or a second view behind the picture (MPO): the first counts.
+            frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
             image.load()
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         raise UserError(

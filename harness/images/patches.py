@@ -19,7 +19,8 @@ def check_patch(cache: TrainingCache, patch: int) -> None:
         if min(lr.shape[:2]) < patch:
             side = patch * cache.scale
             raise UserError(
-                f"training image {name} is {hr.shape[1]}x{hr.shape[0]}, smaller than a patch of "
+                f"training image {name} is {hr.shape[1]}x{hr.shape[0]} (cropped to multiples of "
+                f"{cache.scale}), smaller than a patch of "
                 f"{side}x{side} (LR {patch}x{patch}): remove it or choose a smaller patch"
             )
 

@@ -1,28 +1,45 @@
 """The images of a run: training and test sets of a folder, or the embedded ones.
 
-A data folder holds test sets as ``<Set>/HR/*``, with their LR images, if any, as
-``<Set>/LR_bicubic/X<scale>/<stem>x<scale>.*``, and training sets as ``train/<Set>/*`` or
+A data folder holds test sets as ``<Set>/HR/*`` or ``benchmark/<Set>/HR/*``, with their LR images,
+if any, as ``<Set>/LR_bicubic/X<scale>/<stem>x<scale>.*``, and training sets as ``train/<Set>/*`` or
 DIV2K as ``DIV2K/DIV2K_train_HR/*`` or ``DIV2K_train_HR/*``; png, webp, jpg or bmp. Missing LR
-images are made by :mod:`.bicubic`.
+images are made by :mod:`.bicubic`. Hidden files and folders are no data.
 """
 
 from __future__ import annotations
 
 import difflib
+import functools
+import hashlib
 import os
-from collections.abc import Iterator, Sequence
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 from numpy.typing import NDArray
 
 from ..base.errors import UserError
+from ..base.machine import map_threads
 from . import embedded
 from .bicubic import crop_to_multiple
 from .cache import TrainingCache, training_cache
 from .degradation import BICUBIC, Degradation, image_generator
-from .files import ImageSet, Pixels, find_images, lr_path, natural_key, read_image
+from .files import (
+    ImageSet,
+    Pixels,
+    child,
+    find_folders,
+    find_images,
+    lr_folder,
+    lr_path,
+    natural_key,
+    read_image,
+)
+from .left_out import left_out
 from .metrics import SSIM_WINDOW
 
 #: Name of the test set that holds held-out training images.
@@ -33,9 +50,10 @@ LAYOUT = "test sets as <Set>/HR/*.png, training sets as train/<Set>/*.png (png, 
 
 @dataclass(frozen=True)
 class TestImage:
-    """One test image: its file's stem, HR ``[H, W, 3]`` and LR ``[H/scale, W/scale, 3]``.
+    """One test image: its name, HR ``[H, W, 3]`` and LR ``[H/scale, W/scale, 3]``.
 
-    ``lr`` is uint8; for denoising it is float32, where 1 stands for 255.
+    ``lr`` is uint8; for denoising it is float32, where 1 stands for 255. ``lr_file`` says whether
+    it was read from a file, ``sha256`` is the digest of what was read: see :func:`set_sha256`.
     """
 
     __test__: ClassVar[bool] = False  # for pytest: no test case
@@ -43,6 +61,8 @@ class TestImage:
     name: str
     hr: Pixels
     lr: NDArray[Any]
+    lr_file: bool = False
+    sha256: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -54,8 +74,8 @@ class TestSet:
     names of set and image alone.
 
     Raises (while iterating):
-        UserError: an image is unreadable or too small, an LR file does not fit its HR, or the
-            scale is 1 without a degradation.
+        UserError: an image is unreadable or too small, an LR file does not fit its HR, two images
+            have one name, or the scale is 1 without a degradation.
     """
 
     __test__: ClassVar[bool] = False
@@ -74,34 +94,91 @@ class TestSet:
     def __iter__(self) -> Iterator[TestImage]:
         return map(self._load, self.images.paths)
 
+    @functools.cached_property
+    def names(self) -> dict[Path, str]:
+        """Name of each image: the file's stem, with the folder's name where folders share stems.
+
+        Raises:
+            UserError: two files of one folder differ in their endings alone.
+        """
+        stems = Counter(path.stem for path in self.images.paths)
+        found: dict[str, Path] = {}
+        for path in self.images.paths:
+            name = path.stem if stems[path.stem] == 1 else f"{path.parent.name}/{path.stem}"
+            if name in found:
+                raise UserError(
+                    f"test set {self.name} has both {found[name].name} and {path.name}: rename or "
+                    f"remove one of them in {path.parent}"
+                )
+            found[name] = path
+        return {path: name for name, path in found.items()}
+
+    def sha256(self) -> str:
+        """:func:`set_sha256` of the images, all of which are decoded and checked.
+
+        Raises:
+            UserError: as for the class.
+        """
+
+        def digest(path: Path) -> bytes:
+            return self._sha256(path, *self._read(path))
+
+        return set_sha256(map_threads(digest, self.images.paths))
+
+    def _sha256(self, path: Path, *pixels: Pixels | None) -> bytes:
+        found = hashlib.sha256(self.names[path].encode(errors="surrogateescape"))
+        for one in pixels:
+            if one is not None:
+                found.update(str(one.shape).encode())
+                found.update(np.ascontiguousarray(one).data)
+        return found.digest()
+
     def _load(self, path: Path) -> TestImage:
+        hr, lr = self._read(path)
+        name = self.names[path]
+        generator = image_generator(self.name, name)
+        inputs, target = self.degradation.pair(hr, lr, self.scale, generator)
+        return TestImage(name, target, inputs, lr is not None, self._sha256(path, hr, lr))
+
+    def _read(self, path: Path) -> tuple[Pixels, Pixels | None]:
+        """HR, cropped, and the stored LR image, if it is used."""
         if self.scale == 1 and self.degradation.from_bicubic:
             raise UserError(
                 "networks of scale 1 enlarge no LR images: give one of super-resolution, or use "
                 "harness.evaluate, which knows other tasks"
             )
-        hr = crop_to_multiple(read_image(path), self.scale)
-        height, width = hr.shape[:2]
-        least = SSIM_WINDOW + (2 * self.scale if self.scale > 1 else 0)
-        if min(height, width) < least:
+        image = read_image(path)
+        least = least_side(self.scale)
+        if min(image.shape[:2]) < least:
             raise UserError(
-                f"test image {path} is {width}x{height}: x{self.scale} needs {least}x{least} or "
-                "more; remove it from the folder"
+                f"test image {path} is {image.shape[1]}x{image.shape[0]}: x{self.scale} needs "
+                f"{least}x{least} or more; remove it from the folder"
             )
+        hr = crop_to_multiple(image, self.scale)
         stored = lr_path(path, self.scale) if self.degradation.from_bicubic else None
         lr = None if stored is None else read_image(stored)
-        if lr is not None and (lr.shape[0] * self.scale, lr.shape[1] * self.scale) != (
-            height,
-            width,
-        ):
+        if lr is not None and tuple(n * self.scale for n in lr.shape[:2]) != hr.shape[:2]:
             raise UserError(
                 f"{stored} is {lr.shape[1]}x{lr.shape[0]}, which does not fit {path} "
-                f"({width}x{height} after cropping) at x{self.scale}: delete it; "
+                f"({hr.shape[1]}x{hr.shape[0]} after cropping) at x{self.scale}: delete it; "
                 "bicubic then replaces it"
             )
-        generator = image_generator(self.name, path.stem)
-        inputs, target = self.degradation.pair(hr, lr, self.scale, generator)
-        return TestImage(path.stem, target, inputs)
+        return hr, lr
+
+
+def set_sha256(images: Iterable[bytes]) -> str:
+    """Digest of a test set: of its images' names, HR pixels and pixels of stored LR images.
+
+    Inputs that are made, by bicubic or with noise, are a function of these.
+    """
+    return hashlib.sha256(b"".join(images)).hexdigest()
+
+
+def least_side(scale: int) -> int:
+    """Least height and width of a test image: a window of SSIM inside the border, in whole LR
+    pixels."""
+    least = SSIM_WINDOW + (2 * scale if scale > 1 else 0)
+    return -(-least // scale) * scale
 
 
 @dataclass(frozen=True)
@@ -137,6 +214,8 @@ class DataSource:
         """
         if not self.train:
             raise UserError(f"{self.name} has no training sets: put images into train/<Set>/")
+        if self.root is not None and scale > 1 and "DIV2K" in self.train_sets:
+            _warn_of_div2k(self.root)
         return training_cache(self.train, scale)
 
     def test_set(self, name: str, scale: int, degradation: Degradation = BICUBIC) -> TestSet:
@@ -145,7 +224,21 @@ class DataSource:
         Raises:
             UserError: there is none.
         """
-        return TestSet(_choose(self.test, name, f"test set in {self.name}"), scale, degradation)
+        images = _choose(self.test, name, f"test set in {self.name}")
+        if degradation.from_bicubic:
+            _warn_of_lr(images, scale)
+        return TestSet(images, scale, degradation)
+
+    def choose_tests(self, names: Iterable[str]) -> list[str]:
+        """The test sets of these names, all if there are none: once each, in the source's order.
+
+        Raises:
+            UserError: there is no such test set, or none at all.
+        """
+        chosen = {_choose(self.test, name, f"test set in {self.name}").name for name in names}
+        if not self.test:
+            raise UserError(f"{self.name} has no test sets: put images into <Set>/HR/")
+        return [name for name in self.test_sets if name in chosen or not chosen]
 
 
 def find_data(
@@ -196,27 +289,68 @@ def _folder_source(folder: Path) -> DataSource:
         raise UserError(f"data folder {folder} does not exist: set --data or SR_DATA")
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder: give the folder that holds {LAYOUT}")
-    test = _sets((sub.name, sub / "HR") for sub in _folders(folder))
+    # The second is the layout of EDSR-PyTorch.
+    sets = [*find_folders(folder), *find_folders(child(folder, "benchmark"))]
+    test = _sets((sub.name, child(sub, "HR")) for sub in sets)
     train = _sets(
         [
-            *((sub.name, sub) for sub in _folders(folder / "train")),
+            *((sub.name, sub) for sub in find_folders(child(folder, "train"))),
             ("DIV2K", folder / "DIV2K" / "DIV2K_train_HR"),
             ("DIV2K", folder / "DIV2K_train_HR"),
         ]
     )
     if not test and not train:
-        raise UserError(f"found no images in {folder}: expected {LAYOUT}")
+        found = "".join(f"; {line}" for line in left_out(folder, (), ())[:1])
+        raise UserError(f"found no images in {folder}: expected {LAYOUT}{found}")
+    _warn_of_folders(folder, frozenset(s.name for s in test))
     return DataSource(folder.resolve().name or "data", train, test, folder)
 
 
-def _folders(folder: Path) -> list[Path]:
-    try:
-        return [p for p in folder.iterdir() if p.is_dir()] if folder.is_dir() else []
-    except OSError as error:
-        raise UserError(f"cannot read the folder {folder}: {error.strerror}") from error
+@functools.cache  # once a process
+def _warn_of_folders(root: Path, test_sets: frozenset[str]) -> None:
+    """Name folders that look like test sets, but lack the folder for their images."""
+    for folder in sorted(find_folders(root)):
+        if folder.name in test_sets or folder.name.startswith("DIV2K"):
+            continue
+        if folder.name.lower() not in ("train", "benchmark") and (images := find_images(folder)):
+            print(
+                f"warning: {folder} is no test set, as its images ({len(images)}) do not lie in "
+                f"{folder.name}/HR: it is not read",
+                file=sys.stderr,
+            )
 
 
-def _sets(candidates: Iterator[tuple[str, Path]] | list[tuple[str, Path]]) -> tuple[ImageSet, ...]:
+@functools.cache
+def _warn_of_div2k(root: Path) -> None:
+    for folder in find_folders(root) + find_folders(root / "DIV2K"):
+        if folder.name.startswith("DIV2K_train_LR"):
+            print(
+                f"warning: {folder} is not read: training LR images are made from HR",
+                file=sys.stderr,
+            )
+
+
+@functools.cache
+def _warn_of_lr(images: ImageSet, scale: int) -> None:
+    """Say which LR images are missing in a folder of LR images, and are made here."""
+    folder = lr_folder(images.paths[0], scale)
+    if folder is None:
+        return
+    missing = [path for path in images.paths if lr_path(path, scale) is None]
+    if not missing:
+        return
+    first = missing[0]
+    text = (
+        f"warning: {folder} lacks LR images of {len(missing)} of {len(images)} images "
+        f"(the first is {first.stem}x{scale}.*): bicubic ones are made in their place"
+    )
+    unnamed = next((p.name for p in find_images(folder) if p.stem == first.stem), None)
+    if unnamed:
+        text += f"; {unnamed} is not read, rename it to {first.stem}x{scale}{Path(unnamed).suffix}"
+    print(text, file=sys.stderr)
+
+
+def _sets(candidates: Iterable[tuple[str, Path]]) -> tuple[ImageSet, ...]:
     """The folders that hold images, the first of each name, in natural order."""
     found: dict[str, ImageSet] = {}
     for name, folder in candidates:

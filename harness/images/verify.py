@@ -16,12 +16,13 @@ from ..base.errors import UserError
 from ..base.machine import map_threads
 from ..base.progress import progress_bar
 from .bicubic import crop_to_multiple, downscale
-from .files import ImageSet, Pixels, lr_path, read_image
+from .files import SCALES, ImageSet, Pixels, lr_path, read_image
+from .sources import TestSet, least_side
 
 MANIFEST = "MANIFEST.csv"
 LR_HASHES = "LR_bicubic_pixels.csv"
-#: Scales that LR images may have.
-SCALES = (2, 3, 4, 8)
+# That of the commands by default.
+_SCALE = 4
 #: Columns that are used of each file, and the values they may have.
 _COLUMNS = {
     MANIFEST: {"path": r"[^\0]*[^\0/]", "bytes": r"\d+", "sha256": r"\w+"},
@@ -67,12 +68,13 @@ class Report:
 
 @dataclass(frozen=True)
 class _Task:
-    """A training or HR image, and the published hashes of its LR pixels by scale."""
+    """A training or HR image, published hashes of its LR pixels by scale, and the least side."""
 
     set_name: str
     path: Path
     hashes: dict[int, dict[str, str]]
     test: bool
+    least: int
 
 
 def pixel_hash(image: Pixels, channels: int = 3) -> str:
@@ -81,12 +83,16 @@ def pixel_hash(image: Pixels, channels: int = 3) -> str:
     return hashlib.sha256(pixels.tobytes()).hexdigest()
 
 
-def verify_files(root: Path | None, train: Sequence[ImageSet], test: Sequence[ImageSet]) -> Report:
+def verify_files(
+    root: Path | None, train: Sequence[ImageSet], test: Sequence[ImageSet], side: int
+) -> Report:
     """Decode all images and make all checks that the folder ``root`` has data for.
 
     ``MANIFEST.csv`` gives presence, size and SHA-256 of files, ``LR_bicubic_pixels.csv`` hashes of
-    LR pixels. Stored LR images are compared with ours and counted; a difference is no problem, as
-    other programs that make LR images are in use.
+    LR pixels. Stored LR images must have the size that fits, are compared with ours and counted; a
+    difference is no problem, as other programs that make LR images are in use. Test images must be
+    large enough for x4, and no two of a set of one name. Training images that are too small for
+    patches of ``side`` are counted, and no problem for smaller patches.
 
     Raises:
         UserError: one of the two files is unreadable or malformed.
@@ -94,9 +100,15 @@ def verify_files(root: Path | None, train: Sequence[ImageSet], test: Sequence[Im
     known: dict[tuple[str, str], dict[int, dict[str, str]]] = defaultdict(dict)
     for row in _rows(root, LR_HASHES):
         known[row["set"], row["image"]][int(row["scale"])] = row
-    tasks = [_Task(s.name, path, {}, False) for s in train for path in s.paths]
-    tasks += [_Task(s.name, p, known[s.name, p.stem], True) for s in test for p in s.paths]
+    tasks = [_Task(s.name, path, {}, False, side) for s in train for path in s.paths]
+    least = least_side(_SCALE)
+    tasks += [_Task(s.name, p, known[s.name, p.stem], True, least) for s in test for p in s.paths]
     report = Report()
+    for images in test:
+        try:
+            _ = TestSet(images, _SCALE).names
+        except UserError as error:
+            report.add(images.name, "names", False, str(error))
     with progress_bar("files") as progress:
         bar = progress.add_task("Verifying images", total=len(tasks))
         for part in map_threads(_check_image, tasks):
@@ -118,8 +130,20 @@ def _check_image(task: _Task) -> Report:
         report.add(task.set_name, "decoded", False, str(error))
         return report
     report.add(task.set_name, "decoded", True, None)
-    stored = {s: path for s in SCALES if task.test and (path := lr_path(task.path, s))}
+    height, width = image.shape[:2]
+    too_small = f"{task.path} is {width}x{height}: x{_SCALE} needs {task.least}x{task.least}"
+    fits = min(height, width) >= task.least
+    report.add(task.set_name, "size", fits, too_small if task.test else None)
+    stored = {}
+    for scale in SCALES if task.test else ():
+        try:
+            if path := lr_path(task.path, scale):
+                stored[scale] = path
+        except UserError as error:
+            report.problems.append(str(error))
     for scale in sorted({*task.hashes, *stored}):
+        if min(height, width) < scale:
+            continue
         lr = downscale(crop_to_multiple(image, scale), scale)
         if row := task.hashes.get(scale):
             size = (str(lr.shape[1]), str(lr.shape[0])) == (row["width"], row["height"])
@@ -128,11 +152,16 @@ def _check_image(task: _Task) -> Report:
             report.add(task.set_name, f"LR x{scale} hash", size and same, problem)
         if path := stored.get(scale):
             try:
-                equal = np.array_equal(read_image(path), lr)
+                found = read_image(path)
             except UserError as error:
                 report.problems.append(str(error))
-            else:
-                report.add(task.set_name, f"LR x{scale} file = ours", equal, None)
+                continue
+            report.add(task.set_name, f"LR x{scale} file = ours", np.array_equal(found, lr), None)
+            if found.shape != lr.shape:
+                report.problems.append(
+                    f"{path} is {found.shape[1]}x{found.shape[0]}, not {lr.shape[1]}x{lr.shape[0]} "
+                    f"as {task.path} needs"
+                )
     return report
 
 

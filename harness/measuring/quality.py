@@ -20,9 +20,9 @@ from ..base.progress import progress_bar
 from ..images import metrics
 from ..images.bicubic import upscale
 from ..images.cache import cache_folder
-from ..images.sources import TestImage
+from ..images.sources import TestImage, set_sha256
 from ..network.edsr import to_tensor
-from ..records.shapes import ImageQuality, Quality
+from ..records.shapes import UNSET, ImageQuality, Quality
 from .evaluated import EvaluatedImages, image_digest
 
 #: PSNR in dB of identical images (flat ones, say), instead of infinity.
@@ -184,12 +184,16 @@ class GreyOutput(nn.Module):
         return found.mean(dim=1, keepdim=True).repeat(1, found.shape[1], 1, 1)
 
 
+def noisy_quality(image: TestImage) -> tuple[float, float]:
+    """PSNR (dB) and SSIM of the noisy grey image, which is not rounded, rounded as in records."""
+    return _rounded(metrics.grey_quality(image.lr.astype(np.float64) * 255, image.hr))
+
+
 def _evaluate_grey(network: nn.Module, image: TestImage, tile: int | None) -> ImageQuality:
     """The 8-bit mean of the output's channels beside the noisy image, which is not rounded."""
     output, tiled = within_memory(GreyOutput(network), image, 1, tile, chop=False)
     psnr, ssim = _rounded(metrics.grey_quality(output, image.hr))
-    noisy = metrics.grey_quality(image.lr.astype(np.float64) * 255, image.hr)
-    noisy_psnr, noisy_ssim = _rounded(noisy)
+    noisy_psnr, noisy_ssim = noisy_quality(image)
     return ImageQuality(
         name=image.name,
         psnr=psnr,
@@ -255,6 +259,8 @@ def evaluate(
         UserError: as :func:`within_memory`, or an image cannot be read.
     """
     rows: list[ImageQuality] = []
+    digests: list[bytes] = []
+    lr_files = 0
     with progress_bar("images", "{task.fields[psnr]:.2f} dB", stdout=True) as progress:
         task = progress.add_task(label, total=total, psnr=float("nan"))
         for image in images:
@@ -267,9 +273,16 @@ def evaluate(
                 if evaluated:
                     evaluated.add(image, row)
             rows.append(row)
+            digests.append(image.sha256)
+            lr_files += image.lr_file
             mean = float(np.mean([row.psnr for row in rows]))
             progress.update(task, advance=1, psnr=mean)
     beside = "noisy" if grey else "bicubic"
     keys = ("psnr", "ssim", f"{beside}_psnr", f"{beside}_ssim")
     means = {key: round(float(np.mean([getattr(row, key) for row in rows])), 6) for key in keys}
-    return Quality(images=rows, **means)
+    return Quality(
+        images=rows,
+        sha256=set_sha256(digests) if all(digests) else UNSET,
+        lr_files=UNSET if grey else lr_files,
+        **means,
+    )

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -21,10 +22,18 @@ from ..config.network import NetworkConfig
 from ..config.presets import find_preset
 from ..config.variants import Variant
 from .edsr import RGB_MEAN, quarters
-from .weights import Architecture, TrainedNetwork
+from .weights import Architecture, TrainedNetwork, no_weights
 
 #: Rows of the ENLCA paper's Table 1 that are EDSR with one of our modules, by module.
 _PUBLISHED = {"none": "EDSR", "nlsa": "NLSN", "enlca": "ENLCN"}
+
+# Where training code puts the state; averaged weights come first, as BasicSR evaluates them.
+_KEYS = (
+    *("params_ema", "params", "state_dict", "model_state_dict", "model"),
+    *("net", "network", "generator"),
+)
+# What wrappers put before names: DataParallel, torch.compile, Lightning.
+_PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.", "generator.")
 
 
 def load_official(
@@ -37,8 +46,9 @@ def load_official(
     """Build the network of a released file, in evaluation mode on the CPU.
 
     The tensors give blocks, channels, scale, image range, and the modules' form, positions,
-    reduction and m. The state may stand under ``state_dict`` or ``model``, and every name may
-    have the prefix ``module.`` or ``model.``.
+    reduction and m. The state may stand under a key such as ``state_dict`` or ``params_ema``, and
+    every name may have prefixes such as ``module.`` or ``_orig_mod.``: see
+    :func:`read_state_dict`.
 
     Args:
         path: a pickled state dict (no code in it is run), or safetensors.
@@ -102,38 +112,55 @@ def published_method(architecture: Architecture) -> str | None:
 def read_state_dict(path: Path) -> dict[str, Tensor]:
     """Tensors by name of a safetensors file or a pickled state dict; no pickled code is run.
 
+    The content tells which it is, not the file's ending. The state may stand under a key of
+    ``_KEYS``, of several the first, and every name may have prefixes of ``_PREFIXES``.
+
     Raises:
-        UserError: the file is missing or damaged, or holds more than tensors.
+        UserError: the file is missing, damaged, a web page or a Git LFS pointer, or holds more
+            than tensors.
     """
+    content: Any
     try:
         with warnings.catch_warnings(action="ignore"):  # about the age of a file's format
-            content = (
-                load_file(path)
-                if path.suffix == ".safetensors"
-                else torch.load(path, map_location="cpu", weights_only=True)
-            )
+            if _is_safetensors(path):
+                content = load_file(path)
+            else:
+                with path.open("rb") as file:  # of a path torch would look at the ending
+                    content = torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"no weights at {path}") from None
     except OSError as error:
         raise UserError(f"cannot read weights {path}: {error.strerror or error}") from error
     except Exception as error:  # unpickling raises many kinds
+        if what := no_weights(path):
+            raise UserError(f"{path} holds no weights: {what}") from error
         raise UserError(
             f"cannot open {path}: it is damaged, or it holds more than tensors and could run any "
             "code; save its state dict alone: torch.save(model.state_dict(), ...)"
         ) from error
-    for key in ("state_dict", "model"):
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
+    while isinstance(content, dict) and (
+        key := next((key for key in _KEYS if isinstance(content.get(key), dict)), None)
+    ):
+        content = content[key]
     if not isinstance(content, dict) or not content:
         raise UserError(f"{path} holds no state dict")
     for name, value in content.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
             raise UserError(f"{path} holds no state dict: {name!r} is no tensor")
-    while prefix := next(
-        (p for p in ("module.", "model.") if all(name.startswith(p) for name in content)), ""
-    ):
+    content = {name: value for name, value in content.items() if name != "n_averaged"}
+    while prefix := next((p for p in _PREFIXES if all(n.startswith(p) for n in content)), ""):
         content = {name.removeprefix(prefix): value for name, value in content.items()}
     return content
+
+
+def _is_safetensors(path: Path) -> bool:
+    """Whether the file begins as safetensors does; torch's files begin otherwise."""
+    with path.open("rb") as file:
+        head = file.read(9)
+    if head[:2] == b"PK" or head[:1] == b"\x80":  # zip, pickle
+        return False
+    size = int.from_bytes(head[:8], "little")
+    return path.suffix == ".safetensors" or (head[8:] == b"{" and size < path.stat().st_size)
 
 
 @dataclass

@@ -149,6 +149,8 @@ def load_weights(path: Path) -> TrainedNetwork:
     except OSError as error:
         raise UserError(f"cannot read weights {path}: {error}") from error
     except SafetensorError as error:
+        if what := no_weights(path):
+            raise UserError(f"{path} holds no weights: {what}") from error
         raise UserError(
             f"cannot read weights {path}: damaged, or no safetensors file ({error}); {_FOREIGN}"
         ) from error
@@ -160,6 +162,20 @@ def load_weights(path: Path) -> TrainedNetwork:
         ) from error
     load_strictly(network, tensors, str(path))
     return TrainedNetwork(name, architecture, network.eval())
+
+
+def no_weights(path: Path) -> str | None:
+    """What a file is that a download left in place of weights, with the fix; None if neither.
+
+    It may be a web page or a pointer of Git LFS.
+    """
+    with path.open("rb") as file:
+        head = file.read(512).lstrip().lower()
+    if head.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
+        return "it is a web page (HTML); download the file itself, not the page about it"
+    if head.startswith(b"version https://git-lfs"):
+        return "it is a pointer of Git LFS; fetch the file with git lfs pull"
+    return None
 
 
 def load_strictly(module: torch.nn.Module, tensors: dict[str, torch.Tensor], source: str) -> None:

@@ -24,6 +24,8 @@ REFERENCE_M, REFERENCE_K = 128, 6.0
 WHOLE = "all modules"
 #: Level of every interval.
 CONFIDENCE = 0.95
+# PSNR (dB) and SSIM of one image's input differ by less on two machines.
+_INPUT_TOLERANCE = 1e-4
 
 Number = int | float
 _ID = re.compile(r"""[^\W_][^/\\\x00-\x1f:*?"<>|]*""")
@@ -238,7 +240,12 @@ class ImageQuality(_Shape, frozen=True, kw_only=True):
 
 
 class Quality(_Shape, frozen=True, kw_only=True):
-    """Quality on a test set: of each image, and their means."""
+    """Quality on a test set: of each image, and their means.
+
+    Attributes:
+        sha256: of the images, see ``images.sources.set_sha256``; older records lack it.
+        lr_files: number of images whose LR image was a file; those of the others were made here.
+    """
 
     psnr: Number
     ssim: Number
@@ -246,6 +253,8 @@ class Quality(_Shape, frozen=True, kw_only=True):
     bicubic_ssim: Number | UnsetType = UNSET
     noisy_psnr: Number | UnsetType = UNSET
     noisy_ssim: Number | UnsetType = UNSET
+    sha256: str | UnsetType = UNSET
+    lr_files: int | UnsetType = UNSET
     images: list[ImageQuality]
 
     def __post_init__(self) -> None:
@@ -255,6 +264,20 @@ class Quality(_Shape, frozen=True, kw_only=True):
 def input_of(found: ImageQuality | Quality) -> str:
     """What stands beside the network's quality: ``bicubic`` or ``noisy``."""
     return "bicubic" if found.noisy_psnr is UNSET else "noisy"
+
+
+def input_qualities(found: Quality) -> dict[str, tuple[Number, Number]]:
+    """PSNR and SSIM of each image's input, by the image's name."""
+    psnr, ssim = (f"{input_of(found)}_{metric}" for metric in ("psnr", "ssim"))
+    return {image.name: (getattr(image, psnr), getattr(image, ssim)) for image in found.images}
+
+
+def differ(one: tuple[Number, Number], other: tuple[Number, Number]) -> bool:
+    """Whether the PSNR and SSIM of two inputs show that they were made from different images.
+
+    Noise is neither clipped nor rounded, so PSNR is that of the noise alone, and SSIM tells.
+    """
+    return any(abs(a - b) > _INPUT_TOLERANCE for a, b in zip(one, other, strict=True))
 
 
 def _check_input(found: ImageQuality | Quality) -> None:
@@ -292,7 +315,8 @@ class Run(Record, frozen=True, kw_only=True):
     """One variant trained and evaluated with one seed.
 
     A task on image files has ``quality`` by test set, a synthetic task ``scores``, and
-    ``validation``, its score on validation images.
+    ``validation``, its score on validation images. ``evaluated`` is the time of an evaluation that
+    was repeated, as the test images had changed.
     """
 
     variant: RecordedVariant
@@ -302,6 +326,7 @@ class Run(Record, frozen=True, kw_only=True):
     scores: dict[str, Score] = {}
     validation: Score | None = None
     source_sha256: str | None = None
+    evaluated: str | None = None
 
 
 class Counts(_Shape, frozen=True, kw_only=True):
@@ -488,10 +513,14 @@ class RedrawSettings(_Shape, frozen=True, kw_only=True):
 
 
 class Redraw(Record, frozen=True, kw_only=True):
-    """Quality of a trained network under other random draws."""
+    """Quality of a trained network under other random draws.
+
+    ``images`` is the digest of each test set, as in :class:`Quality`; older records lack it.
+    """
 
     variant: RecordedVariant
     settings: RedrawSettings
+    images: dict[str, str] = {}
     rows: list[RedrawRow]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -10,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from ..records.shapes import CONFIDENCE, Run
+from ..records.shapes import CONFIDENCE, Run, differ, input_qualities
 
 FloatArray = NDArray[np.float64]
 
@@ -99,10 +100,11 @@ def summarise(
         resamples: number of bootstrap resamples.
         seed: of the bootstrap's generator.
     """
+    for run in runs[1:]:
+        _on_same_images(runs[0], run, test_set)  # a mean over both gets the warning
     ours = by_seed(runs, test_set, metric)
-    theirs = by_seed(baseline_runs, test_set, baseline_metric or metric)
     means = [float(np.mean(list(images.values()))) for images in ours.values()]
-    differences = paired_differences(ours, theirs)
+    differences = compare(runs, baseline_runs, test_set, metric, baseline_metric)
     low, high = difference_interval(differences, resamples=resamples, seed=seed)
     return Summary(
         mean=float(np.mean(means)),
@@ -114,6 +116,52 @@ def summarise(
         paired_seeds=differences.shape[0],
         images=differences.shape[1],
     )
+
+
+def compare(
+    runs: Sequence[Run],
+    others: Sequence[Run],
+    test_set: str,
+    metric: str = "psnr",
+    other_metric: str | None = None,
+) -> FloatArray:
+    """Paired differences ``[seeds, images]`` of the runs of two variants, of one setting.
+
+    Only runs on the same images are paired: a seed is left out, and a warning names it, where the
+    quality of the input (bicubic's, or the noisy image's) of one of the images differs.
+
+    Args:
+        runs, others: at most one a seed.
+        test_set: name of a test set that every run has.
+        metric: the per-image value.
+        other_metric: that of ``others``, if it is another.
+    """
+    of_seed = {run.config.seed: run for run in runs}
+    same = [
+        other
+        for other in others
+        if (run := of_seed.get(other.config.seed)) and _on_same_images(run, other, test_set)
+    ]
+    ours, theirs = by_seed(runs, test_set, metric), by_seed(same, test_set, other_metric or metric)
+    return paired_differences(ours, theirs)
+
+
+def _on_same_images(run: Run, other: Run, test_set: str) -> bool:
+    ours, theirs = (input_qualities(one.quality[test_set]) for one in (run, other))
+    for name in sorted(ours.keys() & theirs.keys()):
+        if differ(ours[name], theirs[name]):
+            values = " and ".join("{:.4f} dB / {:.4f}".format(*q[name]) for q in (ours, theirs))
+            _warn(
+                f"{run.id} and {other.id} are not comparable on {test_set}: they saw different "
+                f"images {name} (input: {values}); run both again, which evaluates them anew"
+            )
+            return False
+    return True
+
+
+@lru_cache(maxsize=1024)  # once a process
+def _warn(text: str) -> None:
+    print(f"warning: {text}", file=sys.stderr)
 
 
 def paired_differences(

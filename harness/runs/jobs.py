@@ -28,7 +28,9 @@ from ..config.variants import Variant
 from ..records.shapes import Run
 from ..records.store import find_record, load_record
 from ..tasks.base import SyntheticTask
+from ..tasks.images import ImageTask
 from ..tasks.registry import DEFAULT
+from .changed import changed_sets
 from .options import RunOptions, TrainingOptions, configure
 
 if TYPE_CHECKING:
@@ -74,8 +76,16 @@ class Job:
 
     @property
     def finished(self) -> bool:
-        """Whether the record exists."""
-        return find_record(self.results, Run, self.config.run_id).exists()
+        """Whether the record exists, and its test images are those that are there now.
+
+        Raises:
+            UserError: the record or a test image cannot be read.
+        """
+        if not find_record(self.results, Run, self.config.run_id).exists():
+            return False
+        if not isinstance(self.task, ImageTask):
+            return True
+        return not changed_sets(load_record(self.results, Run, self.config.run_id), self.task)
 
     @property
     def log(self) -> Path:

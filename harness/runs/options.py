@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from ..base import machine
 from ..base.errors import UserError
 from ..base.folders import OWN
 from ..config.network import NetworkConfig
@@ -206,6 +207,7 @@ def configure(
         UserError: a value out of range, an unknown preset, scale or test set.
         AttentionError: unknown module or option.
     """
+    machine.check_precision(options.precision, device)
     if isinstance(task, SyntheticTask):
         return configure_task(options, task, variant, seed, device)
     return _configure_images(options, task, variant, seed, device, decode)
@@ -234,9 +236,7 @@ def _configure_images(
     elif options.start_steps is not None:
         raise UserError("--start-steps applies only to --protocol warm-start")
     source = task.source
-    test = list(options.test_sets) or source.test_sets
-    for name in test:
-        task.test_set(name)
+    test = source.choose_tests(options.test_sets)
     cache = task.cache if decode else None
     chosen = None
     if task.settings:

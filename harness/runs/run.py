@@ -7,11 +7,13 @@ import hashlib
 import json
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from msgspec.structs import replace
 
 from ..base import machine
 from ..base.errors import UserError
@@ -28,7 +30,7 @@ from ..measuring.quality import evaluate
 from ..measuring.tasks import score, validation_score
 from ..network.weights import Architecture, load_strictly, load_weights, save_weights, weights_path
 from ..records.origin import origin_note
-from ..records.shapes import Cost, Latency, Run, untyped
+from ..records.shapes import Cost, Latency, Quality, Run, untyped
 from ..records.store import (
     find_record,
     load_record,
@@ -42,6 +44,7 @@ from ..tasks.images import ImageTask
 from ..training import distributed
 from ..training.checkpoints import discard_checkpoints
 from ..training.trainer import Trainer
+from .changed import changed_sets
 
 #: Seconds of timing for each part in the main job; ``harness.latency`` measures longer.
 LATENCY_SECONDS = 5.0
@@ -58,7 +61,8 @@ def run(
     """Train and evaluate one variant with one seed; a finished run is only read.
 
     If another process is working on the same run, this one waits for it. ``task`` is that of the
-    configuration: an ImageTask with its source, or a SyntheticTask.
+    configuration: an ImageTask with its source, or a SyntheticTask. If test images have changed
+    since, the run's weights are evaluated on them, into the record.
 
     Returns:
         The run's record, which then lies under ``results/records/runs``.
@@ -79,6 +83,12 @@ def run(
                 return load_record(results, Run, config.run_id)
     record = load_record(results, Run, config.run_id)
     check_source(record.source_sha256, config.variant, path)
+    if isinstance(task, ImageTask) and distributed.agree(changed_sets(record, task)):
+        with hold(results, config.run_id, what):
+            if distributed.is_main():
+                _evaluate_again(config, task, results, device, save_every)
+            distributed.wait()
+        record = load_record(results, Run, config.run_id)
     what = f"{what} is finished"
     print(origin_note([record], what), f"Read from {path}; another --results runs it again.")
     if distributed.is_main():
@@ -88,13 +98,45 @@ def run(
     return record
 
 
+def _evaluate_again(
+    config: RunConfig, task: ImageTask, results: Path, device: torch.device, save_every: float
+) -> None:
+    """Measure test sets whose images have changed, with the run's weights, into its record.
+
+    Raises:
+        UserError: the weights are not kept, or as :func:`run`.
+    """
+    path, weights = record_path(results, Run, config.run_id), weights_path(results, config.run_id)
+    record = load_record(results, Run, config.run_id)
+    changed = changed_sets(record, task)
+    if not changed:  # another process has done it meanwhile
+        return
+    what = f"the images of {', '.join(changed)} have changed since {record.id} was evaluated"
+    if not weights.exists():
+        raise UserError(
+            f"{what}, and its weights are not kept: restore the images, or delete {path} to train "
+            "it again"
+        )
+    print(f"{what}: evaluating its weights again")
+    network = load_weights(weights).network.to(device)
+    with machine.use_tf32(False):
+        found = _qualities(config, network, task, changed, weights, results, device, save_every)
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    record = replace(record, quality=record.quality | found, evaluated=now)
+    save_record(results, record, replace=True)
+
+
 def _finish(trainer: Trainer, results: Path, device: torch.device, command: str) -> None:
     """Evaluate a trained network, and write the record."""
     config, network = trainer.config, trainer.network
     folder = results / "runs" / config.run_id
     with machine.use_tf32(False):
         if isinstance(trainer.task, ImageTask):
-            found = _qualities(trainer, trainer.task, folder, device)
+            names, weights = config.data.test, folder / "weights.safetensors"
+            qualities = _qualities(
+                config, network, trainer.task, names, weights, results, device, trainer.save_every
+            )
+            found = {"quality": {name: untyped(one) for name, one in qualities.items()}}
         else:
             assert isinstance(trainer.task, SyntheticTask)
             found = _scores(trainer, trainer.task)
@@ -122,21 +164,27 @@ def _finish(trainer: Trainer, results: Path, device: torch.device, command: str)
 
 
 def _qualities(
-    trainer: Trainer, task: ImageTask, folder: Path, device: torch.device
-) -> dict[str, Any]:
-    """Quality on every test set; an interrupted evaluation is resumed."""
-    config = trainer.config
+    config: RunConfig,
+    network: torch.nn.Module,
+    task: ImageTask,
+    names: Sequence[str],
+    weights: Path,
+    results: Path,
+    device: torch.device,
+    save_every: float,
+) -> dict[str, Quality]:
+    """Quality on the test sets; an interrupted evaluation is resumed."""
     basis = {
-        "weights": hashlib.sha256((folder / "weights.safetensors").read_bytes()).hexdigest(),
+        "weights": hashlib.sha256(weights.read_bytes()).hexdigest(),
         "tile": config.tile,
         "machine": machine.describe(device),
     }
-    evaluated = EvaluatedImages(folder, basis, trainer.save_every)
+    evaluated = EvaluatedImages(results / "runs" / config.run_id, basis, save_every)
     quality = {}
-    for name in config.data.test:
+    for name in names:
         images = task.test_set(name)
-        found = evaluate(
-            trainer.network,
+        quality[name] = evaluate(
+            network,
             images,
             len(images),
             config.scale,
@@ -145,8 +193,7 @@ def _qualities(
             grey=task.grey,
             evaluated=evaluated,
         )
-        quality[name] = untyped(found)
-    return {"quality": quality}
+    return quality
 
 
 def _scores(trainer: Trainer, task: SyntheticTask) -> dict[str, Any]:

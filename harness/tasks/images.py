@@ -42,6 +42,7 @@ class ImageTask(Task):
         if found is None:
             raise ValueError("a task without training images needs a scale")
         self.scale = found
+        self._test_sha256: dict[str, str] = {}
 
     @property
     def source(self) -> DataSource:
@@ -68,6 +69,17 @@ class ImageTask(Task):
             UserError: there is none of that name.
         """
         return self.source.test_set(name, self.scale, self.degrade)
+
+    def test_sha256(self, name: str) -> str:
+        """Digest of a test set, whose images are decoded and checked once.
+
+        Raises:
+            UserError: there is none of that name, an image is unreadable or too small, an LR file
+                does not fit, or two images have one name.
+        """
+        if name not in self._test_sha256:
+            self._test_sha256[name] = self.test_set(name).sha256()
+        return self._test_sha256[name]
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from ...records.origin import by_age
 from ...records.shapes import REFERENCE_M, WHOLE, Approximation
 from ..approximation import VARIANCES, select
 from ..settings import PAPER_SET, Setting, paper_table
-from ..statistics import FloatArray, Summary, by_seed, paired_differences
+from ..statistics import FloatArray, Summary, compare
 from .marks import (
     MEASURED,
     PAPER_NETWORK,
@@ -213,8 +213,7 @@ def _network(approximation: Approximation) -> str | None:
 
 def _paired(setting: Setting, variant: Variant, test_set: str) -> FloatArray:
     """Differences to the baseline ``[seeds, images]``, images in the order of their names."""
-    pair = setting.runs_of[variant], setting.baseline
-    return paired_differences(*(by_seed(runs, test_set, "psnr") for runs in pair))
+    return compare(setting.runs_of[variant], setting.baseline, test_set)
 
 
 def _scatter(count: int) -> FloatArray:

@@ -22,8 +22,7 @@ from ..statistics import (
     FloatArray,
     Summary,
     bootstrap_means,
-    by_seed,
-    paired_differences,
+    compare,
     several_means,
     standard_error,
     summarise,
@@ -155,7 +154,7 @@ def find_claims(setting: Setting) -> list[Finding]:
         ours, theirs = (setting.runs_of.get(v, []) for v in (claim.better, claim.than))
         if not ours or not theirs or setting.test_set is None:
             continue
-        table = paired_differences(*(by_seed(r, setting.test_set, "psnr") for r in (ours, theirs)))
+        table = compare(ours, theirs, setting.test_set)
         if table.size:
             summary = summarise(ours, theirs, setting.test_set)
             compared.append((claim, summary, *levels(claim, table)))

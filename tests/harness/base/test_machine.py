@@ -196,6 +196,29 @@ def test_description_of_a_real_gpu() -> None:
     assert json.dumps(described)
 
 
+@pytest.mark.parametrize(
+    ("device", "capability", "has"),
+    [
+        ("cpu", (9, 0), False),
+        ("mps", (9, 0), False),
+        ("cuda", (7, 5), False),
+        ("cuda:0", (8, 0), True),
+        ("cuda", None, True),  # a sweep's jobs may run elsewhere
+    ],
+)
+def test_tf32_is_refused_where_there_is_none(
+    monkeypatch: pytest.MonkeyPatch, device: str, capability: tuple[int, int] | None, has: bool
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: capability is not None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    chosen = torch.device(device)
+    for precision in ("float32", "bfloat16", *(["tf32"] if has else [])):
+        machine.check_precision(precision, chosen)
+    if not has:
+        with pytest.raises(UserError, match=f"tf32 needs a CUDA device .* not {device}: use flo"):
+            machine.check_precision("tf32", chosen)
+
+
 @pytest.mark.parametrize(("threads", "told"), [(0, "at least 1"), (2**31, "at most 1024")])
 def test_threads_that_no_machine_has(threads: int, told: str) -> None:
     with pytest.raises(UserError, match=f"--threads must be {told}, got {threads}"):

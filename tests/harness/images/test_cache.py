@@ -191,7 +191,9 @@ def test_cache_folder(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_check_patch_names_the_image() -> None:
     cache = memory_cache(side=12)
     check_patch(cache, 12)
-    message = r"mine/0 is 32x24, smaller than a patch of 26x26 \(LR 13x13\)"
+    message = (
+        r"mine/0 is 32x24 \(cropped to multiples of 2\), smaller than a patch of 26x26 \(LR 13x13\)"
+    )
     with pytest.raises(UserError, match=message):
         check_patch(cache, 13)
 

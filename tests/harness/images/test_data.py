@@ -13,11 +13,13 @@ from PIL import Image
 
 from harness import data as data_module
 from harness.base.errors import UserError
-from harness.images import embedded
+from harness.images import embedded, sources
 from harness.images.bicubic import crop_to_multiple, downscale
+from harness.images.degradation import BICUBIC, Decimation, Degradation
 from harness.images.files import read_image
+from harness.images.left_out import left_out
 from harness.images.patches import check_patch
-from harness.images.sources import find_data
+from harness.images.sources import find_data, set_sha256
 from tests.harness.conftest import Cli
 
 
@@ -123,7 +125,7 @@ def test_bad_folders(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     with pytest.raises(UserError, match=r"no training set in photos is called 'Z': it has A, B$"):
         find_data(folder, train_sets=["Z"])
     save(folder / "City" / "HR" / "x.bmp", 18, 90)
-    with pytest.raises(UserError, match=r"x\.bmp is 88x16: x4 needs 19x19 or more"):
+    with pytest.raises(UserError, match=r"x\.bmp is 90x18: x4 needs 20x20 or more"):
         list(source.test_set("City", 4))
 
     def refuse(self: Path) -> None:
@@ -162,6 +164,116 @@ def test_embedded_image_missing() -> None:
         embedded.embedded_set("mine", {"nothing.png": ""})
 
 
+def test_layouts_that_people_have(tmp_path: Path) -> None:
+    """EDSR-PyTorch's folder, and names in lower case."""
+    save(tmp_path / "benchmark" / "Set5" / "HR" / "a.png")
+    lr = save(tmp_path / "benchmark" / "Set5" / "LR_bicubic" / "X4" / "ax4.png", 10, 11)
+    save(tmp_path / "Mine" / "hr" / "b.png")
+    small = save(tmp_path / "Mine" / "lr_bicubic" / "x4" / "bx4.png", 10, 11, seed=1)
+    save(tmp_path / "Train" / "Photos" / "c.png")
+    source = find_data(tmp_path)
+    assert (source.test_sets, source.train_sets) == (["Mine", "Set5"], ["Photos"])
+    for name, expected in (("Set5", lr), ("Mine", small)):
+        (image,) = source.test_set(name, 4)
+        assert image.lr_file
+        np.testing.assert_array_equal(image.lr, expected)
+    assert left_out(tmp_path, source.train, source.test) == []
+
+
+def test_what_systems_leave_is_no_data(folder: Path) -> None:
+    plain = find_data(folder)
+    names = (".ipynb_checkpoints", ".Trash-1000", ".git", "@eaDir", "__MACOSX", "$RECYCLE.BIN")
+    for name in names:
+        for place in (Path("train", name), Path("train", "A", name), Path(name, "HR")):
+            save(folder / place / "a.png")
+    for path in ("train/A/._0.png", "Set5/HR/.img_1.png", "Set5/@eaDir/HR/b.png"):
+        save(folder / path)
+    assert find_data(folder) == plain
+    assert left_out(folder, plain.train, plain.test) == []
+    for name in names:
+        save(folder / "notes" / name / "HR" / "a.png")
+    with pytest.raises(UserError, match=r"found no images in .*\(png, webp, jpg, bmp\)$"):
+        find_data(folder / "notes")
+
+
+def test_equal_names_of_held_out_images_are_told_apart(tmp_path: Path) -> None:
+    """Two training sets may both have an image 1; two files of one folder may not."""
+    for n, name in enumerate(("A/0", "A/1", "B/0", "B/1")):
+        save(tmp_path / "train" / f"{name}.png", seed=n)
+    holdout = find_data(tmp_path, holdout=2).test_set("Holdout", 2)
+    assert [image.name for image in holdout] == ["A/1", "B/1"]
+    save(tmp_path / "Set5" / "HR" / "a.png")
+    save(tmp_path / "Set5" / "HR" / "a.jpg")
+    message = r"test set Set5 has both a\.jpg and a\.png: rename or remove one of them in .*HR$"
+    with pytest.raises(UserError, match=message):
+        list(find_data(tmp_path).test_set("Set5", 4))
+
+
+def test_missing_lr_files_are_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = find_data(folder)
+    source.test_set("Set5", 4)  # without a folder of LR files nothing is missing
+    assert capsys.readouterr().err == ""
+    lr = folder / "Set5" / "LR_bicubic" / "X4"
+    save(lr / "img_1.png", 10, 11)
+    save(lr / "img_2x4.png", 12, 15)
+    again = find_data(folder, train_sets=["B"])
+    sources._warn_of_lr.cache_clear()  # as in the next command
+    for _ in range(3):
+        again.test_set("Set5", 4)
+        again.test_set("Set5", 4, Decimation("box"))
+        again.test_set("Set5", 2)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == (
+        f"warning: {lr} lacks LR images of 1 of 2 images (the first is img_1x4.*): bicubic ones "
+        "are made in their place; img_1.png is not read, rename it to img_1x4.png"
+    )
+    assert [image.lr_file for image in again.test_set("Set5", 4)] == [False, True]
+
+
+def test_digest_is_that_of_names_and_pixels(folder: Path, tmp_path: Path) -> None:
+    def digest(scale: int = 4, degradation: Degradation = BICUBIC) -> str:
+        images = find_data(folder).test_set("Set5", scale, degradation)
+        found = images.sha256()
+        assert set_sha256(image.sha256 for image in images) == found
+        return found
+
+    first = digest()
+    hr = folder / "Set5" / "HR" / "img_1.png"
+    pixels = read_image(hr)
+    Image.fromarray(pixels).save(hr.with_suffix(".bmp"))
+    hr.unlink()
+    assert digest() == first  # other bytes, the same pixels
+    Image.fromarray(crop_to_multiple(pixels, 4)).save(hr.with_suffix(".bmp"))
+    assert digest() == first  # what is cropped is not used
+    found = {first, digest(2)}
+    save(folder / "Set5" / "LR_bicubic" / "X4" / "img_1x4.png", 10, 11)
+    assert digest(degradation=Decimation("box")) == first  # which reads no LR files
+    found.add(digest())
+    hr.with_suffix(".bmp").rename(hr.with_name("img_3.bmp"))
+    found.add(digest())
+    pixels = pixels.copy()
+    pixels[3, 5, 1] ^= 1
+    Image.fromarray(pixels).save(hr.with_name("img_3.bmp"))
+    found.add(digest())
+    assert len(found) == 5
+
+
+def test_folders_that_are_no_sets_are_named(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save(folder / "Set9" / "a.png")
+    save(folder / "DIV2K" / "DIV2K_train_HR" / "0001.png", 48, 48)
+    save(folder / "DIV2K" / "DIV2K_train_LR_bicubic" / "X2" / "0001x2.png", 24, 24)
+    source = find_data(folder)
+    find_data(folder)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "Set9 is no test set, as its images (1) do not lie in Set9/HR: it is not read" in line
+    source.training_images(2)
+    lines = capsys.readouterr().err.splitlines()
+    told = "DIV2K_train_LR_bicubic is not read: training LR images are made from HR"
+    assert [told in line for line in lines if "warning" in line] == [True]
+
+
 # -- command line ---------------------------------------------------------------------------
 
 
@@ -171,6 +283,41 @@ def test_list(folder: Path, cli: Cli) -> None:
         assert re.search(expected, out)
     assert "chelsea.png: Chelsea the cat" in cli("data list").out
     assert "data folder" in cli.refused("data list --data", folder / "nowhere")
+
+
+def test_list_counts_what_is_left_out(folder: Path, cli: Cli) -> None:
+    for path in (
+        *("train/loose.png", "train/A/sub/a.png", "train/A/b.tif", "train/A/c.tif"),
+        *("Set5/HR/d.jfif", "Set5/HR/sub/e.png", "Set5/LR_bicubic/X4/img_1.png"),
+        *("Set5/LR_bicubic/X4/img_2x4.png", "Set9/f.png", "DIV2K_valid_HR/0801.png", "g.png"),
+        *("DIV2K_train_LR_bicubic/X2/0001x2.png", "DIV2K_train_LR_bicubic/X4/0001x4.png"),
+    ):
+        kept = path.replace(".jfif", ".jpg")
+        save(folder / kept)
+        (folder / kept).rename(folder / path)
+    table, listed = cli("data list --data", folder).out.split("└")
+    assert re.search(r"Set5\W+2\W+[\d.]+\W+x4: 1\W", table)
+    assert listed.splitlines()[1:-1] == [
+        ".: 1 image not read: put them into train/<Set>/ or <Set>/HR/",
+        "DIV2K_train_LR_bicubic: 2 images not read: LR images of DIV2K are made from HR",
+        "DIV2K_valid_HR: 1 image not read: rename the folder to DIV2K_valid/HR for a test set",
+        "Set5/HR: 1 .jfif image not read: rename them to .jpg",
+        "Set5/HR/sub: 1 image not read: sub-folders are not read, move them to Set5/HR/",
+        "Set5/LR_bicubic/X4: 1 image not read: LR images lie in LR_bicubic/X4/ and are called "
+        "<HR's stem>x4.*",
+        "Set9: 1 image not read: put them into Set9/HR/ for a test set, or train/Set9/ for "
+        "training",
+        "train: 1 image not read: put them into a folder, such as train/Photos/",
+        "train/A: 2 .tif images not read: convert them to PNG",
+        "train/A/sub: 1 image not read: sub-folders are not read, move them to train/A/",
+    ]
+    for path in (folder / "train").rglob("*"):
+        if path.is_file() and path.parent != folder / "train":
+            path.unlink()
+    for name in ("Set5", "City"):
+        (folder / name / "HR").rename(folder / name / "GT")
+    refused = cli.refused("data list --data", folder)
+    assert refused.endswith("; .: 1 image not read: put them into train/<Set>/ or <Set>/HR/")
 
 
 def write_tables(folder: Path) -> None:
@@ -233,6 +380,24 @@ def test_verify_finds_faults(folder: Path, cli: Cli) -> None:
     ):
         assert problem in problems
     assert error.rstrip().endswith("error: 6 checks failed, listed above")
+
+
+def test_verify_finds_what_a_run_would_refuse(folder: Path, cli: Cli) -> None:
+    hr = folder / "Set5" / "HR"
+    save(hr / "img_1.bmp", seed=20)
+    save(hr / "thin.png", 1, 64)
+    for ending in ("png", "bmp"):
+        save(folder / "City" / "LR_bicubic" / "X4" / f"xx4.{ending}", 11, 11)
+    save(folder / "Set5" / "LR_bicubic" / "X2" / "img_2x2.png", 24, 30)
+    problems, error = cli("data verify --data", folder, status=2)
+    for problem in (
+        "test set Set5 has both img_1.bmp and img_1.png: rename or remove",
+        "thin.png is 64x1: x4 needs 20x20",
+        "X4 has both xx4.bmp and xx4.png, LR images of x.bmp: remove one of them",
+        "img_2x2.png is 30x24, not 30x25 as ",
+    ):
+        assert problem in problems
+    assert error.rstrip().endswith("error: 4 checks failed, listed above")
 
 
 def test_download_command(tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

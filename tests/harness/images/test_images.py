@@ -45,6 +45,16 @@ def test_a_folder_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.Monkey
         find_images(tmp_path)
 
 
+def test_first_picture_of_a_cameras_file(tmp_path: Path) -> None:
+    """MPO: JPEGs with a second view or a preview behind the picture."""
+    path = tmp_path / "camera.jpg"
+    first, second = (Image.fromarray(pixels) for pixels in (RGB, 255 - RGB))
+    first.save(path, format="MPO", save_all=True, append_images=[second], quality=95)
+    plain = tmp_path / "plain.jpg"
+    first.save(plain, quality=95)
+    np.testing.assert_array_equal(read_image(path), read_image(plain))
+
+
 @pytest.mark.parametrize("suffix", ["png", "bmp", "webp"])
 def test_lossless_formats(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"image.{suffix}"

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from msgspec.structs import replace
 
 from harness.config.network import NetworkConfig
 from harness.config.variants import Variant
@@ -14,10 +15,10 @@ from harness.images.sources import find_data
 from harness.measuring.redraws import measure, redrawn
 from harness.network.weights import Architecture, TrainedNetwork, save_weights
 from harness.records.shapes import Redraw
-from harness.records.store import load_records
+from harness.records.store import load_records, save_record
 from harness.reporting.tables.all import write_tables
 from harness.reporting.tables.redraws import redraw_table
-from tests.harness.conftest import Cli
+from tests.harness.conftest import Cli, write_image, write_images
 
 
 def trained(name: str, **options: object) -> TrainedNetwork:
@@ -91,6 +92,22 @@ def test_records_and_table(cli: Cli, tmp_path: Path, image_folder: Path) -> None
         assert row["psnr_db_redrawn_std"] == pytest.approx(statistics.stdev(values))
         assert row["draws"] == 3
     assert "redraws" in {t.name for t, _ in write_tables(tmp_path)}
+
+
+def test_changed_images_are_measured_again(cli: Cli, tmp_path: Path) -> None:
+    folder = write_images(tmp_path / "images")
+    path = saved(trained("nlsa", chunk_size=16, rounds=1), tmp_path)
+    words = ("--data", folder, "--results", tmp_path, "--draws", 1, "--runs", path)
+    cli("redraws", *words)
+    (before,) = load_records(tmp_path, Redraw)
+    write_image(folder / "Tiny" / "HR" / "e0.png", 48, 60, seed=99)
+    assert "the test images have changed, measuring again" in cli("redraws", *words).out
+    (after,) = load_records(tmp_path, Redraw)
+    assert after.id == before.id
+    assert after.rows[0].psnr != before.rows[0].psnr
+    # Records of older versions hold no digest: nothing tells that they are of other images.
+    save_record(tmp_path, replace(before, images={}), replace=True)
+    assert "already measured" in cli("redraws", *words).out
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from attention_zoo import AttentionError
 from attention_zoo.nlsa import NonLocalSparseAttention
@@ -294,16 +295,25 @@ def test_every_tensor_is_wanted_and_no_other(
 def test_a_file_may_be_wrapped_prefixed_or_old(tmp_path: Path) -> None:
     state = make().state_dict()
     expected = load_official(write(state, tmp_path / "plain.pt")).network.state_dict()
+    averaged, other = AveragedModel(make()), {k: v + 1 for k, v in state.items()}
     prefixed = OrderedDict((f"module.model.{k}", v) for k, v in state.items())
     for name, content in [
         ("a.pt", {"state_dict": state, "epoch": 3}),
         ("b.pth", {"model": prefixed, "optimizer": {"lr": 0.1}}),
         ("c.pt", {k: nn.Parameter(v) for k, v in state.items()}),
         ("d.pt", {f"model.{k}": v for k, v in state.items()}),
+        ("f.pth", {"params_ema": state, "params": other}),  # BasicSR
+        ("g.pth", {"params": state}),
+        ("h.pt", {"epoch": 9, "model_state_dict": {f"_orig_mod.{k}": v for k, v in state.items()}}),
+        ("i.ckpt", {"state_dict": {f"net._orig_mod.{k}": v for k, v in state.items()}}),
+        ("j.pt", {"model": {"state_dict": {f"module.{k}": v for k, v in state.items()}}}),
+        ("k.pt", averaged.state_dict()),
+        ("l.safetensors", state),  # torch's, in spite of the name
     ]:
         write(content, tmp_path / name)
     torch.save(state, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
-    save_file({k: v.contiguous() for k, v in state.items()}, tmp_path / "e.safetensors")
+    for name in ("e.safetensors", "m.pt"):
+        save_file({k: v.contiguous() for k, v in state.items()}, tmp_path / name)
     for path in tmp_path.iterdir():
         trained = load_official(path)
         assert (trained.name, trained.network.training) == (path.stem, False)
@@ -342,12 +352,20 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     last = "body.9.attn_fn.projection_matrix"
     (tmp_path / "torn.pt").write_bytes(write(state, tmp_path / "whole.pt").read_bytes()[:999])
     (tmp_path / "torn.safetensors").write_bytes(b"torn")
+    (tmp_path / "page.pt").write_bytes(b"\n<!DOCTYPE html>\n<html><title>Google Drive - Virus scan")
+    (tmp_path / "page.safetensors").write_bytes(b"<html>")
+    (tmp_path / "lfs.pt").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:4d")
+    (tmp_path / "empty.pt").touch()
     zeros, nan = torch.zeros(3), torch.full((3, 3, 1, 1), torch.nan)
     for content, words in [
         ("nowhere.pt", "no weights at"),
         (".", "cannot read weights"),
         ("torn.pt", "cannot open .* damaged"),
         ("torn.safetensors", "cannot open .* damaged"),
+        ("page.pt", "page.pt holds no weights: it is a web page"),
+        ("page.safetensors", "holds no weights: it is a web page"),
+        ("lfs.pt", "holds no weights: it is a pointer of Git LFS; fetch the file with git lfs"),
+        ("empty.pt", "cannot open .* damaged"),
         ([zeros], "holds no state dict$"),
         ({}, "holds no state dict$"),
         ({"head.0.bias": 3}, "'head.0.bias' is no tensor"),

@@ -72,6 +72,8 @@ def test_a_file_of_something_else_is_refused(saved: Path, tmp_path: Path) -> Non
         (save({"a": torch.zeros(1)}), "does not say which network"),
         (nameless, "does not say which network"),
         (b"torn", "cannot read weights"),
+        (b"<html>not found", "holds no weights: it is a web page"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "holds no weights: it is a pointer"),
     ]:
         path.write_bytes(content)
         with pytest.raises(UserError, match=message):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -148,6 +150,30 @@ def test_no_common_seed_means_no_difference(baseline: list[Run]) -> None:
     assert summary.std_over_seeds is None
     assert (summary.difference, summary.low, summary.high) == (None, None, None)
     assert (summary.paired_seeds, summary.images) == (0, 0)
+
+
+def test_runs_on_different_images_are_not_paired(capsys: pytest.CaptureFixture[str]) -> None:
+    """Image 1 was replaced after seed 0 of the baseline: bicubic's PSNR tells, or SSIM alone."""
+
+    def replaced(record: dict[str, Any], metric: str, by: float) -> None:
+        record["quality"]["Set5"]["images"][1][f"bicubic_{metric}"] += by
+
+    ours = [synthetic.run("NLA", s, [27.0, 28.0], identifier=f"nla-{s}") for s in (0, 1)]
+    fine = [synthetic.run(seed=s, values=[25.0, 27.0]) for s in (0, 1)]
+    for metric, by in (("psnr", 0.01), ("ssim", -0.001)):
+        other = synthetic.edited(fine[0], partial(replaced, metric=metric, by=by))
+        summary = summarise(ours, [other, fine[1]], "Set5")
+        assert (summary.paired_seeds, summary.difference) == (1, 1.5)
+        assert summarise(ours[:1], [other], "Set5").difference is None
+        (line,) = capsys.readouterr().err.splitlines()  # once
+        assert f"nla-0 and {other.id} are not comparable on Set5: they saw different" in line
+        assert "images img1.png (input: 25.0000 dB / 0.6250 and 2" in line
+        assert summarise(ours, [other, fine[1]], "Urban100").paired_seeds == 2
+    rounding = synthetic.edited(fine[0], partial(replaced, metric="psnr", by=1e-6))
+    assert summarise(ours, [rounding, fine[1]], "Set5").paired_seeds == 2
+    # A mean over both images has a warning too.
+    summarise([rounding, other], [], "Set5")
+    assert "are not comparable on Set5" in capsys.readouterr().err
 
 
 def test_median_ratio_covers_the_truth_as_often_as_it_says() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
@@ -17,7 +17,7 @@ from harness.config.options import describe_command
 from harness.records.shapes import Cost, Latency, Run, untyped
 from harness.records.store import load_records
 from harness.runs.run import _claim
-from tests.harness.conftest import Cli
+from tests.harness.conftest import Cli, write_image, write_images
 from tests.harness.tiny import make_config
 
 
@@ -174,6 +174,7 @@ def test_skip_training_needs_no_images(cli: Cli, results: Path) -> None:
         (["--start-steps", "4"], ["--start-steps applies only to --protocol warm-start"]),
         (["--protocol", "warm-start", "--start-steps", "0"], ["steps must be at least 1"]),
         (["--patch", "200"], ["200", "t0.png"]),
+        (["--precision", "tf32"], ["--precision tf32 needs a CUDA device", "not cpu: use float32"]),
     ],
 )
 def test_bad_words_are_refused_in_one_line(
@@ -183,6 +184,56 @@ def test_bad_words_are_refused_in_one_line(
     for word in told:
         assert word in line
     assert not results.exists()
+
+
+SPOILS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "broken": (lambda hr: (hr / "e1.png").write_bytes(b"no image"), "cannot read the image"),
+    "too small": (lambda hr: write_image(hr / "e1.png", 18, 60, 0), "e1.png is 60x18: x4 needs 20"),
+    "twice": (
+        lambda hr: write_image(hr / "e0.jpg", 48, 60, 0),
+        "has both e0.jpg and e0.png: rename",
+    ),
+    "no sets": (shutil.rmtree, "images has no test sets: put images into <Set>/HR/"),
+    "LR size": (
+        lambda hr: [
+            write_image(hr.parent / "LR_bicubic" / "X4" / f"{name}x4.png", height, 15, 0)
+            for name, height in (("e0", 9), ("e1", 12))
+        ],
+        "e0x4.png is 15x9, which does not fit",
+    ),
+    "LR twice": (
+        lambda hr: [
+            write_image(hr.parent / "LR_bicubic" / "X4" / f"e0x4.{ending}", 12, 15, 0)
+            for ending in ("png", "bmp")
+        ],
+        "has both e0x4.bmp and e0x4.png, LR images of e0.png: remove one",
+    ),
+}
+
+
+@pytest.mark.parametrize("command", ["run", "sweep"])
+@pytest.mark.parametrize("what", SPOILS)
+def test_all_inputs_are_checked_before_the_first_step(
+    what: str, command: str, cli: Cli, tiny: list[str], results: Path, tmp_path: Path
+) -> None:
+    spoil, message = SPOILS[what]
+    folder = write_images(tmp_path / "images")
+    spoil(folder / "Tiny" / "HR")
+    assert message in cli.refused(command, *tiny, "--attn", "none", "--data", folder)
+    assert not results.exists()
+
+
+def test_sets_have_one_order_and_seeds_no_repetition(
+    cli: Cli, job: list[str], results: Path, tmp_path: Path
+) -> None:
+    folder = write_images(tmp_path / "images")
+    shutil.copytree(folder / "Tiny", folder / "Set5")
+    words = [*job, "--attn", "none", "--data", folder]
+    cli("run", *words, "--test-sets", "Tiny", "Set5", "Tiny", "--seeds", "0", "0")
+    for names in (["Set5", "Tiny"], ["Tiny", "Set5"], []):
+        cli("run", *words, *(["--test-sets", *names] if names else []))
+    (record,) = load_records(results, Run)
+    assert record.config.data.test == list(record.quality) == ["Set5", "Tiny"]
 
 
 def test_folder_of_another_configuration(tmp_path: Path) -> None:
