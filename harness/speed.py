@@ -67,8 +67,8 @@ def main() -> None:
             on_run=on_run,
         )
     path = save_record(options.results, record)
-    for rows in find_speeds([record]):
-        table = speed_table(rows)
+    for session in find_speeds([record]):
+        table = speed_table(session)
         print(f"{table.caption}\n\n{table.markdown_grid()}\n{table.notes[0]}\n")
     print(f"Record: {path}")
 

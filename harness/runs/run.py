@@ -71,16 +71,17 @@ def run(
         UserError: the folder holds another configuration, training diverged, an image or the
             disk is at fault.
     """
-    path = find_record(results, Run, config.run_id)
     what = f"{config.variant.label} seed {config.seed}"
-    if not distributed.agree(path.exists()):
+    if not distributed.agree(_is_known(config, task, results)):
         with hold(results, config.run_id, what):
-            if not distributed.agree(path.exists()):  # another process may have finished it
+            # Another process may have finished it.
+            if not distributed.agree(_is_known(config, task, results)):
                 trainer = train(config, task, results, device, save_every)
                 if distributed.is_main():
                     _finish(trainer, results, device, command)
                 distributed.wait()
                 return load_record(results, Run, config.run_id)
+    path = find_record(results, Run, config.run_id)
     record = load_record(results, Run, config.run_id)
     check_source(record.source_sha256, config.variant, path)
     if isinstance(task, ImageTask) and distributed.agree(changed_sets(record, task)):
@@ -96,6 +97,16 @@ def run(
             discard_checkpoints(results / "runs" / config.run_id)
             discard_evaluated(results / "runs" / config.run_id)
     return record
+
+
+def _is_known(config: RunConfig, task: Task, results: Path) -> bool:
+    """Whether there is a record: the user's own, or a published one of the same test images."""
+    path = find_record(results, Run, config.run_id)
+    if not path.exists():
+        return False
+    if path == record_path(results, Run, config.run_id):
+        return True
+    return not changed_sets(load_record(results, Run, config.run_id), task)
 
 
 def _evaluate_again(

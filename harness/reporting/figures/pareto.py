@@ -140,12 +140,20 @@ class Pareto:
 
 
 def pareto_plots(setting: Setting, benches: Iterable[Bench]) -> Iterator[tuple[str, str, Pareto]]:
-    """(kind, bench, plot) against GFLOPs and each bench's latency, where two variants are known."""
+    """(kind, device, plot) against GFLOPs and latency, where two variants are known.
+
+    Of each device and dtype it is the canonical session that timed the most of these variants.
+    """
     if plot := gflops_plot(setting):
         yield "pareto-gflops", "", plot
+    plots: dict[str, Pareto] = {}
     for bench in benches:
-        if plot := latency_plot(setting, bench):
-            yield "pareto-latency", bench.label.removeprefix("table5-"), plot
+        if not bench.folder and (plot := latency_plot(setting, bench)):
+            known = plots.get(bench.place)
+            if known is None or len(known.measured) < len(plot.measured):
+                plots[bench.place] = plot
+    for where, plot in plots.items():
+        yield "pareto-latency", where, plot
 
 
 def gflops_plot(setting: Setting) -> Pareto | None:
@@ -170,11 +178,11 @@ def latency_plot(setting: Setting, bench: Bench) -> Pareto | None:
     Returns:
         None if fewer than two variants beside the baseline were trained and timed.
     """
-    rows = {variant: bench.find(variant, "core", "forward", 100)[0] for variant in setting.runs_of}
+    rows = {variant: bench.find(variant, "core", "forward", 100) for variant in setting.runs_of}
     measured = _points(setting, {variant: row.mean_ms for variant, row in rows.items() if row})
     if len(measured) < 2:
         return None
-    machine = describe_machine(bench.records[-1]).partition(", torch")[0]
+    machine = describe_machine(bench.record).partition(", torch")[0]
     details = f"100×100, C = 64, {bench.row.dtype}"
     paper = _paper_points(5, "latency_ms_100x100")
     return Pareto(setting, "core latency (ms)", details, machine, measured, paper)

@@ -40,7 +40,8 @@ def build(
     nearest = settings[0] if settings else Setting([], [])
     benches = find_benches(latency)
     for bench in benches:
-        tables += [("", table5(bench, nearest)), ("", latency_details(bench))]
+        folder = bench.folder
+        tables += [(folder, table5(bench, nearest)), (folder, latency_details(bench))]
     tables += build_tasks(runs, costs, latency)
     overviews = (modules_table(settings, benches), methods_table(costs, latency))
     return tables + [("", table) for table in overviews if table]
@@ -88,7 +89,7 @@ def all_tables(
         if task != "sr":
             return build_tasks(runs, costs, latency)
     tables = build(runs, costs, latency) + [("", scaling_table(record)) for record in scaling]
-    tables += [("", speed_table(rows)) for rows in find_speeds(speed)]
+    tables += [(session.folder, speed_table(session)) for session in find_speeds(speed)]
     tables += [("", table) for table in gpu_tables(gpu)]
     return tables + ([("", redraw_table(redraws))] if redraws else [])
 

@@ -38,18 +38,17 @@ def table5(bench: Bench, setting: Setting) -> Table:
     for label, variant in row_order(bench.labels, list(paper)):
         printed = paper.get(label, {})
         psnr = setting.psnr_of.get(variant) if variant else None
-        cells, sessions = [label], set()
+        cells = [label]
         columns = variant_columns(label, bench.recorded[variant] if variant else None)
         for size in _SIZES:
             cells.append(printed.get(f"latency_ms_{size}x{size}", ""))
             columns[f"latency_ms_{size}x{size}_paper"] = number(cells[-1])
             for part in PART_CHANNELS:
                 for passes in PASSES:
-                    row, record = bench.find(variant, part, passes, size)
+                    row = bench.find(variant, part, passes, size)
                     cells.append(milliseconds(row.mean_ms if row else None))
                     prefix = f"{part}_{passes.replace('+', '_')}_{size}x{size}"
                     columns |= {f"{prefix}_{f}": row and getattr(row, f) for f in _FIGURES}
-                    sessions |= {record.id} if record else set()
         cells += [printed.get("psnr_db", ""), psnr_cell(psnr)]
         rows.append(cells)
         columns |= {
@@ -59,7 +58,7 @@ def table5(bench: Bench, setting: Setting) -> Table:
             "test_set": setting.test_set,
             "setting": setting.label if setting.runs else None,
         }
-        data.append(columns | _bench_columns(bench) | {"sessions": "+".join(sorted(sessions))})
+        data.append(columns | _bench_columns(bench))
     return Table(
         name=bench.label,
         caption=f"Table 5: latency in ms (mean) on {_where(bench)}",
@@ -106,7 +105,7 @@ def latency_details(bench: Bench) -> Table:
 
     rows, data = [], []
     for cell in sorted(bench.cells, key=place):
-        row, record = bench.cells[cell]
+        row = bench.cells[cell]
         label = bench.labels[cell[0]]
         rows.append(
             [
@@ -122,7 +121,7 @@ def latency_details(bench: Bench) -> Table:
             | columns_of(row, "part", "passes", "batch", "channels", "height", "width")
             | columns_of(row, *_FIGURES, "note")
             | _bench_columns(bench)
-            | {"session": record.id, "code": describe_code(record)}
+            | {"code": describe_code(bench.record)}
         )
     return Table(
         name=f"{bench.label}-details",
@@ -140,21 +139,17 @@ def latency_details(bench: Bench) -> Table:
 
 
 def _where(bench: Bench) -> str:
-    machine = describe_machine(bench.records[-1])
+    machine = describe_machine(bench.record)
     return f"{machine}, device {bench.row.device}, {bench.row.dtype}"
 
 
 def _bench_columns(bench: Bench) -> dict[str, Any]:
-    machine = {"machine": describe_machine(bench.records[-1])}
+    machine = {"machine": describe_machine(bench.record), "session": bench.record.id}
     return columns_of(bench.row, "device", "dtype") | machine
 
 
 def _bench_notes(bench: Bench) -> list[str]:
-    timing = timing_text(bench.records[-1])
-    notes = [f"{origin_note(bench.records, 'Measured')} Timing: {timing}."]
-    if len(bench.records) > 1:
-        notes.append(
-            f"The rows come from {len(bench.records)} sessions. Only methods of one session were "
-            "timed in turn; the CSV names the session of each row."
-        )
-    return notes
+    return [
+        f"All rows are of one session, {bench.record.id}: its methods were timed in turn.",
+        f"{origin_note([bench.record], 'Measured')} Timing: {timing_text(bench.record)}.",
+    ]

@@ -37,7 +37,7 @@ def modules_table(settings: Sequence[Setting], benches: Sequence[Bench]) -> Tabl
         (b for b in benches if (b.row.device, b.row.dtype) == ("cpu", "float32")),
         key=lambda b: (
             sum(_timed_core(b, variant) is not None for variant in recorded),
-            b.records[-1].created,
+            b.record.created,
         ),
         default=None,
     )
@@ -86,7 +86,7 @@ def modules_table(settings: Sequence[Setting], benches: Sequence[Bench]) -> Tabl
     if bench:
         notes.append(
             f"Latency is the mean of the core's forward pass at {_SIZE}×{_SIZE}, float32, on "
-            f"{describe_machine(bench.records[-1])}; see {bench.label}."
+            f"{describe_machine(bench.record)}; see {bench.label}."
         )
     if setting:
         notes.append(
@@ -127,4 +127,4 @@ def _recorded(
 
 
 def _timed_core(bench: Bench, variant: Variant) -> LatencyRow | None:
-    return bench.find(variant, "core", "forward", _SIZE)[0]
+    return bench.find(variant, "core", "forward", _SIZE)

@@ -3,50 +3,93 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-from ...base.names import canonical_json
-from ...records.origin import by_age, describe_code, describe_machine, origin_note, plural
+from ...records.origin import describe_code, describe_machine, origin_note, plural
 from ...records.shapes import Speed, SpeedRow
-from ..benches import PASSES, conditions, rank, table_label, timing_text
+from ..benches import (
+    HISTORY,
+    PASSES,
+    conditions,
+    history_name,
+    place,
+    rank,
+    sessions,
+    timing_text,
+)
 from ..cells import columns_of, fixed, milliseconds
 from .render import Table
 
 _PARTS = ("core", "module", "contrast", "step")
 _FIGURES = ("mean_ms", "median_ms", "iqr_ms", "min_ms", "runs", "peak_memory_mb")
 
-#: A row with the record that it comes from.
-Row = tuple[SpeedRow, Speed]
+
+@dataclass(frozen=True)
+class Session:
+    """Rows of one speed record on one device, in one dtype, in the order of the parts.
+
+    Attributes:
+        record: the session.
+        rows: its rows.
+        label: file name of its table, e.g. ``speed-cpu``.
+        folder: "", or history where another session is the canonical one.
+    """
+
+    record: Speed
+    rows: Sequence[SpeedRow]
+    label: str
+    folder: str = ""
+
+    @property
+    def cases(self) -> set[tuple[str, str]]:
+        """What was timed."""
+        return {(row.name, row.passes) for row in self.rows}
 
 
-def find_speeds(records: Iterable[Speed]) -> list[list[Row]]:
-    """Rows that may stand in one table, the newest of each case, in the order of the parts."""
-    groups: dict[str, dict[tuple[str, str], Row]] = {}
-    for record in by_age(records):
-        for row in record.rows:
-            group = groups.setdefault(canonical_json(conditions(record, row)), {})
-            group[row.name, row.passes] = (row, record)
-    return [sorted(groups[key].values(), key=_place) for key in sorted(groups)]
+def find_speeds(records: Iterable[Speed]) -> list[Session]:
+    """Sessions that have a table each, the canonical ones of each device and dtype first.
+
+    ``speed-<device>`` is the session with the most cases, of several the newest. All others are
+    history, but for those whose every case a newer session of the same conditions repeats.
+    """
+    groups: dict[str, list[Session]] = {}
+    for record, rows in sessions(records):
+        label = history_name("speed", record, rows[0])
+        session = Session(record, sorted(rows, key=_place), label, HISTORY)
+        groups.setdefault(place(record, rows[0]), []).insert(0, session)  # newest first
+    found = []
+    for where in sorted(groups, key=lambda name: (name != "cpu", name)):
+        newest = groups[where]
+        main = max(newest, key=lambda session: len(session.cases))
+        found.append(replace(main, label=f"speed-{where}", folder=""))
+        under = [conditions(one.record, one.rows[0]) for one in newest]
+        for index, session in enumerate(newest):
+            repeated = any(
+                under[index] == under[other] and session.cases <= newest[other].cases
+                for other in range(index)
+            )
+            if session is not main and not repeated:
+                found.append(session)
+    return found
 
 
-def _place(row: Row) -> int:
-    return rank(_PARTS, row[0].name.partition("-")[0])
+def _place(row: SpeedRow) -> int:
+    return rank(_PARTS, row.name.partition("-")[0])
 
 
-def speed_table(rows: Sequence[Row]) -> Table:
+def speed_table(session: Session) -> Table:
     """Time and memory of both, their ratio beside its target, and the machine's limit."""
-    row, record = rows[0]
-    records = by_age({r.id: r for _, r in rows}.values())
-    verdicts = [verdict for row, _ in rows for verdict in _verdicts(row) if verdict]
-    rates = "; ".join(
-        f"{milliseconds(r.machine_limits.matmul_gflops)} GFLOP/s and "
-        f"{milliseconds(r.machine_limits.copy_gb_per_s)} GB/s"
-        for r in records
+    row, record = session.rows[0], session.record
+    verdicts = [verdict for row in session.rows for verdict in _verdicts(row) if verdict]
+    rates = (
+        f"{milliseconds(record.machine_limits.matmul_gflops)} GFLOP/s and "
+        f"{milliseconds(record.machine_limits.copy_gb_per_s)} GB/s"
     )
     return Table(
-        name=table_label("speed", canonical_json(conditions(record, row)), record, row),
+        name=session.label,
         caption="Speed: the released implementation, tensor for tensor that of the authors' code, "
-        f"and ours on {describe_machine(records[-1])}, device {row.device}, {row.dtype}",
+        f"and ours on {describe_machine(record)}, device {row.device}, {row.dtype}",
         notes=[
             "Ratio is the median time of the released implementation divided by that of ours, both "
             "run in turn in one process. Brackets hold the 95 % bootstrap interval over rounds. "
@@ -60,7 +103,8 @@ def speed_table(rows: Sequence[Row]) -> Table:
             f"rate of copying. Share is the limit's part of our time. Measured: {rates}. "
             "The limit ignores exp, sorting and cache misses, and Winograd's convolutions, in "
             "training steps, need fewer products than it counts.",
-            f"{origin_note(records, 'Measured')} Timing: {timing_text(record)}.",
+            f"{origin_note([record], 'Measured')} Timing: {timing_text(record)}. All rows are of "
+            f"one session, {record.id}.",
         ],
         headers=[
             ("", "Case"),
@@ -70,8 +114,8 @@ def speed_table(rows: Sequence[Row]) -> Table:
             *(("MB", header) for header in ("released", "ours", "ours at most")),
             *(("Limit", header) for header in ("ms", "share")),
         ],
-        rows=[_cells(row) for row, _ in rows],
-        data=[_columns(row, record) for row, record in rows],
+        rows=[_cells(row) for row in session.rows],
+        data=[_columns(row, record) for row in session.rows],
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,15 +14,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attention_zoo import Attention, Cost, list_attentions
+from attention_zoo.implementations import use_implementation
 from harness.config.network import NetworkConfig
 from harness.config.rows import table_rows
 from harness.config.variants import Variant
 from harness.measuring import flops
 from harness.measuring.flops import count, count_network
 from harness.network.edsr import build_network
+from harness.records.shapes import Cost as CostRecord
+from harness.records.shapes import untyped
+from harness.records.store import load_records
 from harness.reporting.settings import paper_table
 
-SIZES = [(1, 1), (7, 13), (24, 30)]
+SIZES = [(2, 3), (7, 13), (24, 30)]
 VARIANTS = [
     *(Variant(name) for name in list_attentions()),
     Variant("enlca", {"m": 7}),
@@ -37,15 +42,16 @@ def closed_forms_only(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("variant", VARIANTS, ids=lambda v: v.label)
-def test_executed_is_what_torch_counts(
+def test_the_closed_form_is_what_torch_counts(
     monkeypatch: pytest.MonkeyPatch, variant: Variant, size: tuple[int, int]
 ) -> None:
     monkeypatch.setattr(flops, "_COUNTERS", {"torch": flops._count_torch})
     counts = count(variant, *size)
-    for part in counts["parts"].values():
-        assert part["torch_gflops"] == part["executed_gflops"]
-    module = counts["parts"]["module"]
-    assert len(counts["notes"]) == (module["executed_gflops"] < module["inserted_gflops"])
+    core, module = counts["parts"]["core"], counts["parts"]["module"]
+    assert core["torch_gflops"] == core["executed_gflops"]
+    assert module["torch_gflops"] == module["inserted_gflops"]  # the authors save no projections
+    told = [note for note in counts["notes"] if "the implementation" not in note]
+    assert len(told) == (module["executed_gflops"] < module["inserted_gflops"])
 
 
 @pytest.mark.usefixtures("closed_forms_only")
@@ -77,10 +83,63 @@ def test_projections_that_are_saved_are_told() -> None:
     part = counts["parts"]["module"]
     saved = 2 * (100**2 - 128) * 256**2 / 1e9
     assert part["inserted_gflops"] - part["executed_gflops"] == pytest.approx(saved)
-    assert counts["notes"] == ["module: 1.294 GFLOPs of projections are saved by projecting sums"]
+    (note,) = counts["notes"]
+    assert note.startswith("module: 1.294 GFLOPs of projections are saved by projecting sums")
     small = count(Variant("enlca", {"m": 128}), 10, 10)
     part = small["parts"]["module"]
     assert (part["inserted_gflops"], small["notes"]) == (part["executed_gflops"], [])
+
+
+@pytest.mark.parametrize("name", ["nla", "conv", "nlsa", "criss-cross", "enla", "enlca"])
+@pytest.mark.parametrize("size", [(24, 30), (3, 4)])  # NLSA's released code cannot do the second
+def test_every_counter_sees_every_product_of_the_papers_modules(
+    name: str, size: tuple[int, int]
+) -> None:
+    counts = count(Variant(name), *size)
+    for part, key in (("core", "executed"), ("module", "inserted")):
+        found = counts["parts"][part]
+        for counter in ("torch", "ptflops", "fvcore"):
+            # ptflops counts biases too, fvcore norms.
+            tolerance = 0.02 if size == (3, 4) else 0.006
+            expected = pytest.approx(found[f"{key}_gflops"], rel=tolerance)
+            assert found[f"{counter}_gflops"] == expected, (part, counter)
+
+
+def test_what_was_chosen_for_the_work_does_not_change_the_counts() -> None:
+    plain = count(Variant("nla"), 5, 6)
+    with use_implementation("tiled"):
+        assert count(Variant("nla"), 5, 6) == plain
+    assert "counters ran the implementation nla=released" in plain["notes"]
+
+
+def published(names: set[str]) -> list[CostRecord]:
+    """Cost records in results/ of these modules."""
+    found = load_records(Path(__file__).parents[3] / "results", CostRecord)
+    return [record for record in found if record.variant.name in names]
+
+
+def counted_again(record: CostRecord) -> dict[str, Any]:
+    options = {name: record.variant.options[name] for name in record.variant.changed or ()}
+    return count(Variant(record.variant.name, options), record.height, record.width)
+
+
+def test_published_counts_are_those_of_this_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All records, with the counters that need no values and so little time."""
+    quick = {"torch": flops._count_torch, "ptflops": flops._count_ptflops}
+    monkeypatch.setattr(flops, "_COUNTERS", quick)
+    records = published({*list_attentions()})
+    assert {record.variant.name for record in records} == {*list_attentions()}
+    for record in records:
+        parts = untyped(record)["parts"]
+        for part, found in counted_again(record)["parts"].items():
+            known = {key: parts[part].get(key) for key in found}
+            assert known == pytest.approx(found), (record.id, part)
+
+
+@pytest.mark.slow
+def test_published_counts_of_the_papers_modules_are_those_of_this_code() -> None:
+    for record in published({"none", "nla", "conv", "nlsa", "criss-cross", "enlca"}):
+        assert untyped(record)["notes"] == counted_again(record)["notes"], record.id
 
 
 @pytest.mark.parametrize("name", list_attentions())

@@ -14,7 +14,6 @@ import re
 import shutil
 import statistics
 import subprocess
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -282,24 +281,53 @@ def test_latencies_of_other_machines_devices_and_precisions_stand_apart() -> Non
             *(synthetic.latency([row], name, machine=one) for name, one in machines.items()),
         ]
     )
-    captions = "\n".join(table5(bench, Setting([], [])).caption for bench in benches)
+    captions = [table5(bench, Setting([], [])).caption for bench in benches]
+    assert len(captions) == len(benches) == 7
     for part in ("2 threads (waiting: active)", "2 threads, libtcmalloc.so", "with AVX2, 2 thr"):
-        assert captions.count(part) == 1, part
-    names = Counter(bench.label.removeprefix("table5-").rsplit("-", 2)[0] for bench in benches)
-    once = ("cpu-2-threads-bfloat16", "cpu-8-threads-float32", "cuda-made-up-gpu-float32")
-    assert names == {"cpu-2-threads-float32": 4} | dict.fromkeys(once, 1)
+        assert sum(part in caption for caption in captions) == 1, part
+    canonical = [bench.label for bench in benches if not bench.folder]
+    assert canonical == ["table5-cpu", "table5-cpu-bfloat16", "table5-made-up-gpu"]
     assert len({bench.label for bench in benches}) == 7
 
 
-def test_sessions_on_one_machine_are_joined_and_the_newest_counts() -> None:
+def test_a_table_is_one_whole_session() -> None:
+    """NLSA's 92.6 ms stay beside the 380 ms of NLA in that session, not the 211 ms of another."""
+    both = [synthetic.latency_row("NLA", 380.0), synthetic.latency_row("NLSA-r4", 92.6)]
+    newer = synthetic.latency(
+        [synthetic.latency_row("NLA", 211.0)], "b", created="2026-03-01T00:00:00+00:00"
+    )
+    benches = find_benches([newer, synthetic.latency(both, "a")])
+    shown = {bench.label: table5(bench, Setting([], [])) for bench in benches}
+    assert {name: (table.name, csv_rows(table)[0]["session"]) for name, table in shown.items()} == {
+        "table5-cpu": ("table5-cpu", "a"),
+        "table5-cpu-b": ("table5-cpu-b", "b"),
+    }
+    times = [[cells(table)[m][1] for m in ("NLA", "NLSA-r4")] for table in shown.values()]
+    assert times == [["380", "92.6"], ["211", ""]]
+    assert [bench.folder for bench in benches] == ["", "history"]
+
+
+def test_a_repeated_session_takes_the_place_of_the_older() -> None:
     rows = [synthetic.latency_row("NLA", 1.0), synthetic.latency_row("NLSA-r4", 2.0)]
-    row, later = synthetic.latency_row("NLA", 5.0), "2026-03-01T00:00:00+00:00"
-    newer = synthetic.latency([row], "b", created=later)
-    (bench,) = find_benches([newer, synthetic.latency(rows, "a")])
-    table = table5(bench, Setting([], []))
-    assert [cells(table)[name][1] for name in ("NLA", "NLSA-r4")] == ["5.00", "2.00"]
-    assert "come from 2 sessions" in table.markdown()
-    assert csv_rows(table)[0]["sessions"] == "b"
+    slower = [row | {"mean_ms": 5.0} for row in rows]
+    later = {"created": "2026-03-01T00:00:00+00:00"}
+    (bench,) = find_benches([synthetic.latency(slower, "b", **later), synthetic.latency(rows, "a")])
+    assert bench.record.id == "b"
+    threads = synthetic.MACHINE | {"torch": {"threads": 8}}
+    other = synthetic.latency(slower, "b", machine=threads, **later)
+    benches = find_benches([synthetic.latency(rows, "a"), other])
+    assert [bench.label for bench in benches] == ["table5-cpu", "table5-cpu-a"]
+
+
+def test_the_session_with_most_methods_has_a_table_beside_table5() -> None:
+    methods = ("NLA", "NLSA-r4", "Criss-Cross", "Baseline")
+    every = synthetic.latency([synthetic.latency_row(name, 1.0) for name in methods], "a")
+    parts = ("core", "module")
+    few = synthetic.latency(
+        [synthetic.latency_row(m, 2.0, p) for m in methods[:2] for p in parts], "b"
+    )
+    labels = [bench.label for bench in find_benches([every, few])]
+    assert labels == ["table5-cpu", "latency-cpu"]
 
 
 def test_speed_table() -> None:
@@ -310,8 +338,8 @@ def test_speed_table() -> None:
         synthetic.speed_row("core-nla-150", None, None, note="out of memory"),
     ]
     rows[2] |= {"ratio_low": None, "ratio_high": None}
-    (speeds,) = find_speeds([synthetic.speed(rows)])
-    table = speed_table(speeds)
+    (session,) = find_speeds([synthetic.speed(rows)])
+    table = speed_table(session)
     names = ["core-nla-100", "core-nla-150", "module-nla-100", "step-8x32-none"]
     assert list(cells(table)) == [f"made-up {name}" for name in names]
     memory, limit = ("300", "20.0"), ("2.50", "62%")
@@ -327,19 +355,26 @@ def test_speed_table() -> None:
     assert (second["ratio"], second["ratio_verdict"], second["note"]) == ("", "", "out of memory")
 
 
-def test_the_newest_speed_of_a_case_counts_and_machines_stand_apart() -> None:
+def test_a_table_of_speed_is_one_whole_session() -> None:
     one, other = (synthetic.speed_row("core-nla-100", ms, 3.0) for ms in (12.0, 15.0))
     further = synthetic.speed_row("module-nla-100", 5.0, 3.0)
     days = [f"2026-01-0{day}T03:04:05+00:00" for day in (1, 2, 3)]
+    on_gpu = {"device": "cuda"}
     records = [
         synthetic.speed([one, further], "a", created=days[0]),
         synthetic.speed([other], "b", created=days[1]),
-        synthetic.speed([one], "c", created=days[2], machine=synthetic.GPU_MACHINE),
+        synthetic.speed([one | on_gpu], "c", created=days[2], machine=synthetic.GPU_MACHINE),
     ]
-    tables = [speed_table(rows) for rows in find_speeds(records)]
-    obvious_ms = {tuple(row[2] for row in table.rows) for table in tables}
-    assert obvious_ms == {("15.0", "5.00"), ("12.0",)}
-    assert len({table.name for table in tables}) == 2
+    found = find_speeds(records)
+    released_ms = {one.label: [row[2] for row in speed_table(one).rows] for one in found}
+    assert released_ms == {
+        "speed-cpu": ["12.0", "5.00"],
+        "speed-cpu-b": ["15.0"],
+        "speed-made-up-gpu": ["12.0"],
+    }
+    assert [one.folder for one in found] == ["", "history", ""]
+    repeated = synthetic.speed([other, further], "d", created=days[2])
+    assert [one.record.id for one in find_speeds([*records[:2], repeated])] == ["d"]
 
 
 def test_redraw_table() -> None:

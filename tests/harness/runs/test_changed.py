@@ -9,6 +9,7 @@ import pytest
 from msgspec.structs import replace
 from PIL import Image
 
+from harness.base import folders
 from harness.images.files import read_image
 from harness.images.sources import find_data
 from harness.records.shapes import UNSET, Run
@@ -66,6 +67,28 @@ def test_a_replaced_image_is_evaluated_anew_from_the_weights(
     assert bicubic[0] == bicubic[1]
     # And once only.
     assert "have changed" not in cli("run", "--attn", "none", *job).out
+
+
+def test_a_published_run_on_other_images_is_trained_here(
+    cli: Cli,
+    tiny: list[str],
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of the same images it is read; of others the user's own run takes its place."""
+    published, here = tmp_path / "published", tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    monkeypatch.setattr(folders, "PUBLISHED", published)
+    words = ["--attn", "none", *tiny, "--skip-latency", "--data", str(folder), "--results"]
+    cli("run", *words, published)
+    cli("run", *words, folders.OWN)
+    assert not (folders.OWN / "records" / "runs").exists()
+    write_image(folder / "Tiny" / "HR" / "e0.png", 48, 60, seed=99)
+    cli("run", *words, folders.OWN)
+    assert quality(folders.OWN, "none")["e0"] != quality(published, "none")["e0"]
+    assert (folders.OWN / "records" / "runs").exists()
 
 
 def test_images_that_stay_are_not_evaluated_anew(
