@@ -6,6 +6,7 @@ learning rates are compared by validation scores alone; test scores have no part
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -57,10 +58,14 @@ class ProfileCell:
 
     @cached_property
     def rate(self) -> float:
-        """The rate with the best validation score of the first seed; of equal ones the smallest."""
+        """The rate with the best validation score of the first seed; of equal ones the smallest.
+
+        Of the rates with the most seeds: where a seed diverged the next best rate has more.
+        """
         if not self.validation:
             return self.rates[0]
-        return min(self.validation, key=lambda rate: (-self.validation[rate], rate))
+        seeds = Counter(rate for rate, _ in self.runs)
+        return min(self.validation, key=lambda rate: (-seeds[rate], -self.validation[rate], rate))
 
     @cached_property
     def chosen(self) -> dict[int, Run]:

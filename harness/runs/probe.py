@@ -7,7 +7,7 @@ harness.run --task ... --learning-rate ... --seeds ... --threads 1``, under the 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -24,6 +24,7 @@ from ..records.store import load_record
 from ..tasks.base import SyntheticTask
 from ..tasks.options import weighted
 from ..tasks.registry import find_task
+from ..training.diagnosis import DIVERGED
 from .jobs import Job, make_job
 from .options import TrainingOptions, configure, network_of
 
@@ -51,11 +52,15 @@ class Cell:
     seeds: tuple[int, ...]
     job: Callable[[float, int], Job]
 
-    def best(self) -> float | None:
-        """The best rate by the first seed's validation scores; None if no training finished."""
+    def best(self, without: Collection[float] = ()) -> float | None:
+        """The best rate by the first seed's validation scores; None if no training finished.
+
+        Args:
+            without: rates at which another seed diverged.
+        """
         scores = {}
         for job in self.first:
-            if job.finished:
+            if job.config.learning_rate not in without and job.finished:
                 record = load_record(job.results, Run, job.config.run_id)
                 assert record.validation is not None  # every synthetic task has one
                 scores[job.config.learning_rate] = record.validation.score
@@ -123,7 +128,8 @@ def _job(
 class Cells:
     """A :class:`.sweep.Queue`: cell by cell; other seeds wait until every rate has ended.
 
-    A rate that failed has no part in the choice. If all failed, no other seed is trained.
+    A rate that failed has no part in the choice. If another seed diverges at the best rate, the
+    next best takes its place for all seeds. If all failed, no other seed is trained.
     """
 
     def __init__(self, cells: Sequence[Cell]) -> None:
@@ -131,6 +137,9 @@ class Cells:
         self._waiting: list[list[Job]] = [[] for _ in cells]
         #: By index those whose best rate is not known yet, with jobs like those that follow it.
         self._open = {index: cell.others(RATES[0]) for index, cell in enumerate(cells)}
+        #: Index and rate of each training of another seed.
+        self._tried: dict[str, tuple[int, float]] = {}
+        self._diverged: set[tuple[int, float]] = set()
         self.finished: list[Job] = []
         for index, cell in enumerate(cells):
             self.finished += self._admit(index, cell.first)
@@ -138,6 +147,12 @@ class Cells:
 
     def next(self, report: Report) -> Job | None:
         report.finished += self._follow([*report.finished, *(job for job, _ in report.failed)])
+        for job, reason in report.failed:
+            tried = self._tried.get(job.config.run_id)
+            if tried and tried not in self._diverged and any(one in reason for one in DIVERGED):
+                self._diverged.add(tried)
+                self._waiting[tried[0]] = []
+                report.finished += self._train_others(tried[0])
         return next((jobs.pop(0) for jobs in self._waiting if jobs), None)
 
     def later(self) -> Sequence[Job]:
@@ -157,6 +172,14 @@ class Cells:
             cell = self._cells[index]
             if known.issuperset(job.config.run_id for job in cell.first):
                 del self._open[index]
-                if (rate := cell.best()) is not None:
-                    finished += self._admit(index, cell.others(rate))
+                finished += self._train_others(index)
         return finished
+
+    def _train_others(self, index: int) -> list[Job]:
+        """Admit the other seeds at the best rate that is left; gives finished ones."""
+        rate = self._cells[index].best([rate for one, rate in self._diverged if one == index])
+        if rate is None:
+            return []
+        jobs = self._cells[index].others(rate)
+        self._tried |= {job.config.run_id: (index, rate) for job in jobs}
+        return self._admit(index, jobs)

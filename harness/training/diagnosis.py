@@ -10,6 +10,9 @@ from torch import Tensor, nn
 
 from ..network.edsr import EDSR
 
+#: How a message begins to say that training diverged: the numbers are infinite, or only too large.
+DIVERGED = ("loss or gradient is not finite", "the loss has exploded")
+
 
 def where_not_finite(network: EDSR, images: Tensor) -> str:
     """The first module whose output, auxiliary loss or gradient is not finite, in words.

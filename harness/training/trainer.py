@@ -34,7 +34,7 @@ from .checkpoints import (
     load_checkpoint,
     save_checkpoint,
 )
-from .diagnosis import where_not_finite
+from .diagnosis import DIVERGED, where_not_finite
 
 #: A loss above this has exploded: pixels are in 0…1, and an untrained network has about 0.3.
 MAX_LOSS = 100.0
@@ -238,7 +238,7 @@ class Trainer:
         finite = bool(torch.isfinite(total))
         if finite and loss.item() <= MAX_LOSS:
             return
-        what = "the loss has exploded" if finite else "loss or gradient is not finite"
+        what = DIVERGED[finite]
         with autocast(self.config.precision, self.device):
             where = where_not_finite(self.network, lr_images)
         # The weights of this step are bad, those before were not.

@@ -27,6 +27,7 @@ from harness.config.profile import PROFILE, RATES, ProfileTask, best_rate, choos
 from harness.records.shapes import Run, untyped
 from harness.records.store import load_records, record_path
 from harness.reporting import profile as reporting_profile
+from harness.reporting.profile import ProfileCell
 from harness.reporting.tables import profile as profile_tables
 from harness.runs import engines
 from harness.runs import sweep as runs_sweep
@@ -249,6 +250,39 @@ def test_a_rate_that_fails_is_not_chosen_and_the_rest_is_finished(
     )
     second = [job.config.learning_rate for job in report.finished if job.config.seed == 1]
     assert second == [RATES[1]] * 3
+
+
+def test_where_another_seed_diverges_the_next_best_rate_takes_its_place(
+    record: Run, results: Path
+) -> None:
+    (cell, _) = cells_of("--attn", "none", "--seeds", "0", "1", "2", results=results)
+
+    def validation(job: Job) -> float | None:
+        diverges = job.config.seed == 1 and job.config.learning_rate == RATES[2]
+        return None if diverges else job.config.learning_rate
+
+    class Diverging(Fake):
+        def run(self, job: Job) -> int:
+            status = super().run(job)
+            if status:
+                job.log.parent.mkdir(parents=True, exist_ok=True)
+                job.log.write_text("error: training stopped at step 2: the loss has exploded, …\n")
+            return status
+
+    def trained(jobs: Sequence[Job]) -> list[tuple[int, float]]:
+        return [(job.config.seed, job.config.learning_rate) for job in jobs]
+
+    fake = Diverging(record, validation)
+    report = fake_sweep(fake, [cell])
+    assert trained([job for job, _ in report.failed]) == [(1, RATES[2])]
+    assert trained(fake.ran)[3:] == [(1, RATES[2]), (1, RATES[1]), (2, RATES[1])]
+    # The same command again: the seed diverges again, and nothing else is left to do.
+    again = Diverging(record, validation)
+    report = fake_sweep(again, [cell])
+    assert trained(again.ran) == [(1, RATES[2])]
+    runs = {(run.config.learning_rate, run.config.seed): run for run in load_records(results, Run)}
+    assert ProfileCell(runs).rate == RATES[1]
+    assert ProfileCell(runs).finished
 
 
 def test_the_total_counts_seeds_whose_rate_is_not_known(record: Run, results: Path) -> None:
