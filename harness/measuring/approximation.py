@@ -20,6 +20,7 @@ from ..base import machine
 from ..base.errors import UserError
 from ..base.names import slug
 from ..base.progress import progress_bar
+from ..images.inputs import MAX_PSNR
 from ..images.metrics import psnr, rgb_to_y
 from ..images.sources import TestImage, TestSet
 from ..network.edsr import EDSR
@@ -29,7 +30,7 @@ from ..records.store import new_record, record_id
 from .buckets import chunk_size, measure_nlsa
 from .features import Features, cropped, network_features, synthetic_features
 from .kernel import measure_enla
-from .quality import MAX_PSNR, super_resolve
+from .quality import super_resolve
 
 
 @dataclass(frozen=True)

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import time
 from pathlib import Path
 from typing import Any
 
 import msgspec
-import numpy as np
 
 from ..base.errors import UserError
 from ..base.files import read_json, write_json
 from ..base.names import digest
+from ..images.inputs import image_digest
 from ..images.sources import TestImage
 from ..records.shapes import ImageQuality, untyped
 
@@ -69,12 +68,3 @@ class EvaluatedImages:
 def discard_evaluated(folder: Path) -> None:
     """Delete the file, once its results are in a record."""
     (folder / _NAME).unlink(missing_ok=True)
-
-
-def image_digest(image: TestImage) -> str:
-    """SHA-256 (hex) of name and pixels."""
-    sha256 = hashlib.sha256(image.name.encode(errors="surrogateescape"))
-    for pixels in (image.lr, image.hr):
-        sha256.update(str(pixels.shape).encode())
-        sha256.update(np.ascontiguousarray(pixels).data)
-    return sha256.hexdigest()

@@ -71,7 +71,7 @@ def cropped(images: TestSet, count: int, side: int) -> Iterator[TestImage]:
         top, left, scale = (height - side) // 2, (width - side) // 2, images.scale
         lr = image.lr[top : top + side, left : left + side]
         hr = image.hr[scale * top : scale * (top + side), scale * left : scale * (left + side)]
-        yield replace(image, lr=lr.copy(), hr=hr.copy())
+        yield replace(image, lr=lr.copy(), hr=hr.copy(), sha256=b"")
 
 
 def synthetic_features(side: int, seed: int) -> list[Features]:

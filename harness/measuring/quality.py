@@ -2,37 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
 from collections.abc import Iterable
-from dataclasses import replace
-from importlib.metadata import version
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..base.errors import UserError, is_out_of_memory
-from ..base.files import read_json, write_json
-from ..base.names import digest
 from ..base.progress import progress_bar
 from ..images import metrics
-from ..images.bicubic import upscale
-from ..images.cache import cache_folder
+from ..images.inputs import bicubic_quality, noisy_quality, rounded, rounded_quality
 from ..images.sources import TestImage, set_sha256
 from ..network.edsr import to_tensor
 from ..records.shapes import UNSET, ImageQuality, Quality
-from .evaluated import EvaluatedImages, image_digest
+from .evaluated import EvaluatedImages
 
-#: PSNR in dB of identical images (flat ones, say), instead of infinity.
-MAX_PSNR = 100.0
 #: Largest quarter, in LR pixels, that :func:`super_resolve` with ``chop`` does not cut again.
 CHOP_PIXELS = 120_000
 #: Smallest tile, in LR pixels, into which an image is cut if memory is too small.
 MIN_TILE = 32
-#: Increase it when the quality of bicubic changes for the same pixels.
-BICUBIC_VERSION = 1
 
 
 @torch.inference_mode()
@@ -129,48 +118,6 @@ def within_memory(
         torch.cuda.empty_cache()
 
 
-def released_luma(image: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """Y up to a constant, not rounded, as in the PSNR of EDSR-PyTorch, NLSN and ENLCA."""
-    return image @ (np.array([65.738, 129.057, 25.064]) / 256)
-
-
-def bicubic_quality(
-    image: TestImage, scale: int, released_psnr: bool = False
-) -> tuple[float, float]:
-    """PSNR (dB) and SSIM of the bicubic upscaling, rounded as in records.
-
-    Images are measured once: a small file under the cache folder keeps the numbers. Several
-    processes may write it, with the same content. If it cannot be written, nothing is kept.
-    """
-    measure = [BICUBIC_VERSION, version("scikit-image"), scale, released_psnr]
-    key = digest([*measure, image_digest(image)])
-    path = cache_folder() / "bicubic" / f"{key[:32]}.json"
-    with contextlib.suppress(UserError, KeyError, TypeError, ValueError, OverflowError):
-        content = read_json(path)
-        found = float(content["psnr"]), float(content["ssim"])
-        if content["sha256"] == digest([key, *found]):
-            return found
-    found = _quality(upscale(image.lr, scale), image.hr, scale, released_psnr)
-    with contextlib.suppress(UserError):
-        psnr, ssim = found
-        write_json(path, {"psnr": psnr, "ssim": ssim, "sha256": digest([key, *found])})
-    return found
-
-
-def _quality(
-    sr: NDArray[np.uint8], hr: NDArray[np.uint8], scale: int, released_psnr: bool
-) -> tuple[float, float]:
-    """PSNR (dB) and SSIM of a result, rounded as in records."""
-    found = metrics.quality(sr, hr, scale)
-    if released_psnr:
-        found = replace(found, psnr=metrics.psnr(released_luma(sr), released_luma(hr), scale))
-    return _rounded(found)
-
-
-def _rounded(found: metrics.Quality) -> tuple[float, float]:
-    return round(min(found.psnr, MAX_PSNR), 6), round(found.ssim, 8)
-
-
 class GreyOutput(nn.Module):
     """A network whose output's channels are all their mean: ``[B, 3, H, W]`` as before."""
 
@@ -184,15 +131,10 @@ class GreyOutput(nn.Module):
         return found.mean(dim=1, keepdim=True).repeat(1, found.shape[1], 1, 1)
 
 
-def noisy_quality(image: TestImage) -> tuple[float, float]:
-    """PSNR (dB) and SSIM of the noisy grey image, which is not rounded, rounded as in records."""
-    return _rounded(metrics.grey_quality(image.lr.astype(np.float64) * 255, image.hr))
-
-
 def _evaluate_grey(network: nn.Module, image: TestImage, tile: int | None) -> ImageQuality:
     """The 8-bit mean of the output's channels beside the noisy image, which is not rounded."""
     output, tiled = within_memory(GreyOutput(network), image, 1, tile, chop=False)
-    psnr, ssim = _rounded(metrics.grey_quality(output, image.hr))
+    psnr, ssim = rounded(metrics.grey_quality(output, image.hr))
     noisy_psnr, noisy_ssim = noisy_quality(image)
     return ImageQuality(
         name=image.name,
@@ -213,7 +155,7 @@ def _evaluate_image(
     released_psnr: bool,
 ) -> ImageQuality:
     sr, tiled = within_memory(network, image, scale, tile, chop)
-    psnr, ssim = _quality(sr, image.hr, scale, released_psnr)
+    psnr, ssim = rounded_quality(sr, image.hr, scale, released_psnr)
     bicubic_psnr, bicubic_ssim = bicubic_quality(image, scale, released_psnr)
     return ImageQuality(
         name=image.name,

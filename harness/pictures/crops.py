@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 
 from ..base.errors import UserError
 from ..images.bicubic import upscale
+from ..images.inputs import MAX_PSNR
 from ..images.metrics import Quality, psnr, quality, rgb_to_y, ssim
 from ..images.sources import TestImage
-from ..measuring.quality import MAX_PSNR, within_memory
+from ..measuring.quality import within_memory
 from ..network.weights import TrainedNetwork
 from ..reporting.figures.style import PAGE, house_style, new_figure
 from .networks import network_labels

@@ -25,12 +25,12 @@ from ..config.options import module_option, own_options
 from ..config.run import RunConfig
 from ..config.sources import check_source
 from ..config.variants import Variant
+from ..records.changed import changed_sets
 from ..records.shapes import Run
 from ..records.store import find_record, load_record
 from ..tasks.base import SyntheticTask
 from ..tasks.images import ImageTask
 from ..tasks.registry import DEFAULT
-from .changed import changed_sets
 from .options import RunOptions, TrainingOptions, configure
 
 if TYPE_CHECKING:

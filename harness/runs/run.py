@@ -29,6 +29,7 @@ from ..measuring.evaluated import EvaluatedImages, discard_evaluated
 from ..measuring.quality import evaluate
 from ..measuring.tasks import score, validation_score
 from ..network.weights import Architecture, load_strictly, load_weights, save_weights, weights_path
+from ..records.changed import changed_sets
 from ..records.origin import origin_note
 from ..records.shapes import Cost, Latency, Quality, Run, untyped
 from ..records.store import (
@@ -44,7 +45,6 @@ from ..tasks.images import ImageTask
 from ..training import distributed
 from ..training.checkpoints import discard_checkpoints
 from ..training.trainer import Trainer
-from .changed import changed_sets
 
 #: Seconds of timing for each part in the main job; ``harness.latency`` measures longer.
 LATENCY_SECONDS = 5.0

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from ..config.presets import PRESETS, Preset
 from ..images.cache import TrainingCache
 from ..images.degradation import BICUBIC, Degradation, patch_generator
+from ..images.inputs import bicubic_quality, noisy_quality
 from ..images.patches import sample_batch
 from ..images.sources import DataSource, TestSet
 from .base import Batch, Task
@@ -43,6 +44,7 @@ class ImageTask(Task):
             raise ValueError("a task without training images needs a scale")
         self.scale = found
         self._test_sha256: dict[str, str] = {}
+        self._inputs: dict[str, dict[str, tuple[float, float]]] = {}
 
     @property
     def source(self) -> DataSource:
@@ -80,6 +82,21 @@ class ImageTask(Task):
         if name not in self._test_sha256:
             self._test_sha256[name] = self.test_set(name).sha256()
         return self._test_sha256[name]
+
+    def input_qualities(self, name: str) -> dict[str, tuple[float, float]]:
+        """PSNR and SSIM of bicubic, or of the noisy image, for each image of a test set.
+
+        Raises:
+            UserError: as :meth:`test_sha256`.
+        """
+        if name not in self._inputs:
+            self._inputs[name] = {
+                image.name: noisy_quality(image)
+                if self.grey
+                else bicubic_quality(image, self.scale)
+                for image in self.test_set(name)
+            }
+        return self._inputs[name]
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -17,9 +17,10 @@ from harness.base.errors import UserError
 from harness.config.network import NetworkConfig
 from harness.config.variants import Variant
 from harness.images.bicubic import upscale
+from harness.images.inputs import MAX_PSNR, bicubic_quality
 from harness.images.metrics import quality
 from harness.images.sources import TestImage, find_data
-from harness.measuring.quality import MAX_PSNR, bicubic_quality, evaluate, super_resolve
+from harness.measuring.quality import evaluate, super_resolve
 from harness.network.edsr import build_network
 from harness.network.official import published_method
 from harness.network.weights import Architecture, save_weights
@@ -144,7 +145,7 @@ def test_bicubic_is_measured_once(cache: Path, monkeypatch: pytest.MonkeyPatch) 
     images = [gradient_image(20, 30), gradient_image(24, 20)]
     first = evaluate(Nearest(), images, 2, 4, "test")
     assert len(list(cache.iterdir())) == 2
-    monkeypatch.setattr("harness.measuring.quality.upscale", None)  # it is not called again
+    monkeypatch.setattr("harness.images.inputs.upscale", None)  # it is not called again
     assert evaluate(Nearest(), images, 2, 4, "test") == first
 
 
@@ -159,7 +160,7 @@ def test_bicubic_of_anything_else_is_measured(
     elif change == "scale":
         image = dataclasses.replace(image, hr=image.hr[:40, :60].copy())
     elif change == "version":
-        monkeypatch.setattr("harness.measuring.quality.BICUBIC_VERSION", 0)
+        monkeypatch.setattr("harness.images.inputs.BICUBIC_VERSION", 0)
     found = bicubic_quality(image, 2 if change == "scale" else 4, change == "released_psnr")
     assert len(list(cache.iterdir())) == 2
     assert (found == kept) == (change == "version")

@@ -12,9 +12,9 @@ from PIL import Image
 from harness.base import folders
 from harness.images.files import read_image
 from harness.images.sources import find_data
+from harness.records.changed import changed_sets
 from harness.records.shapes import UNSET, Run
 from harness.records.store import load_records, save_record
-from harness.runs.changed import changed_sets
 from harness.tasks.denoise import Denoise
 from harness.tasks.sr import SuperResolution
 from tests.harness.conftest import Cli, write_image, write_images

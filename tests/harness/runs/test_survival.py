@@ -19,8 +19,8 @@ import pytest
 import torch
 
 from harness.config.run import StartConfig
+from harness.images.inputs import bicubic_quality
 from harness.images.sources import find_data
-from harness.measuring.quality import bicubic_quality
 from tests.harness import killable, survival
 from tests.harness.conftest import write_images
 from tests.harness.killable import PHASES, watch_changes

@@ -20,9 +20,10 @@ from harness import run, tables
 from harness.base.errors import UserError
 from harness.images.degradation import grey
 from harness.images.files import read_image
+from harness.images.inputs import MAX_PSNR
 from harness.images.metrics import ssim
 from harness.images.sources import find_data
-from harness.measuring.quality import MAX_PSNR, evaluate
+from harness.measuring.quality import evaluate
 from harness.network.weights import load_weights
 from harness.records.shapes import UNSET, Run, ShapeError, typed, untyped
 from harness.records.store import load_records, setting_label
