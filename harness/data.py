@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from .base.commands import command_line
 from .base.errors import UserError
+from .base.printing import print_table
 from .base.signals import resumable
 from .images import embedded
 from .images.cache import cache_folder
@@ -32,24 +32,19 @@ DataFolder = Annotated[
 def list_sets(data: DataFolder = None) -> None:
     """List the sets found, with their images and sizes."""
     source = find_data(data)
-    table = Table(title=f"Images of {source.name}")
+    table = Table(title=Text(f"Images of {source.name}"))
     for column in ("use", "set", "images", "MiB"):
         table.add_column(column, justify="right" if column in ("images", "MiB") else "left")
     for use, sets in (("train", source.train), ("test", source.test)):
         for s in sets:
             mib = sum(path.stat().st_size for path in s.paths) / 2**20
             table.add_row(use, Text(s.name), str(len(s)), f"{mib:.1f}")
-    console = Console()
-    console.print(table)
-    console.print(
-        f"Decoded training images are cached in {cache_folder()} (SR_CACHE)",
-        soft_wrap=True,
-        markup=False,
-    )
+    print_table(table)
+    print(f"Decoded training images are cached in {cache_folder()} (SR_CACHE)")
     if source.root is None:
         for use, files in (("train", embedded.TRAIN), ("test", embedded.TEST)):
             for name, origin in files.items():
-                console.print(f"{use:5} {name}: {origin}", highlight=False, soft_wrap=True)
+                print(f"{use:5} {name}: {origin}")
 
 
 def verify(data: DataFolder = None) -> None:
@@ -64,7 +59,7 @@ def verify(data: DataFolder = None) -> None:
         of = {check: report.checked[name, check] for check in checks}
         cells = (f"{report.passed[name, check]}/{n}" if n else "" for check, n in of.items())
         table.add_row(Text(name), *cells)
-    Console().print(table)
+    print_table(table)
     if report.problems:
         raise UserError(f"{len(report.problems)} checks failed, listed above")
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from .base import machine
 from .base.commands import command_line
 from .base.errors import UserError
+from .base.printing import print_table
 from .base.signals import resumable
 from .config.options import describe_command, parse
 from .config.variants import Variant
@@ -37,8 +38,6 @@ def main() -> None:
     argv = sys.argv[1:]
     found, task_class = options_with_task(Options, argv)
     options, variants = parse(found, argv, "harness.run")
-    from rich.console import Console
-
     from attention_zoo.implementations import choose_implementation
 
     task = create_task(task_class, options, argv)
@@ -57,10 +56,9 @@ def main() -> None:
         variants = [weighted(variant, task, argv) for variant in variants]
         table = _synthetic(options, task, variants, device, command)
     if table is not None:
-        console = Console()
-        console.print(table)
+        print_table(table)
         records = options.results / "records"
-        console.print(f"Records: {records}; tables: python -m harness.tables", markup=False)
+        print(f"Records: {records}; tables: python -m harness.tables")
 
 
 def _images(
