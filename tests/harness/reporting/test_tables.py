@@ -405,7 +405,10 @@ def awkward_table() -> Table:
         caption=AWKWARD,
         notes=[AWKWARD, "two\nlines"],
         headers=[("", "Method"), ("G_1", "a%"), ("G_1", "b"), ("", "c")],
-        rows=[["[x] first", "1", AWKWARD, ""], ["*", "2", "", "3"], ["last", "", "", ""]],
+        rows=[
+            *(["[x] first", "1", AWKWARD, ""], ["*", "2", "", "3"], ["last", "", "", ""]),
+            *(["λ-attention", "", "", ""], ["注意", "ж", "", ""], ["", "≈", "∞", "🙂"]),
+        ],
         data=[{"method": 'a,"b"', "x": 1 / 3, "n": 3}, {"method": "é", "x": None, "n": None}],
         rule_after=2,
     )
@@ -472,6 +475,7 @@ def test_latex_compiles(setting: Setting, tmp_path: Path) -> None:
 def test_latex_is_well_formed_and_markdown_has_as_many_cells_as_headers(setting: Setting) -> None:
     for table in all_tables(setting):
         check_latex(table.latex())
+        assert not re.search(r"(\\\\|rule)\s*[\[*]", table.latex())  # taken for an option
         lines = table.markdown_grid().splitlines()
         counts = {len(re.findall(r"(?<!\\)\|", line)) for line in lines}
         assert counts == {len(table.headers) + 1}
