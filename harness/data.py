@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from .base.commands import command_line
 from .base.errors import UserError
+from .base.printing import print_table
 from .base.signals import resumable
 from .config.presets import PRESETS
 from .images import embedded
@@ -35,7 +35,7 @@ DataFolder = Annotated[
 def list_sets(data: DataFolder = None) -> None:
     """List the sets found, with their images and sizes, and what is left out."""
     source = find_data(data)
-    table = Table(title=f"Images of {source.name}")
+    table = Table(title=Text(f"Images of {source.name}"))
     for column in ("use", "set", "images", "MiB", "LR files"):
         table.add_column(column, justify="right" if column in ("images", "MiB") else "left")
     for use, sets in (("train", source.train), ("test", source.test)):
@@ -44,20 +44,15 @@ def list_sets(data: DataFolder = None) -> None:
             lr = {scale: len(lr_files(s, (scale,))) for scale in SCALES} if use == "test" else {}
             counts = ", ".join(f"x{scale}: {count}" for scale, count in lr.items() if count)
             table.add_row(use, Text(s.name), str(len(s)), f"{mib:.1f}", counts)
-    console = Console()
-    console.print(table)
+    print_table(table)
     if source.root is not None:
         for line in left_out(source.root, source.train, source.test):
-            console.print(line, highlight=False, soft_wrap=True, markup=False)
-    console.print(
-        f"Decoded training images are cached in {cache_folder()} (SR_CACHE)",
-        soft_wrap=True,
-        markup=False,
-    )
+            print(line)
+    print(f"Decoded training images are cached in {cache_folder()} (SR_CACHE)")
     if source.root is None:
         for use, files in (("train", embedded.TRAIN), ("test", embedded.TEST)):
             for name, origin in files.items():
-                console.print(f"{use:5} {name}: {origin}", highlight=False, soft_wrap=True)
+                print(f"{use:5} {name}: {origin}")
 
 
 def verify(data: DataFolder = None) -> None:
@@ -73,7 +68,7 @@ def verify(data: DataFolder = None) -> None:
         of = {check: report.checked[name, check] for check in checks}
         cells = (f"{report.passed[name, check]}/{n}" if n else "" for check, n in of.items())
         table.add_row(Text(name), *cells)
-    Console().print(table)
+    print_table(table)
     if report.problems:
         raise UserError(f"{len(report.problems)} checks failed, listed above")
 

@@ -19,6 +19,7 @@ from .base import machine
 from .base.commands import command_line, usage_errors
 from .base.errors import UserError
 from .base.folders import OWN
+from .base.printing import print_table
 
 if TYPE_CHECKING:
     import torch
@@ -130,7 +131,6 @@ def _evaluate_images(
     device: torch.device,
 ) -> None:
     """Print and write PSNR and SSIM on test images; ``own`` is the task that was learned."""
-    from rich.console import Console
 
     from .images.sources import find_data
     from .measuring.quality import evaluate
@@ -178,7 +178,7 @@ def _evaluate_images(
             "task": {"name": task.name, "options": used},
             "trained_on": own and {"name": own.name, "options": own.options},
         }
-    Console().print(evaluation_table(title, results, architecture.scale, method))
+    print_table(evaluation_table(title, results, architecture.scale, method))
     content["quality"] = {name: untyped(result) for name, result in results.items()}
     _write(options, trained, device, content, "Quality of every image")
 
@@ -201,7 +201,6 @@ def _evaluate_task(
     device: torch.device,
 ) -> None:
     """Print and write the scores in a synthetic task; ``own`` is the one that was learned."""
-    from rich.console import Console
 
     from .base.progress import progress_bar
     from .measuring.tasks import check_reach, score
@@ -230,10 +229,9 @@ def _evaluate_task(
             progress.advance(bar)
     title = f"{trained.name}: {trained.architecture.description}"
     title = f"{title}; task {described(task.name, task.settings)}"
-    console = Console()
-    console.print(score_table(title, results))
+    print_table(score_table(title, results))
     if any(found.by_distance for found in results.values()):
-        console.print(distance_table(results))
+        print_table(distance_table(results))
     content = {
         "task": {"name": task.name, "options": task.settings, "sha256": task.sha256},
         "trained_on": own and {"name": own.name, "options": own.options},

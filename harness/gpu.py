@@ -21,6 +21,7 @@ from .base import machine
 from .base.commands import command_line, usage_errors
 from .base.errors import UserError
 from .base.folders import OWN
+from .base.printing import print_table
 from .base.signals import resumable
 from .config.rows import TABLE5_SIZES
 
@@ -62,7 +63,6 @@ def main() -> None:
     with usage_errors():
         options = tyro.cli(Options, prog="python -m harness.gpu")
     import torch
-    from rich.console import Console
 
     from .config.options import parse_size
     from .measuring.gpu import Conditions, choose, find_record, measure, share_of
@@ -83,13 +83,13 @@ def main() -> None:
     if options.device.startswith("cuda") and not torch.cuda.is_available():
         raise UserError("the GPU benchmark needs a CUDA device, and this machine has none")
     conditions = Conditions(machine.pick_device(options.device), options.seconds, sizes)
-    console, failed = Console(), []
+    failed = []
     for index, piece in enumerate(names):
         known = None
         if not options.again:
             known = find_record(options.results, piece, conditions, deadline < math.inf)
         if known is not None:
-            console.print(f"{piece} is finished: {known.id}; --again measures it again")
+            print(f"{piece} is finished: {known.id}; --again measures it again")
             continue
         if deadline < math.inf:
             left = deadline - time.monotonic()
@@ -109,8 +109,8 @@ def main() -> None:
             print("\n".join(statements(record)))
         else:
             for table in gpu_tables(record):
-                console.print(table)
-        console.print(f"Record: {path}", markup=False)
+                print_table(table)
+        print(f"Record: {path}")
     if failed:
         print(f"{len(failed)} of {len(names)} pieces failed: {', '.join(failed)}", file=sys.stderr)
         sys.exit(1)

@@ -13,6 +13,7 @@ from .base import machine
 from .base.commands import command_line
 from .base.errors import UserError
 from .base.folders import OWN
+from .base.printing import print_table
 from .base.progress import timing_bar
 from .config.options import Implementation, describe_command, parse, parse_size
 from .config.presets import find_preset
@@ -76,7 +77,6 @@ def main() -> None:
         value = getattr(options, name)
         if value is not None and value < 1:
             raise UserError(f"{name.replace('_', '-')} must be at least 1, got {value}")
-    from rich.console import Console
 
     from attention_zoo.implementations import choose_implementation
 
@@ -103,10 +103,9 @@ def main() -> None:
             on_run=on_run,
         )
     path = save_record(options.results, record)
-    console = Console()
     for table in latency_tables(record):
-        console.print(table)
-    console.print(f"Record: {path}", markup=False)
+        print_table(table)
+    print(f"Record: {path}")
 
 
 if __name__ == "__main__":

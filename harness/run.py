@@ -14,6 +14,7 @@ from .base import machine
 from .base.commands import command_line
 from .base.errors import UserError
 from .base.folders import tables_command
+from .base.printing import print_table
 from .base.signals import resumable
 from .config.options import describe_command, parse
 from .config.variants import Variant
@@ -38,8 +39,6 @@ def main() -> None:
     argv = sys.argv[1:]
     found, task_class = options_with_task(Options, argv)
     options, variants = parse(found, argv, "harness.run")
-    from rich.console import Console
-
     from attention_zoo.implementations import choose_implementation
 
     task = create_task(task_class, options, argv)
@@ -58,15 +57,9 @@ def main() -> None:
         variants = [weighted(variant, task, argv) for variant in variants]
         table = _synthetic(options, task, variants, device, command)
     if table is not None:
-        console = Console()
-        console.print(table)
+        print_table(table)
         records = options.results / "records"
-        console.print(
-            f"Records: {records}; tables: {tables_command(options.results)}",
-            markup=False,
-            highlight=False,
-            soft_wrap=True,
-        )
+        print(f"Records: {records}; tables: {tables_command(options.results)}")
 
 
 def _images(

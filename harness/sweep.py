@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Literal
 from .base import machine
 from .base.commands import command_line
 from .base.errors import UserError
+from .base.printing import print_table
 from .base.signals import resumable
 from .config.options import parse
 from .runs.options import TrainingOptions, configure, network_of
@@ -70,6 +71,9 @@ def main() -> None:
 
     from .images.patches import check_patch
     from .measuring.tasks import check_reach
+    from .records.shapes import Cost, Run
+    from .records.store import load_record, load_records
+    from .reporting.tables.printed import summaries
     from .runs.engines import open_engine
     from .runs.jobs import check_sources, find_jobs
     from .runs.plan import print_plan
@@ -106,6 +110,9 @@ def main() -> None:
         # The last seconds are for saving: once to stop in time, once more to kill what does not.
         deadline = began + budget - 1.25 * engine_options.grace
         report = sweep(jobs, engine, engine_options.stop, at_once=at_once, deadline=deadline)
+    runs = [load_record(options.results, Run, job.config.run_id) for job in report.finished]
+    for table in summaries(runs, load_records(options.results, Cost)):
+        print_table(table)
     conclude(report, options.results)
 
 

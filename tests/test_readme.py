@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from harness.base.printing import Fitted
 from harness.records.shapes import Cost, Latency, Run
 from harness.records.store import load_records
 from harness.reporting.tables.all import write_tables
@@ -69,9 +70,9 @@ def test_what_the_main_job_prints_is_that_of_its_records() -> None:
     example = ROOT / "results" / "example"
     (run,), (latency,) = load_records(example, Run), load_records(example, Latency)
     costs = [c for c in load_records(example.parent, Cost) if c.variant == run.variant]
-    console = Console(width=70)
+    console = Console(width=80)
     with console.capture() as printed:
-        console.print(summary([run], costs, latency))
+        console.print(Fitted(summary([run], costs, latency)))
     shown = README.partition("## What the main job does")[2].split("```\n")[1]
     lines = [[line.rstrip() for line in t.rstrip().splitlines()] for t in (shown, printed.get())]
     assert lines[0] == lines[1]

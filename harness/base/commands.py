@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import contextvars
 import functools
@@ -12,6 +13,23 @@ from collections.abc import Callable, Iterator
 
 from .errors import UserError, is_out_of_memory
 from .signals import stop_on_signals
+
+_PLAIN = "plain"
+# Characters of tables and messages in ASCII.
+_ASCII = {"×": "x", "·": "*", "±": "+-", "−": "-", "–": "-", "…": "...", "²": "^2", "Δ": "d"}
+_ASCII |= {"≥": ">=", "≤": "<=", "→": "->", "’": "'", "“": '"', "”": '"', "─": "-", "━": "-"}
+
+
+def _plainly(error: UnicodeError) -> tuple[str, int]:
+    """Replace what an encoding lacks: by ASCII where there is some, else by its number."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    missing = error.object[error.start : error.end]
+    escaped = (_ASCII.get(c) or c.encode("ascii", "backslashreplace").decode() for c in missing)
+    return "".join(escaped), error.end
+
+
+codecs.register_error(_PLAIN, _plainly)
 
 
 def command_line(main: Callable[[], None]) -> Callable[[], None]:
@@ -25,9 +43,10 @@ def command_line(main: Callable[[], None]) -> Callable[[], None]:
     @functools.wraps(main)
     def wrapped() -> None:
         for stream in (sys.stdout, sys.stderr):
-            # Characters that the terminal cannot show are escaped instead of raising an error.
-            if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
-                stream.reconfigure(errors="backslashreplace")
+            # Characters that the terminal cannot show are replaced instead of raising an error.
+            # In the locale C, errors are "surrogateescape", which does raise one.
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors=_PLAIN)
         try:
             with stop_on_signals():
                 contextvars.copy_context().run(main)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from statistics import fmean
 from typing import Any
 
 from ..base.names import canonical_json
@@ -185,6 +186,39 @@ def milliseconds(value: float | None) -> str:
     if not value:
         return "" if value is None else "0"
     return f"{value:.{max(0, 2 - math.floor(math.log10(abs(value))))}f}"
+
+
+def parameters_cell(count: float | None) -> str:
+    """Three digits and a unit, as SR papers print them: ``155K``, ``43.1M``; "" for None."""
+    if count is None:
+        return ""
+    for unit, size in (("M", 1e6), ("K", 1e3)):
+        if count >= 0.9995 * size:
+            return milliseconds(count / size) + unit
+    return f"{count:.0f}"
+
+
+def duration_cell(seconds: float | None) -> str:
+    """Three digits and a unit: ``42.0 s``, ``6.20 min``, ``13.5 h``; "" for None."""
+    if seconds is None:
+        return ""
+    for unit, length in (("h", 3600), ("min", 60)):
+        if seconds >= length:
+            return f"{milliseconds(seconds / length)} {unit}"
+    return f"{milliseconds(seconds)} s"
+
+
+def training_cells(runs: Sequence[Run]) -> list[str]:
+    """Parameters of the network, and mean time of training over seeds; "" without runs."""
+    parameters, seconds = training_of(runs)
+    return [parameters_cell(parameters), duration_cell(seconds)]
+
+
+def training_of(runs: Sequence[Run]) -> tuple[int | None, float | None]:
+    """Parameters of the network and seconds of training, the mean over seeds; None without runs."""
+    if not runs:
+        return None, None
+    return runs[0].training.parameters, fmean(run.training.seconds for run in runs)
 
 
 def number(printed: str) -> float | None:

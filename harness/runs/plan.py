@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from PIL import Image
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from ..base.machine import synchronise, use_tf32
+from ..base.printing import print_table
 from ..base.progress import timing_bar
 from ..config.run import RunConfig
 from ..config.variants import Variant
@@ -203,14 +203,13 @@ def print_plan(
                 memory = "" if found.memory is None else f"{found.memory / 1e6:,.0f} MB"
                 row += [f"{found.full:.3g}", duration(each), memory]
             table.add_row(*row)
-    console = Console()
-    console.print(table)
-    console.print(
+    print_table(table)
+    print(
         f"{len(seconds)} of {len(jobs)} runs to do: {sum(seconds) * gpus / 3600:.3g} "
         f"{kind}-hours, about {duration(_longest(seconds, at_once))} with "
         f"{at_once or len(seconds)} at once.",
     )
-    console.print(
+    print(
         "Estimated from a few steps of each variant, one at a time, and an image or two of each "
         "test set. Unfinished runs count in full. Nothing was run.",
     )

@@ -106,6 +106,8 @@ def _is_known(config: RunConfig, task: Task, results: Path) -> bool:
         return False
     if path == record_path(results, Run, config.run_id):
         return True
+    if not isinstance(task, ImageTask):
+        return True
     return not changed_sets(load_record(results, Run, config.run_id), task)
 
 

@@ -22,6 +22,7 @@ from .style import (
     PAGE,
     house_style,
     label_within_decades,
+    log_scale,
     new_figure,
     save_figure,
 )
@@ -183,7 +184,7 @@ def _modules_figure(record: Approximation) -> Figure:
             plot_line(axis, _points(record, line, "k", name), name, style)
         axis.set_title(title)
         _label_x(axis, "k", _values(record, "k"))
-    axes[0].set_yscale("log")
+    log_scale(axes[0], "y")
     label_within_decades(axes[0].yaxis)
     _legend(axes)
     return figure
@@ -234,7 +235,7 @@ def _grid(
     for row, panel in zip(axes, panels, strict=True):
         row[0].set_ylabel(panel.label)
         if log:
-            row[0].set_yscale("log")
+            log_scale(row[0], "y")
         for axis, name in zip(row, names, strict=True):
             drawn = [_points(record, line, panel.x, name) for line in panel.lines]
             for style, (line, points) in enumerate(zip(panel.lines, drawn, strict=True)):
@@ -266,7 +267,7 @@ def _lines_by_k(record: Approximation, quantity: str, **at: float) -> list[_Line
 
 def _label_x(axis: Axes, x: str, values: Iterable[float], note: str = "") -> None:
     if x in ("m", "n"):
-        axis.set_xscale("log", base=2)
+        log_scale(axis, "x", 2)
     ticks = sorted(values)
     ticks = ticks[:: 1 + len(ticks) // _MOST_TICKS]
     axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])

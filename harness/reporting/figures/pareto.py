@@ -30,7 +30,7 @@ from .marks import (
     reach,
     style_of,
 )
-from .style import COLUMN, label_within_decades, look, new_figure
+from .style import COLUMN, label_within_decades, log_scale, look, new_figure
 
 #: Device of the paper's latencies.
 PAPER_DEVICE = "RTX 2080 Ti"
@@ -99,7 +99,7 @@ class Pareto:
             ranged = [*self.measured, *self.paper] if shared else points
             low = min(point.cost for point in ranged) / 3
             high = max(point.cost for point in ranged) * 2
-            axis.set_xscale("log")
+            log_scale(axis, "x")
             axis.set_xlim(low, high)
             if high < _FEW_DECADES * low:  # else matplotlib labels so many that they overlap
                 label_within_decades(axis.xaxis)

@@ -19,7 +19,7 @@ from ..profile import Profile, ProfileCell, ProfileRow, RowCost
 from ..statistics import Estimate
 from .labels import label_ends, label_points
 from .marks import pareto_front, style_of
-from .style import COLUMN, PAGE, look, new_figure, panel_grid
+from .style import COLUMN, PAGE, log_scale, look, new_figure, panel_grid
 
 #: Rows that figures of one line a row highlight, the first that have runs; the rest is grey.
 HIGHLIGHTED = (
@@ -122,7 +122,7 @@ def capacity_figure(profile: Profile) -> Figure | None:
                 label=f"NLA, D = {PAIRS[label]}",
             )
     ticks = sorted({m for found in points.values() for m in found})
-    left.set_xscale("log", base=2)
+    log_scale(left, "x", 2)
     left.set_xticks(ticks, [f"{m:g}" for m in ticks])
     left.minorticks_off()
     left.set_xlabel("random features m")
@@ -183,7 +183,7 @@ def gflops_figure(profile: Profile, costs: Mapping[Variant, RowCost]) -> Figure 
         level = measures[name](baseline) if baseline else None
         pairs = [(gflops, one.mean) for _, gflops, one in found]
         front = pareto_front([(0.0, level.mean), *pairs] if level else pairs)
-        axis.set_xscale("log")
+        log_scale(axis, "x")
         axis.set_xlim(low, high)
         axis.plot(
             [*(max(cost, low) for cost, _ in front), high],
@@ -224,7 +224,7 @@ def size_figure(profile: Profile) -> Figure | None:
         return [(place, one) for place, one in scores if one]
 
     def finish(axis: Axes) -> None:
-        axis.set_xscale("log", base=2)
+        log_scale(axis, "x", 2)
         axis.set_xticks([1, 2, 4], SIZES)
         axis.minorticks_off()
 
@@ -338,7 +338,7 @@ def _draw_capacities(
     for name, points in others.items():
         places, scores = [place for place, _, _ in points], [one for _, one, _ in points]
         _errorbar(axis, places, scores, style_of(name), lw=0.8)
-    axis.set_xscale("log", base=2)
+    log_scale(axis, "x", 2)
     axis.set_xlim(0.5, 4096)
     ticks = [4**power for power in range(7)]
     axis.set_xticks(ticks, list(map(str, ticks)))

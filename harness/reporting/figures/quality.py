@@ -29,7 +29,7 @@ from .marks import (
     points_of,
     style_of,
 )
-from .style import COLUMN, look, new_figure, panel_grid
+from .style import COLUMN, log_scale, look, new_figure, panel_grid
 
 #: Most panels in a row of a page.
 PANELS = 3
@@ -60,7 +60,7 @@ def figure6(setting: Setting, approximations: Sequence[Approximation]) -> Figure
     if fitting:
         n = max(fitting[-1].settings.sides) ** 2
         rows = select(fitting[-1].enla, features=WHOLE, n=n, m=REFERENCE_M)
-        panels[1].set_yscale("log")
+        log_scale(panels[1], "y")
         for style, (quantity, label) in enumerate(VARIANCES.items(), start=1):
             plot_line(panels[1], points_of(rows, "k", quantity), label, style, fill="full")
         panels[1].set_ylabel("variance of φ(q)·φ(k)")
@@ -97,7 +97,7 @@ def psnr_m(setting: Setting) -> Figure | None:
     paper.set_title(f"paper: {PAPER_NETWORK}")
     _draw_legend(figure, (ours, paper), columns=3)
     ticks = sorted({*by_m, *printed})
-    paper.set_xscale("log", base=2)
+    log_scale(paper, "x", 2)
     paper.set_xticks(ticks, [f"{m:g}" for m in ticks])
     paper.minorticks_off()
     paper.set_xlabel("random features m")

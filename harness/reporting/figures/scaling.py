@@ -9,7 +9,7 @@ from ...records.origin import describe_machine
 from ...records.shapes import Scaling
 from ..scaling import methods, title
 from .marks import plot_line
-from .style import PAGE, house_style, new_figure
+from .style import PAGE, house_style, log_scale, new_figure
 
 _LABELS = {"median_ms": "median time (ms)", "peak_memory_mb": "peak memory above inputs (MB)"}
 
@@ -24,8 +24,8 @@ def scaling_figure(record: Scaling) -> Figure:
         axes = figure.subplots(1, 2)
         figure.suptitle(f"{title(record)}, {describe_machine(record)}", fontsize=8)
         for axis, (quantity, label) in zip(axes, _LABELS.items(), strict=True):
-            axis.set_xscale("log")
-            axis.set_yscale("log")
+            log_scale(axis, "x")
+            log_scale(axis, "y")
             for style, method in enumerate(found):
                 values = [(row.positions, getattr(row, quantity)) for row in method.rows]
                 points = [(n, value, 0.0) for n, value in values if value]

@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import io
 import math
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib
 import seaborn
+from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
+from matplotlib.ticker import LogFormatterSciNotation, LogLocator, NullLocator, StrMethodFormatter
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -42,6 +44,7 @@ _SETTINGS: Any = {  # matplotlib types the keys by its own version
     "grid.alpha": 0.5,
     "axes.spines.top": False,
     "axes.spines.right": False,
+    "text.parse_math": False,  # a "$" in a label is a "$"
     "pdf.fonttype": 42,  # TrueType: text stays text
     "svg.fonttype": "none",  # the same
     "savefig.dpi": 200,
@@ -91,6 +94,28 @@ def panel_grid(
 def look(index: int) -> dict[str, Any]:
     """Colour and marker of the line of this index; they repeat after 40 lines."""
     return {"color": COLOURS[index % len(COLOURS)], "marker": MARKERS[index % len(MARKERS)]}
+
+
+def log_scale(axis: Axes, side: Literal["x", "y"], base: float = 10) -> None:
+    """Make an axis logarithmic, with powers such as 10² as plain text."""
+    (axis.set_xscale if side == "x" else axis.set_yscale)("log", base=base)
+    one = axis.xaxis if side == "x" else axis.yaxis
+    one.set_major_formatter(_Powers(base))
+    one.set_minor_formatter(_Powers(base))
+
+
+class _Powers(LogFormatterSciNotation):
+    """matplotlib's labels of powers, which are formulas, as plain text."""
+
+    _RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        text = super().__call__(x, pos)
+        formula = re.fullmatch(r"\$\\mathdefault\{(.*)\}\$", text)
+        if formula is None:
+            return text
+        plain = formula[1].replace(r"\times", "×").replace("\N{MINUS SIGN}", "-")
+        return re.sub(r"\^\{(.*?)\}", lambda power: power[1].translate(self._RAISED), plain)
 
 
 def label_within_decades(axis: Axis) -> None:

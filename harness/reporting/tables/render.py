@@ -189,9 +189,9 @@ def _latex_character(character: str) -> str:
 
 
 def _latex_row(cells: Sequence[str]) -> str:
+    row = " & ".join(latex_escape(cell) for cell in cells) + r" \\"
     # The line end before would take a leading "[" or "*" for its own option.
-    guard = "{}" if cells[0].startswith(("[", "*")) else ""
-    return guard + " & ".join(latex_escape(cell) for cell in cells) + r" \\"
+    return f"{{}}{row}" if row.startswith(("[", "*")) else row
 
 
 def _csv_cell(value: Any) -> str:

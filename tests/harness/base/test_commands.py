@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -41,3 +42,32 @@ def test_help_loads_no_heavy_package(command: str) -> None:
     assert any("usage" in line for line in text)
     assert not HEAVY & set(modules)
     assert ("torch" in modules) == (command in WITH_MODULES)
+
+
+@pytest.mark.parametrize("locale", ["C", "POSIX", "C.UTF-8"])
+def test_no_locale_ends_a_command(locale: str, tmp_path: Path) -> None:
+    """Where an encoding lacks a character, its nearest in ASCII stands."""
+    code = (
+        "from harness.base.commands import command_line\n"
+        "@command_line\n"
+        "def main():\n"
+        "    print('25.05 ± 0.01, −0.5, ×4, λ')\n"
+        "    from rich.table import Table\n"
+        "    from harness.base.printing import print_table\n"
+        "    table = Table('a ×4'); table.add_row('−1'); print_table(table)\n"
+        "main()\n"
+    )
+    script = tmp_path / "script.py"
+    script.write_text(code, encoding="utf-8")
+    root = str(Path(__file__).parents[3])
+    done = subprocess.run(
+        [sys.executable, script],
+        capture_output=True,
+        env=os.environ
+        | {"PYTHONPATH": root, "LC_ALL": locale, "PYTHONUTF8": "0", "PYTHONIOENCODING": ""},
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    text = done.stdout.decode()
+    plain = "25.05 +- 0.01, -0.5, x4, \\u03bb"
+    assert text.splitlines()[0] == ("25.05 ± 0.01, −0.5, ×4, λ" if "UTF" in locale else plain)
+    assert ("−1" if "UTF" in locale else "-1") in text

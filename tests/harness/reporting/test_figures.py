@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import html
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import synthetic_records as synthetic
+from matplotlib.figure import Figure
 from PIL import Image
 
 from harness.records.shapes import Record
 from harness.records.store import save_record
+from harness.reporting.figures.all import draw_all
 from harness.reporting.figures.style import (
     COLUMN,
     PAGE,
     figure_bytes,
     house_style,
+    log_scale,
     new_figure,
     save_figure,
 )
@@ -72,3 +76,32 @@ def test_nothing_to_draw_is_one_line(
         save_record(tmp_path, record)
     assert re.search(message, cli.refused("figures", "--results", tmp_path))
     assert not (tmp_path / "figures").exists()
+
+
+@pytest.mark.parametrize("label", ["$", "$a_$", "$x$", r"\$", "a_b^c"])
+def test_dollars_in_labels_and_sets_are_text(label: str) -> None:
+    """No figure takes them for a formula."""
+    module = synthetic.VARIANTS["User_Attention-8"] | dict.fromkeys(("label", "row_label"), label)
+    sets = [f"Set {label}", "Urban100"]
+    variants = ("Baseline", "NLA", "NLSA-r4", module)
+    runs = [synthetic.run(v, sets=sets, identifier=f"r{i}") for i, v in enumerate(variants)]
+    costs = [synthetic.cost(v, float(i + 1), id=f"c{i}") for i, v in enumerate(variants)]
+    found = list(draw_all([*runs, *costs]))
+    assert {drawn.kind for drawn in found} >= {"paired-differences", "pareto-gflops"}
+    for drawn in found:
+        assert label in words_of(drawn.figure)
+
+
+def words_of(figure: Figure) -> str:
+    """All text of a figure, as it is drawn."""
+    svg = figure_bytes(figure, "svg").decode()
+    return html.unescape("".join(re.findall(r"<text[^>]*>([^<]*)", svg)))
+
+
+def test_labels_of_powers_are_plain_text() -> None:
+    with house_style():
+        figure = new_figure()
+        axis = figure.subplots()
+        log_scale(axis, "x")
+        axis.set_xlim(1e-2, 1e3)
+    assert all(power in words_of(figure) for power in ("10⁻²", "10⁰", "10³"))
