@@ -104,6 +104,8 @@ def verify_files(
     least = least_side(_SCALE)
     tasks += [_Task(s.name, p, known[s.name, p.stem], True, least) for s in test for p in s.paths]
     report = Report()
+    for line in _shared(train, test):
+        report.add("train", "apart from tests", False, line)
     for images in test:
         try:
             _ = TestSet(images, _SCALE).names
@@ -120,6 +122,19 @@ def verify_files(
                 report.merge(part)
                 progress.advance(bar)
     return report
+
+
+def _shared(train: Sequence[ImageSet], test: Sequence[ImageSet]) -> list[str]:
+    """Training images whose file is that of a test image."""
+    sizes = defaultdict(list)
+    for path in (path for images in test for path in images.paths if path.is_file()):
+        sizes[path.stat().st_size].append(path)
+    lines = []
+    for path in (path for images in train for path in images.paths if path.is_file()):
+        for other in sizes.get(path.stat().st_size, ()):
+            if other.read_bytes() == path.read_bytes():
+                lines.append(f"training image {path} is test image {other}: remove one of them")
+    return lines
 
 
 def _check_image(task: _Task) -> Report:
@@ -185,7 +200,7 @@ def _rows(root: Path | None, file_name: str) -> list[dict[str, str]]:
         return []
     path = root / file_name
     try:
-        with path.open(newline="", encoding="utf-8") as file:
+        with path.open(newline="", encoding="utf-8-sig") as file:  # spreadsheets write a mark
             rows = list(csv.DictReader(file))
     except (OSError, csv.Error, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or error
