@@ -362,9 +362,13 @@ def test_verify(folder: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None
     assert re.search(r"A\W+4/4\W+4/4\W", out)
 
     # Another maker's LR image is counted, and no fault by itself.
-    Image.fromarray(255 - ours).save(stored)
+    Image.fromarray(ours // 8 * 8).save(stored)
     (folder / "MANIFEST.csv").unlink()
     assert re.search(r"Set5\W+2/2\W+2/2\W+0/1\W", cli("data verify --data", folder).out)
+    # One of another photograph is.
+    Image.fromarray(np.full_like(ours, 255)).save(stored)
+    told = cli("data verify --data", folder, status=2).out
+    assert re.search(r"img_1x4\.png does not show what .*img_1\.png shows", told)
     assert re.search(r"Embedded\W+4/4", cli("data verify").out)
 
 
