@@ -93,7 +93,7 @@ def _images(
             for variant in variants
         ]
         check_patch(cache, configs[0].patch)
-        for name in configs[0].data.test:
+        for name in configs[0].data.test:  # a bad test image shows before the first step
             task.test_sha256(name)
         distributed.check_batch(configs[0].batch)
         # The baseline of a warm start has a record too, of another setting than the runs.

@@ -97,7 +97,7 @@ def main() -> None:
     jobs = find_jobs(options, variants, device, task)
     if isinstance(task, ImageTask):
         check_patch(task.cache, jobs[0].config.patch)
-        for name in jobs[0].config.data.test:
+        for name in jobs[0].config.data.test:  # a bad test image shows before the first job
             task.test_sha256(name)
     check_sources([job for job in jobs if job.finished])
     at_once = options.workers or (1 if options.engine == "local" else None)

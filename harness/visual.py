@@ -80,7 +80,7 @@ def _images(options: Options, scale: int) -> TestSet:
 
     if options.image:
         name = options.image[0].stem if len(options.image) == 1 else "images"
-        return TestSet(ImageSet(name, options.image), scale)
+        return TestSet(ImageSet(name, tuple(dict.fromkeys(options.image))), scale)
     source = find_data(options.data)
     first = source.choose_tests([options.test_set] if options.test_set else [])[0]
     return source.test_set(first, scale)

@@ -88,7 +88,7 @@ def is_data(name: str) -> bool:
 def child(folder: Path, name: str) -> Path:
     """The folder of that name in a folder; if there is none, one whose name differs in case."""
     path = folder / name
-    if path.is_dir():
+    if os.path.isdir(path):  # noqa: PTH112 - false where Path.is_dir raises
         return path
     return next((p for p in find_folders(folder) if p.name.lower() == name.lower()), path)
 

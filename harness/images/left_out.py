@@ -59,11 +59,14 @@ def lr_files(images: ImageSet, scales: Iterable[int] = SCALES) -> list[Path]:
 
 
 def _walk(root: Path) -> Iterator[tuple[Path, list[str]]]:
+    seen = set()  # a link may lead back
     for folder, folders, files in os.walk(root, followlinks=True):
         here = Path(folder)
         deep = len(here.relative_to(root).parts) >= _DEPTH
-        folders[:] = [] if deep else sorted(filter(is_data, folders))
-        yield here, files
+        again = here.resolve() in seen
+        seen.add(here.resolve())
+        folders[:] = [] if deep or again else sorted(filter(is_data, folders))
+        yield here, [] if again else files
 
 
 def _group(folder: Path) -> Path:

@@ -265,6 +265,11 @@ def find_data(
         train = tuple(s for s in train if s.name in chosen)
     if not holdout:
         return DataSource(source.name, train, source.test, source.root)
+    if HOLDOUT in source.test_sets:
+        raise UserError(
+            f"{source.name} has a test set called {HOLDOUT} of its own: rename it, or leave out "
+            "--holdout"
+        )
     if holdout < 2:
         raise UserError(f"holdout must be 0 (none) or at least 2 (every 2nd image), got {holdout}")
     all_paths = [path for s in train for path in s.paths]

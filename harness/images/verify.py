@@ -17,12 +17,15 @@ from ..base.machine import map_threads
 from ..base.progress import progress_bar
 from .bicubic import crop_to_multiple, downscale
 from .files import SCALES, ImageSet, Pixels, lr_path, read_image
+from .metrics import psnr, rgb_to_y
 from .sources import TestSet, least_side
 
 MANIFEST = "MANIFEST.csv"
 LR_HASHES = "LR_bicubic_pixels.csv"
 # That of the commands by default.
 _SCALE = 4
+# LR images of other programs, even without antialiasing, are within 23 dB of ours.
+_LEAST_PSNR = 18.0
 #: Columns that are used of each file, and the values they may have.
 _COLUMNS = {
     MANIFEST: {"path": r"[^\0]*[^\0/]", "bytes": r"\d+", "sha256": r"\w+"},
@@ -89,8 +92,8 @@ def verify_files(
     """Decode all images and make all checks that the folder ``root`` has data for.
 
     ``MANIFEST.csv`` gives presence, size and SHA-256 of files, ``LR_bicubic_pixels.csv`` hashes of
-    LR pixels. Stored LR images must have the size that fits, are compared with ours and counted; a
-    difference is no problem, as other programs that make LR images are in use. Test images must be
+    LR pixels. Stored LR images must have the size that fits and show the same, and those equal to
+    ours are counted: other programs that make LR images are in use. Test images must be
     large enough for x4, and no two of a set of one name. Training images that are too small for
     patches of ``side`` are counted, and no problem for smaller patches.
 
@@ -104,6 +107,8 @@ def verify_files(
     least = least_side(_SCALE)
     tasks += [_Task(s.name, p, known[s.name, p.stem], True, least) for s in test for p in s.paths]
     report = Report()
+    for line in _shared(train, test):
+        report.add("train", "apart from tests", False, line)
     for images in test:
         try:
             _ = TestSet(images, _SCALE).names
@@ -120,6 +125,19 @@ def verify_files(
                 report.merge(part)
                 progress.advance(bar)
     return report
+
+
+def _shared(train: Sequence[ImageSet], test: Sequence[ImageSet]) -> list[str]:
+    """Training images whose file is that of a test image."""
+    sizes = defaultdict(list)
+    for path in (path for images in test for path in images.paths if path.is_file()):
+        sizes[path.stat().st_size].append(path)
+    lines = []
+    for path in (path for images in train for path in images.paths if path.is_file()):
+        for other in sizes.get(path.stat().st_size, ()):
+            if other.read_bytes() == path.read_bytes():
+                lines.append(f"training image {path} is test image {other}: remove one of them")
+    return lines
 
 
 def _check_image(task: _Task) -> Report:
@@ -162,6 +180,8 @@ def _check_image(task: _Task) -> Report:
                     f"{path} is {found.shape[1]}x{found.shape[0]}, not {lr.shape[1]}x{lr.shape[0]} "
                     f"as {task.path} needs"
                 )
+            elif psnr(rgb_to_y(found), rgb_to_y(lr), 0) < _LEAST_PSNR:
+                report.problems.append(f"{path} does not show what {task.path} shows")
     return report
 
 
@@ -185,7 +205,7 @@ def _rows(root: Path | None, file_name: str) -> list[dict[str, str]]:
         return []
     path = root / file_name
     try:
-        with path.open(newline="", encoding="utf-8") as file:
+        with path.open(newline="", encoding="utf-8-sig") as file:  # spreadsheets write a mark
             rows = list(csv.DictReader(file))
     except (OSError, csv.Error, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or error

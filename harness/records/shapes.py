@@ -311,12 +311,20 @@ class Score(_Shape, frozen=True, kw_only=True):
     by_distance: list[list[Number]] = []
 
 
+class Evaluation(_Shape, frozen=True, kw_only=True):
+    """An evaluation of a run's weights that is younger than its record."""
+
+    created: str
+    command: str
+    machine: Machine
+
+
 class Run(Record, frozen=True, kw_only=True):
     """One variant trained and evaluated with one seed.
 
     A task on image files has ``quality`` by test set, a synthetic task ``scores``, and
-    ``validation``, its score on validation images. ``evaluated`` is the time of an evaluation that
-    was repeated, as the test images had changed.
+    ``validation``, its score on validation images. ``evaluated`` says when and where the quality
+    was measured again, as test images had changed.
     """
 
     variant: RecordedVariant
@@ -326,7 +334,7 @@ class Run(Record, frozen=True, kw_only=True):
     scores: dict[str, Score] = {}
     validation: Score | None = None
     source_sha256: str | None = None
-    evaluated: str | None = None
+    evaluated: Evaluation | None = None
 
 
 class Counts(_Shape, frozen=True, kw_only=True):

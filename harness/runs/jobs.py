@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import dataclasses
 import os
@@ -76,16 +77,14 @@ class Job:
 
     @property
     def finished(self) -> bool:
-        """Whether the record exists, and its test images are those that are there now.
-
-        Raises:
-            UserError: the record or a test image cannot be read.
-        """
+        """Whether the record exists, and its test images are those that are there now."""
         if not find_record(self.results, Run, self.config.run_id).exists():
             return False
         if not isinstance(self.task, ImageTask):
             return True
-        return not changed_sets(load_record(self.results, Run, self.config.run_id), self.task)
+        with contextlib.suppress(UserError):  # a bad record or image is named by who needs it
+            return not changed_sets(load_record(self.results, Run, self.config.run_id), self.task)
+        return True
 
     @property
     def log(self) -> Path:

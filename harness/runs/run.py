@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from msgspec import convert
 from msgspec.structs import replace
 
 from ..base import machine
@@ -28,10 +29,17 @@ from ..measuring import flops, latency
 from ..measuring.evaluated import EvaluatedImages, discard_evaluated
 from ..measuring.quality import evaluate
 from ..measuring.tasks import score, validation_score
-from ..network.weights import Architecture, load_strictly, load_weights, save_weights, weights_path
+from ..network.weights import (
+    Architecture,
+    TrainedNetwork,
+    load_strictly,
+    load_weights,
+    save_weights,
+    weights_path,
+)
 from ..records.changed import changed_sets
 from ..records.origin import origin_note
-from ..records.shapes import Cost, Latency, Quality, Run, untyped
+from ..records.shapes import Cost, Evaluation, Latency, Machine, Quality, Run, untyped
 from ..records.store import (
     find_record,
     load_record,
@@ -87,7 +95,7 @@ def run(
     if isinstance(task, ImageTask) and distributed.agree(changed_sets(record, task)):
         with hold(results, config.run_id, what):
             if distributed.is_main():
-                _evaluate_again(config, task, results, device, save_every)
+                _evaluate_again(config, task, results, device, command, save_every)
             distributed.wait()
         record = load_record(results, Run, config.run_id)
     what = f"{what} is finished"
@@ -112,12 +120,17 @@ def _is_known(config: RunConfig, task: Task, results: Path) -> bool:
 
 
 def _evaluate_again(
-    config: RunConfig, task: ImageTask, results: Path, device: torch.device, save_every: float
+    config: RunConfig,
+    task: ImageTask,
+    results: Path,
+    device: torch.device,
+    command: str,
+    save_every: float,
 ) -> None:
     """Measure test sets whose images have changed, with the run's weights, into its record.
 
     Raises:
-        UserError: the weights are not kept, or as :func:`run`.
+        UserError: the weights are not kept or another run's, or as :func:`run`.
     """
     path, weights = record_path(results, Run, config.run_id), weights_path(results, config.run_id)
     record = load_record(results, Run, config.run_id)
@@ -131,11 +144,15 @@ def _evaluate_again(
             "it again"
         )
     print(f"{what}: evaluating its weights again")
-    network = load_weights(weights).network.to(device)
+    network = _load(weights, config).network.to(device)
     with machine.use_tf32(False):
         found = _qualities(config, network, task, changed, weights, results, device, save_every)
-    now = datetime.now(UTC).isoformat(timespec="seconds")
-    record = replace(record, quality=record.quality | found, evaluated=now)
+    evaluated = Evaluation(
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        command=command,
+        machine=convert(machine.describe(device), Machine),
+    )
+    record = replace(record, quality=record.quality | found, evaluated=evaluated)
     save_record(results, record, replace=True)
 
 
@@ -252,12 +269,7 @@ def train(
             with hold(results, start.run_id, f"the baseline, seed {start.seed}"):
                 if not distributed.agree(baseline.exists()):
                     train(start, task, results, device, save_every).discard_state()
-        trained = load_weights(baseline)
-        if trained.name != start.run_id:
-            raise UserError(
-                f"{baseline} holds the weights of {trained.name}, not of {start.run_id}; delete it"
-            )
-        tensors = trained.network.state_dict()
+        tensors = _load(baseline, start).network.state_dict()
         own = {k: v for k, v in network.state_dict().items() if k.startswith("attention.")}
         load_strictly(network, tensors | own, str(baseline))
     folder = results / "runs" / config.run_id
@@ -274,6 +286,20 @@ def train(
         )
     distributed.wait()
     return trainer
+
+
+def _load(path: Path, config: RunConfig) -> TrainedNetwork:
+    """The network of a run.
+
+    Raises:
+        UserError: the file holds another run's, or as :func:`.weights.load_weights`.
+    """
+    trained = load_weights(path)
+    if trained.name != config.run_id:
+        raise UserError(
+            f"{path} holds the weights of {trained.name}, not of {config.run_id}; delete it"
+        )
+    return trained
 
 
 def _claim(folder: Path, config: RunConfig) -> None:

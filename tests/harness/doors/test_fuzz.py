@@ -373,7 +373,7 @@ def test_any_list_of_hashes(
     source = find_data(tmp_path)
     quiet = io.StringIO()
     with contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet), taken_or_refused():
-        verify_files(source.root, source.train, source.test)
+        verify_files(source.root, source.train, source.test, side=112)
 
 
 @fuzz

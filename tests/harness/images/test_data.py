@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -99,6 +100,9 @@ def test_holdout(folder: Path) -> None:
         find_data(folder, holdout=1)
     with pytest.raises(UserError, match="7 training images are too few for a holdout of 8"):
         find_data(folder, holdout=8)
+    save(folder / "Holdout" / "HR" / "a.png")
+    with pytest.raises(UserError, match="has a test set called Holdout of its own: rename it"):
+        find_data(folder, holdout=3)
 
 
 def test_environment(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,7 +193,9 @@ def test_what_systems_leave_is_no_data(folder: Path) -> None:
     for path in ("train/A/._0.png", "Set5/HR/.img_1.png", "Set5/@eaDir/HR/b.png"):
         save(folder / path)
     assert find_data(folder) == plain
+    (folder / "notes" / "loop").symlink_to(folder)
     assert left_out(folder, plain.train, plain.test) == []
+    (folder / "notes" / "loop").unlink()
     for name in names:
         save(folder / "notes" / name / "HR" / "a.png")
     with pytest.raises(UserError, match=r"found no images in .*\(png, webp, jpg, bmp\)$"):
@@ -337,7 +343,8 @@ def write_tables(folder: Path) -> None:
         digest = hashlib.sha256(lr[..., :channels].tobytes()).hexdigest()
         made.append(["Set5", stem, 2, lr.shape[1], lr.shape[0], channels, digest])
     for table, rows in (("MANIFEST.csv", files), ("LR_bicubic_pixels.csv", made)):
-        with (folder / table).open("w", newline="") as file:
+        mark = "-sig" if table == "MANIFEST.csv" else ""  # as a spreadsheet writes it
+        with (folder / table).open("w", newline="", encoding=f"utf-8{mark}") as file:
             csv.writer(file).writerows(rows)
 
 
@@ -355,9 +362,13 @@ def test_verify(folder: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None
     assert re.search(r"A\W+4/4\W+4/4\W", out)
 
     # Another maker's LR image is counted, and no fault by itself.
-    Image.fromarray(255 - ours).save(stored)
+    Image.fromarray(ours // 8 * 8).save(stored)
     (folder / "MANIFEST.csv").unlink()
     assert re.search(r"Set5\W+2/2\W+2/2\W+0/1\W", cli("data verify --data", folder).out)
+    # One of another photograph is.
+    Image.fromarray(np.full_like(ours, 255)).save(stored)
+    told = cli("data verify --data", folder, status=2).out
+    assert re.search(r"img_1x4\.png does not show what .*img_1\.png shows", told)
     assert re.search(r"Embedded\W+4/4", cli("data verify").out)
 
 
@@ -389,15 +400,17 @@ def test_verify_finds_what_a_run_would_refuse(folder: Path, cli: Cli) -> None:
     for ending in ("png", "bmp"):
         save(folder / "City" / "LR_bicubic" / "X4" / f"xx4.{ending}", 11, 11)
     save(folder / "Set5" / "LR_bicubic" / "X2" / "img_2x2.png", 24, 30)
+    shutil.copy(hr / "img_2.png", folder / "train" / "A" / "9.png")
     problems, error = cli("data verify --data", folder, status=2)
     for problem in (
+        "A/9.png is test image ",
         "test set Set5 has both img_1.bmp and img_1.png: rename or remove",
         "thin.png is 64x1: x4 needs 20x20",
         "X4 has both xx4.bmp and xx4.png, LR images of x.bmp: remove one of them",
         "img_2x2.png is 30x24, not 30x25 as ",
     ):
         assert problem in problems
-    assert error.rstrip().endswith("error: 4 checks failed, listed above")
+    assert error.rstrip().endswith("error: 5 checks failed, listed above")
 
 
 def test_download_command(tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -63,6 +63,9 @@ def test_a_replaced_image_is_evaluated_anew_from_the_weights(
     assert quality(tmp_path / "other", "none") == after
     records = {r.variant.name: r for r in load_records(results, Run)}
     assert [name for name, r in records.items() if r.evaluated] == ["none"]
+    assert "--attn none conv" in records["none"].evaluated.command
+    assert records["none"].evaluated.machine == records["conv"].machine
+    assert records["none"].created <= records["none"].evaluated.created
     bicubic = [[image.bicubic_psnr for image in r.quality["Tiny"].images] for r in records.values()]
     assert bicubic[0] == bicubic[1]
     # And once only.
@@ -130,6 +133,11 @@ def test_without_weights_the_run_is_refused(
     write_image(folder / "Tiny" / "HR" / "e2.png", 48, 60, seed=99)
     line = cli.refused("run", "--attn", "none", *job)
     assert f"its weights are not kept: restore the images, or delete {record}" in line
+    # Those of another run do not stand in for them.
+    cli("run", "--attn", "conv", *job)
+    (other,) = (results / "runs").glob("conv-*/weights.safetensors")
+    shutil.copytree(other.parent, results / "runs" / record.stem)
+    assert f"holds the weights of {other.parent.name}" in cli.refused("run", "--attn", "none", *job)
     assert record.read_bytes() == before
 
 
