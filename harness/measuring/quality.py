@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from importlib.metadata import version
 
@@ -20,6 +20,7 @@ from ..base.progress import progress_bar
 from ..images import metrics
 from ..images.bicubic import upscale
 from ..images.cache import cache_folder
+from ..images.files import Pixels
 from ..images.sources import TestImage
 from ..network.edsr import to_tensor
 from ..records.shapes import ImageQuality, Quality
@@ -184,9 +185,32 @@ class GreyOutput(nn.Module):
         return found.mean(dim=1, keepdim=True).repeat(1, found.shape[1], 1, 1)
 
 
-def _evaluate_grey(network: nn.Module, image: TestImage, tile: int | None) -> ImageQuality:
-    """The 8-bit mean of the output's channels beside the noisy image, which is not rounded."""
-    output, tiled = within_memory(GreyOutput(network), image, 1, tile, chop=False)
+def restore(
+    network: nn.Module,
+    image: TestImage,
+    scale: int,
+    tile: int | None = None,
+    *,
+    chop: bool = False,
+    grey: bool = False,
+) -> tuple[Pixels, int | None]:
+    """What the network makes of an image's LR pixels; its HR pixels are not looked at.
+
+    Args:
+        network, image, scale, tile, chop: as for :func:`within_memory`.
+        grey: give the 8-bit mean of the output's channels; see :class:`GreyOutput`.
+
+    Returns:
+        uint8 ``[H, W, 3]``, and the side of the tiles; None for a whole image.
+
+    Raises:
+        UserError: as :func:`within_memory`.
+    """
+    return within_memory(GreyOutput(network) if grey else network, image, scale, tile, chop)
+
+
+def _evaluate_grey(image: TestImage, output: Pixels, tiled: int | None) -> ImageQuality:
+    """A grey result beside the noisy image, which is not rounded."""
     psnr, ssim = _rounded(metrics.grey_quality(output, image.hr))
     noisy = metrics.grey_quality(image.lr.astype(np.float64) * 255, image.hr)
     noisy_psnr, noisy_ssim = _rounded(noisy)
@@ -201,14 +225,9 @@ def _evaluate_grey(network: nn.Module, image: TestImage, tile: int | None) -> Im
 
 
 def _evaluate_image(
-    network: nn.Module,
-    image: TestImage,
-    scale: int,
-    tile: int | None,
-    chop: bool,
-    released_psnr: bool,
+    image: TestImage, sr: Pixels, tiled: int | None, scale: int, released_psnr: bool
 ) -> ImageQuality:
-    sr, tiled = within_memory(network, image, scale, tile, chop)
+    """A super-resolved result beside the bicubic one."""
     psnr, ssim = _quality(sr, image.hr, scale, released_psnr)
     bicubic_psnr, bicubic_ssim = bicubic_quality(image, scale, released_psnr)
     return ImageQuality(
@@ -233,6 +252,7 @@ def evaluate(
     released_psnr: bool = False,
     grey: bool = False,
     evaluated: EvaluatedImages | None = None,
+    keep: Callable[[TestImage, Pixels], None] | None = None,
 ) -> Quality:
     """Quality of the network, and of bicubic or the noisy image, on one test set.
 
@@ -247,6 +267,7 @@ def evaluate(
         released_psnr: PSNR by :func:`released_luma`.
         grey: denoising: the images are grey, and no border is cropped; see :class:`GreyOutput`.
         evaluated: results of an interrupted evaluation, used again; further ones are added.
+        keep: called with each image and what :func:`restore` gives for it.
 
     Returns:
         Means over the images, in dB and 1, and the same per image.
@@ -260,10 +281,13 @@ def evaluate(
         for image in images:
             row = evaluated.find(image) if evaluated else None
             if row is None:
+                output, tiled = restore(network, image, scale, tile, chop=chop, grey=grey)
+                if keep:
+                    keep(image, output)
                 if grey:
-                    row = _evaluate_grey(network, image, tile)
+                    row = _evaluate_grey(image, output, tiled)
                 else:
-                    row = _evaluate_image(network, image, scale, tile, chop, released_psnr)
+                    row = _evaluate_image(image, output, tiled, scale, released_psnr)
                 if evaluated:
                     evaluated.add(image, row)
             rows.append(row)
