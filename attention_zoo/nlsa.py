@@ -123,7 +123,8 @@ class NonLocalSparseAttention(Attention):
     Args:
         channels: channels C of input and output.
         rounds: hash rounds r.
-        chunk_size: S.
+        chunk_size: positions S in a chunk of the sorted map, which attends to itself and both
+            neighbours.
         reduction: query and key have C / reduction channels.
         res_scale: weight of the attention in ``y = x + res_scale · attention``.
     """

@@ -40,9 +40,24 @@ _harness_complete() {
         esac
         return
     fi
+    # Bash takes a colon for a word, so enlca:m= is completed word by word.
+    if [[ $option == --attn && $current == : ]]; then
+        _harness_settings "${COMP_WORDS[COMP_CWORD - 1]}" ""
+        return
+    fi
+    if [[ $option == --attn && ${COMP_WORDS[COMP_CWORD - 1]} == : ]]; then
+        _harness_settings "${COMP_WORDS[COMP_CWORD - 2]}" "$current"
+        return
+    fi
     case $command:$option in
 @VALUES@
     esac
+}
+_harness_settings() {
+    case $1 in
+@SETTINGS@
+    esac
+    compopt -o nospace 2>/dev/null
 }
 complete -o bashdefault -o default -F _harness_complete python python3 torchrun
 """
@@ -102,13 +117,26 @@ def completion(shell: Literal["bash", "zsh"]) -> str:
             for option, choices in takes.items()
             if choices
         ]
+    settings = [
+        f"        {name}) {_reply(' '.join(f'{option}=' for option in takes), '$2')} ;;"
+        for name, takes in _module_options().items()
+        if takes
+    ]
     script = _BASH.replace("@COMMANDS@", " ".join(known))
+    script = script.replace("@SETTINGS@", "\n".join(settings))
     script = script.replace("@OPTIONS@", "\n".join(options)).replace("@VALUES@", "\n".join(values))
     return (_ZSH if shell == "zsh" else "") + script
 
 
-def _reply(words: str) -> str:
-    return f'COMPREPLY=($(compgen -W {shlex.quote(words)} -- "$current"))'
+def _module_options() -> dict[str, list[str]]:
+    """What can follow the colon of ``--attn enlca:m=16``, by module."""
+    from attention_zoo import find_attention, list_attentions
+
+    return {name: list(find_attention(name).options()) for name in list_attentions()}
+
+
+def _reply(words: str, typed: str = "$current") -> str:
+    return f'COMPREPLY=($(compgen -W {shlex.quote(words)} -- "{typed}"))'
 
 
 def _add(found: dict[str, list[str]], name: str, hint: Any) -> None:

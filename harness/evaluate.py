@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -24,6 +25,8 @@ from .base.printing import print_table
 if TYPE_CHECKING:
     import torch
 
+    from .images.files import Pixels
+    from .images.sources import TestImage, TestSet
     from .network.weights import TrainedNetwork
     from .records.shapes import Quality, Score
     from .runs.stored import StoredTask
@@ -37,7 +40,7 @@ class Options:
 
     Examples:
       python -m harness.evaluate --official ENLCAx4.pt --data DIR --test-sets Urban100 --chop
-      python -m harness.evaluate --weights enlca-m16-small --data DIR
+      python -m harness.evaluate --weights enlca-m16-small --data DIR --save-images DIR2
       python -m harness.evaluate --weights nla-denoise --task denoise --sigma 25 --data DIR
       python -m harness.evaluate --weights nla-recall-d4 --task recall --pairs 16 --cells 12
     """
@@ -72,10 +75,14 @@ class Options:
     """Folder of the runs that --weights names."""
     output: Path | None = None
     """Write the figures of every image, or the scores, here, as JSON."""
+    save_images: Path | None = None
+    """Write the restored images here, as <set>/<image>.png."""
+    overwrite: bool = False
+    """Let --save-images replace files."""
 
 
 #: Options that a synthetic task has no use for.
-_OF_IMAGES = ("data", "tile")
+_OF_IMAGES = ("data", "tile", "save_images", "overwrite")
 #: Those of super-resolution alone.
 _OF_SR = ("chop", "psnr")
 
@@ -149,6 +156,7 @@ def _evaluate_images(
     for name in names:  # a bad image shows before any work is done
         task.test_sha256(name)
     test_sets = [task.test_set(name) for name in names]
+    keep = _saver(options, test_sets, task.grey)
     network = trained.network.to(device)
     with machine.use_tf32(False):
         results: dict[str, Quality] = {
@@ -162,6 +170,7 @@ def _evaluate_images(
                 chop=options.chop,
                 released_psnr=options.psnr == "released",
                 grey=task.grey,
+                keep=keep(images.name) if keep else None,
             )
             for images in test_sets
         }
@@ -179,8 +188,39 @@ def _evaluate_images(
             "trained_on": own and {"name": own.name, "options": own.options},
         }
     print_table(evaluation_table(title, results, architecture.scale, method))
+    if keep:
+        print(f"Images: {options.save_images}")
     content["quality"] = {name: untyped(result) for name, result in results.items()}
     _write(options, trained, device, content, "Quality of every image")
+
+
+def _saver(
+    options: Options, test_sets: Sequence[TestSet], grey: bool
+) -> Callable[[str], Callable[[TestImage, Pixels], None]] | None:
+    """What saves the images of a set, if ``--save-images`` is given.
+
+    Raises:
+        UserError: a file is there already, or ``--overwrite`` stands alone.
+    """
+    from .images.saved import refuse_taken, save_png
+
+    folder = options.save_images
+    if folder is None:
+        if options.overwrite:
+            raise UserError("--overwrite applies only to --save-images")
+        return None
+
+    def path(test_set: str, image: str) -> Path:
+        return folder / test_set / f"{image}.png"
+
+    if not options.overwrite:
+        files = (path(s.name, file.stem) for s in test_sets for file in s.images.paths)
+        refuse_taken(files, "--save-images")
+
+    def save(test_set: str, image: TestImage, output: Pixels) -> None:
+        save_png(path(test_set, image.name), output[..., 0] if grey else output)
+
+    return lambda test_set: partial(save, test_set)
 
 
 def _check_scale(trained: TrainedNetwork, task: str, scales: Sequence[int]) -> None:

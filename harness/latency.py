@@ -33,7 +33,8 @@ class Options:
     """
 
     attn: tuple[str, ...] = ()
-    """Modules, `all`, or your own as package.module:Class; their options follow, e.g. --m 16."""
+    """Modules, `all`, or your own as package.module:Class; their options follow, e.g. --m 16, or
+    stand behind one module alone: enlca:m=16 enlca:m=128,k=2."""
     rows: TableName | None = None
     """Rows of a table of the paper, or rivals, instead of --attn; table5 if neither is given."""
     sizes: tuple[str, ...] = tuple(f"{height}x{width}" for height, width in TABLE5_SIZES)

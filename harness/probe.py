@@ -51,7 +51,8 @@ class Options:
     """
 
     attn: tuple[str, ...] = ("enlca",)
-    """Modules, or your own as package.module:Class, with options such as --m 16; all: every row."""
+    """Modules, or your own as package.module:Class, with options such as --m 16, or behind one
+    module alone: enlca:m=16 enlca:m=128; all: every row."""
     rows: TableName | None = None
     """Rows of a table, or profile, rivals or controls, instead of --attn."""
     tasks: tuple[str, ...] = ()

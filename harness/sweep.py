@@ -56,6 +56,8 @@ class Options(TrainingOptions):
     """Parameters for submitit, e.g. slurm_partition=gpu timeout_min=600."""
     budget: str | None = None
     """Time budget, e.g. 9m or 1h30m; exit status 75 if work is left: run the same again."""
+    skip_latency: bool = False
+    """As in harness.run; a sweep never times."""
     plan: bool = False
     """Estimate time, memory and GPU-hours from a few steps, print them, and run nothing."""
 
@@ -138,6 +140,10 @@ def _engine_options(options: Options, device: torch.device, budget: float) -> En
         value = getattr(options, name)
         if value is not None and value < 1:
             raise UserError(f"--{name} must be at least 1, got {value}")
+    for name, engine in (("gpus", "ray"), ("ray_address", "ray"), ("slurm", "slurm")):
+        if options.engine != engine and getattr(options, name) != getattr(Options, name):
+            flag = name.replace("_", "-")
+            raise UserError(f"--{flag} applies only to --engine {engine}, not {options.engine}")
     if not 0 < options.gpus <= 1:
         raise UserError(f"--gpus must be a share of a GPU, above 0 and up to 1, got {options.gpus}")
     return EngineOptions(

@@ -95,4 +95,6 @@ def usage_errors() -> Iterator[None]:
         # The message ends where a rule, an empty line or the list of attempts begins.
         end = next((i for i, x in enumerate(body) if x[0] == "─" or x == "Got errors:"), None)
         message = " ".join(body[:end]) or "bad arguments"
-        raise UserError(f"{message.removeprefix('Error ')}; see --help") from None
+        near = [line.split()[0] for line in body[end:] if line.startswith("--")] if end else []
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        raise UserError(f"{message.removeprefix('Error ')}{hint}; see --help") from None

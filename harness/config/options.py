@@ -1,13 +1,15 @@
 """Command-line options of the attention modules, taken from their signatures.
 
 Where a command has an option of the same name, such as ``steps`` of ``harness.run`` and of nystrom,
-the module's is ``--attn-steps``. Every option of a module may be written with ``--attn-``.
+the module's is ``--attn-steps``. Every option of a module may be written with ``--attn-``. An
+option holds for all chosen modules that have it and do not set it themselves, as ``enlca:m=16``
+does (:mod:`.entries`).
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
+import difflib
 import functools
 import inspect
 import itertools
@@ -27,6 +29,7 @@ from attention_zoo.implementations import AUTO, list_implementations
 
 from ..base.commands import usage_errors
 from ..base.errors import UserError
+from .entries import ALL, Entry, typed_entries
 from .rows import rows_to_run
 from .variants import Variant
 
@@ -77,8 +80,8 @@ def parse(cls: type[T], argv: Sequence[str], module: str) -> tuple[T, list[Varia
         UserError: an unknown option, an option of another module, or ``--attn`` with ``--rows``.
         AttentionError: an unknown module, or an option that no record can hold.
     """
-    names = _chosen(argv)
-    own = own_options(cls)
+    entries = _chosen(argv)
+    names, own = _names(entries), own_options(cls)
     options = {
         name: module_option(name, own) for n in names for name in find_attention(n).options()
     }
@@ -105,18 +108,21 @@ def parse(cls: type[T], argv: Sequence[str], module: str) -> tuple[T, list[Varia
         return values, rows_to_run(values.rows)
     present = {_name(word) for word in argv if word.startswith("--")}
     given = {o: getattr(values, name) for o, name in options.items() if name in present}
-    variants = [
-        Variant.of(
-            name,
-            {
-                option: _of_type(value, types_of[option][name], option, name)
-                for option, value in given.items()
-                if name in types_of[option]
-            },
-        )
-        for name in names
-    ]
-    return values, variants
+    variants = []
+    for entry in entries:
+        flags = {
+            option: _of_type(value, types_of[option][entry.name], option, entry.name)
+            for option, value in given.items()
+            if entry.name in types_of[option]
+        }
+        variants.append(Variant.of(entry.name, {**flags, **settings_of(entry)}))
+    for option in given:
+        if all(option in e.settings for e in entries if e.name in types_of[option]):
+            raise UserError(
+                f"--{options[option].replace('_', '-')} has no effect: every module that has it "
+                "sets it after its colon"
+            )
+    return values, list(dict.fromkeys(variants))
 
 
 def own_options(cls: type) -> frozenset[str]:
@@ -130,7 +136,8 @@ def chosen_options(argv: Sequence[str]) -> set[str]:
     Raises:
         UserError, AttentionError: as :func:`parse`.
     """
-    return {option for name in _chosen(argv) for option in find_attention(name).options()}
+    names = _names(_chosen(argv))
+    return {option for name in names for option in find_attention(name).options()}
 
 
 def module_option(option: str, own: Collection[str]) -> str:
@@ -161,27 +168,79 @@ def _without_folders(word: str) -> str:
     return flag + equals + (Path(value).name if Path(value).is_absolute() else value)
 
 
-def _chosen(argv: Sequence[str]) -> list[str]:
-    """Modules named after ``--attn``, or the command's default; none with ``--rows``."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    parser.add_argument("--attn", nargs="*")
-    parser.add_argument("--rows")
-    try:
-        known, _ = parser.parse_known_args(list(argv))
-    except (argparse.ArgumentError, SystemExit) as error:
-        raise UserError(f"{error}; see --help") from None
-    if known.rows is not None:
-        if known.attn is not None:
-            raise UserError("give either --attn or --rows, not both")
-        return []
-    if known.attn == []:
-        raise UserError(f"--attn needs a name: choose from {', '.join(list_attentions())}, or all")
-    names = list(dict.fromkeys(known.attn or ["enlca"]))
-    if "all" in names:
-        return [name for name in list_attentions() if _is_sound(name)]
-    for name in names:
-        find_attention(name)
-    return names
+def _chosen(argv: Sequence[str]) -> list[Entry]:
+    """Entries after ``--attn``, or the command's default; none with ``--rows``.
+
+    ``all`` stands for every module that can be imported.
+
+    Raises:
+        UserError: as :func:`.entries.typed_entries`.
+        AttentionError: an unknown module.
+    """
+    chosen: list[Entry] = []
+    for entry in typed_entries(argv, default=["enlca"]):
+        if entry.name == ALL:
+            chosen += [Entry(name, name) for name in list_attentions() if _is_sound(name)]
+        else:
+            find_attention(entry.name)
+            chosen.append(entry)
+    return chosen
+
+
+def _names(entries: Sequence[Entry]) -> list[str]:
+    return list(dict.fromkeys(entry.name for entry in entries))
+
+
+def settings_of(entry: Entry) -> dict[str, Any]:
+    """The settings of an entry with the types of the module's options.
+
+    Raises:
+        UserError: the module has no such option, or not of this type.
+    """
+    takes = find_attention(entry.name).options()
+    values = {}
+    for option, text in entry.settings.items():
+        if option not in takes:
+            raise UserError(
+                f"--attn {entry.word}: {entry.name} has no option {option}"
+                f"{did_you_mean(option, takes)}: it takes {', '.join(takes) or 'no options'}"
+            )
+        kind = _types(option, [entry.name])[entry.name]
+        try:
+            values[option] = _read(text, kind)
+        except UserError:
+            raise UserError(
+                f"--attn {entry.word}: {option} takes {_in_words(kind)}, got {text!r}"
+            ) from None
+    return values
+
+
+def _read(text: str, kind: Any) -> Any:
+    """The text as a value of this type, read as a flag's value is.
+
+    Raises:
+        UserError: it is none.
+    """
+    annotation = Annotated[kind, tyro.conf.FlagConversionOff]
+    made = dataclasses.make_dataclass("Setting", [("value", annotation)], kw_only=True)
+    several = typing.get_origin(kind) in (tuple, list)
+    if text.lower() in ("true", "false"):
+        text = text.capitalize()
+    words = ["--value", *text.split(",")] if several else [f"--value={text}"]
+    with usage_errors():
+        values: Any = tyro.cli(made, args=words)
+    return values.value
+
+
+def _in_words(kind: Any) -> str:
+    words = {int: "an integer", float: "a number", bool: "True or False", str: "text"}
+    return words.get(kind) or str(kind).replace("typing.", "")
+
+
+def did_you_mean(word: str, known: Collection[str]) -> str:
+    """A hint at the known word that is nearest; empty if none is near."""
+    near = difflib.get_close_matches(word, [*known], n=1)
+    return f" (did you mean {near[0]}?)" if near else ""
 
 
 def _is_sound(name: str) -> bool:
@@ -214,7 +273,8 @@ def _refuse_unknown(
             )
         if owners:
             raise UserError(f"{flag} cannot be set with --rows, which fixes the modules' options")
-        raise UserError(f"unknown option {flag}; see --help")
+        flags = ["--" + name.replace("_", "-") for name in sorted(valid)]
+        raise UserError(f"unknown option {flag}{did_you_mean(flag, flags)}; see --help")
 
 
 def _options_of(name: str) -> Collection[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..base.errors import UserError, is_out_of_memory
 from ..base.progress import progress_bar
 from ..images import metrics
+from ..images.files import Pixels
 from ..images.inputs import bicubic_quality, noisy_quality, rounded, rounded_quality
 from ..images.sources import TestImage, set_sha256
 from ..network.edsr import to_tensor
@@ -131,9 +132,32 @@ class GreyOutput(nn.Module):
         return found.mean(dim=1, keepdim=True).repeat(1, found.shape[1], 1, 1)
 
 
-def _evaluate_grey(network: nn.Module, image: TestImage, tile: int | None) -> ImageQuality:
-    """The 8-bit mean of the output's channels beside the noisy image, which is not rounded."""
-    output, tiled = within_memory(GreyOutput(network), image, 1, tile, chop=False)
+def restore(
+    network: nn.Module,
+    image: TestImage,
+    scale: int,
+    tile: int | None = None,
+    *,
+    chop: bool = False,
+    grey: bool = False,
+) -> tuple[Pixels, int | None]:
+    """What the network makes of an image's LR pixels; its HR pixels are not looked at.
+
+    Args:
+        network, image, scale, tile, chop: as for :func:`within_memory`.
+        grey: give the 8-bit mean of the output's channels; see :class:`GreyOutput`.
+
+    Returns:
+        uint8 ``[H, W, 3]``, and the side of the tiles; None for a whole image.
+
+    Raises:
+        UserError: as :func:`within_memory`.
+    """
+    return within_memory(GreyOutput(network) if grey else network, image, scale, tile, chop)
+
+
+def _evaluate_grey(image: TestImage, output: Pixels, tiled: int | None) -> ImageQuality:
+    """A grey result beside the noisy image, which is not rounded."""
     psnr, ssim = rounded(metrics.grey_quality(output, image.hr))
     noisy_psnr, noisy_ssim = noisy_quality(image)
     return ImageQuality(
@@ -147,14 +171,9 @@ def _evaluate_grey(network: nn.Module, image: TestImage, tile: int | None) -> Im
 
 
 def _evaluate_image(
-    network: nn.Module,
-    image: TestImage,
-    scale: int,
-    tile: int | None,
-    chop: bool,
-    released_psnr: bool,
+    image: TestImage, sr: Pixels, tiled: int | None, scale: int, released_psnr: bool
 ) -> ImageQuality:
-    sr, tiled = within_memory(network, image, scale, tile, chop)
+    """A super-resolved result beside the bicubic one."""
     psnr, ssim = rounded_quality(sr, image.hr, scale, released_psnr)
     bicubic_psnr, bicubic_ssim = bicubic_quality(image, scale, released_psnr)
     return ImageQuality(
@@ -179,6 +198,7 @@ def evaluate(
     released_psnr: bool = False,
     grey: bool = False,
     evaluated: EvaluatedImages | None = None,
+    keep: Callable[[TestImage, Pixels], None] | None = None,
 ) -> Quality:
     """Quality of the network, and of bicubic or the noisy image, on one test set.
 
@@ -193,6 +213,7 @@ def evaluate(
         released_psnr: PSNR by :func:`released_luma`.
         grey: denoising: the images are grey, and no border is cropped; see :class:`GreyOutput`.
         evaluated: results of an interrupted evaluation, used again; further ones are added.
+        keep: called with each image and what :func:`restore` gives for it.
 
     Returns:
         Means over the images, in dB and 1, and the same per image.
@@ -208,10 +229,13 @@ def evaluate(
         for image in images:
             row = evaluated.find(image) if evaluated else None
             if row is None:
+                output, tiled = restore(network, image, scale, tile, chop=chop, grey=grey)
+                if keep:
+                    keep(image, output)
                 if grey:
-                    row = _evaluate_grey(network, image, tile)
+                    row = _evaluate_grey(image, output, tiled)
                 else:
-                    row = _evaluate_image(network, image, scale, tile, chop, released_psnr)
+                    row = _evaluate_image(image, output, tiled, scale, released_psnr)
                 if evaluated:
                     evaluated.add(image, row)
             rows.append(row)

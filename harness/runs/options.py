@@ -42,7 +42,8 @@ class TrainingOptions:
     """What to train, how and where: options of the main job and of sweeps."""
 
     attn: tuple[str, ...] = ("enlca",)
-    """Modules, `all`, or your own as package.module:Class; their options follow, e.g. --m 16."""
+    """Modules, `all`, or your own as package.module:Class; their options follow, e.g. --m 16, or
+    stand behind one module alone: enlca:m=16 enlca:m=128,k=2."""
     rows: TableName | None = None
     """Rows of one of the paper's tables, rivals, controls or profile, instead of --attn."""
     task: str = "sr"

@@ -15,7 +15,8 @@ import tyro
 
 from ..base.commands import usage_errors
 from ..base.errors import UserError
-from ..config.options import argument_help, chosen_options, own_options
+from ..config.entries import typed_entries
+from ..config.options import argument_help, chosen_options, own_options, settings_of
 from ..config.variants import Variant
 from ..images.sources import DataSource, find_data
 from .base import SyntheticTask, Task
@@ -186,8 +187,17 @@ def find_images(values: Any) -> DataSource:
 
 
 def weighted(variant: Variant, task: SyntheticTask, argv: Sequence[str]) -> Variant:
-    """The variant with the task's ``res_scale``, where it has one and the command gives none."""
-    if "res_scale" not in variant.resolved or _flags(argv) & {"res_scale", "attn_res_scale"}:
+    """The variant with the task's ``res_scale``, where it has one and the command gives none.
+
+    The command may give the module's default, which the variant does not hold.
+    """
+    if "res_scale" not in variant.resolved or "res_scale" in variant.options:
+        return variant
+    set_by = (
+        e for e in typed_entries(argv) if e.name == variant.name and "res_scale" in e.settings
+    )
+    given = any(settings_of(e)["res_scale"] == variant.resolved["res_scale"] for e in set_by)
+    if given or _flags(argv) & {"res_scale", "attn_res_scale"}:
         return variant
     return Variant.of(variant.name, {**variant.options, "res_scale": task.res_scale})
 

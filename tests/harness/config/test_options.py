@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -93,6 +94,90 @@ def _another(name: str, option: str, default: Any) -> Any:
 def test_an_option_of_no_chosen_module_is_refused(words: list[str], told: str) -> None:
     with pytest.raises(UserError, match=told):
         parse(run.RunOptions, words, "harness.run")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_one_command_names_a_module_with_several_settings(command: str) -> None:
+    words = ["--attn", "enlca:m=16", "enlca:m=2,k=3", "nlsa:rounds=2,chunk-size=24", "enlca"]
+    more = ["nystrom:skip=true,steps=3"]
+    assert parse(COMMANDS[command], [*words, *more], command)[1] == [
+        Variant("enlca", {"m": 16}),
+        Variant("enlca", {"m": 2, "k": 3.0}),
+        Variant("nlsa", {"rounds": 2, "chunk_size": 24}),
+        Variant("enlca"),
+        Variant("nystrom", {"steps": 3}),
+    ]
+
+
+def test_a_flag_holds_for_those_that_do_not_set_it() -> None:
+    words = ["--attn", "enlca:m=16", "enlca:k=3", "enla", "nla", "--m", "8"]
+    assert parse(run.RunOptions, words, "harness.run")[1] == [
+        Variant("enlca", {"m": 16}),
+        Variant("enlca", {"m": 8, "k": 3.0}),
+        Variant("enla", {"m": 8}),
+        Variant("nla"),
+    ]
+
+
+@pytest.mark.parametrize("name", list_attentions())
+def test_an_entry_and_a_flag_give_the_same_variant(name: str) -> None:
+    for option, parameter in find_attention(name).options().items():
+        value = _another(name, option, parameter.default)
+        if value is not None:
+            dashed = option.replace("_", "-")
+            flag = ["--attn", name, f"--attn-{dashed}", str(value)]
+            entry = ["--attn", f"{name}:{option}={value}"]
+            flags, entries = (parse(run.RunOptions, w, "harness.run")[1] for w in (flag, entry))
+            assert flags == entries == [Variant(name, {option: value})]
+
+
+def test_variants_of_one_command_are_not_repeated() -> None:
+    words = ["--attn", "enlca", "enlca:m=128", "enlca:k=6", "all", "--reduction", "4"]
+    _, variants = parse(run.RunOptions, words, "harness.run")
+    assert len(variants) == len({*variants})
+    assert sum(variant.name == "enlca" for variant in variants) == 1
+    assert {variant.name for variant in variants} == {*list_attentions()}
+
+
+def test_settings_of_a_module_of_ones_own(import_folder: Path) -> None:
+    (import_folder / "own.py").write_text(
+        "from attention_zoo.conv import Conv\n"
+        "class Mine(Conv):\n"
+        "    def __init__(self, channels, *, sizes: tuple[int, ...] = (1,), mode: str = 'a'):\n"
+        "        super().__init__(channels)\n"
+    )
+    words = ["--attn", "own:Mine", "own:Mine:sizes=3,5,mode=b:c,d", "own:Mine:mode=True"]
+    assert parse(run.RunOptions, words, "harness.run")[1] == [
+        Variant("own:Mine"),
+        Variant("own:Mine", {"sizes": (3, 5), "mode": "b:c,d"}),
+        Variant("own:Mine", {"mode": "True"}),
+    ]
+    with pytest.raises(UserError, match=r"sizes takes tuple\[int, ...\], got '3;5'"):
+        parse(run.RunOptions, ["--attn", "own:Mine:sizes=3;5"], "harness.run")
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["enlca:mm=16"], "enlca:mm=16: enlca has no option mm (did you mean m?): it takes m, k,"),
+        (["nla", "mean:x=1"], "mean:x=1: mean has no option x"),
+        (["enlca:m=x"], "enlca:m=x: m takes an integer, got 'x'"),
+        (["enlca:m=1.5"], "m takes an integer, got '1.5'"),
+        (["enlca:k="], "k takes a number, got ''"),
+        (["nystrom:skip=maybe"], "skip takes True or False, got 'maybe'"),
+        (["enlca:16"], "enlca:16: settings follow as option=value"),
+        (["enlca:"], "enlca:: settings follow as option=value"),
+        (["m=16"], "m=16: settings follow as option=value"),
+        (["enlca:m=16,m=2"], "m is given twice"),
+        (["all:m=16"], "all takes no settings"),
+        (["enlca:m=16", "--m", "8"], "--m has no effect"),
+        (["enlca:m=16", "--mm", "8"], "unknown option --mm (did you mean --m?)"),
+        (["enlca", "--atn", "nla"], "unknown option --atn (did you mean --attn?)"),
+    ],
+)
+def test_a_bad_setting_is_named(words: list[str], told: str) -> None:
+    with pytest.raises(UserError, match=re.escape(told)):
+        parse(run.RunOptions, ["--attn", *words], "harness.run")
 
 
 def help_of(command: str, name: str, capsys: pytest.CaptureFixture[str]) -> str:

@@ -7,12 +7,14 @@ import subprocess
 
 import pytest
 
+from attention_zoo import find_attention
 from attention_zoo.implementations import AUTO, list_implementations
 from harness.completion import commands, completion, options_of
 from harness.config.run import PRECISIONS, PROTOCOLS, SCHEDULES
 from tests.harness.conftest import Cli
 
 SCRIPT = completion("bash")
+RUN = ["python", "-m", "harness.run"]
 
 
 def complete(*words: str) -> list[str]:
@@ -64,6 +66,11 @@ def test_options_and_choices_are_those_of_the_code() -> None:
         (["python", "-m", "harness.run", "--attn", "criss"], ["criss-cross"]),
         (["python", "-m", "harness.run", "--attn", "nla", "enlc"], ["enlca"]),
         (["python", "-m", "harness.run", "--attn", "nla", "--preset", "pa"], ["paper"]),
+        # As bash splits nystrom:s, nlrn: and enlca:m=16 enlca:n1.
+        ([*RUN, "--attn", "nystrom", ":", "s"], ["steps=", "skip="]),
+        ([*RUN, "--attn", "enlca", ":", "m", "=", "16", "enlca", ":", "n1"], ["n1="]),
+        ([*RUN, "--attn", "nlrn", ":"], [f"{o}=" for o in find_attention("nlrn").options()]),
+        ([*RUN, "--preset", "enlca", ":", "m"], []),
         (["python", "-m", "harness.sweep", "--engine", "r"], ["ray"]),
         (["python", "-m", "harness.latency", "--impl", "nat"], ["native"]),
         (["python", "-m", "harness.data", "ver"], ["verify"]),

@@ -8,11 +8,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from harness import run
 from harness.config.network import NetworkConfig
 from harness.config.variants import Variant
+from harness.images import metrics
+from harness.images.degradation import grey
+from harness.images.files import read_image
 from harness.images.sources import find_data
 from harness.measuring.quality import evaluate
 from harness.network.edsr import quarters
@@ -236,3 +241,38 @@ def test_mistakes_are_one_line(cli: Cli, results: Path, image_folder: Path) -> N
     path.write_text(path.read_text().replace("sigma", "strength"))
     line = cli.refused(f"evaluate --weights {denoise}", *words)
     assert "task denoise has other options than when the weights were trained (no strength)" in line
+
+
+@pytest.mark.parametrize("label", ["sr", "denoise"])
+def test_saved_images_have_the_quality_that_is_printed(
+    label: str, cli: Cli, trained: Path, image_folder: Path, tmp_path: Path
+) -> None:
+    line = f"--weights {identifier(trained, label)} --save-images"
+    words = (tmp_path / "sr", "--data", image_folder, "--results", trained)
+    output = ("--output", tmp_path / "out.json")
+    assert f"Images: {tmp_path / 'sr'}" in cli(f"evaluate {line}", *words, *output).out
+    found = json.loads((tmp_path / "out.json").read_text())["quality"]["Tiny"]["images"]
+    assert sorted(path.stem for path in tmp_path.glob("sr/Tiny/*.png")) == ["e0", "e1"]
+    for row in found:
+        hr = read_image(image_folder / "Tiny" / "HR" / f"{row['name']}.png")
+        with Image.open(tmp_path / "sr" / "Tiny" / f"{row['name']}.png") as image:
+            assert image.mode == ("RGB" if label == "sr" else "L")
+            saved = np.asarray(image)
+        if label == "sr":
+            psnr = metrics.quality(saved, hr, 4).psnr
+        else:
+            psnr = 10 * np.log10(255**2 / np.mean((saved.astype(float) - grey(hr)) ** 2))
+        assert row["psnr"] == pytest.approx(psnr, abs=1e-5)
+    taken = cli.refused(f"evaluate {line}", *words)
+    assert "sr/Tiny/e0.png (and 1 more) exists: choose another --save-images" in taken
+    cli(f"evaluate {line}", *words, "--overwrite")
+
+
+def test_only_images_can_be_saved(cli: Cli, trained: Path, tmp_path: Path) -> None:
+    words = ("--weights", identifier(trained, "recall"), "--results", trained)
+    told = cli.refused("evaluate", *words, "--save-images", tmp_path / "sr")
+    assert "--save-images applies only to tasks on images" in told
+    words = ("--weights", identifier(trained, "sr"), "--results", trained)
+    assert "--overwrite applies only to --save-images" in cli.refused(
+        "evaluate", *words, "--overwrite"
+    )

@@ -194,6 +194,8 @@ def test_res_scale_is_that_of_the_task_unless_given() -> None:
     assert variants("--attn", "nla", "criss-cross", "none") == [{"res_scale": 1.0}, {}, {}]
     assert variants("--attn", "nla", "--res-scale", "0.1") == [{}]
     assert variants("--attn", "nla", "--attn-res-scale", "0.5") == [{"res_scale": 0.5}]
+    assert variants("--attn", "nla:res_scale=0.1", "nlsa") == [{}, {"res_scale": 1.0}]
+    assert variants("--attn", "nla:res_scale=0.5", "nla") == [{"res_scale": s} for s in (0.5, 1.0)]
 
 
 def test_tasks_mix_with_no_table_of_super_resolution(
