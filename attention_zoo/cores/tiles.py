@@ -24,6 +24,8 @@ import torch
 from torch import Tensor
 from torch.utils import _python_dispatch
 
+from ..base import AttentionError
+
 Tile = TypeVar("Tile")
 
 # OpenMP reads it once, when torch is loaded.
@@ -153,8 +155,13 @@ def share_tiles(
             threads, so that a worker's sums are the same in every run.
 
     Raises:
+        AttentionError: ``torch.export`` looks on, which cannot record what threads do.
         Exception: the error of the first worker, by number, that failed.
     """
+    if torch.compiler.is_compiling():
+        raise AttentionError(
+            "torch.export takes plain operations, and this module works by tiles: use torch.compile"
+        )
     count = min(num_workers(device, own_threads), len(tiles))
     inference = torch.is_inference_mode_enabled()
     waiting = deque(tiles)  # its operations are atomic
