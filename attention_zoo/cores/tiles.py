@@ -39,6 +39,8 @@ _LEAST_IN_CACHE, _MOST_IN_CACHE = 2**18, 2**19
 # Pieces of work for each worker where a call for a piece is expensive.
 _PIECES = 4
 _memory = local()
+# torch knows since 2.7; before, its own errors must do.
+_is_exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", lambda: False)
 
 
 def leaves_cache() -> bool:
@@ -158,7 +160,7 @@ def share_tiles(
         AttentionError: ``torch.export`` looks on, which cannot record what threads do.
         Exception: the error of the first worker, by number, that failed.
     """
-    if torch.compiler.is_compiling():
+    if _is_exporting():
         raise AttentionError(
             "torch.export takes plain operations, and this module works by tiles: use torch.compile"
         )
