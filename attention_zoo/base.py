@@ -38,12 +38,14 @@ class Cost:
             same on every processor.
         saved: MACs of projections that the module does not execute, because it projects sums over
             positions instead of every position. The result is the same.
+        counted: whether torch counted it, for want of a closed form.
     """
 
     projections: int
     core: float
     executed: int
     saved: int = 0
+    counted: bool = False
 
     @property
     def module(self) -> int:
@@ -76,6 +78,8 @@ class Attention(nn.Module):
     source: ClassVar[str] = ""
     #: Growth with N as the method's authors state it, e.g. ``"O(N)"``.
     complexity: ClassVar[str] = ""
+    #: Whether query, key, value and the attention operation can be had (not of a plain module).
+    has_core: ClassVar[bool] = True
 
     def __init__(self, channels: int, *, res_scale: float = 0.1) -> None:
         super().__init__()

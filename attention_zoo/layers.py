@@ -39,8 +39,9 @@ def call_in_dtype(layer: nn.Module, x: Tensor) -> Tensor:
 def projects_sums(module: Attention, own: type[Attention], m: int, n: int) -> bool:
     """Whether the values' projection maps m sums instead of N values.
 
-    See ``value_map`` of :func:`.enla.random_feature_attention`. Not where that is more work, nor where a subclass of ``own`` or a user of the module replaced
-    its ``project`` or ``attend``, or changed the layer ``value``: then these are called.
+    See ``value_map`` of :func:`.enla.random_feature_attention`. Not where that is more work, nor
+    where a subclass of ``own`` or a user of the module replaced its ``project`` or ``attend``, or
+    changed the layer ``value``: then these are called.
     """
     kept = all(is_method(module, name, getattr(own, name)) for name in ("project", "attend"))
     return n > m and kept and _is_matrix(module.value, module.channels)
