@@ -38,12 +38,14 @@ class Cost:
             same on every processor.
         saved: MACs of projections that the module does not execute, because it projects sums over
             positions instead of every position. The result is the same.
+        counted: whether torch counted it, for want of a closed form.
     """
 
     projections: int
     core: float
     executed: int
     saved: int = 0
+    counted: bool = False
 
     @property
     def module(self) -> int:
@@ -76,6 +78,8 @@ class Attention(nn.Module):
     source: ClassVar[str] = ""
     #: Growth with N as the method's authors state it, e.g. ``"O(N)"``.
     complexity: ClassVar[str] = ""
+    #: Whether query, key, value and the attention operation can be had (not of a plain module).
+    has_core: ClassVar[bool] = True
 
     def __init__(self, channels: int, *, res_scale: float = 0.1) -> None:
         super().__init__()
@@ -120,6 +124,8 @@ class Attention(nn.Module):
             AttentionError: x is not 4-dimensional or does not have ``channels`` channels.
         """
         self._check_input(x)
+        if torch.jit.is_tracing():
+            x = keep_size(x)
         repeated = is_repeated()
         if not repeated:
             self._auxiliary = None
@@ -205,14 +211,19 @@ class Attention(nn.Module):
             )
 
 
+def keep_size(x: Tensor) -> Tensor:
+    """x as it is, by operations that fail on any other size: for a trace, which knows only this."""
+    for dim in range(x.dim()):
+        (x,) = x.split_with_sizes([int(x.shape[dim])], dim)
+    return x
+
+
 def is_repeated() -> bool:
-    """Whether a forward is repeated within a backward pass, as ``torch.utils.checkpoint`` does."""
-    return torch._C._current_graph_task_id() != -1
+    """Whether a forward is repeated within a backward pass, as ``torch.utils.checkpoint`` does.
 
-
-def is_method(bound: object, function: object) -> bool:
-    """Whether an attribute of an object is still this function of its class, not a replacement."""
-    return getattr(bound, "__func__", None) is function
+    Compilers cannot ask: in their graphs the answer is no.
+    """
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
 def require_at_least(option: str, value: float, least: float) -> None:
@@ -280,31 +291,3 @@ def split_heads(x: Tensor, heads: int) -> Tensor:
     """``[B, C, H, W]`` to ``[B, heads, C / heads, H, W]``, a view; AttentionError if it cannot."""
     check_heads(heads, x.shape[1])
     return x.unflatten(1, (heads, -1))
-
-
-def is_plain(layer: nn.Module) -> bool:
-    """Whether a layer's weight and bias say what a call of it gives.
-
-    They do not where a user replaced the layer by a wrapper of it (LoRA), or gave it hooks or
-    parametrizations (spectral norm, weight norm, pruning): these act only when it is called.
-    """
-    return (
-        type(layer) in (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
-        and not layer._forward_pre_hooks
-        and not layer._forward_hooks
-        and not layer._backward_hooks
-        and not layer._backward_pre_hooks
-        and "forward" not in vars(layer)
-    )
-
-
-def call_in_dtype(layer: nn.Module, x: Tensor) -> Tensor:
-    """``layer(x)`` computed in the dtype of x; in the layer's own if it is not :func:`is_plain`."""
-    tensors = dict(layer.named_parameters())
-    own = next((t.dtype for t in tensors.values() if t.is_floating_point()), x.dtype)
-    if own == x.dtype:
-        return layer(x)
-    if not is_plain(layer):
-        return layer(x.to(own)).to(x.dtype)
-    cast = {name: t.to(x.dtype) for name, t in tensors.items()}
-    return torch.func.functional_call(layer, cast, x)

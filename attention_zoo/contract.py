@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from .base import Attention, AttentionError
+from .base import Attention, AttentionError, Cost
 from .registry import create_attention
 
 #: Heights and widths: one position, a row, a column, odd, H ≠ W both ways, more than one tile.
@@ -140,6 +140,11 @@ def _text(size: tuple[int, int]) -> str:
     return f"{size[0]}x{size[1]}"
 
 
+def _require_core(module: Attention) -> None:
+    if not module.has_core:
+        raise NotApplicable("a plain module has no query, key and value to look at")
+
+
 # -- the checks -----------------------------------------------------------------------------------
 
 
@@ -165,6 +170,7 @@ def any_size(subject: Subject) -> str:
 def forward_is_project_attend_residual(subject: Subject) -> str:
     """What is timed and counted as the core is what the module does."""
     module = subject.build()
+    _require_core(module)
     worst = 0.0
     for size in SIZES[:5]:
         x = subject.features(size)
@@ -374,6 +380,8 @@ def cost_equals_the_counter(subject: Subject) -> str:
     """``cost()`` against torch's FlopCounterMode on the meta device, to the last MAC."""
     for channels in (subject.channels, 64):
         module = subject.build(dtype=torch.float32, channels=channels).to("meta")
+        if not module.has_core:
+            raise NotApplicable(_counted(module.cost(100, 100)))
         for size in (*SIZES, (100, 100)):
             cost = module.cost(*size)
             x = torch.empty(1, channels, *size, device="meta")
@@ -396,6 +404,11 @@ def cost_equals_the_counter(subject: Subject) -> str:
     return (
         f"{inserted}; its attention {executed} as executed, {formula} by the formula of the tables"
     )
+
+
+def _counted(cost: Cost) -> str:
+    gflops = f"{2 * cost.module / 1e9:.3g} GFLOPs at 100x100"
+    return f"a plain module's cost is counted, not stated: {gflops}"
 
 
 def _count(function: Callable[[Tensor], Any], x: Tensor) -> int:
@@ -441,6 +454,7 @@ def no_tensor_of_all_pairs(subject: Subject) -> str:
 def correlation_is_the_attention(subject: Subject) -> str:
     """Weights of a position are a distribution that sums the values to its output."""
     module = subject.build()
+    _require_core(module)
     worst = 0.0
     for size in SIZES[:4]:
         x = subject.features(size, batch=1)

@@ -48,14 +48,13 @@ from .base import (
     Cost,
     check_qkv,
     embedding_channels,
-    is_method,
-    is_plain,
     is_repeated,
     no_autocast,
     require_at_least,
     to_rows,
 )
-from .implementations import run
+from .implementations import outside_graphs, run
+from .layers import projects_sums, weight_and_bias
 from .nla import softmax_weights
 from .registry import register_attention
 
@@ -252,11 +251,17 @@ class EfficientNonLocalAttention(Attention):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[B, C, H, W]`` to ``[B, C, H, W]``."""
-        if self.training and self.redraw_every and not is_repeated():
-            if self.forwards > 0 and self.forwards % self.redraw_every == 0:
-                self.redraw()
-            self.forwards += 1
+        if self.training and self.redraw_every:
+            self._count_forward()
         return super().forward(x)
+
+    @outside_graphs
+    def _count_forward(self) -> None:
+        if is_repeated():
+            return
+        if self.forwards > 0 and self.forwards % self.redraw_every == 0:
+            self.redraw()
+        self.forwards += 1
 
     def attention_weights(self, q: Tensor, k: Tensor, row: int, col: int) -> Tensor:
         """The weights ``[B, H, W]`` that the random features give."""
@@ -281,29 +286,3 @@ class EfficientNonLocalAttention(Attention):
             executed=products + n * self.m,
             saved=(n - self.m) * c_out * self.channels if sums else 0,
         )
-
-
-def projects_sums(module: Attention, own: type[Attention], m: int, n: int) -> bool:
-    """Whether the values' projection maps m sums instead of N values, see ``value_map`` above.
-
-    Not where that is more work, nor where a subclass of ``own`` or a user of the module replaced
-    its ``project`` or ``attend``, or changed the layer ``value``: then these are called.
-    """
-    kept = is_method(module.project, own.project) and is_method(module.attend, own.attend)
-    return n > m and kept and _is_matrix(module.value, module.channels)
-
-
-def _is_matrix(layer: object, channels: int) -> bool:
-    """Whether a layer is a 1x1 convolution that :func:`weight_and_bias` describes."""
-    return (
-        isinstance(layer, nn.Conv2d)
-        and is_plain(layer)
-        and layer.bias is not None
-        and layer.weight.shape[1:] == (channels, 1, 1)
-    )
-
-
-def weight_and_bias(convolution: nn.Conv2d) -> tuple[Tensor, Tensor]:
-    """Weight ``[c_out, C]`` and bias ``[c_out]`` of a 1x1 convolution."""
-    assert convolution.bias is not None
-    return convolution.weight.flatten(1), convolution.bias

@@ -12,6 +12,9 @@ give the values and gradients of the oracle:
 - ``released``: the authors' published code, tensor by tensor; never what ``auto`` means.
 
 ``auto``, the default, is a rule by device, dtype and width, see :func:`register_core`.
+
+``torch.compile`` leaves cores out of its graphs, see :func:`outside_graphs`. ``torch.export`` and
+``torch.func`` see into ``reference`` and ``released`` only.
 """
 
 from __future__ import annotations
@@ -20,13 +23,20 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 
+import torch
 from torch import Tensor
 
 from .base import AttentionError
 
 AUTO = "auto"
+#: Implementations with a backward pass of their own, by tiles or kernels.
+_OWN_BACKWARD = ("native", "tiled", "triton")
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 Core = Callable[..., Tensor]
 #: Takes what the core takes; why the implementation cannot run on that, None if it can.
@@ -79,6 +89,24 @@ def implementation(core: str, name: str, why_not: WhyNot | None = None) -> Calla
     return register
 
 
+def outside_graphs(function: Callable[P, R]) -> Callable[P, R]:
+    """Decorate what ``torch.compile`` calls as it is, between two graphs.
+
+    Loops over tiles would be unrolled, kernels in C and memory that threads keep are not torch's.
+    Unlike ``torch.compiler.disable`` this does not load the compiler where nobody compiles.
+    """
+    disabled = torch._disable_dynamo(function)
+
+    @wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        if torch.compiler.is_compiling():
+            return disabled(*args, **kwargs)
+        return function(*args, **kwargs)
+
+    return call
+
+
+@outside_graphs
 def run(core: str, *args: Any) -> Tensor:
     """Run the chosen implementation of a core.
 
@@ -96,10 +124,24 @@ def run(core: str, *args: Any) -> Tensor:
         )
     elif reason := why_not(core, name, *args):
         raise AttentionError(f"implementation {name!r} of {core} cannot run here: {reason}")
+    if name in _OWN_BACKWARD and (caller := plain_operations_only()):
+        raise AttentionError(
+            f"{caller} takes plain operations, which implementation {name!r} of {core} is not: "
+            "use attention_zoo.implementations.use_implementation('reference')"
+        )
     watch = _watch.get()
     if watch is not None:
         watch[core] = name
     return known.functions[name](*args)
+
+
+def plain_operations_only() -> str | None:
+    """Which of torch's transformations asks for plain operations now; None if none does."""
+    if torch.compiler.is_compiling():  # outside of torch.compile's graphs this means torch.export
+        return "torch.export"
+    if torch._C._functorch.maybe_current_level() is not None:
+        return "torch.func"
+    return None
 
 
 def why_not(core: str, name: str, *args: Any) -> str | None:

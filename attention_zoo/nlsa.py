@@ -6,6 +6,7 @@ splits them into chunks of S; a chunk attends to itself and its two neighbours.
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from typing import ClassVar
 
@@ -22,7 +23,7 @@ from .base import (
     require_at_least,
     to_rows,
 )
-from .implementations import run
+from .implementations import outside_graphs, run
 from .registry import register_attention
 
 #: Keys are divided by their norm, but by at least this.
@@ -161,6 +162,7 @@ class NonLocalSparseAttention(Attention):
         check_qkv(q, k, v)
         return sparse_attention(q, k, v, self.rotations(q), self.chunk_size)
 
+    @outside_graphs  # compilers draw other random numbers, and know no generator
     def rotations(self, q: Tensor) -> Tensor:
         """Rotations ``[r, c, nb / 2]`` for queries ``[B, c, H, W]``."""
         half = num_buckets(q.shape[2] * q.shape[3], self.chunk_size) // 2
@@ -169,7 +171,7 @@ class NonLocalSparseAttention(Attention):
             return torch.randn(shape, device=q.device)
         if q.device.type == "cuda":
             return _rotations_on(q.device, self.evaluation_seed, shape)
-        return _seeded_rotations(self.evaluation_seed, shape).to(q.device)
+        return _evaluation_rotations(self.evaluation_seed, shape).to(q.device)
 
     def attention_weights(self, q: Tensor, k: Tensor, row: int, col: int) -> Tensor:
         """Weights ``[B, H, W]``, zero outside the chunks that the query's hashes select."""
@@ -211,8 +213,19 @@ def _seeded_rotations(seed: int, shape: tuple[int, int, int]) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
+def _evaluation_rotations(seed: int, shape: tuple[int, int, int]) -> Tensor:
+    """Constants: ``torch.jit.trace`` would record the draw, without its generator.
+
+    It sees what its own thread does.
+    """
+    if not torch.jit.is_tracing():
+        return _seeded_rotations(seed, shape)
+    with ThreadPoolExecutor(1) as other_thread:
+        return other_thread.submit(_seeded_rotations, seed, shape).result()
+
+
 @lru_cache(maxsize=64)
 def _rotations_on(device: torch.device, seed: int, shape: tuple[int, int, int]) -> Tensor:
     """Kept on the device: a copy from the host would wait for it, and break a CUDA graph."""
     with torch.inference_mode(False):  # they may be used in and out of that mode
-        return _seeded_rotations(seed, shape).to(device)
+        return _evaluation_rotations(seed, shape).to(device)

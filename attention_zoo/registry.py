@@ -10,8 +10,10 @@ from importlib.metadata import entry_points
 from typing import Any, TypeVar
 
 import torch
+from torch import nn
 
 from .base import Attention, AttentionError
+from .plain import adapt
 
 _registry: dict[str, type[Attention]] = {}
 ENTRY_POINT_GROUP = "attention_zoo"
@@ -52,8 +54,10 @@ def list_attentions(*, installed: bool = True) -> list[str]:
 def find_attention(name: str) -> type[Attention]:
     """Class of a registered name, an entry point, or ``package.module:Class``.
 
+    A plain ``nn.Module`` is adapted, see :mod:`.plain`.
+
     Raises:
-        AttentionError: nothing of that name, it cannot be imported, or is not an Attention.
+        AttentionError: nothing of that name, it cannot be imported, or is no module.
     """
     if name in _registry:
         return _registry[name]
@@ -129,8 +133,12 @@ def _import(name: str, path: str) -> type[Attention]:
 
 
 def _check_class(name: str, cls: Any) -> type[Attention]:
+    if isinstance(cls, type) and issubclass(cls, nn.Module) and not issubclass(cls, Attention):
+        return adapt(cls, name)
     if not (isinstance(cls, type) and issubclass(cls, Attention)) or cls is Attention:
-        raise AttentionError(f"{name} is not a subclass of attention_zoo.Attention")
+        raise AttentionError(
+            f"{name} is not a subclass of attention_zoo.Attention, nor of torch.nn.Module"
+        )
     parameters = [*inspect.signature(cls.__init__).parameters.values()][1:]
     if not parameters or parameters[0].kind is inspect.Parameter.KEYWORD_ONLY:
         raise AttentionError(f"{name} must take channels first: __init__(self, channels, *, …)")

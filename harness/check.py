@@ -93,7 +93,9 @@ def examine(variant: Variant, options: Options, console: Console) -> bool:
     subject = Subject(variant.name, dict(variant.options), options.channels)
     subject.build()
     failed = _report(judge(subject), console)
-    if not options.skip_timing and not failed:
+    if not variant.has_core:
+        _report([Verdict("growth of time", None, "a plain module has no core to time")], console)
+    elif not options.skip_timing and not failed:
         failed += _report([growth(variant)], console)
     return _conclude(failed, console)
 

@@ -46,7 +46,8 @@ class _CrissCross(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        if any(ctx.needs_input_grad):  # contiguous rows serve both passes
+        # Contiguous rows serve both passes; a trace is compared with one that records no gradients.
+        if any(ctx.needs_input_grad) or torch.jit.is_tracing():
             q, k, v = (t.contiguous() for t in (q, k, v))
         dtype = sum_dtype(v)
         batch, height, width, _ = v.shape

@@ -58,7 +58,7 @@ def _arg_max(x: Tensor, workspace: Tensor) -> Tensor:
     torch's arg-max on the CPU reads one number after the other. Here a product picks the index of
     the largest entry, unless several are equal, as in zeros.
     """
-    if x.device.type == "cpu":
+    if x.device.type == "cpu" and not torch.jit.is_tracing():
         torch.eq(x, x.amax(-1, keepdim=True), out=workspace)
         index = torch.arange(x.shape[-1], dtype=x.dtype)
         ways = torch.stack([index, torch.ones_like(index)], dim=1)

@@ -24,6 +24,8 @@ import torch
 from torch import Tensor
 from torch.utils import _python_dispatch
 
+from ..base import AttentionError
+
 Tile = TypeVar("Tile")
 
 # OpenMP reads it once, when torch is loaded.
@@ -37,6 +39,8 @@ _LEAST_IN_CACHE, _MOST_IN_CACHE = 2**18, 2**19
 # Pieces of work for each worker where a call for a piece is expensive.
 _PIECES = 4
 _memory = local()
+# torch knows since 2.7; before, its own errors must do.
+_is_exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", lambda: False)
 
 
 def leaves_cache() -> bool:
@@ -153,8 +157,13 @@ def share_tiles(
             threads, so that a worker's sums are the same in every run.
 
     Raises:
+        AttentionError: ``torch.export`` looks on, which cannot record what threads do.
         Exception: the error of the first worker, by number, that failed.
     """
+    if _is_exporting():
+        raise AttentionError(
+            "torch.export takes plain operations, and this module works by tiles: use torch.compile"
+        )
     count = min(num_workers(device, own_threads), len(tiles))
     inference = torch.is_inference_mode_enabled()
     waiting = deque(tiles)  # its operations are atomic

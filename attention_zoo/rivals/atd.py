@@ -22,7 +22,6 @@ from ..base import (
     Attention,
     AttentionError,
     Cost,
-    call_in_dtype,
     check_heads,
     check_qkv,
     embedding_channels,
@@ -33,6 +32,8 @@ from ..base import (
     to_rows,
 )
 from ..cores.softmax_rows import softmax_attention_lse
+from ..implementations import outside_graphs
+from ..layers import call_in_dtype
 from ..nlsa import normalise_keys
 from ..registry import register_attention
 
@@ -67,6 +68,7 @@ def token_categories(scores: Tensor) -> Tensor:
     return scores.argmax(-1)
 
 
+@outside_graphs
 def category_attention(
     q: Tensor, k: Tensor, v: Tensor, categories: Tensor, heads: int, size: int = 128
 ) -> Tensor:

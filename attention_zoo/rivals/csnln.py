@@ -30,6 +30,7 @@ from ..base import (
 )
 from ..cores.softmax import refuse_second_derivative
 from ..cores.tiles import step_length
+from ..implementations import outside_graphs
 from ..nlsa import MIN_NORM
 from ..registry import register_attention
 
@@ -38,6 +39,7 @@ _TILE = 2**21
 _LEAST_SIDE = 8
 
 
+@outside_graphs
 def cross_scale_attention(
     q: Tensor, k: Tensor, v: Tensor, scale: int = 2, sharpness: float = 10.0
 ) -> Tensor:

@@ -18,6 +18,7 @@ from torch import Tensor
 from ..base import AttentionError, Cost, check_qkv, no_autocast, require_at_least, sum_dtype
 from ..cores.softmax import LOG2_E, refuse_second_derivative, tile_size
 from ..cores.tiles import num_workers, scratch, share_tiles, step_length
+from ..implementations import outside_graphs
 from ..nla import NonLocalAttention, position_scores
 from ..registry import register_attention
 
@@ -25,6 +26,7 @@ from ..registry import register_attention
 _SIDE = 10
 
 
+@outside_graphs
 def neighbourhood_attention(q: Tensor, k: Tensor, v: Tensor, window: int = 45) -> Tensor:
     """Softmax attention of every position to the part of its window that lies in the map.
 

@@ -18,10 +18,9 @@ from ..base import (
 from ..enla import (
     feature_weights,
     orthogonal_gaussian,
-    projects_sums,
     random_feature_attention,
-    weight_and_bias,
 )
+from ..layers import projects_sums, weight_and_bias
 from ..nla import softmax_weights
 from ..registry import register_attention
 

@@ -13,7 +13,8 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from ..base import Attention, Cost, call_in_dtype, no_autocast, require_at_least, sum_dtype
+from ..base import Attention, Cost, no_autocast, require_at_least, sum_dtype
+from ..layers import call_in_dtype
 from ..registry import register_attention
 
 

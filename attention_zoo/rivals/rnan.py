@@ -20,13 +20,13 @@ from torch import Tensor, nn
 from ..base import (
     Attention,
     Cost,
-    call_in_dtype,
     check_qkv,
     embedding_channels,
     no_autocast,
     require_at_least,
     sum_dtype,
 )
+from ..layers import call_in_dtype
 from ..nla import non_local_attention, softmax_macs
 from ..registry import register_attention
 

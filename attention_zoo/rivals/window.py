@@ -32,9 +32,11 @@ from ..base import (
 )
 from ..cores.softmax import LOG2_E, refuse_second_derivative, tile_size, tile_workers
 from ..cores.tiles import num_workers, scratch, share_tiles, step_length
+from ..implementations import outside_graphs
 from ..registry import register_attention
 
 
+@outside_graphs
 def window_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, shift: int = 0) -> Tensor:
     """Multi-head self-attention within windows of M x M positions, Eq. 4 of the Swin paper.
 

@@ -110,6 +110,11 @@ class Variant:
         return next(word for word in map(_file_name, words) if word)
 
     @property
+    def has_core(self) -> bool:
+        """Whether the attention operation can be had alone: not of a plain module."""
+        return _class(self.name).has_core
+
+    @property
     def resolved(self) -> dict[str, Any]:
         """All options with their values."""
         return _defaults(self.name) | dict(self.options)

@@ -22,6 +22,8 @@ from .files import Pixels
 
 #: Side of SSIM's window: the least side of an image after its border is cropped.
 SSIM_WINDOW = 11
+# Luma of the pixel (1, 1, 1), as the authors' code has it.
+_BLACK = 0.86
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,11 @@ def rgb_to_y(image: Pixels) -> Pixels:
     """Luma of BT.601, 16..235, rounded: uint8 ``[H, W, 3]`` to ``[H, W]``.
 
     A ``[H, W]`` image counts as luma already and is returned unchanged.
+
+    Raises:
+        UserError: another dtype or shape.
     """
+    _check_pixels(image)
     if image.ndim == 2:
         return image
     # In integers, so that rounding is exact: 16 + (65.481 R + 128.553 G + 24.966 B) / 255.
@@ -47,10 +53,10 @@ def rgb_to_y(image: Pixels) -> Pixels:
 def psnr(a_y: NDArray[Any], b_y: NDArray[Any], border: int) -> float:
     """PSNR in dB of two lumas ``[H, W]`` without ``border`` pixels on each side.
 
-    Identical images give ``inf``.
+    Lumas are uint8, or floats on the same scale, 0…255. Identical images give ``inf``.
 
     Raises:
-        UserError: the shapes differ, or nothing is left inside the border.
+        UserError: the shapes differ, nothing is left inside the border, or these are no lumas.
     """
     a, b = _inner(a_y, b_y, border)
     mse = np.mean(np.square(a - b))
@@ -65,7 +71,8 @@ def ssim(a_y: NDArray[Any], b_y: NDArray[Any], border: int) -> float:
     out the 5 pixels at the edge itself).
 
     Raises:
-        UserError: the shapes differ, or less than one window is left inside the border.
+        UserError: the shapes differ, less than one window is left inside the border, or these
+            are no lumas (see :func:`psnr`).
     """
     from skimage.metrics import structural_similarity
 
@@ -88,8 +95,10 @@ def quality(sr: Pixels, hr: Pixels, scale: int) -> Quality:
     ``scale`` pixels are cropped on each side.
 
     Raises:
-        UserError: the shapes differ, or the images are too small.
+        UserError: the shapes differ, the images are too small, or they are no such images.
     """
+    _check_pixels(sr)
+    _check_pixels(hr)
     if sr.shape != hr.shape:
         raise UserError(f"cannot compare images of {_size(sr)} and {_size(hr)}")
     a, b = rgb_to_y(sr), rgb_to_y(hr)
@@ -110,6 +119,35 @@ def grey_quality(image: NDArray[Any], clean: Pixels) -> Quality:
     return Quality(psnr(a, b, 0), ssim(a, b, 0))
 
 
+def _check_pixels(image: NDArray[Any]) -> None:
+    """Raise UserError unless uint8 ``[H, W, 3]`` or ``[H, W]``."""
+    if image.dtype != np.uint8:
+        fix = "convert them to 8 bits"
+        if np.issubdtype(image.dtype, np.floating):
+            fix = "np.rint(255 * image.clip(0, 1)).astype(np.uint8) converts values in 0…1"
+        raise UserError(f"images are uint8, 0…255, not {image.dtype}: {fix}")
+    if image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 3):
+        return
+    fixes = {1: ": image[..., 0] is its luma", 4: ": image[..., :3] leaves out transparency"}
+    fix = fixes.get(image.shape[2], "") if image.ndim == 3 else ""
+    raise UserError(f"images are [H, W, 3] or [H, W], not {_size(image)}{fix}")
+
+
+def _check_luma(y: NDArray[Any]) -> None:
+    """Raise UserError unless ``[H, W]``, uint8 or finite floats in 0…255."""
+    if y.ndim != 2:
+        raise UserError(f"lumas are [H, W], not {_size(y)}: use rgb_to_y, or quality of images")
+    if y.dtype == np.uint8:
+        return
+    if not np.issubdtype(y.dtype, np.floating):
+        raise UserError(f"lumas are uint8, or floats in 0…255, not {y.dtype}")
+    if not np.isfinite(y).all():
+        raise UserError("a luma has values that are not finite")
+    # The luma of an image as good as black lies in 0…1 too, but not up to 1.
+    if y.size and y.min() >= 0 and _BLACK < y.max() <= 1 and (y % 1).any():
+        raise UserError("lumas are in 0…255, not in 0…1: multiply by 255")
+
+
 def _inner(
     a: NDArray[Any], b: NDArray[Any], border: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -117,6 +155,8 @@ def _inner(
         raise UserError(f"cannot compare images of {_size(a)} and {_size(b)}")
     if min(a.shape[:2]) <= 2 * border:
         raise UserError(f"an image of {_size(a)} has nothing inside a border of {border} pixels")
+    _check_luma(a)
+    _check_luma(b)
     inside = slice(border, -border or None)
     return a[inside, inside].astype(np.float64), b[inside, inside].astype(np.float64)
 

@@ -92,6 +92,8 @@ def count(variant: Variant, height: int = 100, width: int = 100) -> dict[str, An
     Raises:
         AttentionError: a bad name or option, or a feature map too small for the module.
     """
+    if not variant.has_core:
+        return _count_plain(variant, height, width)
     notes: list[str] = []
     with torch.random.fork_rng(devices=[]):
         core, module = create_core(variant).eval(), variant.create(MODULE_CHANNELS).eval()
@@ -143,6 +145,23 @@ def _counted_implementations(core: nn.Module, qkv: tuple[Tensor, ...]) -> str:
     except Exception:  # a module may need values; the counters will say so
         pass
     return choices[0]
+
+
+def _count_plain(variant: Variant, height: int, width: int) -> dict[str, Any]:
+    """As :func:`count`, of a plain module: of the whole alone, and without a closed form."""
+    notes = ["the module is a plain one: torch counted what other modules state in closed form"]
+    with torch.random.fork_rng(devices=[]):
+        module = variant.create(MODULE_CHANNELS).eval()
+        x = torch.randn(1, MODULE_CHANNELS, height, width)
+        found = _count_part("module", module, (x,), module, height, width, notes)
+    none = dict.fromkeys(["paper_gflops", "executed_gflops", *(f"{c}_gflops" for c in _COUNTERS)])
+    return {
+        "variant": variant.to_dict(),
+        "height": height,
+        "width": width,
+        "parts": {"core": none | {"channels": CORE_CHANNELS}, "module": found},
+        "notes": notes,
+    }
 
 
 def count_network(model: nn.Module, height: int, width: int) -> float:

@@ -78,6 +78,8 @@ def measure(
     runs in evaluation mode without gradients; forward+backward runs in training mode, without
     the auxiliary loss, and computes the gradients of inputs and parameters.
 
+    Plain modules, which have no core, have no row of that part.
+
     Inputs are standard normal (images uniform in 0 … 1), channels-last as in the network, and the
     same for every variant. Memory is the peak of one call above its start, in MB (1e6 bytes). A
     variant that runs out of memory gets a row with a note instead of numbers. Each row names the
@@ -125,21 +127,33 @@ def measure(
         Case(part, one, *size, batch, dtype, device, seed, network, scale)
         for part, size, one in itertools.product(parts, sizes, passes)
     ]
+    cores = [variant for variant in variants if variant.has_core]
+    cases = [case for case in cases if case.part != "core" or cores or not variants]
     if not variants or not cases:
-        raise UserError("nothing to time: name at least one attention, part, size and pass")
+        raise UserError(
+            "nothing to time: name at least one attention, part, size and pass; plain modules have "
+            "no core"
+        )
     rows: list[LatencyRow] = []
     random = torch.random.fork_rng(devices=[device] if cuda else [])
     load = watch_load()
     with precision(dtype, device), random:
         described = machine.describe(device)
         for index, case in enumerate(cases):
+            timed = cores if case.part == "core" else variants
 
-            def report(share: float, name: str, index: int = index, case: Case = case) -> None:
+            def report(
+                share: float,
+                name: str,
+                index: int = index,
+                case: Case = case,
+                timed: Sequence[Variant] = timed,
+            ) -> None:
                 if on_run:
-                    label = variants[int(name)].label
+                    label = timed[int(name)].label
                     on_run((index + share) / len(cases), f"{case}: {label}")
 
-            rows += _time_case(case, variants, limits, graphs, report)
+            rows += _time_case(case, timed, limits, graphs, report)
     others = load()
     if warn:
         warn_of_load(others)

@@ -64,6 +64,9 @@ def measure(
         UserError: a dtype that the device does not offer, or nothing to time.
         AttentionError: a bad variant.
     """
+    for variant in variants:
+        if not variant.has_core:
+            raise UserError(f"{variant.name} is a plain module: it has no core whose growth shows")
     passes = PASSES[backward]
     ordered = sorted(set(sizes), key=lambda size: (size[0] * size[1], size))
     latest: dict[int, LatencyRow] = {}

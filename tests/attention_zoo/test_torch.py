@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import pickle
+import shutil
+import warnings
 from collections.abc import Callable
 
 import pytest
@@ -15,7 +17,14 @@ from torch.nn.utils import weight_norm as old_weight_norm
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.checkpoint import checkpoint
 
-from attention_zoo import Attention, create_attention, find_attention, list_attentions
+from attention_zoo import (
+    Attention,
+    AttentionError,
+    create_attention,
+    find_attention,
+    list_attentions,
+)
+from attention_zoo.implementations import use_implementation
 from tests.reference.cases import assert_close, perturb, random_map, random_weights
 
 CHANNELS = 16
@@ -210,3 +219,114 @@ def test_a_value_of_another_kernel_is_called() -> None:
     module, x = build("enla").eval(), features()
     module.value = nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1)
     assert_close(module(x), module.residual(x, module.attend(*module.project(x))), 1e-6)
+
+
+# -- compilers and tracers ------------------------------------------------------------------------
+
+#: Modules whose operations are all torch's own: one graph, which torch.export takes too.
+ONE_GRAPH = {
+    *("agent", "channel-attention", "conv", "focused-linear", "mdta", "mean", "none", "nystrom"),
+    "oracle",
+}
+#: Modules that have only tiles: no implementation of plain operations.
+TILES_ONLY = {"atd", "nlrn", "shifted-window", "window"}
+PAPER = ["nla", "nlsa", "criss-cross", "enla", "enlca"]
+#: All modules, those of the paper first; the others take a minute together.
+paper_first = pytest.mark.parametrize(
+    "name",
+    [
+        *PAPER,
+        *(pytest.param(n, marks=pytest.mark.slow) for n in list_attentions() if n not in PAPER),
+    ],
+)
+#: So many chunks that NLSA has more than two buckets.
+SMALL: dict[str, dict[str, object]] = {"nlsa": {"chunk_size": 8}}
+
+
+@paper_first
+@pytest.mark.parametrize("training", [False, True])
+def test_compiled_modules_are_equal(name: str, training: bool) -> None:
+    """Value, loss and gradients to the last bit; what cannot be traced stands between graphs."""
+    torch._dynamo.reset()
+    x = features()
+    module = build(name, **SMALL.get(name, {})).train(training)
+    compiled = torch.compile(module, backend="eager", fullgraph=name in ONE_GRAPH)
+    found = train_step(module, x, compiled)
+    assert_equal(found, train_step(module, x, module))
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_a_core_is_one_break_between_two_graphs(name: str) -> None:
+    torch._dynamo.reset()
+    found = torch._dynamo.explain(build(name).eval())(features())
+    assert found.graph_count == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PAPER)
+def test_inductor(name: str) -> None:
+    if not any(shutil.which(compiler) for compiler in ("g++", "clang++", "c++")):
+        pytest.skip("no C++ compiler")
+    torch._dynamo.reset()
+    x, module = features(), build(name).eval()
+    found = train_step(module, x, torch.compile(module))
+    wanted = train_step(module, x, module)
+    for key, tensor in wanted.items():
+        other = found[key]
+        if tensor is not None:
+            assert other is not None
+            assert_close(other, tensor, 1e-5, key)
+
+
+@paper_first
+def test_traced_modules_are_equal_and_take_one_size(name: str) -> None:
+    x = features().detach()
+    module = build(name, **SMALL.get(name, {})).eval()
+    with warnings.catch_warnings(action="ignore"):
+        traced = torch.jit.trace(module, (x,))
+    for seed in range(2):
+        y = random_map(seed, CHANNELS, SIZE, dtype=torch.float32)
+        assert_close(traced(y), module(y), 1e-6)
+        assert torch.equal(traced(y), traced(y))
+    other_sizes = (SIZE[1], SIZE[0]), (SIZE[0], 1), (SIZE[0] + 1, SIZE[1])
+    for other in (*(features(size=size) for size in other_sizes), x[:1]):
+        with pytest.raises(RuntimeError, match="split_with_sizes expects split_sizes to sum"):
+            traced(other)
+
+
+@paper_first
+def test_exported_modules_are_equal(name: str) -> None:
+    x, module = features().detach(), build(name, **SMALL.get(name, {})).eval()
+    if name in TILES_ONLY:
+        with pytest.raises(AttentionError, match=r"^torch\.export takes plain operations[^\n]*$"):
+            torch.export.export(module, (x,))
+        return
+    if name in {"nlsa", "criss-cross", "enla", "enlca", "performer"}:
+        with pytest.raises(AttentionError, match=r"use_implementation\('reference'\)$"):
+            torch.export.export(module, (x,))
+    with use_implementation("reference"):
+        exported = torch.export.export(module, (x,)).module()
+    assert_close(exported(x), module(x), 1e-6)
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_transformations_of_functions(name: str) -> None:
+    """torch.func and second derivatives, by plain operations; one line by any others."""
+    module, x = (
+        build(name, torch.float64, **SMALL.get(name, {})).eval(),
+        features(torch.float64, (3, 4)).detach(),
+    )
+
+    def loss(x: Tensor) -> Tensor:
+        return (module(x) * random_weights(x)).sum()
+
+    with pytest.raises((AttentionError, RuntimeError), match=r"torch\.func|autograd\.Function"):
+        torch.func.grad(loss)(x)
+    with use_implementation("reference"):
+        found = torch.func.grad(loss)(x)
+        assert torch.autograd.gradgradcheck(module, x[:1, :, :1, :2].clone().requires_grad_())
+    y = x.clone().requires_grad_()
+    assert_close(found, torch.autograd.grad(loss(y), y)[0], 1e-9)
+    first = loss(y)
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        torch.autograd.grad(first, y, create_graph=True)

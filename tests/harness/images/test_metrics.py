@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -99,6 +100,55 @@ def test_refuses_what_cannot_be_compared() -> None:
     ]:
         with pytest.raises(UserError, match=message):
             measure(a, b, border)
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (np.random.default_rng(0).random((20, 20, 3)), "not float64: np.rint.255"),
+        (np.random.default_rng(0).random((20, 20), np.float32), "not float32: np.rint.255"),
+        (np.full((20, 20, 3), 300, np.uint16), "not uint16: convert them to 8 bits"),
+        (np.full((20, 20, 3), 300), "not int64: convert them to 8 bits"),
+        (np.ones((20, 20, 3), bool), "not bool"),
+        (np.zeros((20, 20, 1), np.uint8), r"not 20x20x1: image\[..., 0\]"),
+        (np.zeros((20, 20, 4), np.uint8), r"not 20x20x4: image\[..., :3\]"),
+        (np.zeros((3, 20, 20), np.uint8), "not 3x20x20$"),
+        (np.zeros((1, 20, 20, 3), np.uint8), "not 1x20x20x3$"),
+        (np.zeros(20, np.uint8), "not 20$"),
+    ],
+)
+def test_refuses_what_is_no_image(image: np.ndarray, message: str) -> None:
+    good = np.zeros((20, 20, 3), np.uint8)
+    for sr, hr in ((image, image), (image, good), (good, image)):
+        with pytest.raises(UserError, match=message):
+            quality(sr, hr, 2)
+    with pytest.raises(UserError, match=message):
+        rgb_to_y(image)
+
+
+@pytest.mark.parametrize("measure", [psnr, ssim])
+@pytest.mark.parametrize(
+    ("luma", "message"),
+    [
+        (np.random.default_rng(0).random((20, 20)), "not in 0…1: multiply by 255"),
+        (np.full((20, 20), 300, np.uint16), "not uint16"),
+        (np.zeros((20, 20, 3), np.uint8), "not 20x20x3: use rgb_to_y"),
+        (np.zeros((20, 20, 1)), "not 20x20x1"),
+        (np.full((20, 20), np.nan), "not finite"),
+    ],
+)
+def test_refuses_what_is_no_luma(measure: Any, luma: np.ndarray, message: str) -> None:
+    good = np.zeros(luma.shape, np.uint8)
+    for a, b in ((luma, luma), (luma, good), (good, luma)):
+        with pytest.raises(UserError, match=message):
+            measure(a, b, 2)
+
+
+@given(factor=st.floats(0, 1))
+def test_floats_on_the_scale_of_pixels_are_taken(factor: float) -> None:
+    """Lumas that are not rounded, black ones too."""
+    a, b = (image * (factor * 0.8 / 255 if factor < 0.5 else factor) for image in random_pair())
+    assert psnr(a, b, 2) > 0
 
 
 # PSNR / SSIM of the README of the data; Set14 with the greyscale file as three channels.

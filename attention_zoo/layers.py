@@ -1,0 +1,68 @@
+"""Calls of a module's layers, which its user may have replaced, hooked or parametrized."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from .base import Attention
+
+
+def is_plain(layer: nn.Module) -> bool:
+    """Whether a layer's weight and bias say what a call of it gives.
+
+    They do not where a user replaced the layer by a wrapper of it (LoRA), or gave it hooks or
+    parametrizations (spectral norm, weight norm, pruning): these act only when it is called.
+    """
+    return (
+        type(layer) in (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
+        and not layer._forward_pre_hooks
+        and not layer._forward_hooks
+        and not layer._backward_hooks
+        and not layer._backward_pre_hooks
+        and "forward" not in vars(layer)
+    )
+
+
+def call_in_dtype(layer: nn.Module, x: Tensor) -> Tensor:
+    """``layer(x)`` computed in the dtype of x; in the layer's own if it is not :func:`is_plain`."""
+    tensors = dict(layer.named_parameters())
+    own = next((t.dtype for t in tensors.values() if t.is_floating_point()), x.dtype)
+    if own == x.dtype:
+        return layer(x)
+    if not is_plain(layer):
+        return layer(x.to(own)).to(x.dtype)
+    cast = {name: t.to(x.dtype) for name, t in tensors.items()}
+    return torch.func.functional_call(layer, cast, x)
+
+
+def projects_sums(module: Attention, own: type[Attention], m: int, n: int) -> bool:
+    """Whether the values' projection maps m sums instead of N values.
+
+    See ``value_map`` of :func:`.enla.random_feature_attention`. Not where that is more work, nor
+    where a subclass of ``own`` or a user of the module replaced its ``project`` or ``attend``, or
+    changed the layer ``value``: then these are called.
+    """
+    kept = all(is_method(module, name, getattr(own, name)) for name in ("project", "attend"))
+    return n > m and kept and _is_matrix(module.value, module.channels)
+
+
+def _is_matrix(layer: object, channels: int) -> bool:
+    """Whether a layer is a 1x1 convolution that :func:`weight_and_bias` describes."""
+    return (
+        isinstance(layer, nn.Conv2d)
+        and is_plain(layer)
+        and layer.bias is not None
+        and layer.weight.shape[1:] == (channels, 1, 1)
+    )
+
+
+def weight_and_bias(convolution: nn.Conv2d) -> tuple[Tensor, Tensor]:
+    """Weight ``[c_out, C]`` and bias ``[c_out]`` of a 1x1 convolution."""
+    assert convolution.bias is not None
+    return convolution.weight.flatten(1), convolution.bias
+
+
+def is_method(module: nn.Module, name: str, function: object) -> bool:
+    """Whether a module's method is still this function, not a replacement by subclass or user."""
+    return getattr(type(module), name) is function and name not in vars(module)
