@@ -21,9 +21,9 @@ from ..figures.style import COLUMN, figure_bytes
 from ..profile import Profile
 from ..settings import Setting, find_settings, image_task_settings, of_task, super_resolution
 from ..tables.all import all_tables
-from ..tables.claims import find_claims
+from ..tables.claims import VERDICTS, find_claims
 from ..tables.profile import PROFILE_TABLES, profile_text
-from ..tables.render import Table
+from ..tables.render import Table, minus
 from ..tables.tasks import task_settings
 from .blocks import (
     Cell,
@@ -424,14 +424,12 @@ def _findings(setting: Setting) -> Findings | None:
     found = find_claims(setting)
     if not found:
         return None
-    counts = dict.fromkeys(("reproduced", "not reproduced", "not decided"), 0)
-    for finding in found:
-        counts[finding.verdict.partition(" (")[0]] += 1
-    verdicts = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
+    counts = Counter(finding.verdict.partition(" (")[0] for finding in found)
+    verdicts = ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS if counts[verdict])
     return Findings(
         _setting_title(setting),
         f"{plural(len(found), 'claim')} on {setting.test_set}: {verdicts}.",
-        [f"{finding.sentence}." for finding in found],
+        [minus(f"{finding.sentence}.") for finding in found],
         setting_tags(setting),
     )
 
