@@ -31,6 +31,8 @@ COLUMN, PAGE = 3.3, 6.9
 #: Okabe-Ito colours in seaborn's order; markers tell lines apart in greyscale.
 COLOURS = seaborn.color_palette("colorblind")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+#: Dots per inch of a PNG.
+DPI = 200
 _SETTINGS: Any = {  # matplotlib types the keys by its own version
     "font.size": 8,
     "axes.titlesize": 8,
@@ -48,7 +50,7 @@ _SETTINGS: Any = {  # matplotlib types the keys by its own version
     "text.parse_math": False,  # a "$" in a label is a "$"
     "pdf.fonttype": 42,  # TrueType: text stays text
     "svg.fonttype": "none",  # the same
-    "savefig.dpi": 200,
+    "savefig.dpi": DPI,
     "figure.constrained_layout.use": True,
 }
 _SALT = "attention-zoo"
@@ -164,8 +166,12 @@ def write_figure(figure: Figure, path: Path, *, titled: bool = True) -> Path:
     return path
 
 
-def figure_bytes(figure: Figure, suffix: str, *, titled: bool = True) -> bytes:
+def figure_bytes(
+    figure: Figure, suffix: str, *, titled: bool = True, dpi: int | None = None
+) -> bytes:
     """The figure as ``png``, ``pdf`` or ``svg``, with the title above it or without.
+
+    A PNG has :data:`DPI` dots per inch, or so many.
 
     A PNG without pictures in it has a palette, which makes it a third of the size.
     """
@@ -177,7 +183,7 @@ def figure_bytes(figure: Figure, suffix: str, *, titled: bool = True) -> bytes:
     drawn = io.BytesIO()
     salt = matplotlib.rcParams["svg.hashsalt"] or _SALT  # else ids are random
     with house_style(), rc_context({"svg.hashsalt": salt}), _title(figure, titled):
-        figure.savefig(drawn, format=suffix, metadata=dict.fromkeys(dated[suffix]))
+        figure.savefig(drawn, format=suffix, dpi=dpi or DPI, metadata=dict.fromkeys(dated[suffix]))
     if suffix != "png" or any(axes.images for axes in figure.axes):
         return drawn.getvalue()
     return _with_palette(drawn.getvalue())
