@@ -88,8 +88,8 @@ def profile_table(
     ]
     return Table(
         name="profile",
-        caption=f"Capability profile: {', '.join(task.label for task in profile.tasks)}; "
-        f"{profile_text(profile)}",
+        caption="Scores of the capability profile: "
+        f"{', '.join(task.label for task in profile.tasks)}; {profile_text(profile)}",
         notes=notes,
         headers=[
             ("", "Method"),
