@@ -171,6 +171,7 @@ def _chosen(argv: Sequence[str]) -> list[str]:
     except (argparse.ArgumentError, SystemExit) as error:
         raise UserError(f"{error}; see --help") from None
     if known.rows is not None:
+        rows_to_run(known.rows)  # an unknown name shows here, with the names in their order
         if known.attn is not None:
             raise UserError("give either --attn or --rows, not both")
         return []
