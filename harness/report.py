@@ -4,7 +4,8 @@ The page is a single HTML file that opens offline and loads nothing. It holds al
 figures, how each number was measured, the machines, and every record's command. Points of the
 plots against cost show their numbers under the pointer; tables sort by a click or key; filters show
 one preset, training data or device. Beside it, ``latex/`` has the tables for ``\input``, the
-figures as PDF, and one document that includes them all. The report is built from the records
+figures as PDF, and one document that includes them all: the main ones, or with ``--everything``
+all. The report is built from the records
 alone, and the same records give the same bytes.
 """
 
@@ -35,6 +36,8 @@ class Options:
     """Only this task: sr, recall, …; of any but sr, what is its own alone."""
     output: Path | None = None
     """Folder for index.html and latex/; by default report/ in the results folder."""
+    everything: bool = False
+    """All tables and figures in latex/, not only the main ones."""
 
 
 @command_line
@@ -46,7 +49,9 @@ def main() -> None:
         )
     from .reporting.report.page import write_report  # after --help: it loads matplotlib
 
-    for path in write_report(options.results, options.output, options.task):
+    for path in write_report(
+        options.results, options.output, options.task, everything=options.everything
+    ):
         print(path)
 
 

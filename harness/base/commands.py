@@ -7,6 +7,7 @@ import contextlib
 import contextvars
 import functools
 import io
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -80,6 +81,12 @@ def _user_message(error: Exception) -> str | None:
     return None
 
 
+def _in_order(choices: re.Match[str]) -> str:
+    """tyro's choices, whose order is random, sorted and without the absence of one."""
+    names = sorted(set(re.findall(r"'([^']*)'", choices[2])) - {"None"})
+    return f"{choices[1]}{', '.join(names)}"
+
+
 @contextlib.contextmanager
 def usage_errors() -> Iterator[None]:
     """Turn tyro's boxed message about a bad argument into a one-line UserError."""
@@ -95,6 +102,7 @@ def usage_errors() -> Iterator[None]:
         # The message ends where a rule, an empty line or the list of attempts begins.
         end = next((i for i, x in enumerate(body) if x[0] == "─" or x == "Got errors:"), None)
         message = " ".join(body[:end]) or "bad arguments"
+        message = re.sub(r"(Expected one of )\((.*?)\)", _in_order, message)
         near = [line.split()[0] for line in body[end:] if line.startswith("--")] if end else []
         hint = f" (did you mean {near[0]}?)" if near else ""
-        raise UserError(f"{message.removeprefix('Error ')}{hint}; see --help") from None
+        raise UserError(f"{message.removeprefix('Error ').rstrip('.')}{hint}; see --help") from None

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from attention_zoo import list_attentions
 
 from ..base.errors import UserError
+from .rows import rows_to_run
 
 ALL = "all"
 
@@ -69,6 +70,7 @@ def typed_entries(argv: Sequence[str], default: Sequence[str] = ()) -> list[Entr
     except (argparse.ArgumentError, SystemExit) as error:
         raise UserError(f"{error}; see --help") from None
     if known.rows is not None:
+        rows_to_run(known.rows)  # an unknown name shows here, with the names in their order
         if known.attn is not None:
             raise UserError("give either --attn or --rows, not both")
         return []

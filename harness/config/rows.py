@@ -87,7 +87,7 @@ def table_rows(table: str) -> list[Variant]:
         "figure6": [none, *(_variant("enlca", k=float(k)) for k in (1, 2, 4, 6, 8, 10))],
     }
     if table not in rows:
-        raise UserError(f"unknown rows {table!r}: choose from {', '.join(rows)}")
+        raise UserError(f"unknown rows {table!r}: choose from {', '.join(get_args(TableName))}")
     if table == "profile":  # and all rivals after them, without the baseline again
         return [*rows["profile"], *rows["rivals"][1:]]
     return rows[table]

@@ -6,11 +6,12 @@ None is a value that was not measured: an empty cell.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from statistics import fmean
 from typing import Any
 
 from ..base.names import canonical_json
+from ..config.variants import Variant
 from ..records.origin import describe_code, describe_machine, origin_note, plural, rounding_of
 from ..records.shapes import UNSET, RecordedVariant, Run
 from .settings import PAPER_SET, Setting
@@ -86,14 +87,34 @@ def setting_columns(setting: Setting) -> dict[str, Any]:
     }
 
 
+#: How to read a table of qualities, in a line.
+READ = "Differences to the baseline are paired, with 95 % intervals; ± is over seeds."
+_TRAINED = (
+    "Parameters are those of the whole network; training time is the mean over seeds, on the "
+    "machines below, some of them shared."
+)
+
+
 def setting_notes(
-    setting: Setting, summaries: Sequence[Summary | None], published: str = PAPER_NOTE
+    setting: Setting,
+    summaries: Sequence[Summary | None],
+    published: str = PAPER_NOTE,
+    *,
+    variants: Collection[Variant | None],
 ) -> list[str]:
-    """Notes of a table of qualities and differences, the one on published figures first."""
+    """Notes of a table of qualities and differences, the one on published figures first.
+
+    Args:
+        setting: all runs.
+        summaries: of the table's cells.
+        published: the first note.
+        variants: the table's rows; notes name no others.
+    """
+    setting = setting.only(variants)
     if not setting.runs:
         return [published, "No variant was trained: measured PSNR and SSIM are empty."]
     notes = [published, f"Measured: {setting_text(setting)}."]
-    notes.append(origin_note(setting.runs, "Runs"))
+    notes += [_TRAINED, origin_note(setting.runs, "Runs")]
     shown = [s for s in summaries if s and s.low is not None]
     if not setting.baseline:
         notes.append("No baseline (none) was trained in this setting: differences are empty.")
@@ -212,6 +233,16 @@ def training_cells(runs: Sequence[Run]) -> list[str]:
     """Parameters of the network, and mean time of training over seeds; "" without runs."""
     parameters, seconds = training_of(runs)
     return [parameters_cell(parameters), duration_cell(seconds)]
+
+
+#: Headers of :func:`training_cells`.
+TRAINING_HEADERS = (("", "parameters"), ("", "training time"))
+
+
+def training_columns(runs: Sequence[Run]) -> dict[str, Any]:
+    """CSV columns of :func:`training_of`."""
+    parameters, seconds = training_of(runs)
+    return {"parameters": parameters, "training_seconds": seconds}
 
 
 def training_of(runs: Sequence[Run]) -> tuple[int | None, float | None]:

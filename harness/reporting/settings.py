@@ -6,7 +6,7 @@ Tables and figures start from here.
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
@@ -74,6 +74,17 @@ class Setting:
         for run in sorted(newest.values(), key=_by_variant):
             groups.setdefault(variant_of(run.variant), []).append(run)
         return groups
+
+    def only(self, variants: Collection[Variant | None]) -> Setting:
+        """The setting with the runs of these variants, and of the baseline, alone."""
+        kept = [
+            run
+            for run in self.runs
+            if run.variant.name == "none" or variant_of(run.variant) in variants
+        ]
+        setting = Setting(kept, self.costs)
+        vars(setting)["labels"] = self.labels  # rows keep their names
+        return setting
 
     @property
     def seed_count(self) -> str:

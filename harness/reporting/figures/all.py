@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from matplotlib.figure import Figure
+from msgspec.structs import replace
 
 from ...base.errors import UserError
 from ...records.shapes import Approximation, Cost, Latency, Record, Run, Scaling
@@ -19,7 +20,7 @@ from .pareto import Pareto, pareto_plots
 from .profile import profile_figures
 from .quality import figure6, paired_figure, psnr_m
 from .scaling import scaling_figure
-from .style import house_style, save_figure
+from .style import FORMATS, Format, house_style, save_figure
 from .training import training_figure
 
 
@@ -61,6 +62,62 @@ def setting_figures(
     for kind, which, plot in pareto_plots(setting, benches):
         name = f"{kind}-{which}" if which else kind
         yield Drawn(folder / name, kind, plot.draw(), setting, which, plot)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which figures are drawn, and how.
+
+    Attributes:
+        only: beginnings of kinds or stems, e.g. ``pareto``; all if empty.
+        attn: modules or row labels that are drawn, beside the baseline; all if empty.
+        size: width and height in inches; None for each figure's own.
+        titled: whether PNG and SVG have a title above the figure.
+        formats: suffixes of the files.
+    """
+
+    only: Sequence[str] = ()
+    attn: Sequence[str] = ()
+    size: tuple[float, float] | None = None
+    titled: bool = True
+    formats: Sequence[Format] = FORMATS
+
+    def draws(self, drawn: Drawn) -> bool:
+        """Whether the figure is among those that were asked for."""
+        names = (drawn.kind, drawn.stem.name, drawn.stem.as_posix())
+        return not self.only or any(name.startswith(tuple(self.only)) for name in names)
+
+    def of(self, records: Sequence[Record]) -> list[Record]:
+        """The records with the chosen modules alone, and the baseline's.
+
+        Raises:
+            UserError: no record is of one of the modules.
+        """
+        if not self.attn:
+            return list(records)
+        wanted, known = set(self.attn), set()
+        kept: list[Record] = []
+        for record in records:
+            if isinstance(record, Run | Cost):
+                names = {record.variant.name, record.variant.label, record.variant.row_label}
+                known |= names
+                if record.variant.name == "none" or names & wanted:
+                    kept.append(record)
+            elif isinstance(record, Latency | Scaling):
+                rows = []
+                for row in record.rows:
+                    names = {row.variant.name, row.variant.label, row.variant.row_label}
+                    known |= names
+                    if names & wanted:
+                        rows.append(row)
+                if rows:
+                    kept.append(replace(record, rows=rows))
+        if missing := wanted - known:
+            raise UserError(
+                f"no record is of {', '.join(sorted(missing))}; there are records of: "
+                f"{', '.join(sorted(known)) or 'no module'}"
+            )
+        return kept
 
 
 def draw_all(records: Sequence[Record], task: str | None = None) -> Iterator[Drawn]:
@@ -107,26 +164,41 @@ def _draw_profile(records: Sequence[Record]) -> Iterator[Drawn]:
             yield Drawn(Path(kind), kind, figure, profile)
 
 
-def write_figures(results: Path, output: Path | None = None, task: str | None = None) -> list[Path]:
+def write_figures(
+    results: Path,
+    output: Path | None = None,
+    task: str | None = None,
+    choice: Choice | None = None,
+) -> list[Path]:
     """Draw all figures, a setting's into a folder of its own; returns the files.
 
     Args:
         results: folder that holds records/.
         output: where the figures go; ``figures/`` in the results folder if not given.
         task: only figures of this task.
+        choice: which figures, and how; all by default.
 
     Raises:
-        UserError: no records, none of the task, no figure that they suffice for, a bad record, or
-            a folder that cannot be written.
+        UserError: no records, none of the task or of a chosen module, no figure that they suffice
+            for, none of that name, a bad record, or a folder that cannot be written.
     """
+    choice = choice or Choice()
     output = output or results / "figures"
     kinds = (Run, Cost, Latency, Approximation, Scaling)
     records = [record for kind in kinds for record in load_records(results, kind)]
-    paths = [
-        path
-        for drawn in draw_all(records, task)
-        for path in save_figure(drawn.figure, output / drawn.stem)
-    ]
+    paths, kinds_drawn = [], set()
+    for drawn in draw_all(choice.of(records), task):
+        kinds_drawn.add(drawn.kind)
+        if choice.draws(drawn):
+            if choice.size:
+                drawn.figure.set_size_inches(choice.size)
+            stem = output / drawn.stem
+            paths += save_figure(drawn.figure, stem, choice.formats, titled=choice.titled)
+    if not paths and kinds_drawn:
+        raise UserError(
+            f"no figure is called {', '.join(choice.only)}; there are: "
+            f"{', '.join(sorted(kinds_drawn))}"
+        )
     if not paths:
         if not load_all_records(results):
             raise UserError(

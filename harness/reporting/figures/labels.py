@@ -71,6 +71,8 @@ def label_points(axis: Axes, points: Sequence[tuple[float, float, str]], size: f
 
     A point with an empty text is only kept free.
     """
+    if not any(text for _, _, text in points):
+        return
     figure = axis.figure
     assert isinstance(figure, Figure)
     figure.draw_without_rendering()

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable, Sequence
-from typing import Literal, get_args
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any, Literal, get_args
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -25,6 +25,13 @@ _CONTROLS = {"mean": 27, "reference-mean": 28, "oracle": 29}
 _NAMES = {variant.name for table in _TABLES for variant in table_rows(table)}
 #: Modules in the order of their colours and markers, the same in all figures.
 FAMILIES = (*_PAPER, *sorted(_NAMES - {*_PAPER}))
+#: Most modules of a figure in colours of their own; all others are grey and labelled directly.
+HIGHLIGHTS = 6
+#: Fewest points of a figure.
+POINTS = 3
+GREY = "0.65"
+# An axis leaves out the row without which it is this much shorter.
+_STRETCH = 2.0
 #: Title of what was measured.
 MEASURED = "measured, bars: 95 % interval"
 #: What the paper trained, for panels that show its results.
@@ -36,6 +43,35 @@ def style_of(name: str) -> int:
     if name in _CONTROLS:
         return _CONTROLS[name]
     return FAMILIES.index(name) if name in FAMILIES else len(FAMILIES)
+
+
+def highlighted(names: Iterable[str]) -> set[str]:
+    """The modules that are drawn in colour: users' own first, then the paper's, then others."""
+    found = sorted({*names} - {"none"}, key=lambda name: (name in FAMILIES, style_of(name), name))
+    return {*found[:HIGHLIGHTS]}
+
+
+def look_of(name: str, bright: Collection[str]) -> dict[str, Any]:
+    """Colour and marker of a module: its own if it is one of the highlighted, else grey."""
+    return look(style_of(name)) if name in bright else {"color": GREY, "marker": "."}
+
+
+def span(rows: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """From the least to the largest of the rows' ends, on an axis that no row stretches alone.
+
+    A row without which the span is half or less is left out, if three others remain.
+    """
+
+    def ends(kept: Sequence[tuple[float, float]]) -> tuple[float, float]:
+        return min(low for low, _ in kept), max(high for _, high in kept)
+
+    whole = ends(rows)
+    if len(rows) <= POINTS:
+        return whole
+    without = [ends([*rows[:i], *rows[i + 1 :]]) for i in range(len(rows))]
+    shortest = min(without, key=lambda found: found[1] - found[0])
+    length = shortest[1] - shortest[0]
+    return shortest if 0 < length * _STRETCH <= whole[1] - whole[0] else whole
 
 
 def plain_variants(setting: Setting) -> list[tuple[str, Variant]]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from matplotlib.axes import Axes
@@ -17,25 +18,32 @@ from ...records.origin import describe_machine
 from ..benches import Bench
 from ..settings import PAPER_SET, Setting, paper_table
 from ..statistics import Summary
+from .labels import label_points
 from .marks import (
+    HIGHLIGHTS,
     MEASURED,
     PAPER_NETWORK,
+    POINTS,
     baseline_psnr,
     draw_baseline,
     draw_title,
     drawn_psnr,
+    highlighted,
+    look_of,
     paper_baseline,
     pareto_front,
     plain_variants,
     reach,
-    style_of,
+    span,
 )
-from .style import COLUMN, label_within_decades, log_scale, look, new_figure
+from .style import COLUMN, PAGE, label_within_decades, log_scale, new_figure
 
 #: Device of the paper's latencies.
 PAPER_DEVICE = "RTX 2080 Ti"
 # Characters of a panel's title that fit its width.
 _TITLE_COLUMNS = 40
+# Font size of labels beside points.
+_LABELS = 5
 # Highest over lowest of a log scale that needs labels between its powers of ten.
 _FEW_DECADES = 100
 
@@ -69,7 +77,7 @@ class Pareto:
         cost: name of the cost with its unit.
         details: what the cost depends on.
         machine: where the cost was measured; "" if that does not matter.
-        measured: at least two points.
+        measured: at least three points.
         paper: the paper's points.
     """
 
@@ -87,26 +95,35 @@ class Pareto:
         joins means, the baseline's included.
         """
         shared = not self.machine
-        figure = new_figure(COLUMN, 4.9 if shared else 5.3)
+        bright = highlighted(point.name for point in (*self.measured, *self.paper))
+        crowded = len({p.name for p in self.measured} - bright) > HIGHLIGHTS
+        figure = new_figure(PAGE if crowded else COLUMN, (4.9 if shared else 5.3) + 1.6 * crowded)
         draw_title(figure, self.setting)
-        ours, theirs = figure.subplots(2, 1, sharex=shared)
+        ratios = [2, 1] if crowded else [1, 1]
+        ours, theirs = figure.subplots(2, 1, sharex=shared, height_ratios=ratios)
         handles: dict[str, Line2D] = {}
+        edges = []
         level = baseline_psnr(self.setting, self.setting.test_set)
         for axis, points, baseline, fill in (
             (ours, self.measured, level, "full"),
             (theirs, self.paper, paper_baseline(), "none"),
         ):
             ranged = [*self.measured, *self.paper] if shared else points
-            low = min(point.cost for point in ranged) / 3
-            high = max(point.cost for point in ranged) * 2
+            least, most = span([(math.log10(p.cost), math.log10(p.cost)) for p in ranged])
+            low, high = 10**least / 3, 10**most * 2
             log_scale(axis, "x")
             axis.set_xlim(low, high)
             if high < _FEW_DECADES * low:  # else matplotlib labels so many that they overlap
                 label_within_decades(axis.xaxis)
             _draw_front(axis, points, baseline, low, high)
             draw_baseline(axis, baseline)
-            handles = _draw_points(axis, points, fill) | handles
-            axis.margins(y=0.12)
+            handles = _draw_points(axis, points, fill, bright, (low, high)) | handles
+            bottom, top = span([(p.psnr - p.bars[0], p.psnr + p.bars[1]) for p in points])
+            if baseline is not None:
+                bottom, top = min(bottom, baseline), max(top, baseline)
+            margin = 0.12 * (top - bottom) or 0.01
+            axis.set_ylim(bottom - margin, top + margin)
+            edges.append((axis, points, low, high))
             axis.ticklabel_format(axis="y", useOffset=False)
         place = textwrap.fill(self.machine, _TITLE_COLUMNS)
         ours.set_title("\n".join(filter(None, (MEASURED, place))))
@@ -116,7 +133,9 @@ class Pareto:
         for axis in (theirs,) if shared else (theirs, ours):
             axis.set_xlabel(f"{self.cost}, {self.details}")
         families = by_module([*self.measured, *self.paper])
-        names = {family_label(families[name]): line for name, line in handles.items()}
+        names = {
+            family_label(families[name]): line for name, line in handles.items() if name in bright
+        }
         names |= {str(line.get_label()): line for line in theirs.get_lines()[:2]}
         figure.legend(
             names.values(),
@@ -128,6 +147,8 @@ class Pareto:
             handlelength=1.5,
             columnspacing=1,
         )
+        for axis, points, low, high in edges:
+            label_points(axis, [_label(point, bright, low, high) for point in points], _LABELS)
         return figure
 
     def marked(self) -> dict[str, list[Point]]:
@@ -160,11 +181,11 @@ def gflops_plot(setting: Setting) -> Pareto | None:
     """PSNR against the GFLOPs of the core at 100x100, 64 channels, in the paper's convention.
 
     Returns:
-        None if fewer than two variants beside the baseline were trained and counted.
+        None if fewer than three variants beside the baseline were trained and counted.
     """
     costs = {variant: cost.parts.core.paper_gflops for variant, cost in setting.cost_of.items()}
     measured = _points(setting, costs)
-    if len(measured) < 2:
+    if len(measured) < POINTS:
         return None
     details = "100×100, C = 64"
     return Pareto(setting, "core GFLOPs", details, "", measured, _paper_points(4, "gflops"))
@@ -176,11 +197,11 @@ def latency_plot(setting: Setting, bench: Bench) -> Pareto | None:
     The paper's latencies come from another device.
 
     Returns:
-        None if fewer than two variants beside the baseline were trained and timed.
+        None if fewer than three variants beside the baseline were trained and timed.
     """
     rows = {variant: bench.find(variant, "core", "forward", 100) for variant in setting.runs_of}
     measured = _points(setting, {variant: row.mean_ms for variant, row in rows.items() if row})
-    if len(measured) < 2:
+    if len(measured) < POINTS:
         return None
     machine = describe_machine(bench.record).partition(", torch")[0]
     details = f"100×100, C = 64, {bench.row.dtype}"
@@ -241,8 +262,28 @@ def _draw_front(
     )
 
 
-def _draw_points(axis: Axes, points: Sequence[Point], fill: str) -> dict[str, Line2D]:
+def _label(
+    point: Point, bright: Collection[str], low: float, high: float
+) -> tuple[float, float, str]:
+    """Where a point is drawn, and its label if it is grey or beyond the axis."""
+    at = min(max(point.cost, low), high)
+    if point.cost < low:
+        return at, point.psnr, f"← {point.label}"
+    if point.cost > high:
+        return at, point.psnr, f"{point.label} →"
+    return at, point.psnr, "" if point.name in bright else point.label
+
+
+def _draw_points(
+    axis: Axes,
+    points: Sequence[Point],
+    fill: str,
+    bright: Collection[str],
+    limits: tuple[float, float],
+) -> dict[str, Line2D]:
     """A marker for each point; those of one module are joined, and the line's ends labelled.
+
+    What costs less or more than the limits stands at the axis' end.
 
     Returns:
         The line of each module.
@@ -250,17 +291,19 @@ def _draw_points(axis: Axes, points: Sequence[Point], fill: str) -> dict[str, Li
     handles = {}
     for name, family in by_module(points).items():
         line = axis.errorbar(
-            [point.cost for point in family],
+            [min(max(point.cost, limits[0]), limits[1]) for point in family],
             [point.psnr for point in family],
             yerr=list(zip(*(p.bars for p in family), strict=True)) if fill == "full" else None,
-            **look(style_of(name)),
+            **look_of(name, bright),
             fillstyle=fill,
+            elinewidth=1.0 if name in bright else 0.4,
+            zorder=2.5 if name in bright else 2,
             lw=0.8,
             capsize=2,
         ).lines[0]
         line.set_gid(_gid(fill, name))
         handles[name] = line
-        if len(family) > 1:
+        if len(family) > 1 and name in bright:
             for point, side in ((family[0], "right"), (family[-1], "left")):
                 axis.annotate(
                     point.label.rpartition("-")[2],

@@ -18,7 +18,8 @@ from ..predictions import PAIRS, SIZES
 from ..profile import Profile, ProfileCell, ProfileRow, RowCost
 from ..statistics import Estimate
 from .labels import label_ends, label_points
-from .marks import pareto_front, style_of
+from .marks import HIGHLIGHTS, POINTS, look_of, pareto_front, style_of
+from .marks import highlighted as highlighted_modules
 from .style import COLUMN, PAGE, log_scale, look, new_figure, panel_grid
 
 #: Rows that figures of one line a row highlight, the first that have runs; the rest is grey.
@@ -28,7 +29,7 @@ HIGHLIGHTED = (
     *(Variant("agent"), Variant("window", {"window": 16}), Variant("oracle"), Variant("none")),
 )
 #: Most highlighted rows.
-MOST = 8
+MOST = HIGHLIGHTS
 # What a module can hold, and in which words, from its options.
 _CAPACITIES: Mapping[str, tuple[str, Callable[[Mapping[str, Any]], float]]] = {
     "nlsa": ("chunk × rounds", lambda o: o["chunk_size"] * o["rounds"]),
@@ -154,7 +155,7 @@ def gflops_figure(profile: Profile, costs: Mapping[Variant, RowCost]) -> Figure 
     is the dotted line.
 
     Returns:
-        None if fewer than two rows have a score and a cost.
+        None if fewer than three rows have a score and a cost.
     """
     label = PROFILE[0].label
     measures: dict[str, Callable[[ProfileRow], Estimate | None]] = {
@@ -170,7 +171,7 @@ def gflops_figure(profile: Profile, costs: Mapping[Variant, RowCost]) -> Figure 
             and (gflops := costs[row.variant].gflops)
             and (one := measure(row))
         ]
-        if len(found) > 1:
+        if len(found) >= POINTS:
             panels[name] = found
     if not panels:
         return None
@@ -196,8 +197,11 @@ def gflops_figure(profile: Profile, costs: Mapping[Variant, RowCost]) -> Figure 
         )
         if level:
             axis.axhline(level.mean, color="0.2", ls=":", lw=1, label="baseline", zorder=1)
+        bright = highlighted_modules(row.variant.name for row, _, _ in found)
         for row, gflops, one in found:
-            _errorbar(axis, [max(gflops, low)], [one], style_of(row.variant.name), ls="")
+            name = row.variant.name
+            extra = {} if name in bright else look_of(name, bright)
+            _errorbar(axis, [max(gflops, low)], [one], style_of(name), ls="", **extra)
         axis.set_ylabel(name)
         handles, names = axis.get_legend_handles_labels()
         axis.legend(handles, names, loc="upper left", frameon=False)
@@ -251,7 +255,7 @@ def steps_figure(profile: Profile) -> Figure | None:
 
 
 def highlighted(profile: Profile) -> list[ProfileRow]:
-    """Rows that stand out: other people's first, then those of ``HIGHLIGHTED``; at most eight."""
+    """Rows that stand out: other people's first, then those of ``HIGHLIGHTED``; at most six."""
     own = [row for row in profile.rows if not row.recorded.built_in]
     known = {row.variant: row for row in profile.rows}
     found = [*own, *(known[variant] for variant in HIGHLIGHTED if variant in known)]

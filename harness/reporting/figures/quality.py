@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.artist import Artist
@@ -18,21 +19,27 @@ from ..statistics import FloatArray, Summary, compare
 from .marks import (
     MEASURED,
     PAPER_NETWORK,
+    POINTS,
     baseline_psnr,
     draw_baseline,
     draw_title,
     drawn_psnr,
     error_bars,
+    highlighted,
+    look_of,
     paper_baseline,
     plain_variants,
     plot_line,
     points_of,
-    style_of,
+    reach,
+    span,
 )
 from .style import COLUMN, log_scale, look, new_figure, panel_grid
 
 #: Most panels in a row of a page.
 PANELS = 3
+# Marker of a mean that is not highlighted, among grey dots.
+_PLAIN: Any = {"color": "white", "marker": "o"}
 _SPREAD = 0.6  # height of a row of dots, in rows
 
 
@@ -45,11 +52,11 @@ def figure6(setting: Setting, approximations: Sequence[Approximation]) -> Figure
     record the figure has no second panel. The paper prints no numbers for its Figure 6.
 
     Returns:
-        None if fewer than two k were trained.
+        None if fewer than three k were trained.
     """
     test_set = setting.nearest_set("Set5")
     by_k = _over_option(setting, "k", test_set)
-    if len(by_k) < 2:
+    if len(by_k) < POINTS:
         return None
     networks = {run.id for run in setting.runs}
     fitting = [r for r in by_age(approximations) if r.enla and _network(r) in networks]
@@ -77,10 +84,10 @@ def psnr_m(setting: Setting) -> Figure | None:
     difference to the baseline, which is a dotted line.
 
     Returns:
-        None if fewer than two m were trained.
+        None if fewer than three m were trained.
     """
     by_m = _over_option(setting, "m", setting.test_set)
-    if len(by_m) < 2:
+    if len(by_m) < POINTS:
         return None
     figure = new_figure(COLUMN, 4.2)
     draw_title(figure, setting)
@@ -119,8 +126,10 @@ def paired_figure(setting: Setting) -> Figure | None:
         if setting.runs_of[variant] is not setting.baseline
         and all(_paired(setting, variant, name).size for name in setting.test_sets)
     ]
-    if not variants or not setting.test_sets:
+    dots = [_paired(setting, v, name).shape[1] for _, v in variants for name in setting.test_sets]
+    if sum(dots) < POINTS:
         return None
+    bright = highlighted(variant.name for _, variant in variants)
     figure, grid = panel_grid(
         len(setting.test_sets),
         PANELS,
@@ -139,7 +148,7 @@ def paired_figure(setting: Setting) -> Figure | None:
                 [summary.difference],
                 [row],
                 xerr=error_bars([summary]),
-                **look(style_of(variant.name)),
+                **(look_of(variant.name, bright) if variant.name in bright else _PLAIN),
                 markeredgecolor="black",
                 markeredgewidth=0.5,
                 ecolor="black",
@@ -147,6 +156,7 @@ def paired_figure(setting: Setting) -> Figure | None:
                 zorder=3,
             )
         axis.set_title(f"{name} ×{setting.config.scale} ({len(images)} images)")
+        _limit(axis, [setting.summary(variant, name) for _, variant in variants])
         axis.locator_params(axis="x", nbins=4)
         axis.tick_params(axis="y", length=0)
         axis.grid(axis="y", visible=False)
@@ -159,6 +169,22 @@ def paired_figure(setting: Setting) -> Figure | None:
         fontsize=8,
     )
     return figure
+
+
+def _limit(axis: Axes, rows: Sequence[Summary | None]) -> None:
+    """No row alone stretches the axis: the mean of one that lies beyond it stands at its edge."""
+    found = [(row.difference or 0.0, *reach(row)) if row else (0.0, 0.0, 0.0) for row in rows]
+    ends = [(mean - below, mean + above) for mean, below, above in found]
+    low, high = span([*ends, (0.0, 0.0)])
+    if all(low <= start and end <= high for start, end in ends):
+        return
+    margin = 0.1 * (high - low)
+    axis.set_xlim(low - margin, high + margin)
+    for place, (mean, _, _) in enumerate(found):
+        if mean < low:
+            axis.annotate(f"← {mean:+.2f}", (low, place), va="bottom", fontsize=6)
+        elif mean > high:
+            axis.annotate(f"{mean:+.2f} →", (high, place), ha="right", va="bottom", fontsize=6)
 
 
 def _over_option(setting: Setting, option: str, test_set: str | None) -> dict[float, Summary]:

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from ...records.origin import describe_machine
 from ...records.shapes import Scaling
 from ..scaling import methods, title
-from .marks import plot_line
+from .labels import label_points
+from .marks import GREY, highlighted, plot_line
 from .style import PAGE, house_style, log_scale, new_figure
 
 _LABELS = {"median_ms": "median time (ms)", "peak_memory_mb": "peak memory above inputs (MB)"}
+# Lines of what is not highlighted, and the size of their labels.
+_OTHER: Any = {"color": GREY, "lw": 0.8, "marker": ".", "zorder": 1}
+_SMALL = 5
 
 
 def scaling_figure(record: Scaling) -> Figure:
@@ -23,17 +30,27 @@ def scaling_figure(record: Scaling) -> Figure:
         figure = new_figure(PAGE, 2.9 + 0.15 * len(found))
         axes = figure.subplots(1, 2)
         figure.suptitle(f"{title(record)}, {describe_machine(record)}", fontsize=8)
+        bright = highlighted(method.recorded.name for method in found)
+        shown = [method.label for method in found if method.recorded.name in bright]
+        styles = {label: style for style, label in enumerate(shown)}
+        ends: list[tuple[Axes, list[tuple[float, float, str]]]] = []
         for axis, (quantity, label) in zip(axes, _LABELS.items(), strict=True):
+            ends.append((axis, []))
             log_scale(axis, "x")
             log_scale(axis, "y")
-            for style, method in enumerate(found):
+            for method in found:
                 values = [(row.positions, getattr(row, quantity)) for row in method.rows]
                 points = [(n, value, 0.0) for n, value in values if value]
                 if not points:
                     continue
+                if method.recorded.name not in bright:
+                    drawn = sorted((n, value) for n, value, _ in points)
+                    axis.plot([n for n, _ in drawn], [value for _, value in drawn], **_OTHER)
+                    ends[-1][1].append((*drawn[-1], method.label))
+                    continue
                 text = f"{method.label}: {method.exponents}{method.until(largest)}"
                 # In outline: memories lie close, and none may hide another.
-                plot_line(axis, points, text, style)
+                plot_line(axis, points, text, styles[method.label])
                 handles.setdefault(text, axis.lines[-1])
             axis.set_xlabel(f"positions N (fitted from {fit_from}; grey: left out)")
             axis.set_ylabel(label)
@@ -47,4 +64,6 @@ def scaling_figure(record: Scaling) -> Figure:
             loc="outside lower center",
             frameon=False,
         )
+        for axis, places in ends:
+            label_points(axis, places, _SMALL)
     return figure

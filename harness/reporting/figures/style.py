@@ -8,13 +8,14 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 import matplotlib
 import seaborn
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -30,6 +31,8 @@ COLUMN, PAGE = 3.3, 6.9
 #: Okabe-Ito colours in seaborn's order; markers tell lines apart in greyscale.
 COLOURS = seaborn.color_palette("colorblind")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+#: Dots per inch of a PNG.
+DPI = 200
 _SETTINGS: Any = {  # matplotlib types the keys by its own version
     "font.size": 8,
     "axes.titlesize": 8,
@@ -47,15 +50,16 @@ _SETTINGS: Any = {  # matplotlib types the keys by its own version
     "text.parse_math": False,  # a "$" in a label is a "$"
     "pdf.fonttype": 42,  # TrueType: text stays text
     "svg.fonttype": "none",  # the same
-    "savefig.dpi": 200,
+    "savefig.dpi": DPI,
     "figure.constrained_layout.use": True,
 }
+_SALT = "attention-zoo"
 
 
 @contextmanager
 def house_style() -> Iterator[None]:
     """Draw in the house style within the block."""
-    with matplotlib.rc_context(_SETTINGS):
+    with rc_context(_SETTINGS):
         yield
 
 
@@ -125,30 +129,49 @@ def label_within_decades(axis: Axis) -> None:
     axis.set_minor_locator(NullLocator())
 
 
-def save_figure(figure: Figure, stem: Path) -> list[Path]:
-    """Write ``<stem>.png`` and ``<stem>.pdf``; returns both paths.
+#: Formats that can be asked for, and those that are written otherwise.
+Format = Literal["png", "pdf", "svg"]
+FORMATS: tuple[Format, ...] = ("png", "pdf")
+
+
+def save_figure(
+    figure: Figure, stem: Path, formats: Sequence[Format] = FORMATS, *, titled: bool = True
+) -> list[Path]:
+    """Write ``<stem>.png`` and ``<stem>.pdf``; returns the paths.
+
+    Args:
+        figure: what was drawn.
+        stem: path without suffix.
+        formats: the suffixes.
+        titled: whether the title above the figure is drawn; never in a PDF, which a paper's caption
+            accompanies.
 
     Raises:
         UserError: the folder cannot be written.
     """
     return [
-        write_figure(figure, stem.with_name(f"{stem.name}.{suffix}")) for suffix in ("png", "pdf")
+        write_figure(figure, stem.with_name(f"{stem.name}.{suffix}"), titled=titled)
+        for suffix in formats
     ]
 
 
-def write_figure(figure: Figure, path: Path) -> Path:
-    """Write the figure in the format of the path's suffix.
+def write_figure(figure: Figure, path: Path, *, titled: bool = True) -> Path:
+    """Write the figure in the format of the path's suffix; a PDF has no title above it.
 
     Raises:
         UserError: the folder cannot be written.
     """
-    content = figure_bytes(figure, path.suffix[1:])
+    content = figure_bytes(figure, path.suffix[1:], titled=titled and path.suffix != ".pdf")
     write_atomic(path, lambda file: file.write(content))
     return path
 
 
-def figure_bytes(figure: Figure, suffix: str) -> bytes:
-    """The figure as ``png``, ``pdf`` or ``svg``.
+def figure_bytes(
+    figure: Figure, suffix: str, *, titled: bool = True, dpi: int | None = None
+) -> bytes:
+    """The figure as ``png``, ``pdf`` or ``svg``, with the title above it or without.
+
+    A PNG has :data:`DPI` dots per inch, or so many.
 
     A PNG without pictures in it has a palette, which makes it a third of the size.
     """
@@ -158,11 +181,28 @@ def figure_bytes(figure: Figure, suffix: str) -> bytes:
         "svg": ("Date", "Creator", "Format", "Type"),
     }
     drawn = io.BytesIO()
-    with house_style():
-        figure.savefig(drawn, format=suffix, metadata=dict.fromkeys(dated[suffix]))
+    salt = matplotlib.rcParams["svg.hashsalt"] or _SALT  # else ids are random
+    with house_style(), rc_context({"svg.hashsalt": salt}), _title(figure, titled):
+        figure.savefig(drawn, format=suffix, dpi=dpi or DPI, metadata=dict.fromkeys(dated[suffix]))
     if suffix != "png" or any(axes.images for axes in figure.axes):
         return drawn.getvalue()
     return _with_palette(drawn.getvalue())
+
+
+@contextmanager
+def _title(figure: Figure, shown: bool) -> Iterator[None]:
+    """Leave out the title above a figure, and its room, within the block unless it is shown."""
+    title = getattr(figure, "_suptitle", None)  # matplotlib gives its text alone
+    if title is None or shown:
+        yield
+        return
+    title.set_visible(False)
+    title.set_in_layout(False)
+    try:
+        yield
+    finally:
+        title.set_visible(True)
+        title.set_in_layout(True)
 
 
 def _with_palette(png: bytes) -> bytes:

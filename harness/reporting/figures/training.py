@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 
 from ...records.shapes import Run
 from ..settings import Setting
-from .marks import draw_title, plain_variants, style_of
-from .style import look, panel_grid
+from .marks import draw_title, highlighted, look_of, plain_variants, span
+from .style import panel_grid
 
 #: Most panels in a row.
 PANELS = 4
@@ -48,19 +48,21 @@ def training_figure(setting: Setting) -> Figure | None:
     )
     draw_title(figure, setting)
     differences: list[Axes] = []
-    reach = 0.0
+    reaches: list[float] = []
+    bright = highlighted(name for _, name, _, _ in shown)
     for axis, (label, name, curves, relative) in zip(grid.flat, shown, strict=False):
         mean, spread = curves.mean(axis=1), curves.std(axis=1).fillna(0.0)
-        colour: Any = "0.2" if name == "none" else look(style_of(name))["color"]
+        colour: Any = "0.2" if name == "none" else look_of(name, bright)["color"]
         axis.plot(mean.index, mean, color=colour)
         axis.fill_between(mean.index, mean - spread, mean + spread, color=colour, alpha=0.3, lw=0)
         axis.set_title(label)
         if relative:
             axis.axhline(0, color="0.2", ls=":", lw=1)
             differences.append(axis)
-            reach = max(reach, float((mean.abs() + spread)[len(mean) // 2 :].max()))
+            reaches.append(float((mean.abs() + spread)[len(mean) // 2 :].max()))
         else:
             axis.set_ylabel("L1 loss")
+    reach = span([(0.0, one) for one in reaches])[1] if reaches else 0.0
     for axis in differences:
         axis.set_ylim(-1.1 * reach, 1.1 * reach)
         # The scale stands at the first difference of each row.

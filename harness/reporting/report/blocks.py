@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import base64
+import io
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
+from pathlib import Path
+
+from PIL import Image
 
 from ...base.names import slug
 from ...records.origin import describe_machine, plural
 from ...records.shapes import Config, Cpu, Record, Run
 from ..cells import setting_text
-from ..figures.style import PAGE
+from ..figures.style import DPI, PAGE
 from ..settings import Setting
 from ..tables.render import Table
 from .captions import CAPTIONS
@@ -20,6 +24,10 @@ from .captions import CAPTIONS
 #: Values by filter (preset, data, device). A filter without values here does not apply.
 Tags = Mapping[str, Sequence[str]]
 
+# Most pixels of a picture's width.
+_PIXELS = 900
+#: Most columns of a table with letters of the usual size.
+WIDE = 9
 #: Characters of a cell from which on its column wraps.
 LONG = 100
 _TEXT = re.compile(r"[^\W\d]{2}|[✓–]")
@@ -67,24 +75,42 @@ class TableBlock:
     notes: Sequence[str] = ()
     tags: Tags = field(default_factory=dict)
 
+    @property
+    def wide(self) -> bool:
+        """Whether its letters are to be small."""
+        return len(self.rows[0].cells) > WIDE if self.rows else False
+
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG in base64; width and height in pixels."""
+    """A PNG in base64; width and height in pixels, dots per inch."""
 
     png: str
     width: int
     height: int
+    dpi: int
 
     @classmethod
-    def of(cls, png: bytes) -> Picture:
+    def of(cls, png: bytes, dpi: int = DPI) -> Picture:
         width, height = (int.from_bytes(png[i : i + 4], "big") for i in (16, 20))  # IHDR
-        return cls(base64.b64encode(png).decode(), width, height)
+        return cls(base64.b64encode(png).decode(), width, height, dpi)
 
     @property
     def wide(self) -> bool:
         """Whether it fills the page's width rather than a column's."""
-        return self.width > 200 * PAGE / 2
+        return self.width > self.dpi * PAGE / 2
+
+
+def small_png(path: Path) -> bytes:
+    """A picture's bytes; of one wider than the page needs, those of a smaller one."""
+    with Image.open(path) as image:
+        if image.width <= _PIXELS:
+            return path.read_bytes()
+        size = (_PIXELS, round(image.height * _PIXELS / image.width))
+        small = io.BytesIO()
+        resized = image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
+        resized.quantize(256).save(small, "png", optimize=True)
+    return small.getvalue()
 
 
 @dataclass(frozen=True)

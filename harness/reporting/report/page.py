@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from ... import __version__
 from ...base.errors import UserError
@@ -14,17 +14,26 @@ from ...base.extras import install_extra
 from ...base.files import read_json, write_text
 from ...base.names import slug
 from ...records.origin import describe_code, describe_machine, plural
-from ...records.shapes import UNSET, Approximation, Cost, Record, Run, Scaling, untyped
+from ...records.shapes import UNSET, Approximation, Cost, Latency, Record, Run, Scaling, untyped
 from ...records.store import load_all_records, setting_label
-from ..cells import setting_text
+from ..benches import HISTORY, find_benches
+from ..cells import (
+    difference_cell,
+    fixed,
+    measured_header,
+    milliseconds,
+    psnr_cell,
+    setting_text,
+    training_cells,
+)
 from ..figures.all import Drawn, draw_all
 from ..figures.style import COLUMN, figure_bytes
 from ..profile import Profile
 from ..settings import Setting, find_settings, image_task_settings, of_task, super_resolution
 from ..tables.all import all_tables
-from ..tables.claims import find_claims
+from ..tables.claims import VERDICTS, find_claims
 from ..tables.profile import PROFILE_TABLES, profile_text
-from ..tables.render import Table
+from ..tables.render import Table, minus
 from ..tables.tasks import task_settings
 from .blocks import (
     Cell,
@@ -33,22 +42,29 @@ from .blocks import (
     Row,
     TableBlock,
     Tags,
+    column_kinds,
     devices_by_machine,
     figure_block,
     hardware,
     record_tags,
     setting_tags,
+    small_png,
     table_block,
     table_head,
     table_tags,
 )
 from .latex import LatexFigure, write_latex
 from .measuring import measuring_html
-from .svg import inline_svg, plot_svg, points_table
+from .svg import plot_svg, points_table
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _PROFILE = "Capability profile"
 _FILTERS = {"preset": "Preset", "data": "Training data", "device": "Device"}
+#: Beginnings of the main tables' names; those that belong to no training.
+MEASURED = ("table5", "latency", "speed", "methods", "modules", "profile", "gpu")
+MAIN = ("table", "claims", *MEASURED)
+#: Dots per inch of pictures, methods of the first screen, and most bytes of all figures.
+PICTURE_DPI, RANKED, MOST_BYTES = 120, 8, 2_100_000
 _KINDS = {
     "run": "trained variant",
     "cost": "operation counts",
@@ -76,6 +92,16 @@ class Findings:
     about: str
     sentences: Sequence[str]
     tags: Tags
+
+
+@dataclass(frozen=True)
+class Glance:
+    """The first screen: who is ahead, one figure, and what the paper's claims come to."""
+
+    about: str
+    verdicts: str
+    ranking: TableBlock
+    figure: FigureBlock | None
 
 
 @dataclass(frozen=True)
@@ -127,17 +153,26 @@ class Page:
     measuring: Any
     machines: Sequence[MachineFacts]
     records: TableBlock
+    glance: Glance | None = None
+    left_out: Sequence[str] = ()
     command: str = "python -m harness.report"
     version: str = __version__
 
 
-def write_report(results: Path, output: Path | None = None, task: str | None = None) -> list[Path]:
+def write_report(
+    results: Path,
+    output: Path | None = None,
+    task: str | None = None,
+    *,
+    everything: bool = False,
+) -> list[Path]:
     """Write ``index.html`` and ``latex/``; returns the page and the LaTeX document.
 
     Args:
         results: folder that holds records/.
         output: where both go; ``report/`` in the results folder if not given.
         task: only this task; of any but the default, only its own tables, figures and runs.
+        everything: whether ``latex/`` has all tables and figures, and not only the main ones.
 
     Raises:
         UserError: no records, none of the task, a bad record, the extra ``report`` is not
@@ -155,6 +190,15 @@ def write_report(results: Path, output: Path | None = None, task: str | None = N
     output = output or results / "report"
     path = output / "index.html"
     write_text(path, render_page(build_page(records, tables, drawn, published)))
+    main = None if everything else _main_setting(records)
+    if main:
+        tables = [(folder, t) for folder, t in tables if not folder and _is_main(t)]
+        drawn = [
+            d
+            for d in drawn
+            if d.stem.parent.name == main.label or d.kind in ("profile-capacity", "profile-gflops")
+        ]
+        published = []
     figures = [LatexFigure(d.stem.as_posix(), d.kind, _where(d.source), d.figure) for d in drawn]
     figures += [
         LatexFigure(picture.stem.name, picture.kind, picture.where, pdf)
@@ -163,8 +207,21 @@ def write_report(results: Path, output: Path | None = None, task: str | None = N
     ]
     titles = {setting.label: _setting_title(setting) for setting in _settings(records)}
     titles |= {d.stem.name: _PROFILE for d in drawn if isinstance(d.source, Profile)}
+    if main:
+        own = {table.name for _, table in tables if not table.name.startswith(MEASURED)}
+        titles |= dict.fromkeys(own, _setting_title(main))
     titles |= {table.name: _PROFILE for _, table in tables if table.name in PROFILE_TABLES}
     return [path, write_latex(output / "latex", tables, figures, titles)]
+
+
+def _main_setting(records: Sequence[Record]) -> Setting | None:
+    """The setting with the canonical tables; None without runs."""
+    return next(iter(_settings(records)), None)
+
+
+def _is_main(table: Table) -> bool:
+    """Whether a table that stands in no folder is one of those that a paper has."""
+    return table.name.startswith(MAIN) and not table.name.endswith("-details")
 
 
 def find_published(results: Path) -> Iterator[Published]:
@@ -191,11 +248,22 @@ def build_page(
         published: the figures that need weights.
     """
     settings = _settings(records)
+    main = settings[0].label if settings else None
+    # History, and the canonical copies of the main setting's tables, stand in the folder alone.
+    own = {table.name for folder, table in tables if folder == main}
+    tables = [
+        (folder, table)
+        for folder, table in tables
+        if folder != HISTORY and not (folder == "" and table.name in own)
+    ]
     sections = [
         *(_setting_section(setting, tables, drawn) for setting in settings),
         *_other_sections(records, tables, drawn, {setting.label for setting in settings}),
         *_pictures_section(records, published),
     ]
+    glance = _glance(settings[0], records, sections[0].figures) if settings else None
+    sections, left_out = _within_limit(sections, glance)
+    sections = _with_own_titles(sections)
     findings = [found for setting in settings if (found := _findings(setting))]
     machines = _machines(records)
     tags = record_tags(*records)
@@ -223,7 +291,120 @@ def build_page(
         measuring=measuring_html(),
         machines=machines,
         records=_records_table(records),
+        glance=glance,
+        left_out=left_out,
     )
+
+
+def _glance(setting: Setting, records: Sequence[Record], figures: Sequence[FigureBlock]) -> Glance:
+    """The ranking of the setting nearest to the paper's, its plot against GFLOPs, its verdicts."""
+    benches = find_benches(record for record in records if isinstance(record, Latency))
+    of_cpu = [bench for bench in benches if not bench.folder and bench.place == "cpu"]
+    ranked, baseline, above = [], [], []
+    for label, variant in setting.trained:
+        if (psnr := setting.psnr_of.get(variant)) is None:
+            continue
+        cost = setting.cost_of.get(variant)
+        timed = [row for bench in of_cpu if (row := bench.find(variant, "core", "forward", 100))]
+        cells = [
+            label,
+            psnr_cell(psnr),
+            minus(difference_cell(psnr)),
+            fixed(cost.parts.core.paper_gflops if cost else None, 2),
+            milliseconds(timed[-1].mean_ms) if timed else "",
+            training_cells(setting.runs_of[variant])[0],
+            str(psnr.seeds),
+        ]
+        if variant.name == "none":
+            baseline.append(cells)
+            continue
+        ranked.append((psnr.mean if psnr.difference is None else psnr.difference, cells))
+        if psnr.low is not None and psnr.low > 0:
+            above.append(label)
+    ranked.sort(key=lambda found: -found[0])
+    rows = [*(cells for _, cells in ranked[:RANKED]), *baseline]
+    heads = ("Method", "PSNR (dB)", "difference to baseline", "core GFLOPs", "core ms, CPU")
+    headers = [("", head) for head in (*heads, "parameters", "seeds")]
+    kinds = column_kinds(headers, rows)
+    about = [f"{_setting_title(setting)}."]
+    if len(ranked) > RANKED:
+        about.append(f"The first {RANKED} of {len(ranked)} methods.")
+    if above:
+        about.append(f"Above the baseline by their 95 % intervals: {', '.join(above)}.")
+    elif setting.baseline:
+        about.append("No method's 95 % interval lies above the baseline.")
+    found = _findings(setting)
+    return Glance(
+        about=" ".join(about),
+        verdicts=f"The paper’s claims: {found.about}" if found else "",
+        ranking=TableBlock(
+            anchor="ranking",
+            title=f"Ranking on {measured_header(setting)}",
+            about="By difference to the baseline",
+            head=table_head(headers, kinds),
+            rows=[Row([Cell(t, k) for t, k in zip(row, kinds, strict=True)]) for row in rows],
+            tags=setting_tags(setting),
+        ),
+        figure=next((f for f in figures if f.points and "GFLOPs" in f.title), None),
+    )
+
+
+def _within_limit(
+    sections: Sequence[Section], glance: Glance | None
+) -> tuple[list[Section], list[str]]:
+    """The sections without the figure of the first screen, and without what makes the page large.
+
+    Returns:
+        The sections, and the titles of figures that were left out, the last sections' first.
+    """
+    first = glance.figure if glance else None
+    left_out: list[str] = []
+    total = 0 if first is None else _size(first)
+    shown = []
+    for section in sections:
+        figures = []
+        for figure in section.figures:
+            if figure is first:
+                continue
+            if total + _size(figure) > MOST_BYTES:
+                left_out.append(f"{figure.title} ({section.title})")
+                continue
+            total += _size(figure)
+            figures.append(figure)
+        shown.append(replace(section, figures=figures))
+    return shown, left_out
+
+
+def _size(figure: FigureBlock) -> int:
+    return len(figure.image if isinstance(figure.image, str) else figure.image.png)
+
+
+def _with_own_titles(sections: Sequence[Section]) -> list[Section]:
+    """Sections in which no two tables or figures are called alike."""
+    blocks = [one for s in sections for one in (*s.tables, *s.figures)]
+    titles = Counter(one.title for one in cast(list[TableBlock | FigureBlock], blocks))
+    titles.update(section.title for section in sections)
+    seen: Counter[str] = Counter()
+
+    def own(title: str, section: Section, anchor: str) -> str:
+        if titles[title] > 1:
+            title = f"{title}: {section.title}"
+        seen[title] += 1
+        return title if seen[title] == 1 else f"{title}, {anchor}"
+
+    return [
+        replace(
+            section,
+            tables=[replace(t, title=own(t.title, section, t.anchor)) for t in section.tables],
+            figures=[_renamed(f, own(f.title, section, f.anchor)) for f in section.figures],
+        )
+        for section in sections
+    ]
+
+
+def _renamed(figure: FigureBlock, title: str) -> FigureBlock:
+    points = figure.points and replace(figure.points, title=f"Points: {title}")
+    return replace(figure, title=title, points=points)
 
 
 def render_page(page: Page) -> str:
@@ -374,7 +555,7 @@ def _pictures_section(
         figure_block(
             picture.stem.name,
             picture.kind,
-            Picture.of(picture.stem.with_name(f"{picture.stem.name}.png").read_bytes()),
+            Picture.of(small_png(picture.stem.with_name(f"{picture.stem.name}.png"))),
             picture.where,
             record_tags(*(record for record in records if record.id in picture.runs)),
             which=picture.stem.name.partition("-")[2],
@@ -394,19 +575,15 @@ def _pictures_section(
 def _drawn_block(drawn: Drawn, tags: Tags) -> FigureBlock:
     stem, plot = drawn.stem.as_posix(), drawn.plot
     image: Picture | str
-    if isinstance(drawn.source, Profile):
-        image = inline_svg(drawn.figure, {}, stem)
-    elif plot is None:
-        image = Picture.of(figure_bytes(drawn.figure, "png"))
+    if plot is None:
+        image = Picture.of(figure_bytes(drawn.figure, "png", dpi=PICTURE_DPI), PICTURE_DPI)
     else:
         image = plot_svg(plot, drawn.figure, stem)
-    where = _where(drawn.source)
-    block = figure_block(stem, drawn.kind, image, where, tags, which=drawn.which)
-    if isinstance(drawn.source, Profile):
-        return replace(block, wide=drawn.figure.get_figwidth() > COLUMN)
+    block = figure_block(stem, drawn.kind, image, _where(drawn.source), tags, which=drawn.which)
     if plot is None:
         return block
-    return replace(block, points=points_table(plot, block.title, f"{block.anchor}-points"))
+    points = points_table(plot, block.title, f"{block.anchor}-points")
+    return replace(block, points=points, wide=drawn.figure.get_figwidth() > COLUMN)
 
 
 def _where(source: Setting | Record | Profile) -> str:
@@ -423,14 +600,12 @@ def _findings(setting: Setting) -> Findings | None:
     found = find_claims(setting)
     if not found:
         return None
-    counts = dict.fromkeys(("reproduced", "not reproduced", "not decided"), 0)
-    for finding in found:
-        counts[finding.verdict.partition(" (")[0]] += 1
-    verdicts = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
+    counts = Counter(finding.verdict.partition(" (")[0] for finding in found)
+    verdicts = ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS if counts[verdict])
     return Findings(
-        _setting_title(setting),
+        f"Claims: {_setting_title(setting)}",
         f"{plural(len(found), 'claim')} on {setting.test_set}: {verdicts}.",
-        [f"{finding.sentence}." for finding in found],
+        [minus(f"{finding.sentence}.") for finding in found],
         setting_tags(setting),
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from xml.etree import ElementTree
 
@@ -16,6 +17,9 @@ from .blocks import Cell, Row, TableBlock, column_kinds, setting_tags, table_hea
 _SVG, _HREF = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}href"
 # Fonts of equal width, so that text stays in place on machines that lack the first.
 _FONTS = ["DejaVu Sans", "Verdana"]
+
+# Attributes with coordinates in points, of which two decimals are enough.
+_PLACES, _DIGITS = {"d", "x", "y", "transform"}, re.compile(r"(\.\d\d)\d+")
 
 ElementTree.register_namespace("", _SVG[1:-1])
 
@@ -37,6 +41,9 @@ def inline_svg(figure: Figure, titles: Mapping[str, Sequence[str]], salt: str) -
         marks = list(group.iter(f"{_SVG}use")) if found else []
         for mark, text in zip(marks, found, strict=True):
             ElementTree.SubElement(mark, f"{_SVG}title").text = text
+    for element in root.iter():
+        for name in _PLACES & element.attrib.keys():
+            element.set(name, _DIGITS.sub(r"\1", element.attrib[name]))
     for mark in root.iter(f"{_SVG}use"):
         mark.set("href", mark.attrib.pop(_HREF))
     return ElementTree.tostring(root, encoding="unicode")

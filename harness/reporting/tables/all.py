@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from ...base.errors import UserError
@@ -38,6 +39,12 @@ def build(
             made = [*filter(None, few), *made, table6(setting), quality_table(setting)]
         tables += [(setting.label, table) for table in made]
     nearest = settings[0] if settings else Setting([], [])
+    # Its tables are the canonical ones, which stand without a folder too.
+    tables += [
+        ("", replace(table, label=table.name))
+        for folder, table in list(tables)
+        if nearest.runs and folder == nearest.label
+    ]
     benches = find_benches(latency)
     for bench in benches:
         folder = bench.folder

@@ -2,7 +2,9 @@
 
 Every claim compares two variants on the paper's test set, paired over the same images and seeds.
 Claims are decided at 5 % after Holm's correction over the setting's claims. With one seed none is
-decided, because the noise of training is unknown.
+decided, because the noise of training is unknown. A claim that is not decided is refuted in its
+size alone where the interval excludes the paper's difference. "Within" says something only of a
+method that gains: it is not judged where the method does not beat the baseline.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from scipy import stats
 from ...config.variants import Variant
 from ...records.origin import plural
 from ...records.shapes import CONFIDENCE
-from ..cells import caption, difference_cell, fixed, number, setting_notes
+from ..cells import caption, difference_cell, fixed, setting_notes
 from ..settings import Setting, paper_table
 from ..statistics import (
     FloatArray,
@@ -70,6 +72,16 @@ CLAIMS = (
 )
 
 
+#: What the runs may say of a claim.
+VERDICTS = (
+    REPRODUCED := "reproduced",
+    CONTRADICTED := "not reproduced",
+    SMALLER := "no effect of that size here",
+    UNDECIDED := "not decided",
+    UNJUDGED := "not judged",
+)
+
+
 @dataclass(frozen=True)
 class Finding:
     """The runs' verdict on a claim.
@@ -81,7 +93,8 @@ class Finding:
         p: smallest level at which the difference decides the claim, for or against it; None with
             one seed.
         adjusted: p after Holm's correction.
-        verdict: reproduced, not reproduced, or not decided.
+        verdict: one of :data:`VERDICTS`, or the first words of it.
+        paper: the paper's difference in dB on Urban100 x4; None where it prints none.
     """
 
     claim: Claim
@@ -91,6 +104,7 @@ class Finding:
     p: float | None
     adjusted: float | None
     verdict: str
+    paper: float | None = None
 
     @property
     def text(self) -> str:
@@ -157,26 +171,59 @@ def find_claims(setting: Setting) -> list[Finding]:
         table = compare(ours, theirs, setting.test_set)
         if table.size:
             summary = summarise(ours, theirs, setting.test_set)
-            compared.append((claim, summary, *levels(claim, table)))
+            compared.append((claim, summary, *levels(claim, table), _is_judged(setting, claim)))
     # Two-sided: a claim may be reproduced or contradicted. One seed decides nothing.
     tested = [
         min(1.0, 2 * min(for_it, against))
-        for _, summary, for_it, against in compared
-        if summary.paired_seeds > 1
+        for _, summary, for_it, against, judged in compared
+        if summary.paired_seeds > 1 and judged
     ]
     decided = iter(zip(tested, holm(tested), strict=True))
+    printed = _paper_psnr()
     findings = []
-    for claim, summary, for_it, against in compared:
-        labels = setting.labels[claim.better], setting.labels[claim.than]
+    for claim, summary, for_it, against, judged in compared:
+        better, than = setting.labels[claim.better], setting.labels[claim.than]
+        ours_db, theirs_db = printed.get(better), printed.get(than)
+        paper = None if ours_db is None or theirs_db is None else round(ours_db - theirs_db, 2)
+        p = adjusted = None
         if summary.paired_seeds == 1:
-            findings.append(Finding(claim, *labels, summary, None, None, "not decided (one seed)"))
-            continue
-        p, adjusted = next(decided)
-        verdict = "not decided"
-        if adjusted < 1 - CONFIDENCE:
-            verdict = "reproduced" if for_it < against else "not reproduced"
-        findings.append(Finding(claim, *labels, summary, p, adjusted, verdict))
+            verdict = f"{UNDECIDED} (one seed)"
+        elif not judged:
+            verdict = f"{UNJUDGED} ({better} does not beat the baseline)"
+        else:
+            p, adjusted = next(decided)
+            verdict = UNDECIDED
+            if adjusted < 1 - CONFIDENCE:
+                verdict = REPRODUCED if for_it < against else CONTRADICTED
+            elif claim.margin is None and _excludes(summary, paper):
+                verdict = SMALLER
+        findings.append(Finding(claim, better, than, summary, p, adjusted, verdict, paper))
     return findings
+
+
+def _is_judged(setting: Setting, claim: Claim) -> bool:
+    """Whether "within" can say something: the method beats the baseline, its interval is above 0.
+
+    True of other claims, and without a baseline.
+    """
+    if claim.margin is None or not setting.baseline:
+        return True
+    gain = setting.summary(claim.better, setting.test_set)
+    return gain is not None and gain.low is not None and gain.low > 0
+
+
+def _excludes(summary: Summary, paper: float | None) -> bool:
+    """Whether the paper's difference in dB lies outside the interval."""
+    if paper is None or summary.low is None or summary.high is None:
+        return False
+    return not summary.low <= paper <= summary.high
+
+
+def _paper_psnr() -> dict[str, float]:
+    """PSNR in dB on Urban100 x4 by row label, as the paper's Tables 4 and 6 print it."""
+    printed = {row["method"]: row["psnr_db"] for row in paper_table(4)}
+    printed["Criss-Cross"] = next(r["psnr_db"] for r in paper_table(6) if "Criss" in r["method"])
+    return {label: float(psnr) for label, psnr in printed.items() if psnr}
 
 
 def claims_table(setting: Setting) -> Table | None:
@@ -184,17 +231,13 @@ def claims_table(setting: Setting) -> Table | None:
     findings = find_claims(setting)
     if not findings:
         return None
-    paper = {row["method"]: row["psnr_db"] for row in paper_table(4)}
-    paper["Criss-Cross"] = next(r["psnr_db"] for r in paper_table(6) if "Criss" in r["method"])
     rows, data = [], []
     for found in findings:
         summary = found.summary
-        ours, theirs = (number(paper.get(label, "")) for label in (found.better, found.than))
-        difference = None if ours is None or theirs is None else ours - theirs
         rows.append(
             [
                 found.text,
-                fixed(difference, 2, "+"),
+                fixed(found.paper, 2, "+"),
                 difference_cell(summary),
                 str(summary.paired_seeds),
                 fixed(found.adjusted, 3),
@@ -207,7 +250,7 @@ def claims_table(setting: Setting) -> Table | None:
                 "better": found.better,
                 "than": found.than,
                 "margin_db": found.claim.margin,
-                "difference_db_paper": None if difference is None else round(difference, 2),
+                "difference_db_paper": found.paper,
                 "difference_db": summary.difference,
                 "difference_low_db": summary.low,
                 "difference_high_db": summary.high,
@@ -225,15 +268,22 @@ def claims_table(setting: Setting) -> Table | None:
         label=f"{setting.label}-claims",
         caption=caption("The paper's claims", setting),
         notes=[
+            "Reproduced and not reproduced: at 5 % after Holm's correction. No effect of that size "
+            "here: the 95 % interval excludes the paper's difference. Not decided is neither.",
             f"Differences in PSNR on {setting.test_set} ×{setting.config.scale} are paired over "
             "the same images and seeds; the paper's are on Urban100 ×4. Brackets hold the 95 % "
             "interval of the crossed bootstrap over images and seeds, or of Student's t of the "
             "seeds' or the images' means where it reaches further.",
             "Claims are decided at 5 % after Holm's correction over this table. A claim's p is the "
             "largest of the bootstrap's and of Student's t, two-sided; 'within' is tested as "
-            "equivalence. Claims that are not decided are neither reproduced nor contradicted.",
+            "equivalence, and judged only of a method whose 95 % interval lies above the baseline. "
+            "Claims that are not decided are neither reproduced nor contradicted.",
             *(f"{found.sentence}." for found in findings),
-            *setting_notes(setting, []),
+            *setting_notes(
+                setting,
+                [],
+                variants=[v for f in findings for v in (f.claim.better, f.claim.than)],
+            ),
         ],
         headers=[
             ("", "Claim"),

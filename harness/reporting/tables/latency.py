@@ -63,6 +63,9 @@ def table5(bench: Bench, setting: Setting) -> Table:
         name=bench.label,
         caption=f"Table 5: latency in ms (mean) on {_where(bench)}",
         notes=[
+            "Columns marked paper are published figures (RTX 2080 Ti). All others are of one "
+            f"session, {bench.record.id}, with its methods timed in turn. Core: the attention "
+            "alone; module: with its projections.",
             "Columns marked paper are published figures, not measured here: mean of 1000 runs on "
             "an RTX 2080 Ti, and PSNR on Urban100 ×4. The paper's text gives 0.2 dB between "
             "ENLCA-m128 and NLSA-r4; its table has 0.16 dB.",

@@ -18,6 +18,7 @@ from ..settings import PAPER_SET, Setting, paper_table
 from ..statistics import Summary
 from .operations import inserted_gflops
 from .quality import INPUTS
+from .render import minus
 from .tasks import task_summary
 
 
@@ -94,7 +95,7 @@ def summary(runs: Sequence[Run], costs: Sequence[Cost], latency: Latency | None)
             psnr, ssim = of(name)
             yield _pair(psnr, ssim)
             if compared:
-                yield difference_cell(psnr)
+                yield minus(difference_cell(psnr))
             if name == beside:
                 yield of_paper
         if printed and not beside:

@@ -66,6 +66,9 @@ def profile_table(
     shown = [run for task in profile.tasks for run in profile.runs[task.label]]
     sessions = {cost.session.id: cost.session for cost in found.values() if cost.session}
     notes = [
+        "Score on test images of twice (2n) and four times (4n) the training size, ± half of its "
+        "95 % interval over seeds. What stands behind a rate is all that the row has: it is not "
+        "finished.",
         f"Score on test images of twice (2n) and four times (4n) the training size. Of the rates "
         f"{', '.join(f'{rate:g}' for rate in RATES)} each row has the one with the best validation "
         f"score of seed {SEEDS[0]}, and is trained at it with {plural(len(SEEDS), 'seed')}; test "
@@ -85,8 +88,8 @@ def profile_table(
     ]
     return Table(
         name="profile",
-        caption=f"Capability profile: {', '.join(task.label for task in profile.tasks)}; "
-        f"{profile_text(profile)}",
+        caption="Scores of the capability profile: "
+        f"{', '.join(task.label for task in profile.tasks)}; {profile_text(profile)}",
         notes=notes,
         headers=[
             ("", "Method"),
@@ -159,6 +162,8 @@ def findings_table(runs: Sequence[Run]) -> Table | None:
         name="profile-findings",
         caption=f"What the capability profile says: {profile_text(profile)}",
         notes=[
+            "Brackets are 95 % intervals. What did not hold comes first; – was not measured. * is "
+            "a row that is not finished.",
             "Law: least squares over the means of ENLCA's rows; intervals from a bootstrap over "
             "seeds. Effect: paired over seeds, each row at its own rate; 95 % interval of Student's"
             " t. Order: Kendall's tau-b of the means; interval from a bootstrap over rows and "

@@ -11,6 +11,8 @@ from ...config.variants import Variant, with_options
 from ...records.origin import plural
 from ..cells import (
     PAPER_PSNR,
+    READ,
+    TRAINING_HEADERS,
     caption,
     measured_columns,
     measured_header,
@@ -21,6 +23,8 @@ from ..cells import (
     quality_headers,
     setting_notes,
     setting_text,
+    training_cells,
+    training_columns,
     variant_columns,
 )
 from ..labels import row_order
@@ -28,6 +32,8 @@ from ..settings import Setting, paper_table
 from ..statistics import Summary, summarise
 from .render import Table
 
+#: How to read a table with the paper's columns.
+READ_PAPER = f"Columns marked paper are published. {READ}"
 # Test set of the paper's Tables 2 and 3.
 _ABLATION_SET = "Set5"
 _ABLATION_PSNR = f"{_ABLATION_SET} ×4 (paper)"
@@ -73,10 +79,11 @@ def table1(setting: Setting) -> Table | None:
                     "psnr_db_paper": number(printed["psnr_db"]),
                     "ssim_paper": number(printed["ssim"]),
                 }
+                | training_columns([])
                 | dict.fromkeys(measured_columns(setting, None, None))
                 | {"test_set": name, "scale": scale}
             )
-        rows.append([*cells, ""])
+        rows.append([*cells, "", "", ""])
     ablations = {variant for table in get_args(TableName) for variant in table_rows(table)}
     shown = [
         (label, variant)
@@ -92,21 +99,25 @@ def table1(setting: Setting) -> Table | None:
             data.append(
                 variant_columns(label, setting.recorded[variant])
                 | {"source": "measured", "psnr_db_paper": None, "ssim_paper": None}
+                | training_columns(setting.runs_of[variant])
                 | measured_columns(setting, psnr, ssim, test_set=name)
             )
-        rows.append([*cells, str(len(setting.runs_of[variant]))])
+        trained = setting.runs_of[variant]
+        rows.append([*cells, str(len(trained)), *training_cells(trained)])
     left_out = len(setting.trained) - len(shown)
     return Table(
         name="table1",
         label=f"{setting.label}-table1",
         caption=f"Table 1: published methods and those measured here: {setting_text(setting)}",
         notes=[
+            f"Rows not marked measured are published figures. {READ}",
             *setting_notes(
                 setting,
                 summaries,
                 "Rows not marked measured are published figures, not measured here. Table 4 calls "
                 "EDSR, NLSN and ENLCN Baseline, NLSA-r4 and ENLCA-m128: EDSR with 32 blocks × 256 "
                 "channels trained on DIV2K, ENLCN for 1000 epochs.",
+                variants=[variant for _, variant in shown],
             ),
             _IN_CSV,
             *(
@@ -122,6 +133,7 @@ def table1(setting: Setting) -> Table | None:
             *(("", header) for header in ("Method", "Scale")),
             *((name, "PSNR / SSIM") for name in sets),
             ("", "seeds"),
+            *TRAINING_HEADERS,
         ],
         rows=rows,
         data=data,
@@ -157,6 +169,7 @@ def table2(setting: Setting) -> Table | None:
         label=f"{setting.label}-table2",
         caption=caption("Table 2: components of ENLCA", setting, name),
         notes=[
+            READ_PAPER,
             "Rows without k have k = 1, no amplification, in the attention (Eq. 3) and in the "
             "contrastive loss (Eq. 8).",
             *setting_notes(
@@ -167,6 +180,7 @@ def table2(setting: Setting) -> Table | None:
                     "; the paper does not say for how long, but the last row's 32.48 dB is Table "
                     "3's after 200 epochs and not Table 1's after 1000 epochs (ENLCN, 32.67 dB)",
                 ),
+                variants=[row.variant for row in ablation],
             ),
         ],
         headers=[
@@ -207,11 +221,12 @@ def table3(setting: Setting) -> Table | None:
         label=f"{setting.label}-table3",
         caption=caption("Table 3: PSNR (dB) by n1 and n2 of the contrastive loss", setting, name),
         notes=[
-            "* best: the 95 % interval of its paired difference to every other measured cell, over "
-            "images and seeds, is above 0."
+            "* best: its paired difference to every other measured cell is above 0, by 95 % "
+            "intervals over images and seeds."
             if best
-            else "No cell is marked as best: none has 95 % intervals above 0 of its paired "
-            "differences, over images and at least two seeds, to all other measured cells.",
+            else "No cell is best: that takes paired differences above 0 to all others, by 95 % "
+            "intervals over two or more seeds.",
+            "Columns marked paper are published figures.",
             *setting_notes(
                 setting,
                 [row.psnr for row in ablation],
@@ -219,6 +234,7 @@ def table3(setting: Setting) -> Table | None:
                     _ABLATION_SET,
                     " for 200 epochs, which are 200000 steps of the preset paper",
                 ),
+                variants=[row.variant for row in ablation],
             ),
             _IN_CSV,
         ],
@@ -244,17 +260,22 @@ def table6(setting: Setting) -> Table:
         if variant.name == "criss-cross" or label in paper
     }
     rows, data, summaries = [], [], []
-    for label, variant in row_order(shown, list(paper)):
+    order = row_order(shown, list(paper))
+    for label, variant in order:
         printed = paper.get(label, {"method": "", "psnr_db": ""})
         psnr, ssim = setting.qualities(variant, setting.test_set)
         summaries.append(psnr)
-        rows.append([label, printed["psnr_db"], *quality_cells(psnr, ssim)])
+        trained = setting.runs_of.get(variant, []) if variant else []
+        rows.append(
+            [label, printed["psnr_db"], *quality_cells(psnr, ssim), *training_cells(trained)]
+        )
         data.append(
             variant_columns(label, setting.recorded[variant] if variant else None)
             | {
                 "method_paper": printed["method"] or None,
                 "psnr_db_paper": number(printed["psnr_db"]),
             }
+            | training_columns(trained)
             | measured_columns(setting, psnr, ssim)
         )
     return Table(
@@ -262,12 +283,18 @@ def table6(setting: Setting) -> Table:
         label=f"{setting.label}-table6",
         caption=caption("Table 6: comparison with Criss-Cross attention", setting),
         notes=[
+            READ_PAPER,
             "The paper's baseline, Non-Local, NLSA and ENLCA are the rows Baseline, NLA, NLSA-r4 "
             "and ENLCA-m128. The paper does not say how often it repeats Criss-Cross; here it "
             "runs once.",
-            *setting_notes(setting, summaries),
+            *setting_notes(setting, summaries, variants=[variant for _, variant in order]),
         ],
-        headers=[("", "Method"), ("PSNR (dB)", PAPER_PSNR), *quality_headers(setting)],
+        headers=[
+            ("", "Method"),
+            ("PSNR (dB)", PAPER_PSNR),
+            *quality_headers(setting),
+            *TRAINING_HEADERS,
+        ],
         rows=rows,
         data=data,
         rule_after=len(paper),
@@ -300,7 +327,11 @@ def quality_table(setting: Setting) -> Table:
         label=f"{setting.label}-quality",
         caption=f"Quality of every trained variant: {setting_text(setting)}",
         # Without the note on the paper's columns.
-        notes=[*_task_notes(setting), *setting_notes(setting, summaries)[1:]],
+        notes=[
+            READ,
+            *_task_notes(setting),
+            *setting_notes(setting, summaries, variants=setting.runs_of)[1:],
+        ],
         headers=[
             ("", "Method"),
             *(

@@ -59,6 +59,8 @@ def redraw_table(records: Sequence[Redraw]) -> Table:
         name="redraws",
         caption="Quality of trained networks under other random draws, without further training",
         notes=[
+            "Differences are to the draw of the training; the spread is the standard deviation "
+            "over redraws.",
             "Each redraw replaces the projections F of ENLA and ENLCA, with the m of the training "
             "or another m, or the rotations of NLSA's hashing. Differences are to the draw that "
             "the run's own quality was measured with. The spread is the standard deviation over "

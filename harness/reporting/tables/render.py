@@ -52,6 +52,12 @@ _LATEX = {
 }
 # Of what lies beyond ASCII, letters with accents up to here are LaTeX's own.
 _LAST_ACCENT = "ž"
+# A hyphen before a number, but in 1e-4, in dates and in names.
+_MINUS = re.compile(r"(?<![\w.\-])-(?=\.?\d)")
+#: Folder of all notes of the tables whose notes do not fit below them.
+NOTES = "notes"
+#: Lines of notes below a table, and their length; what is more stands in a file of its own.
+NOTE_LINES, NOTE_LENGTH = 3, 120
 _MARKDOWN = {ord(c): f"\\{c}" for c in "\\|*`<"} | {ord("\n"): " "}
 
 
@@ -62,7 +68,8 @@ class Table:
     Attributes:
         name: file name without suffix.
         caption: what it shows.
-        notes: where its figures come from and how to read them.
+        notes: how to read it first, then where its figures come from. Few of them are shown
+            below it, see :attr:`short_notes`.
         headers: (group, header) of each column for readers; the group "" stands alone.
         rows: cells for readers, the first column a name; "" where nothing was measured.
         data: one mapping of machine-readable columns a row; None where nothing was measured.
@@ -78,6 +85,28 @@ class Table:
     data: Sequence[Mapping[str, Any]]
     rule_after: int = 0
     label: str = ""
+
+    def __post_init__(self) -> None:
+        texts = {
+            "caption": minus(self.caption),
+            "notes": [minus(note) for note in self.notes],
+            "rows": [[minus(cell) for cell in row] for row in self.rows],
+        }
+        for name, text in texts.items():
+            object.__setattr__(self, name, text)
+
+    @property
+    def short_notes(self) -> list[str]:
+        """The first notes that fit :data:`NOTE_LINES`, and where all are if these are not."""
+        if sum(map(_lines, self.notes)) <= NOTE_LINES:
+            return list(self.notes)
+        shown, left = [], NOTE_LINES - 1
+        for note in self.notes:
+            if _lines(note) > left:
+                break
+            shown.append(note)
+            left -= _lines(note)
+        return shown
 
     def csv(self) -> str:
         """Comma-separated values with ten significant digits; empty where None."""
@@ -95,8 +124,14 @@ class Table:
 
     def markdown(self) -> str:
         """Caption, rows and notes in Markdown."""
-        notes = "".join(f"- {note.translate(_MARKDOWN)}\n" for note in self.notes)
+        notes = _bullets(self.short_notes)
+        if len(self.short_notes) < len(self.notes):
+            notes += f"- [All notes]({NOTES}/{self.name}.md)\n"
         return f"**{self.caption.translate(_MARKDOWN)}**\n\n{self.markdown_grid()}\n{notes}"
+
+    def markdown_notes(self) -> str:
+        """All notes in Markdown."""
+        return f"**{self.caption.translate(_MARKDOWN)}**\n\n{_bullets(self.notes)}"
 
     def latex(self) -> str:
         """A floating table in LaTeX; needs the packages booktabs and graphicx."""
@@ -136,11 +171,11 @@ class Table:
         return "\n".join(lines)
 
     def latex_notes(self) -> list[str]:
-        """The notes as small paragraphs of LaTeX, a line each."""
+        """The short notes as small paragraphs of LaTeX, a line each."""
         return [
             r"\par\smallskip",
             r"{\footnotesize\raggedright",
-            *(latex_escape(note) + r"\par" for note in self.notes),
+            *(latex_escape(note) + r"\par" for note in self.short_notes),
             "}",
         ]
 
@@ -163,6 +198,8 @@ class Table:
 def write_table(table: Table, folder: Path, *, latex: bool = False) -> list[Path]:
     """Write ``<folder>/<name>.csv`` and ``.md``, and ``.tex`` if asked for; returns the paths.
 
+    Notes that do not fit below the table go to ``<folder>/notes/<name>.md``.
+
     Raises:
         UserError: the folder cannot be written.
     """
@@ -171,7 +208,23 @@ def write_table(table: Table, folder: Path, *, latex: bool = False) -> list[Path
     for suffix, text in texts.items():
         paths.append(folder / f"{table.name}.{suffix}")
         write_text(paths[-1], text)
+    if len(table.short_notes) < len(table.notes):
+        paths.append(folder / NOTES / f"{table.name}.md")
+        write_text(paths[-1], table.markdown_notes())
     return paths
+
+
+def minus(text: str) -> str:
+    """The text with minus signs before its negative numbers, in place of hyphens."""
+    return _MINUS.sub("−", text)
+
+
+def _lines(note: str) -> int:
+    return -(-len(note) // NOTE_LENGTH) or 1
+
+
+def _bullets(notes: Sequence[str]) -> str:
+    return "".join(f"- {note.translate(_MARKDOWN)}\n" for note in notes)
 
 
 def latex_escape(text: str) -> str:

@@ -91,10 +91,12 @@ def speed_table(session: Session) -> Table:
         caption="Speed: the released implementation, tensor for tensor that of the authors' code, "
         f"and ours on {describe_machine(record)}, device {row.device}, {row.dtype}",
         notes=[
-            "Ratio is the median time of the released implementation divided by that of ours, both "
-            "run in turn in one process. Brackets hold the 95 % bootstrap interval over rounds. "
+            "Ratio: median time of the released implementation over that of ours, in turn, with "
+            "its 95 % interval. MB: peak memory above the inputs. "
             f"{verdicts.count('met')} of {plural(len(verdicts), 'target')} met, "
             f"{verdicts.count('missed')} missed.",
+            "Both sides of a ratio run in turn in one process; its interval is that of a bootstrap "
+            "over rounds.",
             "MB is the peak memory of one call above its inputs (1e6 bytes). For the contrastive "
             "loss its bound is the N × N matrices of the batch.",
             "Limit is the longer of two times: the closed-form FLOPs of the matrix products (three "

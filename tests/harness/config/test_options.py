@@ -204,3 +204,17 @@ def test_help_tells_options_of_the_module_and_of_the_command(
     text = help_of("harness.run", name, capsys)
     assert all(words in text for words in told)
     assert "--chunk-size" not in text  # of another module
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_unknown_rows_are_told_with_all_rows_in_order(command: str) -> None:
+    with pytest.raises(UserError) as error:
+        parse(COMMANDS[command], ["--rows", "table7"], command)
+    names = [*(f"table{n}" for n in range(1, 7)), "figure6", "rivals", "controls", "profile"]
+    assert str(error.value) == f"unknown rows 'table7': choose from {', '.join(names)}"
+
+
+def test_choices_of_other_options_are_sorted_and_without_none() -> None:
+    with pytest.raises(UserError) as error:
+        parse(latency.Options, ["--parts", "cor"], "harness.latency")
+    assert "Expected one of core, module, network; see --help" in str(error.value)

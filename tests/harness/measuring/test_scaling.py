@@ -170,6 +170,7 @@ def test_command_line(cli: Cli, tmp_path: Path) -> None:
     assert record.command.startswith("python -m harness.scaling --attn enlca --m 4")
     assert str(tmp_path) not in json.dumps(untyped(record))
     files = [tmp_path / "tables" / f"scaling-{record.id}.{s}" for s in ("csv", "md")]
+    files.append(tmp_path / "tables" / "notes" / f"scaling-{record.id}.md")
     files += [tmp_path / "figures" / f"scaling-{record.id}.{s}" for s in ("png", "pdf")]
     assert out == "".join(f"{line}\n" for line in (*files, *statements(record)))
 

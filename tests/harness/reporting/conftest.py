@@ -24,9 +24,10 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for seed in range(3)
     ]
     timed = [synthetic.latency_row("NLA", 9.0), synthetic.latency_row("NLSA-r4", 3.0)]
+    timed.append(timed[0] | {"variant": synthetic.variant("enlca", m=16), "mean_ms": 1.0})
     laws = {"NLA": (2.0, 1.0), "NLSA-r4": (1.0, 1.0)}
     for record in (
-        *synthetic.figure6(2.0, 4.0),
+        *synthetic.figure6(2.0, 4.0, 6.0),
         synthetic.run("NLA", values=[25.0, 26.5, 27.5]),
         synthetic.run("NLSA-r4", values=[25.1, 26.2, 27.3]),
         synthetic.run(synthetic.variant("enlca", m=16), values=[25.1, 26.1, 27.9]),

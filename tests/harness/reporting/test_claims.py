@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -95,6 +97,7 @@ def test_verdicts() -> None:
     found = {f.text: f for f in find_claims(setting)}
     verdicts = {text: one.verdict for text, one in found.items()}
     assert verdicts == {"NLA over Baseline": "reproduced", "NLSA-r4 over NLA": "not reproduced"}
+    assert {one.paper for one in found.values()} == {0.23, 0.09}
     for part in ("NLSA-r4 over NLA", " -0.300 dB", "95 % [-0.3", "3 seeds: not reproduced"):
         assert part in found["NLSA-r4 over NLA"].sentence
 
@@ -117,6 +120,46 @@ def test_noise_decides_nothing() -> None:
     ]
     (found,) = find_claims(Setting(noisy, []))
     assert found.verdict == "not decided"
+
+
+def noisy(label: str | dict[str, Any], gain: float, spread: float) -> list[Run]:
+    """Three seeds whose gains over the baseline of :func:`runs` have this spread and mean."""
+    return [
+        synthetic.run(label, s, [v + gain + (s - 1) * spread for v in (26.0, 27.0, 28.0)])
+        for s in range(3)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("gain", "spread", "verdict"),
+    [
+        (0.0, 0.01, "no effect of that size here"),  # ± 0.025; the paper has +0.23
+        (0.0, 0.2, "not decided"),  # ± 0.5, which has 0.23 in it
+        (0.23, 0.2, "not decided"),
+        (0.5, 0.01, "reproduced"),
+        (-0.5, 0.01, "not reproduced"),
+    ],
+)
+def test_an_effect_of_the_papers_size_may_be_excluded(
+    gain: float, spread: float, verdict: str
+) -> None:
+    flat = noisy("Baseline", 0.0, 0.0)
+    (found,) = find_claims(Setting([*flat, *noisy("NLA", gain, spread)], []))
+    assert (found.paper, found.verdict) == (0.23, verdict)
+
+
+@pytest.mark.parametrize(("gain", "verdict"), [(0.3, "reproduced"), (0.0, "not judged")])
+def test_within_is_judged_only_of_what_beats_the_baseline(gain: float, verdict: str) -> None:
+    flat = noisy("Baseline", 0.0, 0.0)
+    both = [
+        run
+        for options in ({}, {"m": 16})
+        for run in noisy(synthetic.variant("enlca", **options), gain, 0.001)
+    ]
+    claims = {f.text: f for f in find_claims(Setting([*flat, *both], []))}
+    found = claims["ENLCA-m128 within 0.05 dB of ENLCA-m16"]
+    assert found.verdict.startswith(verdict)
+    assert (found.p is None) == (verdict == "not judged")
 
 
 def test_table_sets_the_papers_differences_beside() -> None:

@@ -105,3 +105,48 @@ def test_labels_of_powers_are_plain_text() -> None:
         log_scale(axis, "x")
         axis.set_xlim(1e-2, 1e3)
     assert all(power in words_of(figure) for power in ("10⁻²", "10⁰", "10³"))
+
+
+def test_figures_are_chosen_by_name_and_module(cli: Cli, results: Path, tmp_path: Path) -> None:
+    words = ["figures", "--results", results, "--output", tmp_path]
+    out = cli(*words, "--only", "pareto", "paired", "--format", "svg", "--size", "5x4").out
+    paths = [Path(line) for line in out.splitlines()]
+    assert {path.suffix for path in paths} == {".svg"}
+    assert {path.stem for path in paths} >= {"paired-differences", "pareto-gflops"}
+    assert all(path.stem.startswith(("pareto", "paired")) for path in paths)
+    pair = next(p for p in paths if (p.stem, p.parent.name[:5]) == ("paired-differences", "small"))
+    text = pair.read_text(encoding="utf-8")
+    assert 'width="360pt" height="288pt"' in text
+    assert "small (8×32)" in text
+    out = cli(*words, "--only", "paired", "--format", "svg", "--attn", "nla", "--no-title").out
+    (pair,) = (Path(line) for line in out.splitlines() if "/small" in line)
+    text = pair.read_text(encoding="utf-8")
+    assert (">NLA<" in text, "NLSA-r4" in text, "small (8×32)" in text) == (True, False, False)
+
+
+def test_a_pdf_has_no_title(tmp_path: Path) -> None:
+    with house_style():
+        figure = new_figure()
+        figure.subplots()
+        figure.suptitle("A title")
+    shown, hidden = (figure_bytes(figure, "svg", titled=titled) for titled in (True, False))
+    assert (b"A title" in shown, b"A title" in hidden) == (True, False)
+    assert figure_bytes(figure, "svg") == shown  # it is there again
+    (path,) = save_figure(figure, tmp_path / "x", ("pdf",))
+    assert path.read_bytes() == figure_bytes(figure, "pdf", titled=False)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--only parety", "no figure is called parety; there are: "),
+        ("--attn nlaa", "no record is of nlaa; there are records of: "),
+        ("--size 3", "--size takes inches from 0.5 to 50, width x height such as 3.3x2.4"),
+        ("--size 0x3", "--size takes inches"),
+        ("--format", "--format needs png, pdf or svg"),
+    ],
+)
+def test_mistakes_of_choice_are_one_line(cli: Cli, results: Path, words: str, message: str) -> None:
+    done = cli(f"figures --results {results} {words}", status=2)
+    assert done.err.startswith(f"error: {message}")
+    assert done.err.count("\n") == 1

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from harness.config.rows import table_rows
 from harness.records.shapes import Cost, Run
 from harness.reporting.benches import find_benches
-from harness.reporting.figures.marks import pareto_front
+from harness.reporting.figures.marks import pareto_front, span
 from harness.reporting.figures.pareto import (
     Pareto,
     Point,
@@ -37,8 +37,10 @@ RUNS = [
     synthetic.run("NLA", values=[26.1, 27.3, 28.2]),
     synthetic.run("NLSA-r4", values=[26.2, 27.4, 28.6]),
     synthetic.run("Criss-Cross", values=[26.0, 27.1, 28.1]),
+    synthetic.run(synthetic.variant("conv"), values=[26.0, 27.05, 28.0]),
 ]
 COSTS = [synthetic.cost("NLA", 4.0), synthetic.cost("NLSA-r4", 1.0)]
+COSTS.append(synthetic.cost(synthetic.variant("conv"), 2.0))
 
 
 def plotted(runs: list[Run] = RUNS, costs: list[Cost] = COSTS) -> Pareto:
@@ -61,7 +63,11 @@ def step_of(axis: Axes) -> list[list[float]]:
 def test_gflops_are_the_records_and_the_papers_are_beside() -> None:
     figure = plotted().draw()
     ours, theirs = figure.axes
-    assert points_of(ours) == {(4.0, 27.2), (1.0, 27.4)}  # Criss-Cross has no cost record
+    assert points_of(ours) == {
+        (4.0, 27.2),
+        (1.0, 27.4),
+        (2.0, round((26.0 + 27.05 + 28.0) / 3, 6)),
+    }  # Criss-Cross has no cost record
     rows = [row for row in paper_table(4) if row["method"] != "Baseline" and row["psnr_db"]]
     printed = {(float(row["gflops"]), float(row["psnr_db"])) for row in rows}
     assert points_of(theirs) == printed
@@ -77,22 +83,58 @@ def test_gflops_are_the_records_and_the_papers_are_beside() -> None:
 
 
 def test_latency_is_the_benchs_and_its_machine_is_named() -> None:
-    times = {"Baseline": 0.1, "NLA": 9.0, "NLSA-r4": 3.0, "Criss-Cross": None}
+    times = {"Baseline": 0.1, "NLA": 9.0, "NLSA-r4": 3.0, "Criss-Cross": 5.0}
     rows = [synthetic.latency_row(name, ms) for name, ms in times.items()]
     rows.append(synthetic.latency_row("NLA", 90.0, size=150))
     (bench,) = find_benches([synthetic.latency(rows)])
     plot = latency_plot(Setting(RUNS, []), bench)
     ours, theirs = plot.draw().axes
-    assert {x for x, _ in points_of(ours)} == {9.0, 3.0}
+    assert {x for x, _ in points_of(ours)} == {9.0, 3.0, 5.0}
     assert "Made-up CPU" in ours.get_title()
     assert "RTX 2080 Ti" in theirs.get_title()
     printed = {float(row["latency_ms_100x100"]) for row in paper_table(5)}
     assert {x for x, _ in points_of(theirs)} == printed
 
 
-def test_two_counted_variants_are_needed() -> None:
-    assert gflops_plot(Setting(RUNS, COSTS[:1])) is None
+def test_three_counted_variants_are_needed() -> None:
+    assert gflops_plot(Setting(RUNS, COSTS[:2])) is None
     assert gflops_plot(Setting([], [])) is None
+
+
+def test_six_modules_are_highlighted_and_the_others_labelled() -> None:
+    names = ("nla", "nlsa", "criss-cross", "conv", "enla", "enlca", "window", "agent", "mdta")
+    runs = [synthetic.run(), *(synthetic.run(synthetic.variant(name)) for name in names)]
+    costs = [synthetic.cost(synthetic.variant(n), 1.0 + i, id=n) for i, n in enumerate(names)]
+    user = synthetic.VARIANTS["User_Attention-8"]
+    figure = plotted([*runs, synthetic.run(user)], [*costs, synthetic.cost(user, 3.5)]).draw()
+    ours, theirs = figure.axes
+    legend = {text.get_text() for text in figure.legends[0].get_texts()}
+    labels = {text.get_text() for text in ours.texts}
+    assert "User_Attention-8" in legend
+    assert len(legend - {"Pareto front", "baseline"}) == 6
+    assert {"Window-w8", "Agent-7x7", "MDTA"} <= labels
+    assert not {text.get_text() for text in theirs.texts} & labels
+
+
+@pytest.mark.parametrize("cost", [1e-6, 1e9])
+def test_no_row_alone_stretches_the_axis(cost: float) -> None:
+    plot = plotted(costs=[*COSTS, synthetic.cost("Criss-Cross", cost)])
+    ours, _ = plot.draw().axes
+    low, high = ours.get_xlim()
+    assert high / low < 1e6
+    (label,) = (text.get_text() for text in ours.texts if "Criss-Cross" in text.get_text())
+    assert label == ("← Criss-Cross" if cost < 1 else "Criss-Cross →")
+
+
+@given(st.lists(st.tuples(levels, levels).map(sorted).map(tuple), min_size=1, max_size=8))
+def test_a_span_has_all_rows_but_one(rows: list[tuple[float, float]]) -> None:
+    low, high = span(rows)
+    left_out = [row for row in rows if row[0] < low or row[1] > high]
+    assert len(left_out) <= 1
+    assert {low, high} <= {end for row in rows for end in row}
+    if left_out:
+        whole = max(end for _, end in rows) - min(start for start, _ in rows)
+        assert 2 * (high - low) <= whole
 
 
 def test_a_family_is_called_by_what_its_labels_share() -> None:
@@ -126,5 +168,5 @@ def test_a_variant_with_fewer_seeds_stands_at_its_paired_difference() -> None:
         synthetic.run(values=[27.0, 28.0, 29.0], seed=1),
         synthetic.run("NLA", values=[26.1, 27.1, 28.1]),
     ]
-    plot = plotted([*runs, synthetic.run("NLSA-r4")])
+    plot = plotted([*runs, synthetic.run("NLSA-r4"), RUNS[-1]])
     assert plot.measured[0].psnr == pytest.approx(27.5 + 0.1)

@@ -276,7 +276,7 @@ def test_details_have_controls_and_all_rates() -> None:
     nla = table.rows[2]
     assert nla[2] == "0.002: 0.500, 0.004: 0.750, 0.008: 0.600"
     assert synthetic.headers(table)[6:9] == ["n score", "n as mean", "n deleted"]
-    assert nla[6:9] == ["0.900 ± 0.000", "0.090 ± 0.000", "-0.010 ± 0.000"]
+    assert nla[6:9] == ["0.900 ± 0.000", "0.090 ± 0.000", "−0.010 ± 0.000"]
     found = synthetic.csv_rows(table)
     last = next(row for row in found if (row["method"], row["size"]) == ("NLA", "4n"))
     assert float(last["score"]) == pytest.approx(0.8)

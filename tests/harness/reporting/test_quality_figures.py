@@ -34,16 +34,16 @@ def test_rows_of_figure_6() -> None:
 
 
 def test_figure_6_shows_psnr_with_intervals_against_k() -> None:
-    setting = Setting(synthetic.figure6(2.0, 4.0), [])
+    setting = Setting(synthetic.figure6(2.0, 4.0, 8.0), [])
     figure = figure6(setting, [synthetic.approximation("another"), synthetic.approximation(None)])
     (axis,) = figure.axes
     assert axis.get_ylabel() == "PSNR (dB), Set5 ×4"
     line, baseline = axis.get_lines()[0], axis.get_lines()[-1]
-    ours = [[k, pytest.approx((25.5 + k / 100 + 26.4 + 27.6) / 3)] for k in (2.0, 4.0)]
+    ours = [[k, pytest.approx((25.5 + k / 100 + 26.4 + 27.6) / 3)] for k in (2.0, 4.0, 8.0)]
     assert line.get_xydata().tolist() == ours
     assert list(baseline.get_ydata()) == [26.0, 26.0]
     summary = setting.summary(Variant("enlca", {"k": 2.0}), "Set5")
-    ((_, low), (_, high)), _ = intervals(axis)
+    ((_, low), (_, high)), *_ = intervals(axis)
     assert (low, high) == pytest.approx((26 + summary.low, 26 + summary.high))
 
 
@@ -52,7 +52,7 @@ def test_figure_6_adds_the_variance_of_the_settings_own_network() -> None:
         synthetic.approximation("enlca-k4", created="2026-02-01T00:00:00+00:00"),
         synthetic.approximation("another", created="2026-03-01T00:00:00+00:00"),
     ]
-    figure = figure6(Setting(synthetic.figure6(2.0, 4.0), []), records)
+    figure = figure6(Setting(synthetic.figure6(2.0, 4.0, 8.0), []), records)
     panel = figure.axes[1]
     assert panel.get_yscale() == "log"
     closed = panel.get_lines()[0]
@@ -62,12 +62,12 @@ def test_figure_6_adds_the_variance_of_the_settings_own_network() -> None:
 
 def test_figure_6_needs_several_k_and_no_other_option() -> None:
     others = [synthetic.run(synthetic.variant("enlca", k=2.0, m=16), identifier="m16")]
-    assert figure6(Setting([*synthetic.figure6(4.0), *others], []), []) is None
+    assert figure6(Setting([*synthetic.figure6(4.0, 8.0), *others], []), []) is None
     assert figure6(Setting([synthetic.run()], []), []) is None
 
 
 def test_without_a_baseline_there_are_no_intervals() -> None:
-    figure = figure6(Setting(synthetic.figure6(2.0, 4.0)[1:], []), [])
+    figure = figure6(Setting(synthetic.figure6(2.0, 4.0, 8.0)[1:], []), [])
     (axis,) = figure.axes
     assert all(low[1] == high[1] for low, high in intervals(axis))
 

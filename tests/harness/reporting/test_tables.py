@@ -37,7 +37,7 @@ from harness.reporting.tables.operations import table4
 from harness.reporting.tables.printed import gpu_tables, latency_tables, summaries, summary
 from harness.reporting.tables.quality import quality_table, table1, table2, table3, table6
 from harness.reporting.tables.redraws import redraw_table
-from harness.reporting.tables.render import Table, latex_escape
+from harness.reporting.tables.render import Table, latex_escape, write_table
 from harness.reporting.tables.speed import find_speeds, speed_table
 from tests.harness.conftest import Cli
 
@@ -64,17 +64,19 @@ def test_table4_cells_for_readers(setting: Setting) -> None:
     assert list(rows) == [row["method"] for row in csv_rows(table)]
     counted = ["25.60", "25.60", "51.200", "", "76.800", "51.200", "256.00"]
     # 0.2, 0.2 and 0.5 dB: Student's t of three reaches 4.303 standard errors of 0.1 dB.
-    interval = "+0.300 [-0.130, +0.730]"
-    assert rows["NLA"] == [*counted, "26.87", "27.30", "0.6825", interval, "1"]
-    assert rows["Baseline"] == ["0", *[""] * 6, "26.64", "27.00", "0.6750", "", "1"]
-    assert rows["Conv"] == ["0.74", *[""] * 11]
-    assert rows["ENLCA-m2"] == ["0.01", *[""] * 6, "26.88", *[""] * 4]
+    interval = "+0.300 [−0.130, +0.730]"
+    trained = ["1", "2.00 s"]
+    assert rows["NLA"] == [*counted, "26.87", "27.30", "0.6825", interval, "1", *trained]
+    baseline = ["0", *[""] * 6, "26.64", "27.00", "0.6750", "", "1", *trained]
+    assert rows["Baseline"] == baseline
+    assert rows["Conv"] == ["0.74", *[""] * 13]
+    assert rows["ENLCA-m2"] == ["0.01", *[""] * 6, "26.88", *[""] * 6]
     counted = ["", "0.51", "1.024", "", "1.536", "1.024", "5.12"]
-    assert rows["Criss-Cross"] == [*counted, *[""] * 5]
-    assert rows["User_Attention-8"][:-2] == [*[""] * 8, "27.00", "0.6750"]
+    assert rows["Criss-Cross"] == [*counted, *[""] * 7]
+    assert rows["User_Attention-8"][:-4] == [*[""] * 8, "27.00", "0.6750"]
     assert rows["Bicubic"][:10] == [*[""] * 8, "25.00", "0.6250"]
-    assert rows["Bicubic"][10].startswith("-2.000 [")
-    assert rows["Bicubic"][11] == ""
+    assert rows["Bicubic"][10].startswith("−2.000 [")
+    assert rows["Bicubic"][11:] == ["", "", ""]
 
 
 def test_table4_columns_for_programs(setting: Setting) -> None:
@@ -99,24 +101,24 @@ def test_table4_columns_for_programs(setting: Setting) -> None:
 def test_intervals_over_seeds_are_said_to_be_so() -> None:
     runs = [synthetic.run(v, s, x) for v, x in (("Baseline", BASE), ("NLA", NLA)) for s in (0, 1)]
     table = table4(Setting(runs, []))
-    assert "noise of training" not in table.markdown()
+    assert "noise of training" not in table.markdown_notes()
     assert [cells(table)[row][8] for row in ("NLA", "Bicubic")] == ["27.30 ± 0.00", "25.00"]
-    mixed = table4(Setting([*runs, synthetic.run("Criss-Cross", 0, NLA)], [])).markdown()
+    mixed = table4(Setting([*runs, synthetic.run("Criss-Cross", 0, NLA)], [])).markdown_notes()
     assert "images (3) and seeds" in mixed
     assert "Rows with one seed" in mixed
 
 
 def test_without_a_baseline_differences_are_empty() -> None:
     table = table4(Setting([synthetic.run("NLA", 0, NLA)], []))
-    assert cells(table)["NLA"][8:] == ["27.30", "0.6825", "", "1"]
-    assert "No baseline" in table.markdown()
+    assert cells(table)["NLA"][8:] == ["27.30", "0.6825", "", "1", "1", "2.00 s"]
+    assert "No baseline" in table.markdown_notes()
 
 
 def test_costs_alone_make_table4_without_quality() -> None:
     (setting,) = find_settings([], [synthetic.cost("NLA", 25.6)])
     table = table4(setting)
     assert cells(table)["NLA"][:2] == ["25.60", "25.60"]
-    assert cells(table)["NLA"][8:] == [""] * 4
+    assert cells(table)["NLA"][8:] == [""] * 6
     assert "Bicubic" not in cells(table)
     built = build([], [synthetic.cost("NLA", 1.0)], [])
     found = [(folder, table.name) for folder, table in built]
@@ -135,8 +137,8 @@ def test_the_newest_of_repeated_records_counts() -> None:
     costs = [synthetic.cost("NLA", 2.0, id="a", **newer), synthetic.cost("NLA", 1.0, id="b")]
     table = table4(Setting(runs, costs))
     assert (cells(table)["NLA"][1], cells(table)["NLA"][8]) == ("2.00", "30.00")
-    assert "1 older repeat" in table.markdown()
-    assert "2026-01-02 to 2026-02-01" in table.markdown()
+    assert "1 older repeat" in table.markdown_notes()
+    assert "2026-01-02 to 2026-02-01" in table.markdown_notes()
 
 
 def test_an_unusual_option_is_never_taken_for_the_papers_row() -> None:
@@ -198,7 +200,7 @@ def test_settings_are_never_mixed() -> None:
     assert [len(s.runs) for s in settings] == [1, 2, 1]
     assert [s.config.preset for s in settings] == ["paper", "small", "small"]
     assert cells(table4(settings[1]))["NLA"][8] == "27.30"
-    assert cells(table4(settings[2]))["NLA"][8:] == ["27.00", "0.6750", "", "1"]
+    assert cells(table4(settings[2]))["NLA"][8:] == ["27.00", "0.6750", "", "1", "1", "2.00 s"]
     folders = {folder for folder, _ in build(runs, [], [])}
     assert folders == {s.label for s in settings} | {""}
     assert find_settings([], []) == []
@@ -213,7 +215,7 @@ def test_table6(setting: Setting) -> None:
     assert list(rows) == [*names, "Criss-Cross-R2"]
     assert [row[0] for row in rows.values()] == [*(r["psnr_db"] for r in paper_table(6)), ""]
     assert rows["NLA"][1:3] == ["27.30", "0.6825"]
-    assert rows["Criss-Cross"][1:] == rows["ENLCA-m128"][1:] == [""] * 4
+    assert rows["Criss-Cross"][1:] == rows["ENLCA-m128"][1:] == [""] * 6
     assert rows["Criss-Cross-R2"][1] == "27.30"
 
 
@@ -224,7 +226,7 @@ def test_quality_has_every_set_and_only_what_was_trained(setting: Setting) -> No
     table = quality_table(Setting(runs, setting.costs))
     rows = cells(table)
     assert list(rows) == ["Bicubic", "Baseline", "NLA", "User_Attention-8"]
-    interval = "+0.500 [-5.853, +6.853]"  # t of two reaches 12.71 errors of 0.5 dB
+    interval = "+0.500 [−5.853, +6.853]"  # t of two reaches 12.71 errors of 0.5 dB
     assert rows["NLA"][:5] == ["30.50", "0.7625", interval, "27.30", "0.6825"]
     assert rows["Bicubic"][:2] == ["25.00", "0.6250"]
     assert [row[-1] for row in table.rows] == ["", "1", "1", "1"]
@@ -251,7 +253,7 @@ def test_table5(setting: Setting) -> None:
         "Criss-Cross": ["", "0.0123", *[""] * 10],
     }
     assert list(cells(table).items()) == list(expected.items())
-    assert setting.label in table.markdown()
+    assert setting.label in table.markdown_notes()
     details = latency_details(bench)
     assert len(details.rows) == len(rows)
     oom = next(row for row in details.rows if row[0] == "NLSA-r4")
@@ -262,7 +264,7 @@ def test_table5_without_runs_has_no_measured_psnr() -> None:
     (bench,) = find_benches([synthetic.latency([synthetic.latency_row("NLA", 1.0)])])
     table = table5(bench, Setting([], []))
     assert cells(table)["NLA"][-2:] == ["26.87", ""]
-    assert "No variant was trained" in table.markdown()
+    assert "No variant was trained" in table.markdown_notes()
 
 
 def test_latencies_of_other_machines_devices_and_precisions_stand_apart() -> None:
@@ -386,7 +388,7 @@ def test_redraw_table() -> None:
     ]
     table = redraw_table(records)
     assert [list(row[2:]) for row in table.rows] == [
-        ["Set5", "", "27.000", "+0.0667", "0.1528", "-0.1000 … +0.2000", "3"],
+        ["Set5", "", "27.000", "+0.0667", "0.1528", "−0.1000 … +0.2000", "3"],
         ["Set5", "", "28.000", "+0.5000", "", "+0.5000 … +0.5000", "1"],
     ]
     row, _ = table.data
@@ -484,6 +486,57 @@ def test_latex_is_well_formed_and_markdown_has_as_many_cells_as_headers(setting:
     assert "two lines" in awkward_table().markdown()
 
 
+def test_notes_below_a_table_take_three_lines_and_all_stand_in_a_file(
+    setting: Setting, tmp_path: Path
+) -> None:
+    for table in all_tables(setting):
+        paths = write_table(table, tmp_path)
+        notes = table.markdown().rpartition("|\n")[2].strip().splitlines()
+        assert 1 <= sum(-(-len(note.removeprefix("- ")) // 120) for note in notes) <= 3
+        more = tmp_path / "notes" / f"{table.name}.md"
+        assert (more in paths) == (len(notes) < len(table.notes)) == more.exists()
+        if more.exists():
+            assert notes[-1] == f"- [All notes](notes/{table.name}.md)"
+            assert more.read_text(encoding="utf-8").count("\n- ") == len(table.notes)
+
+
+def test_notes_name_only_rows_of_their_table() -> None:
+    """The processor of NLA's and of a window's run is another; Table 6 has only the first."""
+    other = synthetic.MACHINE | {"cpu": {"model": "Other CPU"}}
+    variants = ("NLA", synthetic.variant("window"))
+    runs = [synthetic.run(v, machine=other) for v in variants]
+    setting = Setting([synthetic.run("Baseline"), *runs], [])
+    named = {
+        table.name: [label for label in ("NLA (seed", "Window-w8 (seed") if label in notes]
+        for table in (table4(setting), table6(setting))
+        if (notes := table.markdown_notes())
+    }
+    assert named == {"table4": ["NLA (seed", "Window-w8 (seed"], "table6": ["NLA (seed"]}
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("-0.5 [-0.6, -.4]", "−0.5 [−0.6, −.4]"),
+        ("rate 1e-4, 2026-01-02, ENLCA-m128, x-1", "rate 1e-4, 2026-01-02, ENLCA-m128, x-1"),
+        ("--seeds -1", "--seeds −1"),
+    ],
+)
+def test_minus_signs_are_minus_signs(text: str, shown: str) -> None:
+    table = Table("t", text, [text], [("", "Method")], [[text]], [{"method": text}])
+    assert (table.caption, table.notes, table.rows) == (shown, [shown], [[shown]])
+    assert csv_rows(table) == [{"method": text}]  # programs read hyphens
+
+
+def test_the_nearest_setting_has_the_canonical_tables() -> None:
+    runs = [synthetic.run(preset=p, identifier=p) for p in ("small", "paper")]
+    tables = {(folder, table.name): table for folder, table in build(runs, [], [])}
+    nearest = find_settings(runs, [])[0]
+    assert nearest.config.preset == "paper"
+    table = tables["", "table4"]
+    assert (table.rows, table.label) == (tables[nearest.label, "table4"].rows, "table4")
+
+
 def test_csv_keeps_digits_and_leaves_gaps_empty() -> None:
     rows = list(csv.reader(io.StringIO(awkward_table().csv())))
     assert rows == [["method", "x", "n"], ['a,"b"', "0.3333333333", "3"], ["é", "", ""]]
@@ -508,10 +561,10 @@ def test_summary_of_a_run(setting: Setting) -> None:
     rows = [synthetic.latency_row("NLA", 12.3), synthetic.latency_row("NLA", 9.0, size=150)]
     table = summary(setting.runs, setting.costs, synthetic.latency(rows))
     shown = {line[0]: list(line[1:]) for line in printed(table)}
-    both = ["27.30 / 0.6825", "+0.300 [-0.130, +0.730]"] * 2
+    both = ["27.30 / 0.6825", "+0.300 [−0.130, +0.730]"] * 2
     assert shown["NLA"] == ["1", "2.00 s", "25.60", "25.60", "256.00", "12.3", *both, "26.87"]
     assert shown["Baseline"][:6] == ["1", "2.00 s", "", "0", "", ""]
-    bicubic = ["25.00 / 0.6250", "-2.000 [-4.484, +0.484]"] * 2
+    bicubic = ["25.00 / 0.6250", "−2.000 [−4.484, +0.484]"] * 2
     assert shown["bicubic"] == ["", "", "", "", "", "", *bicubic, ""]
     assert shown["Criss-Cross"] == ["", "", "0.51", "", "5.12", "", "", "", "", "", ""]
     assert "Those of one seed leave out the noise of training" in str(table.caption)
@@ -646,7 +699,7 @@ def test_preset_picks_runs(results: Path, tmp_path: Path) -> None:
     save_record(results, synthetic.run("NLA", 0, NLA, preset="quick"))
     output = tmp_path / "out"
     write_tables(results, preset="quick", output=output)
-    assert [p.name.split("-")[0] for p in output.glob("*/")] == ["quick"]
+    assert {p.name.split("-")[0] for p in output.glob("*/")} == {"quick", "notes"}
     with pytest.raises(UserError, match=r"no runs of preset 'base' .* quick, small"):
         write_tables(results, preset="base", output=output)
 
