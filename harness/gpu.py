@@ -98,6 +98,7 @@ def main() -> None:
                 sys.exit(BUDGET_STATUS)
             seconds = round(share_of(piece, names[index + 1 :], left), 1)
             conditions = replace(conditions, seconds=seconds)
+        print(f"{piece}: measuring for up to {conditions.seconds:g} s", file=sys.stderr)
         try:
             record = measure(piece, conditions)
         except UserError as error:

@@ -171,7 +171,8 @@ class _Lines(Progress):
         self._stopped.set()
         self._thread.join()
         for task in self.tasks:
-            _print(self.console, self._line(task))
+            if task.completed or task.finished:  # an error before the first step is a line itself
+                _print(self.console, self._line(task))
 
     def _print_now_and_then(self) -> None:
         wait = FIRST_LINE

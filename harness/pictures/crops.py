@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,10 +17,11 @@ from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
 from ..base.errors import UserError
+from ..base.progress import progress_bar
 from ..images.bicubic import upscale
 from ..images.inputs import MAX_PSNR
 from ..images.metrics import Quality, psnr, quality, rgb_to_y, ssim
-from ..images.sources import TestImage
+from ..images.sources import TestImage, TestSet
 from ..measuring.quality import within_memory
 from ..network.weights import TrainedNetwork
 from ..reporting.figures.style import PAGE, house_style, new_figure
@@ -176,7 +177,7 @@ def compare(
 
 @torch.inference_mode()
 def most_different(
-    images: Iterable[TestImage],
+    images: TestSet,
     runs: Sequence[TrainedNetwork],
     size: int,
     count: int,
@@ -196,9 +197,12 @@ def most_different(
     """
     labels = network_labels(runs)
     chosen: list[Comparison] = []
-    for image in images:
-        chosen.append(compare(image, runs, labels, size, tile))
-        chosen = sorted(chosen, key=lambda c: -c.spread)[:count]  # stable
+    with progress_bar("images") as progress:
+        bar = progress.add_task("Comparing", total=len(images))
+        for image in images:
+            chosen.append(compare(image, runs, labels, size, tile))
+            chosen = sorted(chosen, key=lambda c: -c.spread)[:count]  # stable
+            progress.advance(bar)
     return chosen
 
 

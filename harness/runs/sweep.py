@@ -130,7 +130,9 @@ def sweep(
         ThreadPoolExecutor(most) as pool,
         progress_bar("runs", "{task.fields[left]}", estimate=False) as progress,
     ):
-        task = progress.add_task("Runs", total=None, completed=len(report.finished), left="")
+        known = len(report.finished)
+        total = known + len(queue.later())
+        task = progress.add_task("Runs", total=total, completed=known, left="")
         shown, left = -math.inf, ""
         try:
             while queue.later() or running:

@@ -90,9 +90,10 @@ class Cli:
         return printed
 
     def refused(self, command: str, *words: object) -> str:
-        """The one line of a refused command; only the progress of decoding may stand before it."""
+        """The one line of a refused command; only progress on images may stand before it."""
         *before, line = self(command, *words, status=2).err.strip().splitlines()
-        assert all(text.startswith("Decoding training images") for text in before), before
+        progress = ("Decoding training images", "Comparing")
+        assert all(text.startswith(progress) for text in before), before
         assert line.startswith("error: ")
         return line
 

@@ -98,6 +98,12 @@ def test_what_ends_early_says_how_far_it_came(capsys: pytest.CaptureFixture[str]
     assert capsys.readouterr().err == "Reading: 3 of 4 images\n"
 
 
+def test_what_fails_at_once_prints_no_progress(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress_bar("images") as bar:
+        bar.add_task("Reading", total=4)
+    assert capsys.readouterr() == ("", "")
+
+
 def test_timed_runs_print_a_line_at_the_start_and_each_minute(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

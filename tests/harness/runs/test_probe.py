@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import torch
 
 from harness import probe
 from harness import run as main_job
+from harness.base import progress
 from harness.base.errors import UserError
 from harness.base.names import digest
 from harness.config import profile
@@ -302,11 +304,20 @@ def test_the_total_counts_seeds_whose_rate_is_not_known(record: Run, results: Pa
 def test_without_a_terminal_lines_say_how_far_it_is(
     record: Run, results: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(runs_sweep, "TELL_EVERY", 0.0)
-    fake_sweep(Fake(record), cells_of("--attn", "none", "--seeds", "0", "1", results=results))
-    told = re.findall(r"(\d) of 8 runs have ended", capsys.readouterr().err)
-    assert told[0] == "1"
-    assert told[-1] == "8"
+    class Slow(Fake):
+        def run(self, job: Job) -> int:
+            time.sleep(0.4)  # longer than between two looks at it
+            return super().run(job)
+
+    monkeypatch.setattr(progress, "FIRST_LINE", 0.02)
+    monkeypatch.setattr(progress, "LINE_EVERY", 0.02)
+    fake_sweep(Slow(record), cells_of("--attn", "none", "--seeds", "0", "1", results=results))
+    lines = [x for x in capsys.readouterr().err.splitlines() if x.startswith("Runs: ")]
+    told = [int(count) for count in re.findall(r"Runs: (\d) of 8 runs", "\n".join(lines))]
+    assert told == sorted(told)
+    assert (told[0], told[-1]) == (0, 8)
+    assert any("running: Baseline, tiny D=4, rate " in line for line in lines)
+    assert any(line.endswith(" left") for line in lines)
 
 
 # -- the command ------------------------------------------------------------------------------
