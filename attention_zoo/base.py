@@ -127,7 +127,7 @@ class Attention(nn.Module):
     # -- what every module shares -------------------------------------------------------
 
     def forward(self, x: Tensor) -> Tensor:
-        """``[B, C, H, W]`` to ``[B, C, H, W]``, any H, W >= 1.
+        """``[B, C, H, W]`` to ``[B, C, H, W]``, any B >= 0 and H, W >= 1.
 
         Raises:
             AttentionError: x is not 4-dimensional or does not have ``channels`` channels.
@@ -138,6 +138,8 @@ class Attention(nn.Module):
         repeated = is_repeated()
         if not repeated:
             self._auxiliary = None
+        if not x.shape[0]:
+            return x.clone()
         q, k, y = self.attended(x)
         if self.training and self.auxiliary_enabled:
             loss = self.contrast(q, k)
