@@ -1,6 +1,8 @@
 """Non-local attention modules for image super-resolution behind one interface."""
 
 from importlib import import_module as _import_module
+from importlib.metadata import PackageNotFoundError as _PackageNotFoundError
+from importlib.metadata import version as _version
 from pkgutil import iter_modules as _iter_modules
 
 from .base import Attention, AttentionError, Cost
@@ -12,6 +14,11 @@ from .registry import (
     list_attentions,
     register_attention,
 )
+
+try:
+    __version__ = _version("attention-zoo")
+except _PackageNotFoundError:  # run from a source tree that is not installed
+    __version__ = "0+unknown"
 
 # Every file of this package registers its module on import: adding one is adding a file.
 for _info in _iter_modules(__path__):

@@ -13,7 +13,7 @@ from __future__ import annotations
 import inspect
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -78,8 +78,17 @@ class Attention(nn.Module):
     source: ClassVar[str] = ""
     #: Growth with N as the method's authors state it, e.g. ``"O(N)"``.
     complexity: ClassVar[str] = ""
+    #: Options as they were given.
+    _given: dict[str, Any]
+
     #: Whether query, key, value and the attention operation can be had (not of a plain module).
     has_core: ClassVar[bool] = True
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        module = super().__new__(cls)
+        # Not every module keeps its options under their names; a print of it shows all.
+        vars(module)["_given"] = kwargs
+        return module
 
     def __init__(self, channels: int, *, res_scale: float = 0.1) -> None:
         super().__init__()
@@ -118,7 +127,7 @@ class Attention(nn.Module):
     # -- what every module shares -------------------------------------------------------
 
     def forward(self, x: Tensor) -> Tensor:
-        """``[B, C, H, W]`` to ``[B, C, H, W]``, any H, W >= 1.
+        """``[B, C, H, W]`` to ``[B, C, H, W]``, any B >= 0 and H, W >= 1.
 
         Raises:
             AttentionError: x is not 4-dimensional or does not have ``channels`` channels.
@@ -129,12 +138,22 @@ class Attention(nn.Module):
         repeated = is_repeated()
         if not repeated:
             self._auxiliary = None
+        if not x.shape[0]:
+            return x.clone()
         q, k, y = self.attended(x)
         if self.training and self.auxiliary_enabled:
             loss = self.contrast(q, k)
             if not repeated:
                 self._auxiliary = loss
         return self.residual(x, y)
+
+    def extra_repr(self) -> str:
+        """Channels and options with their values, for ``print(module)``."""
+        values = {name: p.default for name, p in self.options().items()} | self._given
+        for name in values.keys() & vars(self).keys():
+            values[name] = vars(self)[name]  # as it is now
+        shown = (f"{name}={value!r}" for name, value in values.items() if name != "channels")
+        return ", ".join([f"channels={self.channels}", *shown])
 
     def __getstate__(self) -> dict[str, Any]:
         """What copies and pickles hold: the last auxiliary loss, part of a graph, stays behind."""

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from .base import Attention, AttentionError, Cost
@@ -306,6 +307,32 @@ def state_dict_holds_all(subject: Subject) -> str:
     x = subject.features((6, 7))
     _require(torch.equal(other(x), module(x)), "something is kept outside parameters and buffers")
     return f"{len(module.state_dict())} tensors"
+
+
+@check
+def checkpoint_changes_no_gradient(subject: Subject) -> str:
+    """``torch.utils.checkpoint`` frees what the forward saved, and repeats it for the backward."""
+    found = []
+    for kept in (True, False):
+        module, x = subject.build().train(), subject.features((6, 7))
+        torch.manual_seed(7)
+        y = module(x) if kept else checkpoint(module, x, use_reentrant=False)
+        leaves = [x, *module.parameters()]
+        loss = (y * y).sum() + module.auxiliary_loss()
+        found.append(torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True))
+    same = all(map(torch.equal, *found))
+    _require(same, "gradients differ: does a training forward change what the next one computes?")
+    return "to the last bit"
+
+
+@check
+def copies_after_a_training_step(subject: Subject) -> str:
+    """Deep copies, which averages of weights start from, compute the same."""
+    module, x = subject.build().train(), subject.features((6, 7))
+    (module(x).sum() + module.auxiliary_loss()).backward()
+    other = copy.deepcopy(module).eval()
+    _require(torch.equal(other(x), module.eval()(x)), "differs from its copy")
+    return "to the last bit"
 
 
 @check

@@ -107,12 +107,16 @@ def orthogonal_gaussian(m: int, c: int, generator: torch.Generator | None = None
     Every row is distributed as N(0, I_c). That rows of a block are orthogonal lowers the variance
     (Choromanski, Rowland, Weller, NIPS 2017). With m < c the first m rows are taken.
     """
+
+    def gaussian(rows: int) -> Tensor:
+        return torch.randn(rows, c, generator=generator, dtype=torch.float64, device="cpu")
+
     blocks = []
     for _ in range(math.ceil(m / c)):
-        basis, upper = torch.linalg.qr(torch.randn(c, c, generator=generator, dtype=torch.float64))
+        basis, upper = torch.linalg.qr(gaussian(c))
         # QR fixes signs by convention; undoing that makes the basis uniform (Haar).
         blocks.append((basis * upper.diagonal().sign()).T)
-    norms = torch.randn(m, c, generator=generator, dtype=torch.float64).norm(dim=1, keepdim=True)
+    norms = gaussian(m).norm(dim=1, keepdim=True)
     return (torch.cat(blocks)[:m] * norms).float()
 
 
@@ -227,7 +231,8 @@ class EfficientNonLocalAttention(Attention):
         self.query = nn.Conv2d(channels, self.embedding, 1)
         self.key = nn.Conv2d(channels, self.embedding, 1)
         self.value = nn.Conv2d(channels, channels, 1)
-        self.register_buffer("projection", orthogonal_gaussian(m, self.embedding))
+        draw = orthogonal_gaussian(m, self.embedding).to(torch.get_default_device())
+        self.register_buffer("projection", draw)
         self.register_buffer("forwards", torch.zeros((), dtype=torch.long))
 
     def redraw(self) -> None:

@@ -168,7 +168,7 @@ class NonLocalSparseAttention(Attention):
         half = num_buckets(q.shape[2] * q.shape[3], self.chunk_size) // 2
         shape = (self.rounds, q.shape[1], half)
         if self.training:
-            return torch.randn(shape, device=q.device)
+            return torch.randn(shape, device=q.device, dtype=torch.float32)
         if q.device.type == "cuda":
             return _rotations_on(q.device, self.evaluation_seed, shape)
         return _evaluation_rotations(self.evaluation_seed, shape).to(q.device)
@@ -210,7 +210,9 @@ class NonLocalSparseAttention(Attention):
 
 
 def _seeded_rotations(seed: int, shape: tuple[int, int, int]) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    generator = torch.Generator().manual_seed(seed)
+    # Whatever torch's default dtype and device are.
+    return torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu")
 
 
 def _evaluation_rotations(seed: int, shape: tuple[int, int, int]) -> Tensor:

@@ -38,9 +38,8 @@ class PlainModule(Attention):
 
     def __init__(self, channels: int, **options: Any) -> None:
         super().__init__(channels)
-        self._given = options
         self._counted: dict[tuple[int, int], int] = {}
-        self.module = self._build()
+        self.module = self._build(options)
 
     @classmethod
     def options(cls) -> dict[str, inspect.Parameter]:
@@ -89,16 +88,17 @@ class PlainModule(Attention):
         return Cost(projections=0, core=macs, executed=macs, counted=True)
 
     def _count(self, size: tuple[int, int], device: str) -> int:
-        module = type(self)(self.channels, **self._given).to(device).eval()
+        options = {name: value for name, value in self._given.items() if name != "channels"}
+        module = type(self)(self.channels, **options).to(device).eval()
         with FlopCounterMode(display=False) as counter:
             module(torch.zeros(1, self.channels, *size, device=device))
         return counter.get_total_flops() // 2
 
-    def _build(self) -> nn.Module:
+    def _build(self, options: dict[str, Any]) -> nn.Module:
         channels = channels_of(self.target)
         if channels.kind is inspect.Parameter.POSITIONAL_ONLY:
-            return self.target(self.channels, **self._given)
-        return self.target(**{channels.name: self.channels}, **self._given)
+            return self.target(self.channels, **options)
+        return self.target(**{channels.name: self.channels}, **options)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _empty, (self.target, self.name), self.__getstate__()

@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from fnmatch import fnmatchcase
 from importlib.metadata import entry_points
 from typing import Any, TypeVar
 
@@ -41,14 +42,30 @@ def register_attention(name: str) -> Callable[[T], T]:
     return register
 
 
-def list_attentions(*, installed: bool = True) -> list[str]:
+def list_attentions(
+    filter: str | Sequence[str] = "",
+    exclude_filters: str | Sequence[str] = "",
+    *,
+    installed: bool = True,
+) -> list[str]:
     """Names of all modules: this package's, registered ones, and those of installed entry points.
 
     Args:
+        filter: only names that match this pattern, or one of these, such as ``"enl*"``.
+        exclude_filters: no name that matches one of these.
         installed: whether entry points are among them; they are listed without being imported.
     """
     others = entry_points(group=ENTRY_POINT_GROUP) if installed else ()
-    return sorted({*_registry, *(e.name for e in others)})
+    names = sorted({*_registry, *(e.name for e in others)})
+    wanted, refused = (
+        [patterns] if isinstance(patterns, str) else [*patterns]
+        for patterns in (filter or "*", exclude_filters or ())
+    )
+
+    def matches(name: str, patterns: list[str]) -> bool:
+        return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+    return [name for name in names if matches(name, wanted) and not matches(name, refused)]
 
 
 def find_attention(name: str) -> type[Attention]:

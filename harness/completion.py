@@ -12,14 +12,13 @@ import types
 import typing
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
 from .base.commands import command_line, usage_errors
+from .base.doors import doors
 
-_FOLDER = Path(__file__).parent
 _BASH = """\
 _harness_complete() {
     local current=${COMP_WORDS[COMP_CWORD]} command= option= at i
@@ -66,11 +65,7 @@ _ZSH = "autoload -U +X compinit && compinit\nautoload -U +X bashcompinit && bash
 
 def commands() -> list[str]:
     """What can be typed after ``python -m``: the modules with an entry point."""
-    return [
-        f"harness.{path.stem}"
-        for path in sorted(_FOLDER.glob("*.py"))
-        if '__name__ == "__main__"' in path.read_text(encoding="utf-8")
-    ]
+    return [f"harness.{name}" for name in doors()]
 
 
 def options_of(command: str) -> dict[str, list[str]]:

@@ -241,4 +241,4 @@ def _shuffled(q: Tensor, kept: int) -> Tensor | None:
     n = q.shape[2]
     if q.device.type != "cpu" or not _has_vector_sort() or _pieces(n, kept)[1] >= kept:
         return None
-    return torch.randperm(n, generator=torch.Generator().manual_seed(n))
+    return torch.randperm(n, generator=torch.Generator().manual_seed(n), device="cpu")

@@ -78,7 +78,7 @@ def sort_codes(codes: Tensor, buckets: int) -> Tensor:
         return codes.sort(dim=-1, stable=True).indices
     # One sort of all rounds, one-dimensional and of short integers: torch has a radix sort for it.
     lists = codes.flatten(0, 1)
-    number = torch.arange(lists.shape[0]).unsqueeze(1)
+    number = torch.arange(lists.shape[0], device=codes.device).unsqueeze(1)
     dtype = torch.int16 if lists.shape[0] * buckets < 2**15 else torch.int32
     keys = (lists + number * buckets).to(dtype).flatten()
     order = keys.sort(stable=True).indices.view_as(lists)

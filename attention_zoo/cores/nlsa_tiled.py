@@ -60,7 +60,7 @@ def _arg_max(x: Tensor, workspace: Tensor) -> Tensor:
     """
     if x.device.type == "cpu" and not torch.jit.is_tracing():
         torch.eq(x, x.amax(-1, keepdim=True), out=workspace)
-        index = torch.arange(x.shape[-1], dtype=x.dtype)
+        index = torch.arange(x.shape[-1], dtype=x.dtype, device=x.device)
         ways = torch.stack([index, torch.ones_like(index)], dim=1)
         picked, count = torch.matmul(workspace, ways).unbind(-1)
         if bool((count == 1).all()):

@@ -210,7 +210,7 @@ def scratch(name: str, like: Tensor, *shape: int, dtype: torch.dtype | None = No
     memory = kept.get((name, dtype))
     if memory is None or memory.numel() < count:
         with torch.inference_mode(False):  # it may be used in and out of that mode
-            memory = kept[name, dtype] = torch.empty(count, dtype=dtype)
+            memory = kept[name, dtype] = torch.empty(count, dtype=dtype, device="cpu")
     return memory[:count].view(shape)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from ..base import (
@@ -99,7 +100,8 @@ class PerformerAttention(Attention):
         self.query = nn.Conv2d(channels, self.embedding, 1)
         self.key = nn.Conv2d(channels, self.embedding, 1)
         self.value = nn.Conv2d(channels, channels, 1)
-        self.register_buffer("projection", orthogonal_gaussian(m, self.embedding))
+        draw = orthogonal_gaussian(m, self.embedding).to(torch.get_default_device())
+        self.register_buffer("projection", draw)
 
     def redraw(self) -> None:
         """Replace F by a new draw from torch's global CPU generator."""

@@ -147,23 +147,6 @@ def _counted_implementations(core: nn.Module, qkv: tuple[Tensor, ...]) -> str:
     return choices[0]
 
 
-def _count_plain(variant: Variant, height: int, width: int) -> dict[str, Any]:
-    """As :func:`count`, of a plain module: of the whole alone, and without a closed form."""
-    notes = ["the module is a plain one: torch counted what other modules state in closed form"]
-    with torch.random.fork_rng(devices=[]):
-        module = variant.create(MODULE_CHANNELS).eval()
-        x = torch.randn(1, MODULE_CHANNELS, height, width)
-        found = _count_part("module", module, (x,), module, height, width, notes)
-    none = dict.fromkeys(["paper_gflops", "executed_gflops", *(f"{c}_gflops" for c in _COUNTERS)])
-    return {
-        "variant": variant.to_dict(),
-        "height": height,
-        "width": width,
-        "parts": {"core": none | {"channels": CORE_CHANNELS}, "module": found},
-        "notes": notes,
-    }
-
-
 def count_network(model: nn.Module, height: int, width: int) -> float:
     """GFLOPs of a network for one ``[1, 3, height, width]`` image, by torch's FlopCounterMode.
 
@@ -180,6 +163,23 @@ def count_network(model: nn.Module, height: int, width: int) -> float:
         for module, mode in modes:
             module.training = mode
     return 2 * macs / 1e9
+
+
+def _count_plain(variant: Variant, height: int, width: int) -> dict[str, Any]:
+    """As :func:`count`, of a plain module: of the whole alone, and without a closed form."""
+    notes = ["the module is a plain one: torch counted what other modules state in closed form"]
+    with torch.random.fork_rng(devices=[]):
+        module = variant.create(MODULE_CHANNELS).eval()
+        x = torch.randn(1, MODULE_CHANNELS, height, width)
+        found = _count_part("module", module, (x,), module, height, width, notes)
+    none = dict.fromkeys(["paper_gflops", "executed_gflops", *(f"{c}_gflops" for c in _COUNTERS)])
+    return {
+        "variant": variant.to_dict(),
+        "height": height,
+        "width": width,
+        "parts": {"core": none | {"channels": CORE_CHANNELS}, "module": found},
+        "notes": notes,
+    }
 
 
 def _count_part(

@@ -33,6 +33,17 @@ class WrongGradient(torch.autograd.Function):
         return 2 * grads[0]
 
 
+class ReadsTwice(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x**2
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return ctx.saved_tensors[0] * grads[0] + grads[0] * ctx.saved_tensors[0]
+
+
 class Faulty(Attention):
     """``y = x + conv(x)`` with a mean over all positions, and the fault that is asked for."""
 
@@ -58,6 +69,13 @@ class Faulty(Attention):
                 return WrongGradient.apply(mean)
             case "wrong gradient while training" if self.training:
                 return WrongGradient.apply(mean)
+            case "saved tensors twice":
+                return ReadsTwice.apply(mean)
+            case "counts its forwards" if self.training:
+                self.number += 1
+                return mean * mean.new_tensor(self.number)
+            case "kept in a graph":
+                self.last = mean * 2
             case "random":
                 return mean + torch.randn(())
             case "random while training":
@@ -112,6 +130,8 @@ FAULTS = {
     "training is reproducible": "random while training",
     "auxiliary loss is of the last training forward": "loss",
     "state dict holds all": "hidden state",
+    "checkpoint changes no gradient": "saved tensors twice",
+    "copies after a training step": "kept in a graph",
     "memory format changes nothing": "strides",
     "lower precision is close": "dtype",
     "extreme features stay finite": "overflow",
@@ -125,6 +145,7 @@ FAULTS = {
 
 # Further faults for the same checks.
 MORE_FAULTS = [
+    ("checkpoint changes no gradient", "counts its forwards"),
     ("gradients are derivatives", "wrong gradient while training"),
     ("cost equals the counter", "no number"),
     ("cost equals the counter", "negative"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 import types
 from importlib.metadata import EntryPoint
@@ -10,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import attention_zoo
 from attention_zoo import (
     Attention,
     AttentionError,
@@ -261,3 +263,45 @@ def test_a_broken_entry_point_is_told_in_a_line_and_stops_nothing_else(
         find_attention("broken")
     assert "\n" not in str(caught.value)
     create_attention("nla", channels=4)
+
+
+@pytest.mark.parametrize(
+    ("filters", "names"),
+    [
+        (("enl*",), ["enla", "enlca"]),
+        ((["enl*", "nlsa"],), ["enla", "enlca", "nlsa"]),
+        (("nl*", "*-flash"), ["nla", "nlrn", "nlsa"]),
+        (("nl*", ["nla*", "nlrn"]), ["nlsa"]),
+        (("NLA",), []),
+        (("window",), ["window"]),
+    ],
+)
+def test_names_that_match_a_pattern(filters: tuple[str, ...], names: list[str]) -> None:
+    assert list_attentions(*filters) == names
+
+
+def test_no_filter_lists_all() -> None:
+    assert list_attentions() == list_attentions("*") == sorted(list_attentions())
+    assert set(BUILT_IN) <= set(list_attentions(filter="", exclude_filters=[]))
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_a_print_shows_every_option(name: str) -> None:
+    module = create_attention(name, 16)
+    for option, parameter in module.options().items():
+        assert f"{option}={parameter.default!r}" in module.extra_repr()
+
+
+def test_a_print_shows_values_as_they_are() -> None:
+    module = create_attention("enlca", 8, m=16, reduction=2)
+    assert module.extra_repr().startswith("channels=8, m=16, k=6.0, ")
+    assert ", reduction=2, " in module.extra_repr()
+    module.m = 4
+    assert "m=4" in copy.deepcopy(module).extra_repr()
+    assert Doubled(8, gain=3.0).extra_repr() == "channels=8, gain=3.0"
+    assert Doubled(channels=8).extra_repr() == "channels=8, gain=2.0"
+    assert "m=16" in str(create_attention("enlca", 8, m=16))
+
+
+def test_version() -> None:
+    assert attention_zoo.__version__[0].isdigit()

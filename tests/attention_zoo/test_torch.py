@@ -24,11 +24,14 @@ from attention_zoo import (
     find_attention,
     list_attentions,
 )
+from attention_zoo.enla import orthogonal_gaussian
 from attention_zoo.implementations import use_implementation
 from tests.reference.cases import assert_close, perturb, random_map, random_weights
 
 CHANNELS = 16
 SIZE = (9, 8)
+#: So many chunks that NLSA has more than two buckets.
+SMALL: dict[str, dict[str, object]] = {"nlsa": {"chunk_size": 8}}
 
 every_module = pytest.mark.parametrize("name", list_attentions())
 
@@ -120,6 +123,60 @@ def test_copies_after_a_training_step(name: str) -> None:
         module.train()
     module(x)  # the copies have taken nothing away
     assert module.auxiliary_loss().requires_grad == loss.requires_grad
+
+
+# -- what surrounds a call ------------------------------------------------------------------------
+
+
+@every_module
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_defaults_of_torch_change_nothing(name: str, dtype: torch.dtype) -> None:
+    """Another default dtype, another default device: for the forward, the loss and the backward."""
+    x, options = features(dtype), SMALL.get(name, {})
+    module = build(name, dtype, **options)
+    for training in (False, True):
+        wanted = train_step(module.train(training), x, module)
+        for other in (torch.float64, torch.bfloat16):
+            torch.set_default_dtype(other)
+            try:
+                assert_equal(train_step(module, x, module), wanted)
+            finally:
+                torch.set_default_dtype(torch.float32)
+        with torch.device("meta"):
+            y = module(x)
+            loss = module.auxiliary_loss()
+        if not training or name != "nlsa":  # which draws its rotations
+            assert torch.equal(y, wanted["y"])
+        if name != "none":  # it has no tensor that says where it is
+            assert loss.device.type == "cpu"
+
+
+def test_a_default_device_draws_the_same_projection() -> None:
+    torch.manual_seed(0)
+    wanted = orthogonal_gaussian(5, 3)
+    torch.manual_seed(0)
+    with torch.device("meta"):
+        assert torch.equal(orthogonal_gaussian(5, 3), wanted)
+
+
+@every_module
+def test_weights_may_come_later(name: str) -> None:
+    """Built without memory, as ``torch.device("meta")`` does, and filled from a state dict."""
+    module, x = build(name), features()
+    with torch.device("meta"):
+        other = type(module)(CHANNELS, **module._given)
+    other.load_state_dict(module.state_dict(), assign=True)
+    assert torch.equal(other.eval()(x), module.eval()(x))
+
+
+@every_module
+@pytest.mark.parametrize("training", [False, True])
+def test_an_empty_batch_gives_an_empty_batch(name: str, training: bool) -> None:
+    module, x = build(name).train(training), features()[:0].detach().requires_grad_()
+    y = module(x)
+    assert y.shape == x.shape
+    (y.sum() + module.auxiliary_loss()).backward()
+    assert x.grad is not None
 
 
 # -- changed layers -------------------------------------------------------------------------------
@@ -239,8 +296,6 @@ paper_first = pytest.mark.parametrize(
         *(pytest.param(n, marks=pytest.mark.slow) for n in list_attentions() if n not in PAPER),
     ],
 )
-#: So many chunks that NLSA has more than two buckets.
-SMALL: dict[str, dict[str, object]] = {"nlsa": {"chunk_size": 8}}
 
 
 @paper_first

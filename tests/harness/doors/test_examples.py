@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -64,3 +66,34 @@ def test_it_runs_and_joins_the_table(cli: Cli, tiny: list[str], results: Path) -
     assert record.variant.name == EXAMPLE
     assert record.variant.label == "Efficient attention (reduction=2)"
     assert record.variant.options["reduction"] == 2
+
+
+NOTEBOOK = Path(__file__).parents[3] / "examples" / "correlation_map.ipynb"
+
+
+def test_the_notebook_runs_and_its_maps_are_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NLA singles out the positions one period away; no output is stored."""
+    import matplotlib.pyplot as plt
+
+    plt.switch_backend("Agg")
+    monkeypatch.setattr(plt, "show", lambda: None)
+    cells = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
+    found: dict[str, Any] = {}
+    try:
+        for number, cell in enumerate(c for c in cells if c["cell_type"] == "code"):
+            assert cell["outputs"] == []
+            assert cell["execution_count"] is None
+            exec(compile("".join(cell["source"]), f"cell {number}", "exec"), found)
+    finally:
+        plt.close("all")
+    row, column = found["position"]
+    alike = ((found["row"] - row) % 8 == 0) & ((found["column"] - column) % 8 == 0)
+    alike &= ~found["disc"]
+    for weights in found["maps"].values():
+        assert weights.shape == alike.shape
+        assert weights.sum().item() == pytest.approx(1)
+        assert weights[alike].mean() > 3 * weights.mean()
+    nla = found["maps"]["NLA"]
+    assert {tuple(p) for p in (nla > nla.max() / 2).nonzero().tolist()} <= {
+        tuple(p) for p in alike.nonzero().tolist()
+    }
