@@ -84,8 +84,11 @@ class ProfileCell:
 
     @property
     def finished(self) -> bool:
-        """Whether the row has as many rates and seeds as the protocol demands."""
-        return len(self.validation) >= len(RATES) and len(self.chosen) >= len(SEEDS)
+        """Whether the row has as many seeds as the protocol demands.
+
+        They are trained once every rate has ended: a rate without a score is one that diverged.
+        """
+        return len(self.validation) > 1 and len(self.chosen) >= len(SEEDS)
 
     @property
     def state(self) -> str:
