@@ -73,7 +73,7 @@ def run(
     since, the run's weights are evaluated on them, into the record.
 
     Returns:
-        The run's record, which then lies under ``results/records/runs``.
+        The run's record, which then lies under ``records/runs`` there.
 
     Raises:
         UserError: the folder holds another configuration, training diverged, an image or the
@@ -328,7 +328,7 @@ def _source(variant: Variant) -> dict[str, Any]:
 
 
 def measure_cost(variant: Variant, results: Path, command: str) -> Cost:
-    """Operation counts of a variant, as a record under ``results/records/costs``."""
+    """Operation counts of a variant, as a record under ``records/costs``."""
     counts = flops.count(variant)
     description = machine.describe(torch.device("cpu"))
     identifier = record_id(variant.file_name, {**counts, "packages": description["packages"]})
