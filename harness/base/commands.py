@@ -8,6 +8,7 @@ import contextvars
 import errno
 import functools
 import io
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -49,6 +50,7 @@ def command_line(main: Callable[[], None]) -> Callable[[], None]:
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors=_PLAIN)
         try:
+            _check_folder()
             with stop_on_signals():
                 contextvars.copy_context().run(main)
         except KeyboardInterrupt as stop:
@@ -84,6 +86,13 @@ _FILE_SYSTEM = {
     errno.ESTALE: "check the network drive",
     errno.EMFILE: "raise the limit of open files (ulimit -n)",
 }
+
+
+def _check_folder() -> None:
+    try:
+        os.getcwd()  # noqa: PTH109 - Path.cwd would be the same
+    except OSError:
+        raise UserError("the folder in which this runs was deleted: change to another") from None
 
 
 def _user_message(error: Exception) -> str | None:

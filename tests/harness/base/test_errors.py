@@ -45,6 +45,21 @@ def test_one_line_and_a_status(error: BaseException, status: int, told: str, cli
     assert line.startswith(told)
 
 
+def test_a_folder_that_was_deleted_under_the_command(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+
+    @command_line
+    def main() -> None:
+        raise AssertionError("not reached")
+
+    assert "the folder in which this runs was deleted" in cli(main, status=2).err
+
+
 def test_what_a_terminal_cannot_show_is_escaped(monkeypatch: pytest.MonkeyPatch) -> None:
     """A byte of a file's name that is not UTF-8, and signs that ASCII has not."""
     shown = io.BytesIO()
