@@ -154,7 +154,7 @@ def _paths(results: Path, kind: type[Record]) -> list[Path]:
     folder = results / "records" / FOLDERS[_NAMES[kind]]
     try:  # glob would take a folder that cannot be read for an empty one
         paths = [path for path in folder.iterdir() if path.suffix == ".json"]
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:
         raise UserError(f"cannot read the folder {folder}: {error.strerror}") from error
