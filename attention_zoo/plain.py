@@ -62,6 +62,13 @@ class PlainModule(Attention):
         if not isinstance(y, Tensor) or y.shape != x.shape:
             found = list(y.shape) if isinstance(y, Tensor) else f"a {type(y).__name__}"
             raise AttentionError(f"{self.name} gives {found}, not one map {list(x.shape)}")
+        # Under autocast, the precision is PyTorch's choice.
+        if y.device != x.device or not (
+            y.dtype == x.dtype
+            or (y.is_floating_point() and torch.is_autocast_enabled(x.device.type))
+        ):
+            kinds = f"{y.dtype} on {y.device}, not {x.dtype} on {x.device}".replace("torch.", "")
+            raise AttentionError(f"{self.name} gives {kinds}, as its input is")
         return y
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:

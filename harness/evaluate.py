@@ -94,6 +94,10 @@ def main() -> None:
     if options.tile is not None and (options.chop or options.tile < 16):
         wrong = "and --chop exclude each other" if options.chop else "must be at least 16 LR pixels"
         raise UserError(f"--tile {wrong}")
+    if options.output is not None and options.output.is_dir():
+        raise UserError(f"--output {options.output} is a folder: give a file for the figures")
+    if options.save_images is not None and options.save_images.is_file():
+        raise UserError(f"--save-images {options.save_images} is a file: give a folder")
     device = machine.pick_device(options.device)
     machine.use_threads(options.threads)
     trained, own = _load(options, chosen)

@@ -20,7 +20,7 @@ import tyro
 
 from .base.commands import command_line, usage_errors
 from .base.errors import UserError
-from .base.files import claim_record, write_json
+from .base.files import claim_record, output_stem, write_json
 from .base.folders import OWN
 
 
@@ -68,18 +68,19 @@ def main() -> None:
             Options, prog="python -m harness.maps", description=inspect.getdoc(Options)
         )
     marked = parse_position(options.at)
+    output = options.output and output_stem(options.output)
     from .config.options import describe_command
-    from .images.files import read_image
+    from .images.saved import read_upright
     from .pictures.maps import correlation_maps, draw, low_resolution, module_number
     from .reporting.figures.style import save_figure
     from .runs.stored import load_networks
 
-    image = read_image(options.image)
+    image = read_upright(options.image)
     runs = load_networks(options.runs, options.results, "harness.maps")
     module, count = module_number(runs, options.module)
     name, scale = options.image.name, runs[0].architecture.scale
     lr, position = low_resolution(image, marked, name, scale, options.hr)
-    stem = options.output or (
+    stem = output or (
         options.results / "figures" / f"maps-{options.image.stem}-{marked[0]}-{marked[1]}"
     )
     record = stem.with_name(f"{stem.name}.json")

@@ -20,7 +20,7 @@ import tyro
 
 from .base.commands import command_line, usage_errors
 from .base.errors import UserError
-from .base.files import claim_record, write_json
+from .base.files import claim_record, output_stem, write_json
 from .base.folders import OWN
 from .base.names import slug
 
@@ -94,6 +94,7 @@ def main() -> None:
             Options, prog="python -m harness.visual", description=inspect.getdoc(Options)
         )
     _check(options)
+    output = options.output and output_stem(options.output)
     from .base import machine
     from .config.options import describe_command
     from .pictures.crops import RULE, draw, most_different
@@ -104,7 +105,7 @@ def main() -> None:
     machine.use_threads(options.threads)
     runs = load_networks(options.runs, options.results, "harness.visual")
     images = _images(options, runs[0].architecture.scale)
-    stem = options.output or options.results / "figures" / f"visual-{slug(images.name)}"
+    stem = output or options.results / "figures" / f"visual-{slug(images.name)}"
     record = stem.with_name(f"{stem.name}.json")
     content = {
         "rule": RULE,

@@ -5,8 +5,10 @@ from __future__ import annotations
 import codecs
 import contextlib
 import contextvars
+import errno
 import functools
 import io
+import os
 import re
 import signal
 import sys
@@ -49,6 +51,7 @@ def command_line(main: Callable[[], None]) -> Callable[[], None]:
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors=_PLAIN)
         try:
+            _check_folder()
             with stop_on_signals():
                 contextvars.copy_context().run(main)
         except KeyboardInterrupt as stop:
@@ -68,11 +71,40 @@ def command_line(main: Callable[[], None]) -> Callable[[], None]:
     return wrapped
 
 
+# What a user can do about errors of the file system that can meet any command anywhere.
+_SPACE = "free space or choose another folder"
+_RIGHTS = "give the rights to it, or choose another place"
+_FILE_SYSTEM = {
+    errno.ENOSPC: _SPACE,
+    errno.EDQUOT: _SPACE,
+    errno.EFBIG: _SPACE,
+    errno.EACCES: _RIGHTS,
+    errno.EPERM: _RIGHTS,
+    errno.EROFS: _RIGHTS,
+    errno.ENAMETOOLONG: "give a shorter name",
+    errno.ELOOP: "remove the links that lead to themselves",
+    errno.EIO: "check the disk",
+    errno.ESTALE: "check the network drive",
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+}
+
+
+def _check_folder() -> None:
+    try:
+        os.getcwd()  # noqa: PTH109 - Path.cwd would be the same
+    except OSError:
+        raise UserError("the folder in which this runs was deleted: change to another") from None
+
+
 def _user_message(error: Exception) -> str | None:
     """What to tell the user; None for a fault of the program, which keeps its traceback."""
     zoo = sys.modules.get("attention_zoo")  # only a loaded package can have raised its error
     if isinstance(error, UserError) or (zoo and isinstance(error, zoo.AttentionError)):
         return str(error)
+    if isinstance(error, OSError) and error.errno in _FILE_SYSTEM:
+        place = f"{error.filename}: " if error.filename is not None else ""
+        reason = error.strerror or errno.errorcode[error.errno]
+        return f"{place}{reason}; {_FILE_SYSTEM[error.errno]}"
     if isinstance(error, (RuntimeError, MemoryError)) and is_out_of_memory(error):
         return (
             "not enough memory: free some, choose a smaller network or smaller sizes, "

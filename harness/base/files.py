@@ -88,6 +88,17 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path} is nested too deeply; delete it") from None
 
 
+def output_stem(path: Path) -> Path:
+    """The path that a user gives for files without their suffixes.
+
+    Raises:
+        UserError: it ends in no name.
+    """
+    if path.name in ("", ".."):
+        raise UserError(f"--output {path} names no file: give a name too, e.g. {path / 'figure'}")
+    return path
+
+
 def claim_record(path: Path, content: dict[str, Any]) -> None:
     """Check that the JSON file beside a figure, if it exists, has the same ``content``.
 

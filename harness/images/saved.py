@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -38,11 +40,16 @@ def save_png(path: Path, pixels: Pixels) -> None:
 def read_upright(path: Path) -> Pixels:
     """:func:`.files.read_image`, turned as the file's EXIF orientation says.
 
+    Damaged EXIF data turn nothing, as in viewers.
+
     Raises:
         UserError: as :func:`.files.read_image`.
     """
     pixels = read_image(path)
-    with Image.open(path) as image:
+    turn = None
+    # Pillow's reader of EXIF raises exceptions of many classes.
+    with warnings.catch_warnings(), contextlib.suppress(Exception), Image.open(path) as image:
+        warnings.simplefilter("ignore")
         turn = _TURNS.get(image.getexif().get(_ORIENTATION, 1))
     if turn is None:
         return pixels
@@ -76,6 +83,9 @@ def plan_files(inputs: Iterable[Path], output: Path) -> dict[Path, Path]:
             result would replace an input.
     """
     inputs = list(inputs)
+    for path in inputs:
+        if not path.exists():
+            raise UserError(f"no file or folder {path}: check the path")
     alone = len(inputs) == 1 and not inputs[0].is_dir() and not output.is_dir()
     if alone and output.suffix.lower() in SUFFIXES:
         if output.suffix.lower() != ".png":
@@ -88,8 +98,6 @@ def plan_files(inputs: Iterable[Path], output: Path) -> dict[Path, Path]:
     plan: dict[Path, Path] = {}
     sources: dict[Path, Path] = {}
     for source, target in pairs:
-        if not source.exists():
-            raise UserError(f"no file or folder {source}: check the path")
         other = sources.setdefault(target, source)
         if other != source:
             raise UserError(f"{other} and {source} would both become {target}: rename one")

@@ -22,7 +22,7 @@ from ..config.network import NetworkConfig
 from ..config.presets import find_preset
 from ..config.variants import Variant
 from .edsr import RGB_MEAN, quarters
-from .weights import Architecture, TrainedNetwork, no_weights
+from .weights import Architecture, TrainedNetwork, check_values, no_weights
 
 #: Rows of the ENLCA paper's Table 1 that are EDSR with one of our modules, by module.
 _PUBLISHED = {"none": "EDSR", "nlsa": "NLSN", "enlca": "ENLCN"}
@@ -90,13 +90,12 @@ def load_official(
     network = architecture.build()
     own = network.state_dict()
     names = body.names(modules, own)
-    shapes = {released: own[ours].shape for ours, released in names.items()}
+    wanted = {released: own[ours] for ours, released in names.items()}
+    shapes = {released: tensor.shape for released, tensor in wanted.items()}
     layers = {name: t for name, t in state.items() if name not in _normalisation(image_range)}
     if misfit := describe_misfit(shapes, layers):
         raise UserError(f"{path} does not fit {architecture.variant.label} in EDSR: {misfit}")
-    for key, tensor in layers.items():
-        if not tensor.isfinite().all():
-            raise UserError(f"{path}: {key} has values that are not finite; the file is damaged")
+    check_values(wanted, layers, str(path))
     network.load_state_dict(own | {ours: state[released] for ours, released in names.items()})
     return TrainedNetwork(path.stem, architecture, network.eval())
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -84,6 +85,12 @@ class Architecture:
         for size in ("blocks", "channels"):
             if type(content[size]) is not int or content[size] < 1:
                 raise ValueError(f"{size} must be an integer of 1 or more")
+        for number in ("block_res_scale", "image_range"):
+            value = content.get(number, 1.0)
+            if type(value) not in (int, float) or not math.isfinite(value):
+                raise ValueError(f"{number} must be a finite number")
+        if content.get("image_range", 1.0) <= 0:
+            raise ValueError("image_range must be above 0")
         sizes = {f.name: rest.pop(f.name) for f in fields(NetworkConfig) if f.name in rest}
         positions = rest.pop("positions", None)
         if positions is not None:
@@ -142,6 +149,8 @@ def load_weights(path: Path) -> TrainedNetwork:
             content = json.loads(metadata["network"])
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         name = str(content["name"])
+        if content["architecture"]["blocks"] > len(tensors):
+            raise ValueError("fewer tensors than blocks")  # whose building might never end
         architecture = Architecture.from_dict(content["architecture"])
         network = architecture.build()
     except FileNotFoundError:
@@ -182,12 +191,34 @@ def load_strictly(module: torch.nn.Module, tensors: dict[str, torch.Tensor], sou
     """Load a state; every tensor must fit.
 
     Raises:
-        UserError: a tensor is missing, surplus or misshapen; the message names them.
+        UserError: a tensor is missing, surplus or misshapen, or as :func:`check_values`; the
+            message names it.
     """
-    shapes = {key: value.shape for key, value in module.state_dict().items()}
+    state = module.state_dict()
+    shapes = {key: value.shape for key, value in state.items()}
     if misfit := describe_misfit(shapes, tensors):
         raise UserError(f"{source} does not fit the network: {misfit}")
+    check_values(state, tensors, source)
     module.load_state_dict(tensors)
+
+
+def check_values(wanted: Mapping[str, Tensor], tensors: Mapping[str, Tensor], source: str) -> None:
+    """Check that tensors hold numbers of the wanted kind, which PyTorch would convert silently.
+
+    Raises:
+        UserError: a tensor has complex numbers, or integers (quantized ones, say) in place of
+            floating-point numbers, or values that are not finite; the message names it.
+    """
+    for key, value in wanted.items():
+        found = tensors[key]
+        if found.is_complex() or (value.is_floating_point() and not found.is_floating_point()):
+            kinds = f"{found.dtype}, not {value.dtype}".replace("torch.", "")
+            raise UserError(f"{source}: {key} is {kinds}: save the weights as float32")
+        if not found.isfinite().all():
+            raise UserError(
+                f"{source}: {key} has values that are not finite; the file is damaged, or its "
+                "training diverged"
+            )
 
 
 def weights_path(results: Path, identifier: str) -> Path:

@@ -151,7 +151,13 @@ def _load(results: Path, kind: type[R]) -> list[R]:
 
 
 def _paths(results: Path, kind: type[Record]) -> list[Path]:
-    paths = (results / "records" / FOLDERS[_NAMES[kind]]).glob("*.json")
+    folder = results / "records" / FOLDERS[_NAMES[kind]]
+    try:  # glob would take a folder that cannot be read for an empty one
+        paths = [path for path in folder.iterdir() if path.suffix == ".json"]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise UserError(f"cannot read the folder {folder}: {error.strerror}") from error
     return sorted(path for path in paths if not path.name.startswith("."))
 
 

@@ -60,6 +60,16 @@ class Tuple(nn.Module):
         return x, x.sum()
 
 
+class Doubled(Gate):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).double()
+
+
+class Elsewhere(Gate):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).to("meta")
+
+
 class Halved(Tuple):
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
         return x[:, :, ::2]
@@ -134,6 +144,8 @@ def test_the_contract_says_what_it_cannot_check() -> None:
     [
         ("Tuple", "gives a tuple, not one map"),
         ("Halved", r"gives \[1, 8, 2, 4\], not one map \[1, 8, 4, 4\]"),
+        ("Doubled", "Doubled gives float64 on cpu, not float32 on cpu, as its input is"),
+        ("Elsewhere", "Elsewhere gives float32 on meta, not float32 on cpu"),
         ("Demanding", "the option heads needs a default"),
         ("Broken", "cannot be built with 8 channels: KeyError: 'nothing here'"),
     ],
@@ -142,6 +154,12 @@ def test_refused_in_a_line(name: str, message: str) -> None:
     with pytest.raises(AttentionError, match=message) as caught:
         create_attention(f"{HERE}:{name}", 8)(torch.rand(1, 8, 4, 4))
     assert "\n" not in str(caught.value)
+
+
+def test_autocast_chooses_the_precision() -> None:
+    module = create_attention(f"{HERE}:LaterChannels", 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert module(torch.rand(1, 8, 4, 4)).dtype in (torch.bfloat16, torch.float32)
 
 
 def test_what_takes_no_channels_is_refused() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import signal
 import subprocess
@@ -30,6 +31,9 @@ from tests.harness.conftest import Cli
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 2, "error: not enough memory"),
         (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling"), 2, "error: not en"),
         (MemoryError(), 2, "error: not enough memory"),
+        (OSError(errno.ENOSPC, "No space left"), 2, "error: No space left; free space or"),
+        (OSError(errno.EACCES, "Denied", "/a"), 2, "error: /a: Denied; give the rights to it"),
+        (OSError(errno.ENAMETOOLONG, "Too long", "/a"), 2, "error: /a: Too long; give a shorter"),
     ],
 )
 def test_one_line_and_a_status(error: BaseException, status: int, told: str, cli: Cli) -> None:
@@ -39,6 +43,21 @@ def test_one_line_and_a_status(error: BaseException, status: int, told: str, cli
 
     (line,) = cli(main, status=status).err.splitlines()
     assert line.startswith(told)
+
+
+def test_a_folder_that_was_deleted_under_the_command(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+
+    @command_line
+    def main() -> None:
+        raise AssertionError("not reached")
+
+    assert "the folder in which this runs was deleted" in cli(main, status=2).err
 
 
 def test_what_a_terminal_cannot_show_is_escaped(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,7 +70,7 @@ def test_what_a_terminal_cannot_show_is_escaped(monkeypatch: pytest.MonkeyPatch)
         print("×4 \udce9", flush=True)
 
     main()
-    assert shown.getvalue() == b"\\xd74 \\udce9\n"
+    assert shown.getvalue() == b"x4 \\udce9\n"
 
 
 @pytest.mark.parametrize("kind", [RuntimeError, OSError])

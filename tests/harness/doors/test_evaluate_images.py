@@ -233,6 +233,8 @@ def test_mistakes_are_one_line(cli: Cli, results: Path, image_folder: Path) -> N
         (f"{sr} --degradation box", "--degradation is an option of sr: name the task with --task"),
         (f"{nearest} --task sr --degradation area", "area"),
         (f"{nearest} --test-sets Set99", "no test set in images"),
+        (f"{sr} --output {image_folder}", f"--output {image_folder} is a folder: give a file"),
+        (f"{sr} --save-images {__file__}", "test_evaluate_images.py is a file: give a folder"),
     ]:
         words = ("--results", results, "--data", image_folder)
         assert message in cli.refused(f"evaluate --weights {line}", *words)

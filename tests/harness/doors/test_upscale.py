@@ -14,6 +14,7 @@ from harness.config.network import NetworkConfig
 from harness.config.variants import Variant
 from harness.images.degradation import grey
 from harness.images.files import read_image
+from harness.images.saved import read_upright
 from harness.measuring.quality import super_resolve
 from harness.network.weights import Architecture, TrainedNetwork, load_weights, save_weights
 from tests.harness.conftest import Cli, write_image
@@ -108,6 +109,15 @@ def test_a_photo_is_turned_as_its_camera_says(
     )
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("exif", [b"garbage", b"MM\0*\0\0\0\x08\0\1\x01\x12\0\x02\0\0"])
+def test_damaged_exif_data_turn_nothing(exif: bytes, tmp_path: Path) -> None:
+    write_image(tmp_path / "stored.png", 16, 24, 0)
+    with Image.open(tmp_path / "stored.png") as stored:
+        stored.save(tmp_path / "phone.png", exif=exif)
+        assert np.array_equal(read_upright(tmp_path / "phone.png"), np.asarray(stored))
+
+
 def test_a_denoiser_takes_and_gives_grey(
     cli: Cli, photos: Path, results: Path, tmp_path: Path
 ) -> None:
@@ -127,9 +137,10 @@ def test_what_cannot_be_read_is_named_and_the_rest_restored(
     cli: Cli, photos: Path, results: Path, tmp_path: Path, run: TrainedNetwork
 ) -> None:
     (photos / "broken.png").write_bytes((photos / "a [1].png").read_bytes()[:100])
+    (photos / "link.png").symlink_to("nowhere.png")
     words = ("--weights", "mine", "--results", results)
     printed = cli("upscale", photos, tmp_path / "out", *words, status=1)
-    assert "3 of 4 images restored" in printed.out
+    assert "3 of 5 images restored" in printed.out
     assert f"left out: cannot read the image {photos / 'broken.png'}" in printed.err
     assert "broken.png" not in files(tmp_path / "out")
 

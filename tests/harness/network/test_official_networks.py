@@ -374,6 +374,7 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
         (state | {"sub_mean.bias": zeros}, r"sub_mean.bias is \[0.*0\], not the mean of DIV2K"),
         (state | {"add_mean.weight": nan}, r"add_mean.weight is \[nan, .* another normalisation"),
         (state | {"tail.1.bias": zeros + torch.inf}, "tail.1.bias has values that are not finite"),
+        (state | {"tail.1.bias": zeros.to(torch.int8)}, "tail.1.bias is int8, not float32"),
         (state | {f"body.0.{i}.w": zeros for i in range(99)}, "body.0.0.w is .*; and 94 more"),
     ]:
         there = isinstance(content, str)

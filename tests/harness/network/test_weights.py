@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from harness.network.weights import (
     load_strictly,
     load_weights,
     save_weights,
+    to_file,
     weights_path,
 )
 
@@ -94,6 +96,40 @@ def test_loading_is_strict_and_names_every_tensor(saved: Path) -> None:
     tensors = {**ENLCA.build().state_dict(), "a\n\x1b[2J": torch.zeros(1)}
     with pytest.raises(UserError, match=r"network: 'a\\n\\x1b\[2J' is surplus$"):
         load_strictly(ENLCA.build(), tensors, "file")
+
+
+def test_numbers_that_would_be_converted_silently_are_refused(saved: Path) -> None:
+    tensors = load_file(saved)
+    quantized = (tensors["head.weight"] * 100).to(torch.int8)
+    for name, tensor, words in [
+        ("head.weight", quantized, "file: head.weight is int8, not float32: save the weights as"),
+        ("head.bias", torch.zeros(8, dtype=torch.complex64), "head.bias is complex64"),
+        ("head.bias", torch.full((8,), torch.nan), "head.bias has values that are not finite"),
+    ]:
+        with pytest.raises(UserError, match=words):
+            load_strictly(ENLCA.build(), tensors | {name: tensor}, "file")
+    network = ENLCA.build()
+    load_strictly(network, {name: t.half() for name, t in tensors.items()}, "file")
+    assert torch.equal(network.head.weight, tensors["head.weight"].half().float())
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("image_range", 0),
+        ("image_range", "1"),
+        ("block_res_scale", float("nan")),
+        ("block_res_scale", "1"),
+        ("blocks", 10**9),  # whose building would never end
+    ],
+)
+def test_a_file_edited_by_hand_is_refused(key: str, value: Any, tmp_path: Path) -> None:
+    content = {"name": "x", "architecture": ENLCA.to_dict() | {key: value}}
+    path = tmp_path / "edited.safetensors"
+    tensors = to_file(ENLCA.build().state_dict())
+    path.write_bytes(save(tensors, {"network": json.dumps(content)}))
+    with pytest.raises(UserError, match="does not say which network"):
+        load_weights(path)
 
 
 def test_runs_are_found_by_the_beginning_of_their_id(saved: Path, tmp_path: Path) -> None:

@@ -321,7 +321,7 @@ def test_an_official_network_may_have_other_than_five_modules(
         (("--runs", "two-modules", "--module", "3"), "module must be 1 to 2, got 3"),
         (("--runs", "nla-run", "conv-run"), "run conv-run (Conv) has no weights over positions"),
         (("--runs", "none-run"), "run none-run (Baseline) has no weights over positions"),
-        (("--runs", "diverged"), "run diverged has weights that are not finite"),
+        (("--runs", "diverged"), "query.weight has values that are not finite"),
         (("--runs", "nla-run", "x3-run"), "different scales (nla-run x2, x3-run x3)"),
         (("--runs", "nowhere"), "no weights of run 'nowhere'"),
         (("--runs", "nl"), "nla-run, nlsa-run"),
@@ -337,6 +337,9 @@ def test_an_official_network_may_have_other_than_five_modules(
         (("--runs", "nla-run", "--image", "nowhere.png"), "cannot read the image nowhere.png"),
         (("--runs", "nla-run", "--size", "3"), "--size"),
         (("--runs", "nla-run", "--output", "/dev/null/a"), "cannot write"),
+        (("--runs", "nla-run", "--output", "."), "--output . names no file: give a name too"),
+        (("--runs", "nla-run", "--output", "/"), "e.g. /figure"),
+        (("--runs", "x" * 300), "give a shorter name"),
     ],
 )
 def test_command_line_mistakes(

@@ -69,6 +69,13 @@ def test_what_is_saved_is_loaded(tmp_path: Path, kind: str) -> None:
     assert again.read_bytes() == path.read_bytes()
 
 
+def test_a_folder_that_cannot_be_read_is_not_an_empty_one(tmp_path: Path) -> None:
+    (tmp_path / "records").mkdir()
+    (tmp_path / "records" / "runs").symlink_to("runs")  # root may read any other folder
+    with pytest.raises(UserError, match=r"cannot read the folder .*runs: Too many levels"):
+        load_records(tmp_path, Run)
+
+
 def test_no_folder_means_no_records(tmp_path: Path) -> None:
     assert load_all_records(tmp_path / "missing") == []
     with pytest.raises(UserError, match=r"x\.json"):
