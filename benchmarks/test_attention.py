@@ -20,7 +20,7 @@ from harness.config.variants import Variant
 from harness.measuring.latency import Case
 
 # They do next to nothing, and all else would be compared with that.
-_CONTROLS = {"none", "mean", "oracle"}
+_CONTROLS = {"none", "mean", "reference-mean", "oracle"}
 #: Table 5's rows, then every other module with its default options.
 VARIANTS = [
     variant

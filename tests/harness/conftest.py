@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -90,10 +91,10 @@ class Cli:
         return printed
 
     def refused(self, command: str, *words: object) -> str:
-        """The one line of a refused command; only progress on images may stand before it."""
+        """The one line of a refused command; only progress may stand before it."""
         *before, line = self(command, *words, status=2).err.strip().splitlines()
-        progress = ("Decoding training images", "Comparing")
-        assert all(text.startswith(progress) for text in before), before
+        progress = r"(Decoding training images|Comparing|Timing |\S+: measuring for up to )"
+        assert all(re.match(progress, text) for text in before), before
         assert line.startswith("error: ")
         return line
 

@@ -34,7 +34,7 @@ def quick_timing(monkeypatch: pytest.MonkeyPatch) -> None:
 def table(cli: Cli, results: Path, name: str) -> list[dict[str, str]]:
     """Rows of a table that ``harness.tables`` makes from the records."""
     cli("tables", "--results", results)
-    (path,) = (results / "tables").rglob(f"{name}.csv")
+    path = results / "tables" / f"{name}.csv"
     with path.open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
 

@@ -144,7 +144,7 @@ def test_a_jobs_command_leads_to_its_run(words: list[str], tiny: list[str]) -> N
 @pytest.mark.parametrize(
     ("words", "names"),
     [
-        (["--rows", "controls"], ["Baseline", "Conv", "Mean", "Oracle"]),
+        (["--rows", "controls"], ["Baseline", "Conv", "Mean", "Mean of references", "Oracle"]),
         (["--attn", "nla", "--res-scale", "0.1", "--blanks", "0.5"], ["NLA"]),
         (["--attn", "enlca", "nla", "--m", "4", "--learning-rate", "3e-3"], ["ENLCA-m4", "NLA"]),
         (["--task", "own_task:Own", "--sides", "2", "3", "--wide", "--attn", "nla"], ["NLA"]),

@@ -29,6 +29,7 @@ from harness.reporting.tables.all import write_tables
 from harness.runs import run
 from harness.tasks.sr import SuperResolution
 from harness.training.checkpoints import find_checkpoints, load_checkpoint
+from tests.harness.conftest import write_images
 from tests.harness.tiny import make_config, run_tiny
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -113,10 +114,10 @@ def as_nobody() -> None:
         os.setuid(65534)
 
 
-def test_read_only_results(image_folder: Path, open_folder: Path) -> None:
+def test_read_only_results(open_folder: Path) -> None:
     """A finished run is read there; a new one says that nothing can be written."""
-    source = find_data(image_folder)
-    cache = source.training_images(4)  # nobody cannot read it
+    source = find_data(write_images(open_folder / "images"))
+    cache = source.training_images(4)
     results = open_folder / "results"
 
     def work(steps: int) -> None:
@@ -124,7 +125,7 @@ def test_read_only_results(image_folder: Path, open_folder: Path) -> None:
         config = make_config(steps=steps)
         run.run(config, SuperResolution(cache, source), results, torch.device("cpu"), "test")
 
-    run_tiny(make_config(steps=2), image_folder, results)
+    run_tiny(make_config(steps=2), open_folder / "images", results)
     for path in [results, *results.rglob("*")]:
         path.chmod(0o555 if path.is_dir() else 0o444)
     try:
