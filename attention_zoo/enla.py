@@ -60,6 +60,8 @@ from .registry import register_attention
 
 #: Embeddings are divided by their norm, but by no less than this.
 MIN_NORM = 5e-5
+#: More features than this have no use, and drawing them takes minutes.
+MOST_FEATURES = 2**16
 
 
 def normalise(x: Tensor, amplification: float) -> Tensor:
@@ -118,6 +120,13 @@ def orthogonal_gaussian(m: int, c: int, generator: torch.Generator | None = None
         blocks.append((basis * upper.diagonal().sign()).T)
     norms = gaussian(m).norm(dim=1, keepdim=True)
     return (torch.cat(blocks)[:m] * norms).float()
+
+
+def require_features(m: int) -> None:
+    """Raise AttentionError unless m features can be drawn in reasonable time."""
+    require_at_least("m", m, 1)
+    if m > MOST_FEATURES:
+        raise AttentionError(f"m must be at most {MOST_FEATURES}, got {m}")
 
 
 def random_feature_attention(
@@ -220,7 +229,7 @@ class EfficientNonLocalAttention(Attention):
         res_scale: float = 0.1,
     ) -> None:
         super().__init__(channels, res_scale=res_scale)
-        require_at_least("m", m, 1)
+        require_features(m)
         require_at_least("redraw_every", redraw_every, 0)
         if not 0 < k < math.inf:
             raise AttentionError(f"k must be a finite number above 0, got {k}")

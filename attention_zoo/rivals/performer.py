@@ -13,13 +13,13 @@ from ..base import (
     check_qkv,
     embedding_channels,
     no_autocast,
-    require_at_least,
     sum_dtype,
 )
 from ..enla import (
     feature_weights,
     orthogonal_gaussian,
     random_feature_attention,
+    require_features,
 )
 from ..layers import projects_sums, weight_and_bias
 from ..nla import softmax_weights
@@ -94,7 +94,7 @@ class PerformerAttention(Attention):
         self, channels: int, *, m: int = 128, reduction: int = 4, res_scale: float = 0.1
     ) -> None:
         super().__init__(channels, res_scale=res_scale)
-        require_at_least("m", m, 1)
+        require_features(m)
         self.m = m
         self.embedding = embedding_channels(channels, reduction)
         self.query = nn.Conv2d(channels, self.embedding, 1)

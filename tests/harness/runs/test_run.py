@@ -152,6 +152,7 @@ def test_skip_training_needs_no_images(cli: Cli, results: Path) -> None:
         (["--attn", "nonlocal"], ["unknown attention 'nonlocal'", "nlsa"]),
         (["--attn", "nlsa", "--m", "16"], ["nlsa has no option --m", "--rounds", "--chunk-size"]),
         (["--attn", "enlca", "--m", "0"], ["m must be at least 1, got 0"]),
+        (["--attn", "enlca", "--m", "99999999999"], ["m must be at most 65536"]),
         (["--attn", "enlca", "--m", "x"], ["--m", "x"]),
         (["--attn"], ["--attn needs a name"]),
         (["--attn", "nla", "--rows", "table4"], ["either --attn or --rows"]),
