@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import re
 import sys
 from pathlib import Path
@@ -46,6 +48,16 @@ def differences(found: Any, expected: Any, place: str = "") -> list[str]:
     return [] if found == expected else [f"{place}: {str(found)[:200]} != {str(expected)[:200]}"]
 
 
+def _without_times(path: Path) -> str:
+    """A table without dates and times of training, whose length decides on a column's width."""
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".csv":
+        rows = list(csv.DictReader(io.StringIO(text)))
+        text = str([row | {"training_seconds": ""} for row in rows])
+    text = re.sub(r"\b[\d.]+ (s|min|h)\b", "TIME", text)
+    return re.sub(r"[ :-]+", " ", re.sub(r"20\d\d-\d\d-\d\d", "DATE", text))
+
+
 def outcome(results: Path) -> dict[str, Any]:
     """What runs leave, without times and dates: weights, log, quality, tables, file names."""
     records = [untyped(record) for record in load_records(results, Run)]
@@ -59,11 +71,7 @@ def outcome(results: Path) -> dict[str, Any]:
         for path in sorted(results.rglob("*"))
         if path.is_file() and ".locks" not in path.parts
     }
-    tables = {
-        name: re.sub(rb"20\d\d-\d\d-\d\d", b"DATE", path.read_bytes())
-        for name, path in files.items()
-        if name.startswith("tables/")
-    }
+    tables = {n: _without_times(p) for n, p in files.items() if n.startswith("tables/")}
     weights = {n: p.read_bytes() for n, p in files.items() if p.name == "weights.safetensors"}
     assert records
     assert tables

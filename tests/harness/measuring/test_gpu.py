@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import subprocess
 from pathlib import Path
 from types import SimpleNamespace
@@ -89,7 +90,7 @@ def test_every_implementation_in_turn() -> None:
     row = rows["ENLCA-m128, 6x6, forward"]
     assert row["tiled"] > 0
     assert row["released"] > 0
-    assert "need a CUDA device" in row["notes"]["triton"]
+    assert re.search("need a CUDA device|Triton is not installed", row["notes"]["triton"])
     assert len(rows) == 8
 
 
