@@ -168,6 +168,11 @@ class NonLocalSparseAttention(Attention):
         half = num_buckets(q.shape[2] * q.shape[3], self.chunk_size) // 2
         shape = (self.rounds, q.shape[1], half)
         if self.training:
+            if torch.jit.is_tracing():
+                raise AttentionError(
+                    "nlsa draws rotations anew in each training forward, which a trace cannot: "
+                    "call .eval() before torch.jit.trace"
+                )
             return torch.randn(shape, device=q.device, dtype=torch.float32)
         if q.device.type == "cuda":
             return _rotations_on(q.device, self.evaluation_seed, shape)

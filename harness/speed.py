@@ -17,6 +17,8 @@ from .base.commands import command_line, usage_errors
 from .base.errors import UserError
 from .base.folders import OWN
 from .base.progress import timing_bar
+from .config.options import describe_command, parse
+from .config.rows import TableName
 
 
 @dataclass(kw_only=True)
@@ -26,7 +28,13 @@ class Options:
     Examples:
       python -m harness.speed --threads 2
       python -m harness.speed --only core-nla step --seconds 5
+      python -m harness.speed --attn enlca:m=16 enlca:m=256
     """
+
+    attn: tuple[str, ...] = ()
+    """Cores of these modules at 100x100 instead, with options such as --m 16 or enlca:m=16."""
+    rows: TableName | None = None
+    """Cores of the rows of a table instead."""
 
     only: tuple[str, ...] = ()
     """Cases whose names begin so, e.g. core-nla or step; all by default."""
@@ -43,16 +51,22 @@ class Options:
 @command_line
 def main() -> None:
     """Entry point of ``python -m harness.speed``."""
-    with usage_errors():
-        options = tyro.cli(
-            Options, prog="python -m harness.speed", description=inspect.getdoc(Options)
-        )
-    from .config.options import describe_command
-    from .measuring.speed import choose, measure
+    argv = sys.argv[1:]
+    chosen = any(word.startswith(("--attn", "--rows")) for word in argv)
+    if chosen:
+        options, variants = parse(Options, argv, "harness.speed")
+    else:
+        with usage_errors():
+            options = tyro.cli(
+                Options, prog="python -m harness.speed", description=inspect.getdoc(Options)
+            )
+    from .measuring.speed import cases_of, choose, measure
     from .records.store import save_record
     from .reporting.tables.speed import find_speeds, speed_table
 
-    comparisons = choose(options.only)
+    if chosen and options.only:
+        raise UserError("--only chooses among the cases of --help: leave it out with --attn")
+    comparisons = cases_of(variants) if chosen else choose(options.only)
     if not options.seconds > 0:
         raise UserError(f"seconds must be above 0, got {options.seconds}")
     device = machine.pick_device(options.device)
@@ -63,7 +77,7 @@ def main() -> None:
             device=device,
             max_seconds=options.seconds,
             apart=device.type == "cpu",
-            command=describe_command("harness.speed", sys.argv[1:]),
+            command=describe_command("harness.speed", argv),
             on_run=on_run,
         )
     path = save_record(options.results, record)

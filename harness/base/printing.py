@@ -133,4 +133,4 @@ class Fitted:
 
 
 def _text(cell: object) -> Text:
-    return cell.copy() if isinstance(cell, Text) else Text.from_markup(str(cell))
+    return cell.copy() if isinstance(cell, Text) else Text(str(cell))  # names may hold brackets

@@ -24,6 +24,7 @@ from .files import Pixels
 SSIM_WINDOW = 11
 # Luma of the pixel (1, 1, 1), as the authors' code has it.
 _BLACK = 0.86
+_FARTHEST = 4 * 255.0
 
 
 @dataclass(frozen=True)
@@ -115,12 +116,24 @@ def grey_quality(image: NDArray[Any], clean: Pixels) -> Quality:
     Raises:
         UserError: the shapes differ, or the images are too small.
     """
+    for one in (image, clean):
+        _check_array(one)
+        if one.ndim != 3 or one.shape[2] != 3:
+            raise UserError(f"grey images are [H, W, 3] with equal channels, not {_size(one)}")
     a, b = image[..., 0], clean[..., 0]
     return Quality(psnr(a, b, 0), ssim(a, b, 0))
 
 
+def _check_array(image: object) -> None:
+    """Raise UserError unless a NumPy array."""
+    if not isinstance(image, np.ndarray):
+        kind = type(image).__name__
+        raise UserError(f"images are NumPy arrays, not {kind}: np.asarray converts them")
+
+
 def _check_pixels(image: NDArray[Any]) -> None:
     """Raise UserError unless uint8 ``[H, W, 3]`` or ``[H, W]``."""
+    _check_array(image)
     if image.dtype != np.uint8:
         fix = "convert them to 8 bits"
         if np.issubdtype(image.dtype, np.floating):
@@ -146,14 +159,21 @@ def _check_luma(y: NDArray[Any]) -> None:
     # The luma of an image as good as black lies in 0…1 too, but not up to 1.
     if y.size and y.min() >= 0 and _BLACK < y.max() <= 1 and (y % 1).any():
         raise UserError("lumas are in 0…255, not in 0…1: multiply by 255")
+    # Noise that is not clipped leaves the range, but not so far.
+    if y.size and max(-y.min(), y.max()) > _FARTHEST:
+        raise UserError(f"lumas are in 0…255, but these reach {y.max():g}: scale them")
 
 
 def _inner(
     a: NDArray[Any], b: NDArray[Any], border: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    _check_array(a)
+    _check_array(b)
     if a.shape != b.shape:
         raise UserError(f"cannot compare images of {_size(a)} and {_size(b)}")
-    if min(a.shape[:2]) <= 2 * border:
+    if border < 0:
+        raise UserError(f"border must be at least 0 pixels, got {border}")
+    if min(a.shape[:2], default=0) <= 2 * border:
         raise UserError(f"an image of {_size(a)} has nothing inside a border of {border} pixels")
     _check_luma(a)
     _check_luma(b)

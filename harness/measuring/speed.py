@@ -48,8 +48,8 @@ class Comparison:
             :mod:`.latency`; "contrast", the contrastive loss of 64 channels; "step", a training
             step of EDSR x4: forward, L1 + 1e-3 · auxiliary loss, backward, Adam.
         variant: the attention.
-        targets: least ratio of the two times on a CPU, by pass: "forward", "forward+backward"
-            or, for the part of that name, "step".
+        targets: least ratio of the two times on a CPU by pass: "forward", "forward+backward" or,
+            for the part of that name, "step"; None for no target.
         memory_mb: largest peak memory of ours in the first pass, on a CPU; None for no target.
         side: height and width of the maps; in a step, of the patches.
         batch: images.
@@ -58,7 +58,7 @@ class Comparison:
 
     part: str
     variant: Variant
-    targets: Mapping[str, float]
+    targets: Mapping[str, float | None]
     memory_mb: float | None = None
     side: int = 100
     batch: int = 1
@@ -69,7 +69,9 @@ class Comparison:
         """As it is chosen on the command line, e.g. ``core-nla-100``."""
         if self.part == "step":
             return f"step-{self.network[0]}x{self.network[1]}-{self.variant.name}"
-        return f"{self.part}-{self.variant.name}-{self.side}"
+        known = any(self.targets.values())  # of the fixed cases, whose options are understood
+        name = self.variant.name if known else self.variant.file_name
+        return f"{self.part}-{name}-{self.side}"
 
     def __str__(self) -> str:
         size = f"{self.side}×{self.side}" + (f", batch {self.batch}" if self.batch > 1 else "")
@@ -232,6 +234,14 @@ def choose(only: Sequence[str]) -> list[Comparison]:
             names = ", ".join(one.name for one in CASES)
             raise UserError(f"no case begins with {word!r}: choose from {names}")
     return [one for one in CASES if not only or one.name.startswith(tuple(only))]
+
+
+def cases_of(variants: Sequence[Variant]) -> list[Comparison]:
+    """The cores of these variants at 100 x 100, forward and with backward; without targets."""
+    return [
+        Comparison("core", variant, dict.fromkeys(("forward", "forward+backward")))
+        for variant in variants
+    ]
 
 
 def measure(

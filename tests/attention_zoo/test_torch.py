@@ -385,3 +385,10 @@ def test_transformations_of_functions(name: str) -> None:
     first = loss(y)
     with pytest.raises(RuntimeError, match="no second derivative"):
         torch.autograd.grad(first, y, create_graph=True)
+
+
+def test_a_trace_of_nlsa_in_training_is_refused() -> None:
+    """It would draw other rotations in each call, in evaluation too."""
+    module = build("nlsa").train()
+    with pytest.raises(AttentionError, match=r"call \.eval\(\) before torch\.jit\.trace"):
+        torch.jit.trace(module, (features().detach(),), check_trace=False)

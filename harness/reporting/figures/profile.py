@@ -72,7 +72,7 @@ def capacity_figure(profile: Profile) -> Figure | None:
         None if ENLCA has fewer than two m in every setting.
     """
     points = {label: law_points(profile, label) for label in PAIRS}
-    points = {label: found for label, found in points.items() if len(found) > 1}
+    points = {label: found for label, found in points.items() if len(found) > 2}
     if not points:
         return None
     others = _capacities(profile)

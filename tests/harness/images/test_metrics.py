@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from harness.base.errors import UserError
 from harness.images.bicubic import upscale
-from harness.images.metrics import psnr, quality, rgb_to_y, ssim
+from harness.images.metrics import grey_quality, psnr, quality, rgb_to_y, ssim
 from harness.images.sources import find_data
 
 
@@ -89,6 +90,13 @@ def test_differences_in_the_border_do_not_count() -> None:
     assert quality(other, image, 3).psnr < 30
 
 
+@pytest.mark.parametrize("shape", [(40,), (40, 40), (40, 40, 1), (40, 40, 4)])
+def test_grey_images_have_three_channels(shape: tuple[int, ...]) -> None:
+    image = np.zeros(shape, np.uint8)
+    with pytest.raises(UserError, match=r"grey images are \[H, W, 3\]"):
+        grey_quality(image, image)
+
+
 def test_refuses_what_cannot_be_compared() -> None:
     rgb = np.zeros((20, 20, 3), np.uint8)
     grey = rgb[..., 0]
@@ -96,6 +104,10 @@ def test_refuses_what_cannot_be_compared() -> None:
         (quality, rgb, rgb[:, :16], 2, "cannot compare images of 20x20x3 and 20x16x3"),
         (psnr, grey, grey[:16], 2, "cannot compare images of 20x20 and 16x20"),
         (psnr, grey, grey, 10, "nothing inside a border of 10"),
+        (psnr, grey, grey, -1, "border must be at least 0 pixels, got -1"),
+        (psnr, grey * 257.0 + 65000, grey * 257.0, 2, "but these reach 65000: scale them"),
+        (ssim, grey.tolist(), grey, 2, "images are NumPy arrays, not list"),
+        (quality, torch.from_numpy(rgb), rgb, 2, "images are NumPy arrays, not Tensor"),
         (quality, rgb, rgb, 5, "SSIM needs 11x11 pixels inside a border of 5"),
     ]:
         with pytest.raises(UserError, match=message):

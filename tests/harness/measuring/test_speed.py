@@ -231,3 +231,14 @@ def test_command_line(cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     assert "| core, NLSA-r4, 7×7 " in printed
     assert "1e+06 missed" in printed
     assert f"Record: {tmp_path / 'records' / 'speed'}" in printed
+
+
+def test_settings_of_ones_own_choice(cli: Cli, tmp_path: Path) -> None:
+    words = f"--attn enlca:m=2 enlca:m=4 --seconds 0.01 --threads {torch.get_num_threads()}"
+    cli(f"speed {words}", "--results", tmp_path)
+    (record,) = load_records(tmp_path, Speed)
+    names = ["core-enlca-m2-100", "core-enlca-m4-100"]
+    assert [row.name for row in record.rows] == [name for name in names for _ in range(2)]
+    assert {row.ratio_target for row in record.rows} == {None}
+    refused = cli.refused("speed --attn nla --only core")
+    assert "--only chooses among the cases" in refused
