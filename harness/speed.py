@@ -17,8 +17,6 @@ from .base.commands import command_line, usage_errors
 from .base.errors import UserError
 from .base.folders import OWN
 from .base.progress import timing_bar
-from .config.options import describe_command, parse
-from .config.rows import TableName
 
 
 @dataclass(kw_only=True)
@@ -33,8 +31,8 @@ class Options:
 
     attn: tuple[str, ...] = ()
     """Cores of these modules at 100x100 instead, with options such as --m 16 or enlca:m=16."""
-    rows: TableName | None = None
-    """Cores of the rows of a table instead."""
+    rows: str | None = None
+    """Cores of the rows of a table instead, e.g. table5."""
 
     only: tuple[str, ...] = ()
     """Cases whose names begin so, e.g. core-nla or step; all by default."""
@@ -54,12 +52,15 @@ def main() -> None:
     argv = sys.argv[1:]
     chosen = any(word.startswith(("--attn", "--rows")) for word in argv)
     if chosen:
+        from .config.options import parse  # imports torch, which --help need not load
+
         options, variants = parse(Options, argv, "harness.speed")
     else:
         with usage_errors():
             options = tyro.cli(
                 Options, prog="python -m harness.speed", description=inspect.getdoc(Options)
             )
+    from .config.options import describe_command
     from .measuring.speed import cases_of, choose, measure
     from .records.store import save_record
     from .reporting.tables.speed import find_speeds, speed_table
