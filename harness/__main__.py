@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import difflib
 import runpy
 import sys
 from collections.abc import Mapping
@@ -14,6 +13,7 @@ from . import __version__
 from .base.commands import command_line
 from .base.doors import doors
 from .base.errors import UserError
+from .base.names import nearest
 
 
 def overview(commands: Mapping[str, str]) -> str:
@@ -43,8 +43,8 @@ def tell() -> None:
     elif word == "--version":
         print(__version__)
     else:
-        near = difflib.get_close_matches(word, commands, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(commands)}"
+        near = nearest(word, commands)
+        hint = f"did you mean {near}?" if near else f"choose from {', '.join(commands)}"
         raise UserError(f"there is no command {word!r}: {hint}")
 
 

@@ -80,9 +80,6 @@ def main() -> None:
         raise UserError(f"seconds must be above 0, got {options.seconds}")
     deadline = time.monotonic() + seconds_of(options.budget) if options.budget else math.inf
     sizes = tuple(parse_size(text) for text in options.sizes)
-    for height, width in sizes:
-        if height != width:
-            raise UserError(f"sizes must be square here, got {height}x{width}")
     if options.device.startswith("cuda") and not torch.cuda.is_available():
         raise UserError("the GPU benchmark needs a CUDA device, and this machine has none")
     conditions = Conditions(machine.pick_device(options.device), options.seconds, sizes)

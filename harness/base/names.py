@@ -1,11 +1,12 @@
-"""Names made from content: canonical JSON, its digest, and parts of file names."""
+"""Names: made from content (canonical JSON, its digest, parts of file names), or misspelt."""
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 
@@ -32,3 +33,8 @@ def task_label(name: str, options: Mapping[str, Any]) -> str:
     """A task with its options in words, e.g. ``denoise sigma 50``."""
     values = (f"{v:g}" if isinstance(v, float) else str(v) for v in options.values())
     return " ".join([name, *(f"{o} {v}" for o, v in zip(options, values, strict=True))])
+
+
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """The known name that a misspelt word most likely means; None if none is near."""
+    return next(iter(difflib.get_close_matches(word, list(known), n=1)), None)

@@ -9,7 +9,6 @@ does (:mod:`.entries`).
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import inspect
 import itertools
@@ -29,6 +28,7 @@ from attention_zoo.implementations import AUTO, list_implementations
 
 from ..base.commands import usage_errors
 from ..base.errors import UserError
+from ..base.names import nearest
 from .entries import ALL, Entry, typed_entries
 from .rows import rows_to_run
 from .variants import Variant
@@ -239,8 +239,8 @@ def _in_words(kind: Any) -> str:
 
 def did_you_mean(word: str, known: Collection[str]) -> str:
     """A hint at the known word that is nearest; empty if none is near."""
-    near = difflib.get_close_matches(word, [*known], n=1)
-    return f" (did you mean {near[0]}?)" if near else ""
+    near = nearest(word, known)
+    return f" (did you mean {near}?)" if near else ""
 
 
 def _is_sound(name: str) -> bool:

@@ -8,7 +8,6 @@ images are made by :mod:`.bicubic`. Hidden files and folders are no data.
 
 from __future__ import annotations
 
-import difflib
 import functools
 import hashlib
 import os
@@ -24,6 +23,7 @@ from numpy.typing import NDArray
 
 from ..base.errors import UserError
 from ..base.machine import map_threads
+from ..base.names import nearest
 from . import embedded
 from .bicubic import crop_to_multiple
 from .cache import TrainingCache, training_cache
@@ -369,8 +369,8 @@ def _choose(sets: Sequence[ImageSet], name: str, kind: str) -> ImageSet:
         if candidate.name == name:
             return candidate
     names = {s.name.lower(): s.name for s in sets}
-    near = difflib.get_close_matches(name.lower(), names, n=1)
-    hint = f"; did you mean {names[near[0]]}?" if near else ""
+    near = nearest(name.lower(), names)
+    hint = f"; did you mean {names[near]}?" if near else ""
     raise UserError(
         f"no {kind} is called {name!r}: it has {', '.join(names.values()) or 'none'}{hint}"
     )

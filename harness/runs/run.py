@@ -112,9 +112,8 @@ def _is_known(config: RunConfig, task: Task, results: Path) -> bool:
     path = find_record(results, Run, config.run_id)
     if not path.exists():
         return False
-    if path == record_path(results, Run, config.run_id):
-        return True
-    if not isinstance(task, ImageTask):
+    own = path == record_path(results, Run, config.run_id)
+    if own or not isinstance(task, ImageTask):
         return True
     return not changed_sets(load_record(results, Run, config.run_id), task)
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import importlib
 import inspect
 from pkgutil import iter_modules
 
 from ..base.errors import UserError
+from ..base.names import nearest
 from .base import SyntheticTask, Task
 
 #: What ``--task`` is by default.
@@ -39,8 +39,8 @@ def find_task(name: str) -> type[Task]:
         return tasks()[name]
     if ":" in name:
         return _import(name)
-    near = difflib.get_close_matches(name, tasks(), n=1)
-    hint = f"; did you mean {near[0]}?" if near else ""
+    near = nearest(name, tasks())
+    hint = f"; did you mean {near}?" if near else ""
     raise UserError(
         f"unknown task {name!r}: choose from {', '.join(tasks())}, "
         f"or name your own as package.module:Class{hint}"

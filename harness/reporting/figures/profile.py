@@ -69,10 +69,10 @@ def capacity_figure(profile: Profile) -> Figure | None:
     intervals over seeds.
 
     Returns:
-        None if ENLCA has fewer than two m in every setting.
+        None if ENLCA has fewer than three m in every setting.
     """
     points = {label: law_points(profile, label) for label in PAIRS}
-    points = {label: found for label, found in points.items() if len(found) > 2}
+    points = {label: found for label, found in points.items() if len(found) >= POINTS}
     if not points:
         return None
     others = _capacities(profile)
@@ -199,9 +199,9 @@ def gflops_figure(profile: Profile, costs: Mapping[Variant, RowCost]) -> Figure 
             axis.axhline(level.mean, color="0.2", ls=":", lw=1, label="baseline", zorder=1)
         bright = highlighted_modules(row.variant.name for row, _, _ in found)
         for row, gflops, one in found:
-            name = row.variant.name
-            extra = {} if name in bright else look_of(name, bright)
-            _errorbar(axis, [max(gflops, low)], [one], style_of(name), ls="", **extra)
+            module = row.variant.name
+            extra = {} if module in bright else look_of(module, bright)
+            _errorbar(axis, [max(gflops, low)], [one], style_of(module), ls="", **extra)
         axis.set_ylabel(name)
         handles, names = axis.get_legend_handles_labels()
         axis.legend(handles, names, loc="upper left", frameon=False)

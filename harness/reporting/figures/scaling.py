@@ -29,7 +29,7 @@ def scaling_figure(record: Scaling) -> Figure:
     with house_style():
         figure = new_figure(PAGE, 2.9 + 0.15 * len(found))
         axes = figure.subplots(1, 2)
-        figure.suptitle(f"{title(record)}, {describe_machine(record)}", fontsize=8)
+        figure.suptitle(f"{title(record)}\n{describe_machine(record)}", fontsize=8)
         bright = highlighted(method.recorded.name for method in found)
         shown = [method.label for method in found if method.recorded.name in bright]
         styles = {label: style for style, label in enumerate(shown)}

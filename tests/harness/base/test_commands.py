@@ -8,7 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from rich.table import Table
 
+from harness.base.printing import print_table
 from harness.completion import commands
 
 #: Packages that no command needs for its help.
@@ -42,6 +44,13 @@ def test_help_loads_no_heavy_package(command: str) -> None:
     assert any("usage" in line for line in text)
     assert not HEAVY & set(modules)
     assert ("torch" in modules) == (command in WITH_MODULES)
+
+
+def test_brackets_in_a_cell_are_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
+    table = Table("set")
+    table.add_row("My [set] $q_1$ [/x]")
+    print_table(table)
+    assert "My [set] $q_1$ [/x]" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("locale", ["C", "POSIX", "C.UTF-8"])

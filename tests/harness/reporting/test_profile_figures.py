@@ -88,6 +88,7 @@ def test_score_is_drawn_against_gflops_with_the_front(figures: dict[str, Figure]
     (axis,) = figures["profile-gflops"].axes  # no row has all settings
     assert sorted(points(axis, "enlca")) == [(m / 100, round(m / 200 + 0.01, 6)) for m in MS]
     assert points(axis, "nla") == [(25.6, 0.91)]
+    assert axis.get_ylabel() == "recall D=4: R² at 2n"
     (front,) = (line for line in axis.get_lines() if line.get_label() == "Pareto front")
     heights = np.asarray(front.get_ydata())
     assert (heights[0], heights[-1]) == pytest.approx((0.01, 0.91))
