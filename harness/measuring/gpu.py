@@ -34,6 +34,7 @@ from attention_zoo.nla import non_local_attention
 
 from ..base import machine
 from ..base.errors import UserError, is_out_of_memory
+from ..base.graphs import captured
 from ..config.rows import rows_to_run
 from ..config.run import PRECISIONS, DataConfig, RunConfig
 from ..config.variants import CORE_CHANNELS, Variant, create_core
@@ -45,7 +46,6 @@ from ..tasks.sr import SuperResolution
 from ..training.trainer import Trainer
 from . import latency, scaling
 from .flops import Core
-from .graphs import captured
 from .latency import DTYPES, PASSES, SCALE, Case, precision
 from .load import watch_load
 from .speed import Comparison, machine_limits

@@ -18,6 +18,7 @@ from attention_zoo.implementations import AUTO, chosen_implementation, watch_imp
 
 from ..base import machine
 from ..base.errors import UserError, is_out_of_memory
+from ..base.graphs import captured
 from ..base.progress import OnRun
 from ..config.network import NetworkConfig
 from ..config.rows import TABLE5_SIZES
@@ -27,7 +28,6 @@ from ..network.edsr import build_network
 from ..records.shapes import Latency, LatencyRow, RecordedVariant, untyped
 from ..records.store import new_record, record_id
 from .flops import Core
-from .graphs import captured
 from .load import warn_of_load, watch_load
 from .memory import peak_memory
 from .timing import MAX_RUNS, Timing, time_in_turn

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -15,8 +15,9 @@ from ..network.edsr import EDSR, to_tensor
 from ..records.shapes import Score
 from ..tasks.base import Floats, Item, ItemScore, Positions, SyntheticTask
 
-#: Images in one forward.
-_BATCH = 8
+#: Images in one forward, by type of device: a GPU waits for launches, a CPU for memory.
+_BATCH = {"cuda": 32}
+_BATCH_ELSEWHERE = 8
 
 
 def score(
@@ -61,10 +62,13 @@ def score(
     )
 
 
-def validation_score(network: EDSR, task: SyntheticTask, reach: int) -> float:
-    """Score of the network on validation images alone, for learning curves."""
+def validation(task: SyntheticTask, reach: int) -> Callable[[EDSR], float]:
+    """What scores a network on validation images alone, for learning curves.
+
+    The images are made once.
+    """
     items = list(task.items(task.validation_set, validation=True))
-    return combined(task, _scored(network, task, items, reach))
+    return lambda network: combined(task, _scored(network, task, items, reach))
 
 
 def check_reach(task: SyntheticTask, reach: int, test_sets: Sequence[str] | None = None) -> None:
@@ -138,8 +142,9 @@ def network_outputs(
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(0)
         try:
-            for start in range(0, len(inputs), _BATCH):
-                batch = slice(start, start + _BATCH)
+            step = _BATCH.get(device.type, _BATCH_ELSEWHERE)
+            for start in range(0, len(inputs), step):
+                batch = slice(start, start + step)
                 told = torch.from_numpy(np.stack(references[batch]))
                 network.set_references(told.to(device))
                 found = network(to_tensor(np.stack(inputs[batch]), device)).permute(0, 2, 3, 1)

@@ -8,7 +8,6 @@ import json
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ from ..config.variants import Variant
 from ..measuring import flops, latency
 from ..measuring.evaluated import EvaluatedImages, discard_evaluated
 from ..measuring.quality import evaluate
-from ..measuring.tasks import score, validation_score
+from ..measuring.tasks import score, validation
 from ..network.weights import (
     Architecture,
     TrainedNetwork,
@@ -276,7 +275,7 @@ def train(
         _claim(folder, config)
     validate = None
     if isinstance(task, SyntheticTask):
-        validate = partial(validation_score, task=task, reach=config.network.reach)
+        validate = validation(task, config.network.reach)
     trainer = Trainer(config, network, task, folder, save_every, validate)
     trainer.train(f"{config.variant.label} seed {config.seed}")
     if distributed.is_main():

@@ -35,6 +35,7 @@ from .checkpoints import (
     save_checkpoint,
 )
 from .diagnosis import DIVERGED, where_not_finite
+from .replay import Replayed
 
 #: A loss above this has exploded: pixels are in 0…1, and an untrained network has about 0.3.
 MAX_LOSS = 100.0
@@ -110,6 +111,7 @@ class Trainer:
             betas=config.betas,
             fused=fused_adam(self.device),
         )
+        self._replayed = self._replay()
         self.step = 0
         self.seconds = 0.0
         #: (step, mean loss, mean auxiliary loss, learning rate) per interval.
@@ -118,6 +120,17 @@ class Trainer:
         self.curve: list[list[float]] = []
         self._sums = [0.0, 0.0, 0]
         self._saved: int | None = None
+
+    def _replay(self) -> Replayed | None:
+        """Steps as CUDA graphs, where the numbers are those of single launches.
+
+        A user's own module may do more in a forward than launch, e.g. count calls: a graph would
+        repeat the recorded call.
+        """
+        alone = self.device.type == "cuda" and self._parallel is self.network
+        if not alone or self.config.variant.source_sha256 is not None:
+            return None
+        return Replayed(self._gradients, self.network)
 
     def train(self, label: str) -> None:
         """Train to the last step, from the folder's checkpoint if it holds one.
@@ -203,22 +216,42 @@ class Trainer:
             seed=config.seed, step=drawn, batch=config.batch, patch=config.patch
         )
         lr_images, hr_images = distributed.share(lr_images), distributed.share(hr_images)
-        lr_tensor = to_tensor(lr_images, self.device)
+        inputs = [to_tensor(images, self.device) for images in (lr_images, hr_images)]
         if references is not None:
-            shared = torch.from_numpy(distributed.share(references))
-            self.network.set_references(shared.to(self.device))
+            inputs.append(torch.from_numpy(distributed.share(references)).to(self.device))
         with use_tf32(config.precision == "tf32"):
-            with autocast(config.precision, self.device):
-                sr = self._parallel(lr_tensor)
-                loss = self.loss(sr.float(), to_tensor(hr_images, self.device))
-                auxiliary = self.network.auxiliary_loss() if with_auxiliary else loss.new_zeros(())
-            self.optimizer.zero_grad(set_to_none=True)
-            (loss + config.auxiliary_weight * auxiliary).backward()
-            loss, auxiliary = distributed.mean(loss, auxiliary)
-            self._check(loss, auxiliary, lr_tensor)
+            gradients = self._replayed or self._gradients
+            norm, loss, auxiliary = gradients(with_auxiliary, *inputs).tolist()
+            self._check(norm, loss, auxiliary, inputs[0])
         self.optimizer.step()
         self.step += 1
-        return self._note(loss.item(), auxiliary.item(), rate)
+        return self._note(loss, auxiliary, rate)
+
+    def _gradients(
+        self,
+        with_auxiliary: bool,
+        lr_images: Tensor,
+        target: Tensor,
+        references: Tensor | None = None,
+    ) -> Tensor:
+        """Leave the gradients of a batch in the parameters.
+
+        Returns:
+            Their norm, with the losses as two more numbers, the loss, and the auxiliary one; none
+            of them was waited for.
+        """
+        if references is not None:
+            self.network.set_references(references)
+        with autocast(self.config.precision, self.device):
+            sr = self._parallel(lr_images)
+            loss = self.loss(sr.float(), target)
+            auxiliary = self.network.auxiliary_loss() if with_auxiliary else loss.new_zeros(())
+        self.optimizer.zero_grad(set_to_none=True)
+        (loss + self.config.auxiliary_weight * auxiliary).backward()
+        loss, auxiliary = (one.detach().float() for one in distributed.mean(loss, auxiliary))
+        gradients = [p.grad for p in self.network.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm([*gradients, loss, auxiliary])
+        return torch.stack([norm, loss, auxiliary])
 
     def _validate(self) -> None:
         every = max(1, self.config.steps // CURVE_POINTS)
@@ -227,16 +260,14 @@ class Trainer:
             self.curve.append([self.step, self.validate(self.network)])
             self.network.train()
 
-    def _check(self, loss: Tensor, auxiliary: Tensor, lr_images: Tensor) -> None:
+    def _check(self, norm: float, loss: float, auxiliary: float, lr_images: Tensor) -> None:
         """Stop before a step that would spoil the weights.
 
         Raises:
             UserError: loss or gradient is not finite, or the loss has exploded.
         """
-        gradients = [p.grad for p in self.network.parameters() if p.grad is not None]
-        total = torch.nn.utils.get_total_norm([*gradients, loss.detach(), auxiliary.detach()])
-        finite = bool(torch.isfinite(total))
-        if finite and loss.item() <= MAX_LOSS:
+        finite = math.isfinite(norm)
+        if finite and loss <= MAX_LOSS:
             return
         what = DIVERGED[finite]
         with autocast(self.config.precision, self.device):
@@ -246,7 +277,7 @@ class Trainer:
             discard_checkpoints(self.folder, self.step)
         raise UserError(
             f"training stopped at step {self.step}: {what}, {where} "
-            f"({self.loss_name} {loss.item():.4g}, auxiliary {auxiliary.item():.4g}); "
+            f"({self.loss_name} {loss:.4g}, auxiliary {auxiliary:.4g}); "
             f"lower --learning-rate, or use --precision float32{self._kept()}"
         )
 

@@ -21,7 +21,8 @@ from harness.config import variants
 from harness.config.network import NetworkConfig
 from harness.config.rows import table_rows
 from harness.config.variants import Variant
-from harness.measuring import graphs, latency
+from harness.base import graphs
+from harness.measuring import latency
 from harness.measuring.gpu import (
     LATENCIES,
     PIECES,
