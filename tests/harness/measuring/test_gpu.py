@@ -15,13 +15,13 @@ import pytest
 import torch
 
 from attention_zoo.cores.native import why_not_native
+from harness.base import graphs
 from harness.base.errors import UserError
 from harness.config import presets as config
 from harness.config import variants
 from harness.config.network import NetworkConfig
 from harness.config.rows import table_rows
 from harness.config.variants import Variant
-from harness.base import graphs
 from harness.measuring import latency
 from harness.measuring.gpu import (
     LATENCIES,

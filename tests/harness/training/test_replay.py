@@ -24,6 +24,8 @@ VARIANTS = [variant for variant in table_rows("profile") if not variant.options]
 class Counter(nn.Module):
     """Counts its calls in a buffer."""
 
+    calls: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("calls", torch.zeros(()))
@@ -35,7 +37,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     calls: list[int] = []
 
     def captured(function: Callable[[], Any], _: torch.device) -> Callable[[], Any]:
-        for _ in range(3):
+        for _trial in range(3):
             function()
         calls.append(1)
         return function
@@ -64,7 +66,7 @@ def test_a_replay_takes_new_inputs_and_trials_leave_no_trace(recorded: list[int]
 
 
 def test_another_kind_or_shape_is_recorded_anew(recorded: list[int]) -> None:
-    replayed = Replayed(lambda twice, x: x.sum() * (2 if twice else 1), Counter())
+    replayed = Replayed(lambda twice, x: x.sum() * (1 + twice), Counter())
     assert replayed(False, torch.ones(3)) == 3
     assert replayed(True, torch.ones(3)) == 6
     assert replayed(True, torch.ones(4)) == 8
