@@ -61,7 +61,9 @@ def psnr(a_y: NDArray[Any], b_y: NDArray[Any], border: int) -> float:
     """
     a, b = _inner(a_y, b_y, border)
     mse = np.mean(np.square(a - b))
-    return float(10 * np.log10(255**2 / mse)) if mse else float("inf")
+    # Below, the quotient is no number of float64.
+    least = 255**2 / np.finfo(np.float64).max
+    return float(10 * np.log10(255**2 / mse)) if mse > least else float("inf")
 
 
 def ssim(a_y: NDArray[Any], b_y: NDArray[Any], border: int) -> float:

@@ -324,7 +324,9 @@ class Run(Record, frozen=True, kw_only=True):
 
     A task on image files has ``quality`` by test set, a synthetic task ``scores``, and
     ``validation``, its score on validation images. ``evaluated`` says when and where the quality
-    was measured again, as test images had changed.
+    was measured again, as test images had changed. ``drawn_sha256`` is the digest of the images of
+    ``phase`` in runs from before 2026-11-30, when machines drew them with other last bits: the
+    configuration, and so the id, has that of the same images as all machines draw them now.
     """
 
     variant: RecordedVariant
@@ -335,6 +337,7 @@ class Run(Record, frozen=True, kw_only=True):
     validation: Score | None = None
     source_sha256: str | None = None
     evaluated: Evaluation | None = None
+    drawn_sha256: str | None = None
 
 
 class Counts(_Shape, frozen=True, kw_only=True):

@@ -180,7 +180,10 @@ class Phase(CellTask):
         kinds = self.textures + others
         colour = rng.standard_normal((batch, kinds, 1, 3), dtype=np.float32)
         white = rng.standard_normal((batch, kinds, PIXELS), dtype=np.float32)
-        pattern = white @ np.linalg.cholesky(correlation()).T.astype(np.float32)
+        factor = np.linalg.cholesky(correlation()).astype(np.float32)
+        # One product after the other: libraries add in orders of their own, and every machine has
+        # to draw the same bits.
+        pattern = sum(white[..., i : i + 1] * factor[:, i] for i in range(PIXELS))
         drawn = GREY + COLOUR * colour + PATTERN * pattern[..., None]
 
         image = np.arange(batch)[:, None]
