@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from ..base.names import canonical_json
@@ -76,6 +76,11 @@ class ProfileCell:
     def config(self) -> Config:
         """The configuration of any run; rate and seed are this run's alone."""
         return next(iter(self.runs.values())).config
+
+    @property
+    def device(self) -> str:
+        """Type of the device on which all of them were trained, e.g. ``cpu``."""
+        return self.config.device
 
     @property
     def test_sets(self) -> list[str]:
@@ -148,13 +153,16 @@ class ProfileRow:
         variant: see :func:`.labels.task_variant`.
         recorded: what its newest run says of it.
         label: unlike that of every other row.
-        cells: by the label of the setting; those without a run are not there.
+        cells: by the label of the setting; those without a run are not there. Each has the runs of
+            one device: a finished cell rather than another, then that with more runs, then a CPU's.
+        repeats: cells of the same settings on other devices.
     """
 
     variant: Variant
     recorded: RecordedVariant
     label: str
     cells: Mapping[str, ProfileCell]
+    repeats: Mapping[str, Sequence[ProfileCell]] = field(default_factory=dict)
 
     @cached_property
     def aggregate_by_seed(self) -> dict[int, float]:
@@ -338,14 +346,24 @@ def _rows(settings: Mapping[str, Sequence[Run]]) -> list[ProfileRow]:
     runs = by_age(run for found in settings.values() for run in found)
     recorded = {task_variant(run.variant): run.variant for run in runs}
     labels = task_labels(recorded.values())
-    cells: dict[Variant, dict[str, dict[tuple[float, int], Run]]] = {}
+    cells: dict[Variant, dict[str, list[ProfileCell]]] = {}
     for label, found in settings.items():
+        by_device: dict[tuple[Variant, str], dict[tuple[float, int], Run]] = {}
         for run in found:
-            of_row = cells.setdefault(task_variant(run.variant), {}).setdefault(label, {})
-            of_row[float(run.config.learning_rate or 0), run.config.seed] = run
+            on = by_device.setdefault((task_variant(run.variant), run.config.device), {})
+            on[float(run.config.learning_rate or 0), run.config.seed] = run
+        for (variant, _), each in by_device.items():
+            cells.setdefault(variant, {}).setdefault(label, []).append(ProfileCell(each))
+    for of_row in cells.values():
+        for on_devices in of_row.values():
+            on_devices.sort(key=lambda c: (not c.finished, -len(c.runs), c.device != "cpu"))
     rows = [
         ProfileRow(
-            variant, recorded[variant], labels[variant], {k: ProfileCell(v) for k, v in of.items()}
+            variant,
+            recorded[variant],
+            labels[variant],
+            {label: each[0] for label, each in of.items()},
+            {label: each[1:] for label, each in of.items() if len(each) > 1},
         )
         for variant, of in cells.items()
     ]

@@ -36,6 +36,8 @@ from .render import Table
 PROFILE_TABLES = ("profile", "profile-details", "profile-findings")
 #: Setting whose learning curves give the steps.
 LEARNED = PROFILE[0]
+#: Behind the rate of a cell that no CPU trained.
+ELSEWHERE = "°"
 AGGREGATE = (
     "Aggregate: the score of each setting is the mean over its test sets of 2n and 4n of (score - "
     "floor) / (ceiling - floor), clipped to 0 ... 1; the aggregate is the plain mean over the "
@@ -83,6 +85,7 @@ def profile_table(
         + (f" on {_machines(list(sessions.values()))}; " if sessions else "; ")
         + "parameters: those of the whole network.",
         "The CSV has every run and test set, with those of the rates that were not chosen.",
+        *_devices(profile),
         *_gaps(profile),
         origin_note(shown, "Runs"),
     ]
@@ -112,11 +115,16 @@ def profile_details(runs: Sequence[Run]) -> Table | None:
         return None
     rows, data = [], []
     for row in profile.rows:
-        for task in profile.tasks:
-            if not (cell := row.cells.get(task.label)):
-                continue
+        every = [
+            (task, cell)
+            for task in profile.tasks
+            if task.label in row.cells
+            for cell in (row.cells[task.label], *row.repeats.get(task.label, ()))
+        ]
+        for task, cell in every:
             tried = ", ".join(f"{rate:g}: {value:.3f}" for rate, value in cell.validation.items())
-            cells = [row.label, task.label, tried, f"{cell.rate:g}", str(len(cell.chosen))]
+            cells = [row.label, task.label, cell.device, tried, f"{cell.rate:g}"]
+            cells.append(str(len(cell.chosen)))
             cells.append(score_cell(cell.chosen_validation(), 3))
             for size, name in enumerate(cell.test_sets):
                 found = _estimates(cell, size)
@@ -124,6 +132,7 @@ def profile_details(runs: Sequence[Run]) -> Table | None:
                 data.append(
                     variant_columns(row.label, row.recorded)
                     | {"profile": task.label, "test_set": name, "size": SIZES[size]}
+                    | {"device": cell.device}
                     | {"learning_rate": cell.rate, "seeds": len(cell.chosen)}
                     | {"rates": len(cell.rates), "finished": _yes(cell.finished)}
                     | {k: v for what, one in found.items() for k, v in _columns(what, one).items()}
@@ -141,9 +150,10 @@ def profile_details(runs: Sequence[Run]) -> Table | None:
             "values. Deleted: the images lack what the network has to find. All references: the "
             "oracle takes all references alike. ± is half of the 95 % interval of Student's t over "
             "seeds.",
+            "A row that was trained on two devices has both here; the first stands in the profile.",
         ],
         headers=[
-            *(("", header) for header in ("Method", "setting", "tried", "rate", "seeds")),
+            *(("", one) for one in ("Method", "setting", "device", "tried", "rate", "seeds")),
             ("", "validation"),
             *((size, kind) for size in SIZES for kind in kinds),
         ],
@@ -239,7 +249,8 @@ def steps_cell(cell: ProfileCell | None, level: float) -> str:
 def _rate_cell(cell: ProfileCell | None) -> str:
     if cell is None:
         return ""
-    return f"{cell.rate:g}" + (f" ({cell.state})" if cell.state else "")
+    mark = "" if cell.device == "cpu" else ELSEWHERE
+    return f"{cell.rate:g}{mark}" + (f" ({cell.state})" if cell.state else "")
 
 
 def _cost_cells(cost: RowCost) -> list[str]:
@@ -263,6 +274,18 @@ def profile_text(profile: Profile) -> str:
     count = plural(seeds[0], "seed") if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]} seeds"
     size = f"{config.blocks} blocks × {config.channels} channels, {config.steps} steps"
     return f"{size}, {count}, device {devices}, {dtype}"
+
+
+def _devices(profile: Profile) -> list[str]:
+    """What the mark behind a rate means, where a cell bears it."""
+    cells = [cell for row in profile.rows for cell in row.cells.values()]
+    others = sorted({cell.device for cell in cells} - {"cpu"})
+    if not others:
+        return []
+    return [
+        f"{ELSEWHERE} trained on device {' or '.join(others)}, the others on a CPU: the same "
+        "images, steps and protocol. profile-details has rows of both devices."
+    ]
 
 
 def _gaps(profile: Profile) -> list[str]:

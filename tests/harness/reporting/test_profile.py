@@ -83,11 +83,28 @@ def test_test_scores_and_the_order_of_records_do_not_choose(values: list[float],
 
 
 def test_of_repeats_the_newest_counts() -> None:
-    new = run(scores=[0.1, 0.2, 0.3], device="cuda")
+    new = run(scores=[0.1, 0.2, 0.3])
     old = synthetic.edited(run(), lambda r: r.update(created="2025-01-01T00:00:00+00:00"))
     found = one_cell([new, old]).score(0)
     assert found is not None
     assert found.values == (0.1,)
+
+
+def test_a_cell_has_the_runs_of_one_device() -> None:
+    few = [run(seed=seed, scores=[0.1, 0.1, 0.1]) for seed in (0, 1)]
+    more = [run(seed=seed, scores=[0.2, 0.2, 0.2], device="cuda") for seed in (0, 1, 2)]
+    row = profile_rows([*few, *more])[0]
+    assert (row.cells[D4].device, len(row.cells[D4].chosen)) == ("cuda", 3)
+    assert [cell.device for cell in row.repeats[D4]] == ["cpu"]
+    # Of as many runs, a CPU's.
+    assert profile_rows([*few, *more[:2]])[0].cells[D4].device == "cpu"
+    details = profile_details([*few, *more])
+    assert details is not None
+    assert [line[2] for line in details.rows] == ["cuda", "cpu"]
+    table = profile_table([*few, *more], [], [])
+    assert table is not None
+    assert any(cell.startswith("0.002°") for cell in table.rows[0])
+    assert any(note.startswith("° trained on device cuda") for note in table.notes)
 
 
 def test_intervals_are_students() -> None:
@@ -272,11 +289,11 @@ def test_the_csv_has_every_run_and_test_set_with_the_columns_of_a_task() -> None
 def test_details_have_controls_and_all_rates() -> None:
     table = profile_details(RUNS)
     assert table is not None
-    assert table.rows[1][:5] == ["Baseline", D16, "0.002: 0.750", "0.002", "1"]
+    assert table.rows[1][:5] == ["Baseline", D16, "cpu", "0.002: 0.750", "0.002"]
     nla = table.rows[2]
-    assert nla[2] == "0.002: 0.500, 0.004: 0.750, 0.008: 0.600"
-    assert synthetic.headers(table)[6:9] == ["n score", "n as mean", "n deleted"]
-    assert nla[6:9] == ["0.900 ± 0.000", "0.090 ± 0.000", "−0.010 ± 0.000"]
+    assert nla[3] == "0.002: 0.500, 0.004: 0.750, 0.008: 0.600"
+    assert synthetic.headers(table)[7:10] == ["n score", "n as mean", "n deleted"]
+    assert nla[7:10] == ["0.900 ± 0.000", "0.090 ± 0.000", "−0.010 ± 0.000"]
     found = synthetic.csv_rows(table)
     last = next(row for row in found if (row["method"], row["size"]) == ("NLA", "4n"))
     assert float(last["score"]) == pytest.approx(0.8)
