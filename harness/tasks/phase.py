@@ -183,7 +183,9 @@ class Phase(CellTask):
         factor = np.linalg.cholesky(correlation()).astype(np.float32)
         # One product after the other: libraries add in orders of their own, and every machine has
         # to draw the same bits.
-        pattern = sum(white[..., i : i + 1] * factor[:, i] for i in range(PIXELS))
+        pattern = np.zeros_like(white)
+        for i in range(PIXELS):
+            pattern += white[..., i : i + 1] * factor[:, i]
         drawn = GREY + COLOUR * colour + PATTERN * pattern[..., None]
 
         image = np.arange(batch)[:, None]
