@@ -91,7 +91,9 @@ class Local:
             device = f"cuda:{slot % torch.cuda.device_count()}"
         words = (*job.words, "--device", device, "--threads", str(options.threads_each))
         try:
-            return run_job(words, job.log, Path.cwd(), grace=options.grace, stop=options.stop)
+            return run_job(
+                words, job.log, Path.cwd(), grace=options.grace, stop=options.stop, warm=True
+            )
         finally:
             self._slots.put(slot)
 

@@ -33,6 +33,7 @@ from ..tasks.base import SyntheticTask
 from ..tasks.images import ImageTask
 from ..tasks.registry import DEFAULT
 from .options import RunOptions, TrainingOptions, configure
+from .warm import Forked, can_fork
 
 if TYPE_CHECKING:
     from ..tasks.options import AnyTask
@@ -208,6 +209,7 @@ def run_job(
     *,
     grace: float = GRACE,
     stop: threading.Event | None = None,
+    warm: bool = False,
 ) -> int:
     """Run ``python -m harness.run`` as a process of its own and wait for it.
 
@@ -220,6 +222,7 @@ def run_job(
         folder: where to start it, if the folder exists.
         grace: seconds from SIGTERM until it is killed.
         stop: set by another thread.
+        warm: begin with everything imported, where that is possible; see :mod:`.warm`.
 
     Returns:
         Its exit status; -n if it was killed by signal n.
@@ -237,16 +240,20 @@ def run_job(
         line = shlex.join(["python", "-m", "harness.run", *words])
         file.write(f"[{now}] {line}\n".encode())
         file.flush()
-        process = subprocess.Popen(
-            [sys.executable, "-m", "harness.run", *words],
-            stdin=subprocess.DEVNULL,
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            cwd=folder if folder.is_dir() else None,
-            env=os.environ | {"PYTHONUNBUFFERED": "1"},
-            start_new_session=True,  # Ctrl-C reaches it only through the sweep
-            preexec_fn=_prepare if os.name == "posix" else None,
-        )
+        process: subprocess.Popen[bytes] | Forked
+        if warm and can_fork():
+            process = Forked("harness.run", words, log, folder)
+        else:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "harness.run", *words],
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                cwd=folder if folder.is_dir() else None,
+                env=os.environ | {"PYTHONUNBUFFERED": "1"},
+                start_new_session=True,  # Ctrl-C reaches it only through the sweep
+                preexec_fn=_prepare if os.name == "posix" else None,
+            )
         try:
             while True:
                 try:
@@ -272,7 +279,7 @@ def describe_status(status: int) -> str:
     return f"killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
 
 
-def _end(process: subprocess.Popen[bytes], grace: float) -> int:
+def _end(process: subprocess.Popen[bytes] | Forked, grace: float) -> int:
     process.terminate()
     try:
         return process.wait(grace)
