@@ -29,6 +29,7 @@ from ..measuring import flops, latency
 from ..measuring.evaluated import EvaluatedImages, discard_evaluated
 from ..measuring.quality import evaluate
 from ..measuring.tasks import score, validation_score
+from ..network.edsr import learned_weights
 from ..network.weights import (
     Architecture,
     TrainedNetwork,
@@ -182,6 +183,7 @@ def _finish(trainer: Trainer, results: Path, device: torch.device, command: str)
             "steps_per_second": round(config.steps / max(trainer.seconds, 1e-9), 3),
             "log": trainer.log,
             **({"curve": trainer.curve} if trainer.curve else {}),
+            **({"res_scale": learned_weights(network)} if config.learn_res_scale else {}),
         },
         **found,
     }
