@@ -68,6 +68,10 @@ def _surroundings(luma: NDArray[np.uint8], scale: int) -> NDArray[np.float32]:
     return cells.reshape(*cells.shape[:2], -1)
 
 
+def _flat(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    return values.reshape(-1, values.shape[2])
+
+
 def _of_tile(cells: NDArray[np.float32], top: int, left: int, reach: int) -> Positions:
     """The references of the positions in one square, ``[rows, columns, MATCHES]``."""
     width = cells.shape[1]
@@ -75,9 +79,12 @@ def _of_tile(cells: NDArray[np.float32], top: int, left: int, reach: int) -> Pos
     rows, columns = queries.shape[:2]
     y0, x0 = max(0, top - SEARCH), max(0, left - SEARCH)
     keys = cells[y0 : top + rows + SEARCH, x0 : left + columns + SEARCH]
-    # |q - k|² = |q|² - (2 q·k - |k|²), of which the bracket alone tells keys apart.
-    flat = keys.reshape(-1, keys.shape[2])
-    scores = 2 * (queries.reshape(-1, keys.shape[2]) @ flat.T) - (flat**2).sum(1)
+    # |q - k|² = |q|² - (2 q·k - |k|²), of which the bracket alone tells keys apart. It is one
+    # product, as passes over so large a matrix take longer.
+    ones = np.full((rows, columns, 1), 1, dtype=np.float32)
+    doubled = np.concatenate([2 * queries, ones], axis=2)
+    extended = np.concatenate([keys, -(keys**2).sum(2, keepdims=True)], axis=2)
+    scores = _flat(doubled) @ _flat(extended).T
     near = scores.reshape(rows, columns, *keys.shape[:2])
     for y in range(rows):
         row = top + y - y0
