@@ -280,6 +280,19 @@ def weights_path(results: Path, identifier: str) -> Path:
     return next((path for path in paths if path.exists()), paths[0])
 
 
+def exact_weights_path(results: Path, identifier: str) -> Path:
+    """As :func:`weights_path`, without files in half precision: a training that began with one
+    would be another.
+    """
+    path = weights_path(results, identifier)
+    if path.exists() and is_ours(path):
+        with safe_open(path, framework="pt") as file:
+            names = file.keys()
+            if "head.weight" in names and file.get_slice("head.weight").get_dtype() != "F32":
+                return results / "runs" / identifier / "weights.safetensors"
+    return path
+
+
 def find_weights(name: str, results: Path) -> Path:
     """Weight file of a run id (or an unambiguous prefix of one) or of a path.
 

@@ -33,6 +33,7 @@ from ..network.edsr import learned_weights
 from ..network.weights import (
     Architecture,
     TrainedNetwork,
+    exact_weights_path,
     load_strictly,
     load_weights,
     save_weights,
@@ -265,7 +266,7 @@ def train(
     network = Architecture.of(config).build(config.seed).to(device)
     if config.start is not None:
         start = config.baseline
-        baseline = weights_path(results, start.run_id)
+        baseline = exact_weights_path(results, start.run_id)
         if not distributed.agree(baseline.exists()):
             with hold(results, start.run_id, f"the baseline, seed {start.seed}"):
                 if not distributed.agree(baseline.exists()):

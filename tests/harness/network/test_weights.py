@@ -17,6 +17,7 @@ from harness.config.variants import Variant
 from harness.network.edsr import learned_weights
 from harness.network.weights import (
     Architecture,
+    exact_weights_path,
     find_weights,
     load_strictly,
     load_weights,
@@ -89,6 +90,16 @@ def test_half_precision_takes_half_the_place(saved: Path, tmp_path: Path, cli: C
     assert "--float16 writes it in half" in cli("convert", saved, other, status=2).err
     words = ("convert --float16 --block-res-scale 0.1", saved, other)
     assert "--block-res-scale is read from" in cli(*words, status=2).err
+    published = tmp_path / "weights" / "other.safetensors"
+    published.parent.mkdir()
+    published.write_bytes(saved.read_bytes())
+    assert exact_weights_path(tmp_path, "other") == published
+    published.write_bytes(path.read_bytes())
+    own = tmp_path / "runs" / "other" / "weights.safetensors"
+    assert (weights_path(tmp_path, "other"), exact_weights_path(tmp_path, "other")) == (
+        published,
+        own,
+    )
     network = ENLCA.build()
     with torch.no_grad():
         network.head.bias.fill_(1e5)
