@@ -94,7 +94,8 @@ class Attention(nn.Module):
         super().__init__()
         require_at_least("channels", channels, 1)
         self.channels = channels
-        self.res_scale = res_scale
+        #: A number, or a scalar parameter where the weight is trained.
+        self.res_scale: float | Tensor = res_scale
         #: Whether a training forward leaves an auxiliary loss (the trainer switches it).
         self.auxiliary_enabled = True
         self._auxiliary: Tensor | None = None
@@ -170,7 +171,7 @@ class Attention(nn.Module):
 
     def residual(self, x: Tensor, y: Tensor) -> Tensor:
         """``x + res_scale · y``."""
-        return torch.add(x, y, alpha=self.res_scale)
+        return weighted_sum(x, y, self.res_scale)
 
     def auxiliary_loss(self) -> Tensor:
         """The loss that the last forward left in training mode; a zero scalar otherwise."""
@@ -228,6 +229,13 @@ class Attention(nn.Module):
                 f"{self.name or type(self).__name__} takes [B, {self.channels}, H, W] "
                 f"with H, W >= 1, got {list(x.shape)}"
             )
+
+
+def weighted_sum(x: Tensor, y: Tensor, weight: float | Tensor) -> Tensor:
+    """``x + weight · y``; the weight is a number, or a scalar tensor that may be trained."""
+    if isinstance(weight, Tensor):
+        return x + weight * y
+    return torch.add(x, y, alpha=weight)
 
 
 def keep_size(x: Tensor) -> Tensor:

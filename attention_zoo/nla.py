@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from .base import Attention, Cost, check_qkv, embedding_channels, no_autocast
+from .base import Attention, Cost, check_qkv, embedding_channels, no_autocast, weighted_sum
 from .implementations import run
 from .registry import register_attention
 
@@ -85,7 +85,7 @@ class NonLocalAttention(Attention):
     def residual(self, x: Tensor, y: Tensor) -> Tensor:
         """``x + res_scale · y``, or the released ``y + res_scale · x``."""
         first, second = (y, x) if self.released else (x, y)
-        return torch.add(first, second, alpha=self.res_scale)
+        return weighted_sum(first, second, self.res_scale)
 
     def attention_weights(self, q: Tensor, k: Tensor, row: int, col: int) -> Tensor:
         """Softmax weights ``[B, H, W]`` of the query at (row, col)."""

@@ -16,6 +16,7 @@ from .base.errors import UserError
 from .base.folders import tables_command
 from .base.printing import print_table
 from .base.signals import resumable
+from .config.network import MODULES
 from .config.options import describe_command, parse
 from .config.variants import Variant
 from .runs.options import RunOptions as Options
@@ -110,7 +111,8 @@ def _images(
         return summary(runs, [], None)
     costs = [measure_cost(variant, options.results, command) for variant in variants]
     latency = None
-    if not options.skip_latency:
+    # Networks are timed with five modules, whatever was trained.
+    if not options.skip_latency and options.modules == MODULES:
         latency = measure_latency(
             variants, network, options.scale, device, options.results, command
         )

@@ -83,8 +83,10 @@ def main() -> None:
     from .images.degradation import grey as luma
     from .images.sources import TestImage
     from .measuring.quality import restore
+    from .measuring.references import refuse_oracle
 
     network, scale = trained.network.to(device), trained.architecture.scale
+    refuse_oracle(network, trained.name, "harness.upscale")
     failed: list[str] = []
     with machine.use_tf32(False), progress_bar("images", stdout=True) as progress:
         bar = progress.add_task(trained.label, total=len(plan))

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 
 from ..base.errors import UserError
 
+#: Attention modules of a network on image files, unless the command gives another number.
+MODULES = 5
+
 
 @dataclass(frozen=True)
 class NetworkConfig:
@@ -50,3 +53,27 @@ class NetworkConfig:
             raise UserError(f"channels must be at least 1, got {self.channels}")
         if not math.isfinite(self.block_res_scale):
             raise UserError(f"block res scale must be finite, got {self.block_res_scale}")
+
+
+def quarters(blocks: int) -> tuple[int, ...]:
+    """Positions of the five modules: before the first block and after each quarter of them."""
+    return tuple(round(i * blocks / 4) for i in range(MODULES))
+
+
+def spread(blocks: int, modules: int) -> tuple[int, ...]:
+    """Positions of any number of modules, each the number of blocks before it.
+
+    Five stand at :func:`quarters`. Any other number n cuts the blocks into n equal parts, and a
+    module stands in the middle of each: after ``floor((2 i + 1) blocks / (2 n))`` blocks, i from 0.
+    So two stand after the first and the third quarter.
+
+    Raises:
+        UserError: there are no modules, or more than blocks.
+    """
+    if modules == MODULES:
+        return quarters(blocks)
+    if not 1 <= modules <= blocks:
+        raise UserError(
+            f"modules must be 1 to {blocks}, the number of blocks, or {MODULES}, got {modules}"
+        )
+    return tuple((2 * i + 1) * blocks // (2 * modules) for i in range(modules))

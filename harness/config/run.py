@@ -25,6 +25,10 @@ AUXILIARY_WEIGHT, AUXILIARY_WARMUP = 1e-3, 0.15
 SAVE_EVERY = 60.0
 #: ``attention_zoo.implementations.AUTO``, which would import torch.
 AUTO = "auto"
+#: What concerns the attention modules alone, at its default: a network without any ignores it.
+_OF_MODULES: dict[str, Any] = {"learn_res_scale": False, "attention_rate": 1.0}
+#: Fields that records and ids leave out at these values.
+_LEFT_OUT: dict[str, Any] = {"positions": None, **_OF_MODULES}
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,8 @@ class DataConfig:
     train_images: int
     train_sha256: str
     test: list[str]
+    #: Side in HR pixels of the centre crops that stand for held-out images; None for whole images.
+    holdout_crop: int | None = None
 
 
 @dataclass(frozen=True)
@@ -71,7 +77,14 @@ class RunConfig:
     Protocol ``scratch`` has no ``start``. In ``warm-start`` the backbone begins with the weights
     of :attr:`baseline`, the same for every variant of a seed, and trains ``steps`` further.
     ``implementation`` is a choice of ``attention_zoo.implementations``; records and ids leave out
-    ``auto``, and ``task`` where it is super-resolution of bicubic LR images (None).
+    ``auto``, and ``task`` where it is super-resolution of bicubic LR images (None). They also leave
+    out the last three fields at their defaults.
+
+    Attributes:
+        positions: of the attention modules where ``task`` is None; each quarter of the blocks if
+            None. A task has its own.
+        learn_res_scale: whether the weight of every module is trained, from its ``res_scale``.
+        attention_rate: factor on the learning rate of the modules' parameters.
 
     Raises:
         UserError: a value is out of range.
@@ -100,6 +113,9 @@ class RunConfig:
     start: StartConfig | None = None
     implementation: str = AUTO
     task: TaskConfig | None = None
+    positions: tuple[int, ...] | None = None
+    learn_res_scale: bool = False
+    attention_rate: float = 1.0
 
     @classmethod
     def of_preset(
@@ -130,9 +146,9 @@ class RunConfig:
         _check_choice("protocol", self.protocol, PROTOCOLS)
         if self.start is not None:
             _ = self.baseline  # its values are checked too
-        places = self.task.positions if self.task else ()
+        places = self.places
         # Of less than four blocks two quarters would end at one place.
-        self.network.check(quarters=self.task is None or len(set(places)) < len(places))
+        self.network.check(quarters=places is None or len(set(places)) < len(places))
         for name in ("patch", "batch", "steps", "steps_per_epoch"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -149,6 +165,10 @@ class RunConfig:
             raise UserError(
                 f"learning rate must be a finite number above 0, got {self.learning_rate}"
             )
+        if not 0 < self.attention_rate < math.inf:
+            raise UserError(
+                f"attention rate must be a finite number above 0, got {self.attention_rate}"
+            )
         if not 0 <= self.auxiliary_warmup <= 1:
             raise UserError(
                 f"auxiliary warm-up must be a share, 0 to 1, got {self.auxiliary_warmup}"
@@ -157,6 +177,11 @@ class RunConfig:
         _check_choice("precision", self.precision, PRECISIONS)
         if self.tile is not None and self.tile < 16:
             raise UserError(f"tile must be at least 16 LR pixels, got {self.tile}")
+
+    @property
+    def places(self) -> tuple[int, ...] | None:
+        """Positions of the attention modules; None: each quarter of the blocks."""
+        return self.task.positions if self.task else self.positions
 
     @property
     def setting(self) -> dict[str, Any]:
@@ -170,6 +195,11 @@ class RunConfig:
             del values["implementation"]
         if self.task is None:
             del values["task"]
+        for name, default in _LEFT_OUT.items():
+            if values[name] == default:
+                del values[name]
+        if self.data.holdout_crop is None:
+            del values["data"]["holdout_crop"]
         values["betas"] = list(self.betas)
         return values
 
@@ -183,6 +213,7 @@ class RunConfig:
             variant=Variant("none"),
             protocol="scratch",
             start=None,
+            **_OF_MODULES,
             **dataclasses.asdict(self.start),
         )
 

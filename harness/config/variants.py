@@ -115,6 +115,13 @@ class Variant:
         return _class(self.name).has_core
 
     @property
+    def takes_references(self) -> bool:
+        """Whether somebody has to tell it the true matches, as an oracle."""
+        from attention_zoo.oracle import Oracle
+
+        return issubclass(_class(self.name), Oracle)
+
+    @property
     def resolved(self) -> dict[str, Any]:
         """All options with their values."""
         return _defaults(self.name) | dict(self.options)

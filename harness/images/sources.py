@@ -70,8 +70,8 @@ class TestSet:
     """A test set at one scale; iterating decodes one image at a time.
 
     HR is cropped (top-left) to a multiple of the scale. A bicubic LR image is the stored file if
-    there is one, else made in MATLAB's style; other inputs are made from HR. Noise depends on the
-    names of set and image alone.
+    there is one, else made in MATLAB's style; other inputs are made from HR, and so are those of
+    centre crops. Noise depends on the names of set and image alone.
 
     Raises (while iterating):
         UserError: an image is unreadable or too small, an LR file does not fit its HR, two images
@@ -83,6 +83,8 @@ class TestSet:
     images: ImageSet
     scale: int
     degradation: Degradation = BICUBIC
+    #: Side in HR pixels of the centre of each image that is used; None for whole images.
+    crop: int | None = None
 
     @property
     def name(self) -> str:
@@ -147,7 +149,7 @@ class TestSet:
                 "networks of scale 1 enlarge no LR images: give one of super-resolution, or use "
                 "harness.evaluate, which knows other tasks"
             )
-        image = read_image(path)
+        image = centre_crop(read_image(path), self.crop)
         least = least_side(self.scale)
         if min(image.shape[:2]) < least:
             raise UserError(
@@ -155,7 +157,8 @@ class TestSet:
                 f"{least}x{least} or more; remove it from the folder"
             )
         hr = crop_to_multiple(image, self.scale)
-        stored = lr_path(path, self.scale) if self.degradation.from_bicubic else None
+        from_file = self.degradation.from_bicubic and self.crop is None
+        stored = lr_path(path, self.scale) if from_file else None
         lr = None if stored is None else read_image(stored)
         if lr is not None and tuple(n * self.scale for n in lr.shape[:2]) != hr.shape[:2]:
             raise UserError(
@@ -181,6 +184,17 @@ def least_side(scale: int) -> int:
     return -(-least // scale) * scale
 
 
+def centre_crop(image: Pixels, side: int | None) -> Pixels:
+    """The middle ``side`` x ``side`` pixels of ``[H, W, 3]``; all rows or columns if it has fewer.
+
+    All of it if ``side`` is None.
+    """
+    if side is None:
+        return image
+    top, left = (max(0, (length - side) // 2) for length in image.shape[:2])
+    return np.ascontiguousarray(image[top : top + side, left : left + side])
+
+
 @dataclass(frozen=True)
 class DataSource:
     """Training and test images of one place; made by :func:`find_data`.
@@ -190,12 +204,15 @@ class DataSource:
         train: the chosen training sets, in natural order.
         test: the test sets, in natural order; ``Holdout`` last, if any.
         root: the data folder; None for the embedded images.
+        holdout_crop: side in HR pixels of the centre crops that stand for the images of
+            ``Holdout``; None for whole images.
     """
 
     name: str
     train: tuple[ImageSet, ...]
     test: tuple[ImageSet, ...]
     root: Path | None = field(default=None, repr=False)
+    holdout_crop: int | None = None
 
     @property
     def train_sets(self) -> list[str]:
@@ -227,7 +244,7 @@ class DataSource:
         images = _choose(self.test, name, f"test set in {self.name}")
         if degradation.from_bicubic:
             _warn_of_lr(images, scale)
-        return TestSet(images, scale, degradation)
+        return TestSet(images, scale, degradation, self.holdout_crop if name == HOLDOUT else None)
 
     def choose_tests(self, names: Iterable[str]) -> list[str]:
         """The test sets of these names, all if there are none: once each, in the source's order.
@@ -242,7 +259,11 @@ class DataSource:
 
 
 def find_data(
-    path: Path | None = None, *, train_sets: Sequence[str] | None = None, holdout: int = 0
+    path: Path | None = None,
+    *,
+    train_sets: Sequence[str] | None = None,
+    holdout: int = 0,
+    holdout_crop: int | None = None,
 ) -> DataSource:
     """Images of a folder, else of the folder ``SR_DATA``, else the embedded default.
 
@@ -250,10 +271,12 @@ def find_data(
         path: a data folder, laid out as this module's docstring says.
         train_sets: names of the training sets to use; all by default.
         holdout: k >= 2 moves every k-th training image into the test set ``Holdout``.
+        holdout_crop: side in HR pixels of the centre crops that stand for the images of
+            ``Holdout``; None for whole images.
 
     Raises:
         UserError: the folder is missing, no folder, or holds no sets; no training set has a
-            given name; or the holdout is 1 or leaves no image.
+            given name; or the holdout is 1 or leaves no image, or its crop is too small.
     """
     given = os.environ.get("SR_DATA")
     folder = Path(given) if path is None and given else path
@@ -264,7 +287,11 @@ def find_data(
         chosen = {_choose(train, name, kind).name for name in train_sets}
         train = tuple(s for s in train if s.name in chosen)
     if not holdout:
+        if holdout_crop is not None:
+            raise UserError("--holdout-crop applies only to --holdout: give it, or leave both out")
         return DataSource(source.name, train, source.test, source.root)
+    if holdout_crop is not None and holdout_crop < least_side(4):
+        raise UserError(f"holdout crop must be at least {least_side(4)}, got {holdout_crop}")
     if HOLDOUT in source.test_sets:
         raise UserError(
             f"{source.name} has a test set called {HOLDOUT} of its own: rename it, or leave out "
@@ -278,7 +305,8 @@ def find_data(
         raise UserError(f"{len(all_paths)} training images are too few for a holdout of {holdout}")
     out = set(held_out)
     train = tuple(ImageSet(s.name, tuple(p for p in s.paths if p not in out)) for s in train)
-    return DataSource(source.name, train, (*source.test, ImageSet(HOLDOUT, held_out)), source.root)
+    test = (*source.test, ImageSet(HOLDOUT, held_out))
+    return DataSource(source.name, train, test, source.root, holdout_crop)
 
 
 def _embedded_source() -> DataSource:

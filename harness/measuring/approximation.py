@@ -231,7 +231,7 @@ def measure_network(
     """
     images = list(images)
     modules = [m for m in network.attention_modules if isinstance(m, EfficientNonLocalAttention)]
-    kept = [(m.projection, m.res_scale) for m in modules]
+    kept = [m.projection for m in modules]
 
     def quality() -> float:
         values = []
@@ -265,12 +265,13 @@ def measure_network(
                 values.append(quality())
             rows.append({"attention": "enla", "m": m} | _mean_and_std("psnr", values))
         for module in modules:
-            module.res_scale = 0.0
+            module.__dict__["residual"] = lambda x, _: x
         rows.append({"attention": "none", "m": None, "psnr": quality()})
     finally:
-        for module, (projection, scale) in zip(modules, kept, strict=True):
-            module.__dict__.pop("attend", None)
-            module.projection, module.res_scale = projection, scale
+        for module, projection in zip(modules, kept, strict=True):
+            for name in ("attend", "residual"):
+                module.__dict__.pop(name, None)
+            module.projection = projection
     return rows
 
 

@@ -18,6 +18,7 @@ from ..images.sources import TestImage, set_sha256
 from ..network.edsr import to_tensor
 from ..records.shapes import UNSET, ImageQuality, Quality
 from .evaluated import EvaluatedImages
+from .references import with_references
 
 #: Largest quarter, in LR pixels, that :func:`super_resolve` with ``chop`` does not cut again.
 CHOP_PIXELS = 120_000
@@ -226,7 +227,7 @@ def evaluate(
     lr_files = 0
     with progress_bar("images", "{task.fields[psnr]:.2f} dB", stdout=True) as progress:
         task = progress.add_task(label, total=total, psnr=float("nan"))
-        for image in images:
+        for image in with_references(network, images, cut=chop or tile is not None):
             row = evaluated.find(image) if evaluated else None
             if row is None:
                 output, tiled = restore(network, image, scale, tile, chop=chop, grey=grey)

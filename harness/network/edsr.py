@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from attention_zoo import Attention
 from attention_zoo.oracle import Oracle
 
-from ..config.network import NetworkConfig
+from ..config.network import NetworkConfig, quarters
 from ..config.variants import Variant
 from .convolution import Conv3x3, NarrowConv, UpsamplingConv
 
@@ -38,6 +38,8 @@ class EDSR(nn.Module):
         super().__init__()
         channels, res_scale = network.channels, network.block_res_scale
         self.scale, self.image_range = scale, image_range
+        #: How far the convolutions see in LR pixels.
+        self.reach = network.reach
         self.register_buffer("mean", torch.tensor(RGB_MEAN).view(1, 3, 1, 1), persistent=False)
         self.head = nn.Conv2d(3, channels, 3, padding=1)
         self.blocks = nn.ModuleList(
@@ -118,9 +120,20 @@ class ResidualBlock(nn.Module):
         return torch.add(u, y, alpha=self.res_scale)
 
 
-def quarters(blocks: int) -> tuple[int, ...]:
-    """Positions of the five modules: before the first block and after each quarter of them."""
-    return tuple(round(i * blocks / 4) for i in range(5))
+def learn_res_scale(module: Attention) -> None:
+    """Make the module's weight a trained scalar, ``res_scale``, which begins at its value.
+
+    A module without this option keeps what it has: Criss-Cross its learned gamma, a plain module
+    its own residual.
+    """
+    if module.has_core and "res_scale" in module.options():
+        module.res_scale = nn.Parameter(torch.tensor(float(module.res_scale)))
+
+
+def learned_weights(network: EDSR) -> list[float]:
+    """The trained weights of the modules, first to last, to six digits."""
+    weights = (module.res_scale for module in network.attention_modules)
+    return [round(weight.item(), 6) for weight in weights if isinstance(weight, Tensor)]
 
 
 def build_network(
@@ -130,6 +143,7 @@ def build_network(
     *,
     image_range: float = 1.0,
     positions: Sequence[int] | None = None,
+    learned: bool = False,
     seed: int = 0,
 ) -> EDSR:
     """EDSR with the variant's modules, initialised from ``seed``.
@@ -143,6 +157,7 @@ def build_network(
         scale: 1, 2, 3 or 4.
         image_range: as for :class:`EDSR`.
         positions: of the modules, each the number of blocks before it; :func:`quarters` if None.
+        learned: whether the modules' weights are trained: :func:`learn_res_scale`.
         seed: of all weights.
 
     Raises:
@@ -154,7 +169,10 @@ def build_network(
         if variant.name != "none":
             torch.manual_seed(seed + 2**32)
             places = quarters(network.blocks) if positions is None else positions
-            built.insert([variant.create(network.channels) for _ in places], places)
+            modules = [variant.create(network.channels) for _ in places]
+            for module in modules if learned else ():
+                learn_res_scale(module)
+            built.insert(modules, places)
     return built.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 

@@ -43,12 +43,18 @@ class Architecture:
     scale: int
     image_range: float = 1.0
     positions: tuple[int, ...] | None = None
+    learn_res_scale: bool = False
 
     @classmethod
     def of(cls, config: RunConfig) -> Architecture:
         """The network of a run."""
-        positions = config.task.positions if config.task else None
-        return cls(config.variant, config.network, config.scale, positions=positions)
+        return cls(
+            config.variant,
+            config.network,
+            config.scale,
+            positions=config.places,
+            learn_res_scale=config.learn_res_scale,
+        )
 
     def build(self, seed: int = 0) -> EDSR:
         """The network, initialised from ``seed``."""
@@ -58,6 +64,7 @@ class Architecture:
             self.scale,
             image_range=self.image_range,
             positions=self.positions,
+            learned=self.learn_res_scale,
             seed=seed,
         )
 
@@ -71,8 +78,13 @@ class Architecture:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """As weight files hold it: the sizes of the network are keys of their own."""
+        """As weight files hold it: the sizes of the network are keys of their own.
+
+        ``learn_res_scale`` is left out where it is false.
+        """
         content = dataclasses.asdict(self) | {"variant": self.variant.to_dict()}
+        if not self.learn_res_scale:
+            del content["learn_res_scale"]
         return content | content.pop("network")
 
     @classmethod
@@ -91,6 +103,8 @@ class Architecture:
                 raise ValueError(f"{number} must be a finite number")
         if content.get("image_range", 1.0) <= 0:
             raise ValueError("image_range must be above 0")
+        if type(content.get("learn_res_scale", False)) is not bool:
+            raise ValueError("learn_res_scale must be true or false")
         sizes = {f.name: rest.pop(f.name) for f in fields(NetworkConfig) if f.name in rest}
         positions = rest.pop("positions", None)
         if positions is not None:
@@ -123,17 +137,45 @@ class TrainedNetwork:
         return self.architecture.variant.label
 
 
-def save_weights(path: Path, network: EDSR, architecture: Architecture, name: str) -> None:
+def save_weights(
+    path: Path, network: EDSR, architecture: Architecture, name: str, *, half: bool = False
+) -> None:
     """Write the network's state with its architecture, whole or not at all.
 
+    Args:
+        path: file to write.
+        network, architecture: the network.
+        name: of the run.
+        half: as float16, rounded to nearest; :func:`load_weights` makes them float32 again.
+
     Raises:
-        UserError: the file cannot be written.
+        UserError: the file cannot be written, or a weight is too large for float16.
     """
     tensors = to_file(network.state_dict())
+    if half:
+        tensors = {key: _halved(key, tensor) for key, tensor in tensors.items()}
     content = {"name": name, "architecture": architecture.to_dict()}
     # One entry: of several, safetensors would shuffle the order.
     data = save(tensors, metadata={"network": json.dumps(content, sort_keys=True)})
     write_atomic(path, lambda file: file.write(data))
+
+
+def _halved(key: str, tensor: Tensor) -> Tensor:
+    if not tensor.is_floating_point():
+        return tensor
+    found = tensor.half()
+    if not found.isfinite().all():
+        raise UserError(f"{key} has values above 65504, too large for float16: leave it out")
+    return found
+
+
+def is_ours(path: Path) -> bool:
+    """Whether a file is one of :func:`save_weights`, by its header."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return "network" in (file.metadata() or {})
+    except (OSError, SafetensorError):
+        return False
 
 
 def load_weights(path: Path) -> TrainedNetwork:
@@ -236,6 +278,19 @@ def weights_path(results: Path, identifier: str) -> Path:
         )
     ]
     return next((path for path in paths if path.exists()), paths[0])
+
+
+def exact_weights_path(results: Path, identifier: str) -> Path:
+    """As :func:`weights_path`, without files in half precision: a training that began with one
+    would be another.
+    """
+    path = weights_path(results, identifier)
+    if path.exists() and is_ours(path):
+        with safe_open(path, framework="pt") as file:
+            names = file.keys()
+            if "head.weight" in names and file.get_slice("head.weight").get_dtype() != "F32":
+                return results / "runs" / identifier / "weights.safetensors"
+    return path
 
 
 def find_weights(name: str, results: Path) -> Path:

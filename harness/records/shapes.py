@@ -142,6 +142,7 @@ class Data(_Shape, frozen=True, kw_only=True, forbid_unknown_fields=True):
     train_images: int
     train_sha256: str | UnsetType = UNSET
     test: list[str]
+    holdout_crop: int | UnsetType = UNSET
 
 
 class Start(_Shape, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -193,6 +194,10 @@ class Config(_Shape, frozen=True, kw_only=True, forbid_unknown_fields=True):
     implementation: str | UnsetType = UNSET
     #: Not there in super-resolution of bicubic LR images.
     task: TaskSetting | UnsetType = UNSET
+    #: Not there in a task, which has its own, nor for modules after each quarter of the blocks.
+    positions: list[int] | UnsetType = UNSET
+    learn_res_scale: bool | UnsetType = UNSET
+    attention_rate: Number | UnsetType = UNSET
 
     @property
     def image_task(self) -> TaskSetting | None:

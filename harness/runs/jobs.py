@@ -113,6 +113,8 @@ def find_jobs(
         start_steps=None,
         learning_rate=None,
         schedule=None,
+        learn_res_scale=False,
+        attention_rate=1.0,
     )
     names = job_names((*variants, Variant("none")), task)
     baselines, jobs = {}, {}
@@ -148,6 +150,9 @@ def make_job(config: RunConfig, name: str, options: TrainingOptions, task: AnyTa
     for option in dataclasses.fields(TrainingOptions):
         value = getattr(options, option.name)
         if option.name in _OWN or value == option.default:
+            continue
+        if isinstance(value, bool):
+            words.append(_flag(option.name))
             continue
         words += [_flag(option.name), *map(str, value if isinstance(value, tuple) else (value,))]
     # Other machines may start it in another folder.

@@ -12,7 +12,7 @@ import tyro
 from ..base import machine
 from ..base.errors import UserError
 from ..base.folders import OWN
-from ..config.network import NetworkConfig
+from ..config.network import MODULES, NetworkConfig, quarters, spread
 from ..config.options import Implementation
 from ..config.presets import PRESETS, Preset, Schedule, find_preset
 from ..config.rows import TableName
@@ -29,6 +29,7 @@ from ..config.run import (
     TaskConfig,
 )
 from ..config.variants import Variant
+from ..images.sources import HOLDOUT
 from ..tasks.base import SyntheticTask
 
 if TYPE_CHECKING:
@@ -58,6 +59,8 @@ class TrainingOptions:
     """Test sets to evaluate on; all by default."""
     holdout: int = 0
     """Move every k-th training image to a test set, Holdout; 0 moves none."""
+    holdout_crop: int | None = None
+    """Evaluate centre crops of this many HR pixels of the images in Holdout; else whole ones."""
     scale: int = 4
     """Scale factor: 2, 3 or 4."""
     seeds: tuple[int, ...] = (0,)
@@ -80,6 +83,13 @@ class TrainingOptions:
     """Feature channels."""
     block_res_scale: float | None = None
     """Residual scale of EDSR's blocks (--res-scale is the attention module's)."""
+    modules: int = MODULES
+    """Attention modules: five at each quarter of the blocks, another number in the middle of as
+    many equal parts of them."""
+    learn_res_scale: bool = False
+    """Train the weight of every attention module, from its --res-scale."""
+    attention_rate: float = 1.0
+    """Factor on the learning rate of the attention modules."""
     learning_rate: float | None = None
     """Largest learning rate."""
     schedule: Schedule | None = None
@@ -170,6 +180,7 @@ def _overrides(options: TrainingOptions) -> dict[str, Any]:
     names = (
         *("batch", "steps", "steps_per_epoch", "learning_rate", "schedule"),
         *("auxiliary_weight", "auxiliary_warmup", "precision"),
+        *("learn_res_scale", "attention_rate"),
     )
     return {name: getattr(options, name) for name in names}
 
@@ -222,9 +233,7 @@ def _configure_images(
     device: torch.device,
     decode: bool,
 ) -> RunConfig:
-    """:func:`configure` of a task on image files, with five modules in the backbone."""
-    from ..network.edsr import quarters
-
+    """:func:`configure` of a task on image files, with several modules in the backbone."""
     preset = _preset_of(task, options.preset)
     network = _overridden(options, preset.network)
     start = None
@@ -240,8 +249,11 @@ def _configure_images(
     test = source.choose_tests(options.test_sets)
     cache = task.cache if decode else None
     chosen = None
+    places = spread(network.blocks, options.modules)
+    if variant.takes_references and options.tile is not None:
+        raise UserError(f"{variant.name} takes matches of whole images: leave out --tile")
     if task.settings:
-        chosen = TaskConfig(task.name, task.settings, task.loss, quarters(network.blocks))
+        chosen = TaskConfig(task.name, task.settings, task.loss, places)
     return RunConfig.of_preset(
         options.preset,
         found=preset,
@@ -260,8 +272,10 @@ def _configure_images(
             train_images=len(cache) if cache else 0,
             train_sha256=cache.sha256 if cache else "",
             test=test,
+            holdout_crop=options.holdout_crop if HOLDOUT in test else None,
         ),
         start=start,
         implementation=options.impl,
         task=chosen,
+        positions=None if chosen or places == quarters(network.blocks) else places,
     )

@@ -26,6 +26,7 @@ from ..images.metrics import quality
 from ..images.sources import TestSet
 from ..measuring.memory import peak_memory
 from ..measuring.quality import super_resolve
+from ..measuring.references import with_references
 from ..measuring.tasks import network_outputs
 from ..network.weights import Architecture
 from ..tasks.base import SyntheticTask
@@ -126,8 +127,9 @@ def _image_seconds(trainer: Trainer, test_set: TestSet) -> float:
     images = dataclasses.replace(test_set.images, paths=(test_set.images.paths[middle],))
     (image,) = dataclasses.replace(test_set, images=images)
     begin = time.perf_counter()
-    sr = super_resolve(trainer.network, image.lr, test_set.scale, trainer.config.tile)
-    quality(sr, image.hr, test_set.scale)
+    for one in with_references(trainer.network, [image]):
+        sr = super_resolve(trainer.network, one.lr, test_set.scale, trainer.config.tile)
+        quality(sr, one.hr, test_set.scale)
     return time.perf_counter() - begin
 
 

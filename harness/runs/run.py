@@ -28,9 +28,11 @@ from ..measuring import flops, latency
 from ..measuring.evaluated import EvaluatedImages, discard_evaluated
 from ..measuring.quality import evaluate
 from ..measuring.tasks import score, validation
+from ..network.edsr import learned_weights
 from ..network.weights import (
     Architecture,
     TrainedNetwork,
+    exact_weights_path,
     load_strictly,
     load_weights,
     save_weights,
@@ -181,6 +183,7 @@ def _finish(trainer: Trainer, results: Path, device: torch.device, command: str)
             "steps_per_second": round(config.steps / max(trainer.seconds, 1e-9), 3),
             "log": trainer.log,
             **({"curve": trainer.curve} if trainer.curve else {}),
+            **({"res_scale": learned_weights(network)} if config.learn_res_scale else {}),
         },
         **found,
     }
@@ -262,7 +265,7 @@ def train(
     network = Architecture.of(config).build(config.seed).to(device)
     if config.start is not None:
         start = config.baseline
-        baseline = weights_path(results, start.run_id)
+        baseline = exact_weights_path(results, start.run_id)
         if not distributed.agree(baseline.exists()):
             with hold(results, start.run_id, f"the baseline, seed {start.seed}"):
                 if not distributed.agree(baseline.exists()):

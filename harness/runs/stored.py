@@ -10,8 +10,9 @@ from typing import Any
 
 from ..base.errors import UserError
 from ..base.files import read_json
+from ..config.network import quarters
 from ..images.sources import DataSource
-from ..network.edsr import quarters
+from ..measuring.references import refuse_oracle
 from ..network.weights import TrainedNetwork, find_weights, load_weights
 from ..records.shapes import UNSET, Run
 from ..records.store import find_record, load_record
@@ -150,6 +151,7 @@ def load_sr(path: Path, results: Path, command: str) -> TrainedNetwork:
     takes = f"{command} takes networks of super-resolution from bicubic LR images"
     if learned := task_of(trained, path, results, takes):
         raise UserError(f"{trained.name} learned task {learned.label}: {takes}")
+    refuse_oracle(trained.network, trained.name, command)
     return trained
 
 

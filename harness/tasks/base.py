@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,6 +55,14 @@ class Task(ABC):
         """The task's options: keyword-only parameters of ``__init__``, in order."""
         parameters = inspect.signature(cls.__init__).parameters.values()
         return {p.name: p for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
+
+    def with_references(self, reach: int) -> Self:
+        """This task with references in its batches, which lie beyond ``reach`` where it finds them.
+
+        Args:
+            reach: of the backbone's convolutions in input pixels.
+        """
+        return self
 
     @abstractmethod
     def batch(self, *, seed: int, step: int, batch: int, patch: int) -> Batch:

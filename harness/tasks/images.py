@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from ..config.presets import PRESETS, Preset
 from ..images.cache import TrainingCache
@@ -12,6 +13,7 @@ from ..images.inputs import bicubic_quality, noisy_quality
 from ..images.patches import sample_batch
 from ..images.sources import DataSource, TestSet
 from .base import Batch, Task
+from .matches import find_matches
 
 
 class ImageTask(Task):
@@ -43,6 +45,7 @@ class ImageTask(Task):
         if found is None:
             raise ValueError("a task without training images needs a scale")
         self.scale = found
+        self._reach: int | None = None
         self._test_sha256: dict[str, str] = {}
         self._inputs: dict[str, dict[str, tuple[float, float]]] = {}
 
@@ -103,9 +106,18 @@ class ImageTask(Task):
         """All options with their values; none where records hold no task: default ``sr``."""
         return {name: getattr(self, name) for name in self.options()}
 
+    def with_references(self, reach: int) -> Self:
+        """This task with the references of :func:`.matches.find_matches` in its batches."""
+        told = copy.copy(self)
+        told._reach = reach
+        return told
+
     def batch(self, *, seed: int, step: int, batch: int, patch: int) -> Batch:
         """Patches of :func:`harness.images.patches.sample_batch`, degraded as the task says."""
         lr, hr = sample_batch(
             self.cache, seed=seed, step=step, batch=batch, patch=patch, scale=self.scale
         )
-        return Batch(*self.degrade.pair(hr, lr, self.scale, patch_generator(seed, step)))
+        inputs, targets = self.degrade.pair(hr, lr, self.scale, patch_generator(seed, step))
+        if self._reach is None:
+            return Batch(inputs, targets)
+        return Batch(inputs, targets, find_matches(targets, self.scale, self._reach))

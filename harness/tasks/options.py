@@ -183,7 +183,8 @@ def find_images(values: Any) -> DataSource:
         UserError: as :func:`harness.images.sources.find_data`.
     """
     sets = values.train_sets or None
-    return find_data(values.data, train_sets=sets, holdout=values.holdout)
+    crop = values.holdout_crop
+    return find_data(values.data, train_sets=sets, holdout=values.holdout, holdout_crop=crop)
 
 
 def weighted(variant: Variant, task: SyntheticTask, argv: Sequence[str]) -> Variant:
@@ -204,7 +205,8 @@ def weighted(variant: Variant, task: SyntheticTask, argv: Sequence[str]) -> Vari
 
 #: Options of ``harness.run`` that a synthetic task has no use for.
 _OF_IMAGES = (
-    *("data", "train_sets", "test_sets", "holdout", "patch", "tile", "protocol", "start_steps"),
+    *("data", "train_sets", "test_sets", "holdout", "holdout_crop", "modules", "patch", "tile"),
+    *("protocol", "start_steps"),
 )
 #: Those of super-resolution alone: other tasks fix the scale, and time nothing.
 _OF_SR = ("scale", "skip_training", "skip_latency")

@@ -100,13 +100,14 @@ class Trainer:
         validate: Callable[[EDSR], float] | None = None,
     ) -> None:
         self.validate = validate
-        self.config, self.network, self.task, self.folder = config, network, task, folder
+        self.task = task.with_references(network.reach) if network.has_oracle else task
+        self.config, self.network, self.folder = config, network, folder
         self.save_every = save_every
         self.device = next(network.parameters()).device
         self.loss_name, self.loss = LOSSES[config.task.loss if config.task else "l1"]
         self._parallel = distributed.parallel(network)
         self.optimizer = torch.optim.Adam(
-            network.parameters(),
+            _groups(network, config.attention_rate),
             lr=config.learning_rate,
             betas=config.betas,
             fused=fused_adam(self.device),
@@ -211,7 +212,7 @@ class Trainer:
         self.network.enable_auxiliary(with_auxiliary)
         rate = learning_rate(config, self.step)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["factor"]
         lr_images, hr_images, references = self.task.batch(
             seed=config.seed, step=drawn, batch=config.batch, patch=config.patch
         )
@@ -344,7 +345,7 @@ class Trainer:
                 f"{content['numerics']}: the last bits will differ",
                 file=sys.stderr,
             )
-        parameters = list(self.network.parameters())
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         state: dict[int, dict[str, Tensor]] = {}
         for key, value in found.tensors.items():
             if key.startswith("optimizer."):
@@ -361,6 +362,19 @@ class Trainer:
         self.step = self._saved = found.step
         self.seconds, self.log, self._sums = content["seconds"], content["log"], content["sums"]
         self.curve = content.get("curve", [])
+
+
+def _groups(network: EDSR, attention_rate: float) -> list[dict[str, Any]]:
+    """Parameter groups of Adam, each with its factor on the learning rate.
+
+    There is one, of all parameters in their order, unless the modules have a rate of their own.
+    """
+    attention = list(network.attention.parameters())
+    if attention_rate == 1 or not attention:
+        return [{"params": list(network.parameters()), "factor": 1.0}]
+    of_attention = {id(parameter) for parameter in attention}
+    rest = [p for p in network.parameters() if id(p) not in of_attention]
+    return [{"params": rest, "factor": 1.0}, {"params": attention, "factor": attention_rate}]
 
 
 def _numerics() -> str:

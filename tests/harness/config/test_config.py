@@ -1,15 +1,18 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from attention_zoo import AttentionError, find_attention, list_attentions
 from harness.base.errors import UserError
-from harness.config.network import NetworkConfig
+from harness.config.network import NetworkConfig, quarters, spread
 from harness.config.presets import PRESETS, find_preset
 from harness.config.rows import rows_to_run, table_rows
 from harness.config.run import DataConfig, RunConfig, StartConfig, TaskConfig
@@ -154,6 +157,8 @@ def test_one_cycle_rises_to_its_peak_and_falls() -> None:
         ({"schedule": "cosine"}, "halving, one-cycle"),
         ({"precision": "int8"}, "float32, tf32, bfloat16"),
         ({"tile": 3}, "tile must be at least 16"),
+        ({"attention_rate": 0.0}, "attention rate must be a finite number above 0, got 0.0"),
+        ({"attention_rate": float("nan")}, "attention rate must be a finite number above 0"),
         ({"seed": -1}, "seed must be 0 to 4294967295, got -1"),
         ({"seed": 2**32}, "seed must be 0 to 4294967295"),
         ({"auxiliary_weight": float("nan")}, "auxiliary weight must be a finite number"),
@@ -203,6 +208,8 @@ def configuration(run: Run) -> RunConfig:
     if "task" in values:
         positions = tuple(values["task"]["positions"])
         values["task"] = TaskConfig(**values["task"] | {"positions": positions})
+    if "positions" in values:
+        values["positions"] = tuple(values["positions"])
     return RunConfig(
         **values
         | {
@@ -223,6 +230,51 @@ def test_published_runs_keep_their_ids() -> None:
         config = configuration(run)
         setting = json.loads(json.dumps(config.setting))  # it has no tuples
         assert (config.run_id, setting) == (run.id, untyped(run.config))
+
+
+def test_what_concerns_modules_is_recorded_unless_it_is_the_default() -> None:
+    plain = make_config("nla")
+    data = dataclasses.replace(plain.data, holdout_crop=64)
+    changed: dict[str, Any] = {"positions": (1, 3), "learn_res_scale": True, "attention_rate": 3.0}
+    others = [make_config("nla", **{name: value}) for name, value in changed.items()]
+    others.append(make_config("nla", data=data))
+    assert not changed.keys() & plain.setting.keys()
+    assert "holdout_crop" not in plain.setting["data"]
+    assert len({plain.run_id, *(one.run_id for one in others)}) == 5
+    for (name, value), one in zip(changed.items(), others, strict=False):
+        assert one.setting == plain.setting | {name: value}
+    assert others[-1].setting["data"] == plain.setting["data"] | {"holdout_crop": 64}
+
+
+def test_one_baseline_serves_all_rates_of_the_modules() -> None:
+    start = StartConfig(3, 1e-3, "one-cycle")
+    words: dict[str, Any] = {"protocol": "warm-start", "start": start}
+    plain = make_config("nla", **words)
+    other = make_config("nla", **words, learn_res_scale=True, attention_rate=3.0)
+    assert plain.run_id != other.run_id
+    assert plain.baseline == other.baseline
+
+
+@given(st.integers(1, 64), st.integers(1, 64))
+def test_modules_stand_in_the_middle_of_equal_parts(blocks: int, modules: int) -> None:
+    if modules > blocks and modules != 5:
+        with pytest.raises(UserError, match=f"modules must be 1 to {blocks}, .* got {modules}"):
+            spread(blocks, modules)
+        return
+    places = spread(blocks, modules)
+    assert len(places) == modules
+    if modules == 5:
+        assert places == quarters(blocks)
+        return
+    assert len({*places}) == modules
+    ends = [part * blocks / modules for part in range(modules + 1)]
+    middles = [(a + b) / 2 for a, b in itertools.pairwise(ends)]
+    assert all(0 <= m - place < 1 for m, place in zip(middles, places, strict=True))
+
+
+def test_two_modules_stand_after_the_first_and_third_quarter() -> None:
+    assert [spread(blocks, 2) for blocks in (4, 8, 16, 32)] == [(1, 3), (2, 6), (4, 12), (8, 24)]
+    assert spread(8, 1) == (4,)  # as in a synthetic task
 
 
 def test_only_a_chosen_implementation_is_part_of_the_id() -> None:

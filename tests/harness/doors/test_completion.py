@@ -76,7 +76,7 @@ def test_options_and_choices_are_those_of_the_code() -> None:
         (["python", "-m", "harness.data", "ver"], ["verify"]),
         (["python", "-m", "harness.completion", "ba"], ["bash"]),
         (
-            ["torchrun", "--nproc-per-node=2", "-m", "--", "harness.run", "--lear"],
+            ["torchrun", "--nproc-per-node=2", "-m", "--", "harness.run", "--learni"],
             ["--learning-rate"],
         ),
         (["python", "-m", "harness.tables", "--chunk"], []),

@@ -13,14 +13,13 @@ import pytest
 from PIL import Image
 
 from harness import run
-from harness.config.network import NetworkConfig
+from harness.config.network import NetworkConfig, quarters
 from harness.config.variants import Variant
 from harness.images import metrics
 from harness.images.degradation import grey
 from harness.images.files import read_image
 from harness.images.sources import find_data
 from harness.measuring.quality import evaluate
-from harness.network.edsr import quarters
 from harness.network.weights import Architecture, load_weights, save_weights
 from harness.records.shapes import Run, untyped
 from harness.records.store import load_record

@@ -105,6 +105,26 @@ def test_holdout(folder: Path) -> None:
         find_data(folder, holdout=3)
 
 
+def test_centre_crops_of_held_out_images(folder: Path) -> None:
+    whole = find_data(folder, holdout=3)
+    source = find_data(folder, holdout=3, holdout_crop=24)
+    assert source.training_images(2).sha256 == whole.training_images(2).sha256
+    for one, image in zip(source.test_set("Holdout", 2), whole.test_set("Holdout", 2), strict=True):
+        height, width = image.hr.shape[:2]
+        top, left = (height - 24) // 2, (width - 24) // 2
+        expected = image.hr[top : top + 24, left : left + 24]
+        np.testing.assert_array_equal(one.hr, expected)
+        np.testing.assert_array_equal(one.lr, downscale(expected, 2))
+    assert source.test_set("Holdout", 2).sha256() != whole.test_set("Holdout", 2).sha256()
+    assert source.test_set("Set5", 2).sha256() == whole.test_set("Set5", 2).sha256()
+    wide = next(iter(find_data(folder, holdout=3, holdout_crop=10_000).test_set("Holdout", 2)))
+    np.testing.assert_array_equal(wide.hr, next(iter(whole.test_set("Holdout", 2))).hr)
+    with pytest.raises(UserError, match="--holdout-crop applies only to --holdout"):
+        find_data(folder, holdout_crop=24)
+    with pytest.raises(UserError, match="holdout crop must be at least 20, got 19"):
+        find_data(folder, holdout=3, holdout_crop=19)
+
+
 def test_environment(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SR_DATA", str(folder))
     assert find_data().name == "photos"

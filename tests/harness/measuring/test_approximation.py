@@ -285,9 +285,13 @@ def test_synthetic_features_are_what_they_say() -> None:
         assert x.std().item() == pytest.approx(1, abs=0.02)
 
 
-def test_attention_is_replaced_and_put_back(image_folder: Path) -> None:
+@pytest.mark.parametrize("learned", [False, True])
+def test_attention_is_replaced_and_put_back(learned: bool, image_folder: Path) -> None:
     architecture = Architecture(
-        Variant("enlca", {"m": 4, "k": 3.0, "res_scale": 5.0}), NetworkConfig(4, 8), 4
+        Variant("enlca", {"m": 4, "k": 3.0, "res_scale": 5.0}),
+        NetworkConfig(4, 8),
+        4,
+        learn_res_scale=learned,
     )
     network = architecture.build(2).eval()
     images = list(cropped(find_data(image_folder).test_set("Tiny", 4), 2, 8))

@@ -1,16 +1,25 @@
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from attention_zoo import list_attentions
+from attention_zoo.plain import adapt
 from harness.config.network import NetworkConfig
 from harness.config.variants import Variant
 from harness.network.convolution import NarrowConv, UpsamplingConv
-from harness.network.edsr import EDSR, RGB_MEAN, build_network
+from harness.network.edsr import (
+    EDSR,
+    RGB_MEAN,
+    build_network,
+    learn_res_scale,
+    learned_weights,
+)
 
 
 def tiny(
@@ -57,6 +66,73 @@ def test_building_leaves_the_global_random_state() -> None:
     state = torch.get_rng_state()
     tiny("enlca")
     assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("name", [name for name in list_attentions() if name != "none"])
+def test_a_learned_weight_begins_at_the_modules_own(name: str) -> None:
+    fixed = build_network(Variant(name), NetworkConfig(4, 8), 2)
+    learned = build_network(Variant(name), NetworkConfig(4, 8), 2, learned=True)
+    weights = learned.state_dict().keys() - fixed.state_dict().keys()
+    if name == "criss-cross":  # which learns its gamma
+        assert not weights
+        return
+    assert weights == {f"attention.{place}.res_scale" for place in range(5)}
+    assert learned_weights(learned) == pytest.approx([0.1] * 5)
+    x = torch.rand(1, 3, 12, 9)
+    with torch.no_grad():
+        pair = [one.eval()(x) for one in (fixed, copy.deepcopy(learned))]
+        torch.testing.assert_close(*pair)
+        for module in learned.attention_modules:
+            assert isinstance(module.res_scale, torch.Tensor)
+            module.res_scale.fill_(0)
+        nothing = build_network(Variant("none"), NetworkConfig(4, 8), 2)
+        torch.testing.assert_close(learned.eval()(x), nothing(x))
+    assert learned_weights(fixed) == []
+
+
+def test_the_gradient_of_a_learned_weight_is_the_derivative() -> None:
+    network = build_network(
+        Variant("nla", {"res_scale": 0.5}), NetworkConfig(4, 8), 1, positions=(1, 3), learned=True
+    ).double()
+    x = torch.rand(1, 3, 6, 5, dtype=torch.float64)
+    weights = [module.res_scale for module in network.attention_modules]
+    assert [float(weight) for weight in weights] == [0.5, 0.5]
+    gradients = torch.autograd.grad(network(x).square().sum(), weights)
+    for weight, gradient in zip(weights, gradients, strict=True):
+        assert isinstance(weight, torch.Tensor)
+        values = []
+        for step in (1e-6, -1e-6):
+            with torch.no_grad():
+                weight.add_(step)
+                values.append(network(x).square().sum())
+                weight.sub_(step)
+        difference = (values[0] - values[1]) / 2e-6
+        torch.testing.assert_close(gradient, difference, rtol=1e-5, atol=1e-9)
+
+
+def test_own_weights_of_other_modules_stay() -> None:
+    """A released NLA weighs its input; a plain module has a residual of its own."""
+    released = build_network(
+        Variant("nla", {"released": True}), NetworkConfig(4, 8), 2, learned=True
+    )
+    module = released.attention_modules[0]
+    x, y = torch.rand(1, 8, 3, 3), torch.rand(1, 8, 3, 3)
+    torch.testing.assert_close(module.residual(x, y), y + 0.1 * x)
+    plain = adapt(Scaled, "tests:Scaled")(8)
+    learn_res_scale(plain)
+    assert [*plain.parameters()] == []
+    assert torch.equal(plain(x), x * 0.1)
+
+
+class Scaled(nn.Module):
+    """A plain module with an option that bears the name of the suite's."""
+
+    def __init__(self, channels: int, res_scale: float = 0.1) -> None:
+        super().__init__()
+        self.res_scale = res_scale
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.res_scale
 
 
 def literal_edsr(network: EDSR, x: torch.Tensor) -> torch.Tensor:

@@ -14,8 +14,10 @@ from safetensors.torch import load_file, save
 from harness.base.errors import UserError
 from harness.config.network import NetworkConfig
 from harness.config.variants import Variant
+from harness.network.edsr import learned_weights
 from harness.network.weights import (
     Architecture,
+    exact_weights_path,
     find_weights,
     load_strictly,
     load_weights,
@@ -23,6 +25,7 @@ from harness.network.weights import (
     to_file,
     weights_path,
 )
+from tests.harness.conftest import Cli
 
 ENLCA = Architecture(Variant("enlca", {"m": 4}), NetworkConfig(4, 8), 2)
 
@@ -50,6 +53,59 @@ def test_range_and_positions_are_kept_and_older_files_have_none(saved: Path) -> 
     found = load_weights(path).architecture
     assert (found.image_range, found.positions) == (255.0, (0, 3))
     assert found == Architecture.from_dict(other.to_dict())
+
+
+def test_learned_weights_are_kept_and_files_without_them_are_as_before(saved: Path) -> None:
+    assert "learn_res_scale" not in ENLCA.to_dict()
+    learned = dataclasses.replace(ENLCA, learn_res_scale=True)
+    network = learned.build(seed=3)
+    with torch.no_grad():
+        for module in network.attention_modules:
+            assert isinstance(module.res_scale, torch.Tensor)
+            module.res_scale.fill_(0.25)
+    path = saved.with_name("learned.safetensors")
+    save_weights(path, network, learned, "learned")
+    found = load_weights(path)
+    assert found.architecture == Architecture.from_dict(learned.to_dict())
+    assert learned_weights(found.network) == [0.25] * 5
+    assert load_file(path)["attention.0.res_scale"].shape == ()
+    with pytest.raises(UserError, match=r"attention\.0\.res_scale is missing"):
+        load_strictly(learned.build(), load_file(saved), "file")
+    with pytest.raises(ValueError, match="learn_res_scale must be true or false"):
+        Architecture.from_dict(learned.to_dict() | {"learn_res_scale": "yes"})
+
+
+def test_half_precision_takes_half_the_place(saved: Path, tmp_path: Path, cli: Cli) -> None:
+    path = tmp_path / "half.safetensors"
+    cli("convert --float16", "enlca-m4-x", path, "--results", tmp_path)
+    assert path.stat().st_size < 0.7 * saved.stat().st_size  # the header stays as it is
+    whole, half = load_weights(saved), load_weights(path)
+    assert (half.name, half.architecture) == (whole.name, whole.architecture)
+    for key, value in half.network.state_dict().items():
+        exact = whole.network.state_dict()[key]
+        assert value.dtype == exact.dtype
+        torch.testing.assert_close(value, exact, rtol=2**-11, atol=2**-25)
+    assert "exists already" in cli("convert --float16", saved, path, status=2).err
+    other = tmp_path / "other.safetensors"
+    assert "--float16 writes it in half" in cli("convert", saved, other, status=2).err
+    words = ("convert --float16 --block-res-scale 0.1", saved, other)
+    assert "--block-res-scale is read from" in cli(*words, status=2).err
+    published = tmp_path / "weights" / "other.safetensors"
+    published.parent.mkdir()
+    published.write_bytes(saved.read_bytes())
+    assert exact_weights_path(tmp_path, "other") == published
+    published.write_bytes(path.read_bytes())
+    own = tmp_path / "runs" / "other" / "weights.safetensors"
+    assert (weights_path(tmp_path, "other"), exact_weights_path(tmp_path, "other")) == (
+        published,
+        own,
+    )
+    network = ENLCA.build()
+    with torch.no_grad():
+        network.head.bias.fill_(1e5)
+    with pytest.raises(UserError, match=r"head\.bias has values above 65504"):
+        save_weights(other, network, ENLCA, "large", half=True)
+    assert not other.exists()
 
 
 @pytest.mark.parametrize("size", ["blocks", "channels"])

@@ -121,6 +121,10 @@ def jobs_of(*words: str | Path) -> list[Job]:
         ["--attn", "nystrom", "csnln", "rnan", "--attn-steps", "2", "--attn-blocks", "2"],
         ["--attn", "nla", "--preset", "small", "--schedule", "halving", "--tile", "32"],
         ["--attn", "nla", "--test-sets", "Tiny", "--train-sets", "Some", "--holdout", "3"],
+        ["--attn", "nla", "--test-sets", "Holdout", "--holdout", "3", "--holdout-crop", "24"],
+        ["--attn", "nla", "--modules", "2", "--learn-res-scale", "--attention-rate", "3"],
+        ["--attn", "nla", "none", "--protocol", "warm-start", "--learn-res-scale"],
+        ["--attn", "nla", "--task", "denoise", "--modules", "2", "--attention-rate", "0.5"],
         ["--attn", "nla", "--degradation", "box", "--noise", "5"],
         ["--attn", "nla", "none", "--task", "denoise", "--sigma", "25", "--protocol", "warm-start"],
     ],
@@ -349,7 +353,7 @@ def test_a_sweep_of_a_task_gives_the_runs_of_the_main_job(cli: Cli, tmp_path: Pa
         {r.id: (r.scores, r.training.log) for r in load_records(place, Run)} for place in places
     ]
     assert found[0] == found[1]
-    assert len(found[0]) == 8
+    assert len(found[0]) == 10
 
 
 @pytest.mark.slow
@@ -384,11 +388,11 @@ def test_a_sweep_that_dies_leaves_no_job_behind(
     sent: signal.Signals, tiny: list[str], results: Path
 ) -> None:
     def alive() -> bool:
-        lines = [" ".join(p.info["cmdline"] or ()) for p in psutil.process_iter(["cmdline"])]
-        return any("harness.run" in line and str(results) in line for line in lines)
+        return bool(psutil.wait_procs(jobs, timeout=0)[1])
 
     process = start("--attn", "none", *tiny, *ENDLESS, "--threads", "1")
     until(lambda: any(results.glob("runs/*/config.json")))
+    jobs = psutil.Process(process.pid).children(recursive=True)
     assert alive()
     process.send_signal(sent)
     process.communicate(timeout=60)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from harness.base.errors import UserError
 from harness.base.signals import Stopped
@@ -16,7 +17,8 @@ from harness.config.run import RunConfig, StartConfig
 from harness.images.cache import TrainingCache
 from harness.images.patches import sample_batch
 from harness.images.sources import find_data
-from harness.network.edsr import build_network
+from harness.network.edsr import build_network, learned_weights
+from harness.network.weights import Architecture
 from harness.tasks import images
 from harness.tasks.sr import SuperResolution
 from harness.training import trainer as train
@@ -338,3 +340,73 @@ def test_cuda_trains(name: str, cache: TrainingCache) -> None:
     )
     trainer.train("test")
     assert trainer.step == config.steps
+
+
+# -- a rate of the attention's own ----------------------------------------------------------
+
+
+def test_without_a_rate_of_its_own_all_parameters_are_one_group(cache: TrainingCache) -> None:
+    for config in (make_config("nla"), make_config("none", attention_rate=3.0)):
+        trainer = new_trainer(config, cache)
+        (group,) = trainer.optimizer.param_groups
+        assert list(map(id, group["params"])) == list(map(id, trainer.network.parameters()))
+
+
+def test_the_factor_scales_the_first_steps_of_the_modules(cache: TrainingCache) -> None:
+    """Adam's first step is rate · g / (|g| + eps), whatever the length of g."""
+
+    def steps(rate: float) -> dict[str, torch.Tensor]:
+        config = make_config("nla", {"res_scale": 1.0}, learn_res_scale=True, attention_rate=rate)
+        network = Architecture.of(config).build(config.seed)
+        before = {name: value.clone() for name, value in network.state_dict().items()}
+        Trainer(config, network, SuperResolution(cache)).train_step()
+        return {name: value - before[name] for name, value in network.state_dict().items()}
+
+    plain, fast = steps(1.0), steps(4.0)
+    assert {name for name in plain if name.endswith("res_scale")}
+    for name, step in plain.items():
+        assert step.abs().max() > 0 or name.endswith("key.bias"), name
+        factor = 4 if name.startswith("attention.") else 1
+        torch.testing.assert_close(fast[name], factor * step, rtol=1e-4, atol=1e-6)
+
+
+def test_a_run_with_groups_and_learned_weights_is_resumed_to_the_bit(
+    cache: TrainingCache, tmp_path: Path
+) -> None:
+    words: dict[str, Any] = {"learn_res_scale": True, "attention_rate": 3.0}
+    config = make_config("enlca", {"m": 4}, **words)
+
+    def trainer() -> Trainer:
+        network = Architecture.of(config).build(config.seed)
+        return Trainer(config, network, SuperResolution(cache), tmp_path, save_every=0)
+
+    first = trainer()
+    for _ in range(3):
+        first.train_step()
+    first.save()
+    second = trainer()
+    second.restore()
+    assert second.step == 3
+    for one in (first, second):
+        one.network.train()
+        while one.step < config.steps:
+            one.train_step()
+    assert_same(first, second)
+    begin, end = Architecture.of(config).build(), first.network
+    assert learned_weights(begin) == pytest.approx([0.1] * 5)
+    assert all(a != b for a, b in zip(learned_weights(begin), learned_weights(end), strict=True))
+
+
+def test_a_run_without_groups_resumes_from_an_older_checkpoint(
+    cache: TrainingCache, tmp_path: Path
+) -> None:
+    """Checkpoints hold moments by the parameter's number; one group keeps the numbers."""
+    config = make_config("nla")
+    first = new_trainer(config, cache, tmp_path)
+    first.train_step()
+    first.save()
+    names = [name for name, _ in first.network.named_parameters()]
+    (path,) = find_checkpoints(tmp_path)
+    tensors = load_file(path)
+    for index, name in enumerate(names):
+        assert tensors[f"optimizer.{index}.exp_avg"].shape == tensors[f"network.{name}"].shape
