@@ -224,6 +224,13 @@ class ImageQuality(_Shape, frozen=True, kw_only=True):
 
     Beside it stands the quality of the input: of bicubic's up-sampling on Y or, in denoising, of
     the noisy image; see :func:`input_of`.
+
+    Attributes:
+        self_similar_psnr: of the part of the image that recurs beyond the backbone's reach; None
+            if it is too small. Not there if it was not measured, as what follows.
+        self_similar_share: share of that part in the pixels that PSNR is of.
+        lost_as_mean: PSNR lost with attention replaced by the plain mean of its values.
+        lost_confined: PSNR lost with attention confined to the backbone's reach.
     """
 
     name: str
@@ -234,6 +241,10 @@ class ImageQuality(_Shape, frozen=True, kw_only=True):
     noisy_psnr: Number | UnsetType = UNSET
     noisy_ssim: Number | UnsetType = UNSET
     tile: int | None
+    self_similar_psnr: Number | UnsetType | None = UNSET
+    self_similar_share: Number | UnsetType = UNSET
+    lost_as_mean: Number | UnsetType = UNSET
+    lost_confined: Number | UnsetType = UNSET
 
     def __post_init__(self) -> None:
         _check_input(self)
@@ -319,12 +330,25 @@ class Evaluation(_Shape, frozen=True, kw_only=True):
     machine: Machine
 
 
+class Analysed(Evaluation, frozen=True, kw_only=True):
+    """Self-similar parts or non-local use, measured after the run.
+
+    Attributes:
+        reach: of the backbone's convolutions in input pixels.
+        rule: of self-similar parts, see ``images.recurrence.Rule``.
+    """
+
+    reach: int
+    rule: dict[str, Number] = {}
+
+
 class Run(Record, frozen=True, kw_only=True):
     """One variant trained and evaluated with one seed.
 
     A task on image files has ``quality`` by test set, a synthetic task ``scores``, and
     ``validation``, its score on validation images. ``evaluated`` says when and where the quality
-    was measured again, as test images had changed.
+    was measured again, as test images had changed, and ``analysed`` when and where self-similar
+    parts or non-local use were last measured.
     """
 
     variant: RecordedVariant
@@ -335,6 +359,7 @@ class Run(Record, frozen=True, kw_only=True):
     validation: Score | None = None
     source_sha256: str | None = None
     evaluated: Evaluation | None = None
+    analysed: Analysed | None = None
 
 
 class Counts(_Shape, frozen=True, kw_only=True):
