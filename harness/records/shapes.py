@@ -283,6 +283,12 @@ def input_qualities(found: Quality) -> dict[str, tuple[Number, Number]]:
     return {image.name: (getattr(image, psnr), getattr(image, ssim)) for image in found.images}
 
 
+def measured(image: ImageQuality, name: str) -> float | None:
+    """An image's number of this name; None where it was not measured, or could not be."""
+    value = getattr(image, name)
+    return None if value is UNSET or value is None else float(value)
+
+
 def differ(one: tuple[Number, Number], other: tuple[Number, Number]) -> bool:
     """Whether the PSNR and SSIM of two inputs show that they were made from different images.
 
