@@ -10,8 +10,7 @@ from msgspec.structs import replace
 
 from ..base.locks import lock
 from ..records.shapes import UNSET, Analysed, ImageQuality, Quality, Run, differ, input_qualities
-from ..records.store import find_record, load_record, record_path, save_record
-from .run import lock_path
+from ..records.store import find_record, load_record, lock_path, record_path, save_record
 
 #: What an analysis adds to the quality of an image.
 ADDED = ("self_similar_psnr", "self_similar_share", "lost_as_mean", "lost_confined")
