@@ -170,3 +170,13 @@ def _search(directions: Tensor, counts: Tensor, reach: int, least: float, recurs
             cosines[:, near].masked_fill_(within, -1.0)
             result[tile.start - starts[row] : tile.stop - starts[row]] = cosines.amax(1) >= least
         recurs[row, counts[row]] = result
+
+
+def shaded(hr: Pixels, mask: Mask) -> Pixels:
+    """The image with everything but the masked part dark, to look at a mask.
+
+    Args:
+        hr: uint8 ``[H, W, 3]``.
+        mask: ``[H, W]``.
+    """
+    return np.where(mask[..., None], hr, hr // 4).astype(np.uint8)
