@@ -129,9 +129,9 @@ def attention_confined(network: EDSR, reach: int) -> Iterator[None]:
 def confined(module: Callable[[Tensor], Tensor], x: Tensor, reach: int) -> Tensor:
     """A module applied to windows, so that nothing beyond the reach enters.
 
-    The map is cut into tiles of ``reach // 3`` positions. Each is computed from a window around it
-    which ends ``reach`` positions from the tile's farthest position, or at the map's edge. So a
-    position sees all that is within about two thirds of the reach, and nothing beyond it.
+    The map is cut into tiles with sides of half the reach. Each is computed from a window around
+    it, which ends one reach from the tile's farthest position, or at the map's edge. So a position
+    sees all that is within half the reach, and nothing beyond the reach.
 
     Args:
         module: ``[B, C, H, W]`` to the same shape, any B, H and W.
@@ -171,7 +171,7 @@ class _Cut:
 
 
 def _cuts(size: int, reach: int) -> list[_Cut]:
-    tile = max(1, reach // 3)
+    tile = max(1, reach // 2)
     halo = reach - tile + 1
     return [
         _Cut(first, last := min(first + tile, size), max(0, first - halo), min(size, last + halo))

@@ -22,7 +22,7 @@ _MOST = 0.01
 def add_analysis(
     results: Path, identifier: str, found: Mapping[str, Quality], analysed: Analysed
 ) -> tuple[bool, str]:
-    """Add what was measured of a run's weights to its record.
+    """Add what was measured of a run's weights to its record, on the test sets that it has.
 
     The record is written to ``results``, also if it was read from a folder behind. Its numbers
     stay as they are; of an earlier analysis those that were not measured again stay.
@@ -44,9 +44,12 @@ def add_analysis(
     with lock(lock_path(results, identifier), f"analysis of {identifier}"):
         record = load_record(results, Run, identifier)
         quality = dict(record.quality)
+        left_out = [name for name in found if name not in quality]
+        if len(left_out) == len(found):
+            return False, f"the record of {identifier} has no test set {', '.join(left_out)}"
         for name, one in found.items():
-            if name not in quality:
-                return False, f"the record of {identifier} has no test set {name}"
+            if name in left_out:
+                continue
             if problem := _problem(quality[name], one):
                 return False, f"{problem} in the record of {identifier} ({name})"
             rows = zip(quality[name].images, one.images, strict=True)
@@ -55,7 +58,8 @@ def add_analysis(
             analysed = replace(analysed, rule=record.analysed.rule)
         record = replace(record, quality=quality, analysed=analysed)
         save_record(results, record, replace=True)
-    return True, str(record_path(results, Run, identifier))
+    without = f" (which has no test set {', '.join(left_out)})" if left_out else ""
+    return True, f"{record_path(results, Run, identifier)}{without}"
 
 
 def _problem(known: Quality, found: Quality) -> str | None:
