@@ -9,11 +9,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import spearmanr
 
 from harness.images import recurrence as module
 from harness.images.bicubic import downscale
 from harness.images.metrics import rgb_to_y
 from harness.images.recurrence import RULE, Rule, recurrence, self_similar
+from harness.images.sources import find_data
+from harness.reporting.published import published
 
 #: Noise has corners everywhere and contrast too: only the other parts of the rule decide.
 SMALL = replace(RULE, side=3)
@@ -121,3 +124,21 @@ def test_a_mask_is_kept_and_a_damaged_file_is_not_believed(
 
 def test_an_image_smaller_than_a_patch() -> None:
     assert not recurrence(np.zeros((6, 9, 3), dtype=np.uint8), 1).any()
+
+
+@pytest.mark.data
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "share", "correlation"), [("B100", 0.016, 0.40), ("Urban100", 0.103, 0.46)]
+)
+def test_it_goes_with_what_searching_the_image_gains(
+    name: str, share: float, correlation: float, sr_data: Path
+) -> None:
+    """As docs/measuring.md says: shares at x4 and their rank correlation."""
+    figures = published(name, 4)
+    shares, gains = [], []
+    for image in find_data(sr_data).test_set(name, 4):
+        shares.append(self_similar(image.hr, 4, 20).mean())
+        gains.append(figures["SelfExSR"][image.name].psnr - figures["A+"][image.name].psnr)
+    assert np.mean(shares) == pytest.approx(share, abs=2e-3)
+    assert spearmanr(shares, gains).statistic == pytest.approx(correlation, abs=0.02)
