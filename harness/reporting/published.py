@@ -19,9 +19,16 @@ SOURCE = (
 SEARCHING, LOCAL = "SelfExSR", "A+"
 #: The scale with figures of every test set, whose values are a property of the image elsewhere.
 SCALE = 4
-# Bicubic's PSNR in dB by which images are told apart; the greyscale file, whose grey values they
-# take for luma, differs.
-_SAME, _GREY = 1e-3, ("Set14", "img_003")
+#: Set and name of the greyscale file. They take its grey values for luma, so their figures of it
+#: are not comparable with ours.
+GREY = ("Set14", "img_003")
+# Bicubic's PSNR in dB by which images are told apart.
+_SAME = 1e-3
+
+
+def not_comparable(test_set: str) -> set[str]:
+    """Names of images whose published figures are of another luma than ours."""
+    return {GREY[1]} if test_set == GREY[0] else set()
 
 
 @dataclass(frozen=True)
@@ -77,5 +84,5 @@ def _same_images(quality: Quality, bicubic: dict[str, Figures], test_set: str) -
     return ours.keys() == bicubic.keys() and all(
         value is not UNSET and abs(value - bicubic[name].psnr) <= _SAME
         for name, value in ours.items()
-        if (test_set, name) != _GREY
+        if (test_set, name) != GREY
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -123,12 +123,18 @@ def versus(
     values: Mapping[str, float],
     test_set: str,
     metric: str = "psnr",
+    *,
+    without: Collection[str] = (),
 ) -> Summary | None:
-    """As :func:`summarise`, of one value an image that has no seed; None without values."""
+    """As :func:`summarise`, of one value an image that has no seed; None without values.
+
+    The difference leaves out the images ``without``.
+    """
     if not values:
         return None
     theirs = by_seed(baseline_runs, test_set, metric)
-    differences = paired_differences(dict.fromkeys(theirs, values), theirs)
+    ours = {image: value for image, value in values.items() if image not in without}
+    differences = paired_differences(dict.fromkeys(theirs, ours), theirs)
     low, high = difference_interval(differences)
     return Summary(
         mean=float(np.mean(list(values.values()))),

@@ -11,7 +11,16 @@ import numpy as np
 from ...config.variants import Variant
 from ...records.shapes import Run, measured
 from ..cells import fixed, setting_columns, setting_notes, setting_text, variant_columns
-from ..published import LOCAL, SCALE, SEARCHING, SOURCE, beside, of_images, published
+from ..published import (
+    LOCAL,
+    SCALE,
+    SEARCHING,
+    SOURCE,
+    beside,
+    not_comparable,
+    of_images,
+    published,
+)
 from ..settings import Setting
 from ..statistics import (
     Correlation,
@@ -188,7 +197,9 @@ def _chosen(setting: Setting, test_set: str, names: Sequence[str]) -> tuple[str 
     if found := beside(setting.baseline, test_set):
         of_seed = by_seed(setting.baseline, test_set, "psnr").values()
         return BASELINE_RULE, {
-            i for i in names if found[SEARCHING][i].psnr > np.mean([one[i] for one in of_seed])
+            i
+            for i in {*names} - not_comparable(test_set)
+            if found[SEARCHING][i].psnr > np.mean([one[i] for one in of_seed])
         }
     found = published(test_set, SCALE)
     if LOCAL in found and names and {*names} <= found[LOCAL].keys():

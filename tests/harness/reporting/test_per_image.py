@@ -103,6 +103,24 @@ def test_only_where_task_scale_names_and_pixels_are_theirs() -> None:
     assert "source" not in csv_rows(quality_table(Setting([synthetic.run()], [])))[0]
 
 
+def test_the_greyscale_file_is_left_out_of_differences() -> None:
+    figures = published("Set14", 4)
+    names = sorted(figures["Bicubic"])
+
+    def put(content: dict[str, Any]) -> None:
+        for image, name in zip(content["quality"]["Set14"]["images"], names, strict=True):
+            image |= {"name": name, "bicubic_psnr": figures["Bicubic"][name].psnr}
+
+    values = [figures["Kim"][name].psnr for name in names]
+    values[2] += 1.3
+    run = edited(synthetic.run(values=values, sets=["Set14"]), put)
+    table = quality_table(Setting([run], []))
+    row = cells(table)["Kim (published)"]
+    assert row[0] == f"{np.mean(values) - 1.3 / 14:.2f}"
+    assert row[2] == "+0.000 [+0.000, +0.000]"
+    assert any("greyscale file" in note for note in table.notes)
+
+
 def test_figures_of_images_are_those_of_x4_where_there_are_no_others() -> None:
     assert of_images(NAMES, "Urban100", 1) is FIGURES
     assert of_images([*published("B100", 2)["A+"]], "B100", 2) is published("B100", 2)
