@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -129,15 +130,19 @@ def test_an_image_smaller_than_a_patch() -> None:
 @pytest.mark.data
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "share", "correlation"), [("B100", 0.016, 0.40), ("Urban100", 0.103, 0.46)]
+    ("name", "step", "share", "correlation"),
+    [("B100", 1, 0.016, 0.40), ("Urban100", 5, 0.133, 0.40)],
 )
 def test_it_goes_with_what_searching_the_image_gains(
-    name: str, share: float, correlation: float, sr_data: Path
+    name: str, step: int, share: float, correlation: float, sr_data: Path
 ) -> None:
-    """As docs/measuring.md says: shares at x4 and their rank correlation."""
+    """As docs/measuring.md says: shares at x4 and their rank correlation.
+
+    All images of Urban100, of which this takes every fifth, give 0.103 and 0.456 (minutes).
+    """
     figures = published(name, 4)
     shares, gains = [], []
-    for image in find_data(sr_data).test_set(name, 4):
+    for image in islice(find_data(sr_data).test_set(name, 4), 0, None, step):
         shares.append(self_similar(image.hr, 4, 20).mean())
         gains.append(figures["SelfExSR"][image.name].psnr - figures["A+"][image.name].psnr)
     assert np.mean(shares) == pytest.approx(share, abs=2e-3)
