@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from .images.files import Pixels
     from .images.sources import TestImage, TestSet
+    from .measuring.analysis import Analysis
     from .network.weights import TrainedNetwork
     from .records.shapes import Quality, Score
     from .runs.stored import StoredTask
@@ -42,6 +43,7 @@ class Options:
       python -m harness.evaluate --official ENLCAx4.pt --data DIR --test-sets Urban100 --chop
       python -m harness.evaluate --weights enlca-m16-small --data DIR --save-images DIR2
       python -m harness.evaluate --weights nla-denoise --task denoise --sigma 25 --data DIR
+      python -m harness.evaluate --weights nla-small --data DIR --self-similar --non-local-use
       python -m harness.evaluate --weights nla-recall-d4 --task recall --pairs 16 --cells 12
     """
 
@@ -63,6 +65,12 @@ class Options:
     block_res_scale: float | None = None
     """With --official: the released --res_scale of blocks and attention, which the file does not
     hold; by default that of the published networks."""
+    self_similar: bool = False
+    """Also measure PSNR on the part of each image that recurs beyond the reach of the convolutions
+    (docs/measuring.md); a run's record gets it."""
+    non_local_use: bool = False
+    """Also measure the PSNR lost when attention is replaced by the mean of its values, and when it
+    is confined to the reach of the convolutions; a run's record gets both."""
     task: str | None = None
     """The task to evaluate the weights on: sr, denoise, recall, … or your own as
     package.module:Class; its options follow. By default the one that they were trained on, with
@@ -80,9 +88,14 @@ class Options:
     overwrite: bool = False
     """Let --save-images replace files."""
 
+    @property
+    def analyses(self) -> bool:
+        """Whether more than quality is measured."""
+        return self.self_similar or self.non_local_use
+
 
 #: Options that a synthetic task has no use for.
-_OF_IMAGES = ("data", "tile", "save_images", "overwrite")
+_OF_IMAGES = ("data", "tile", "save_images", "overwrite", "self_similar", "non_local_use")
 #: Those of super-resolution alone.
 _OF_SR = ("chop", "psnr")
 
@@ -94,6 +107,9 @@ def main() -> None:
     if options.tile is not None and (options.chop or options.tile < 16):
         wrong = "and --chop exclude each other" if options.chop else "must be at least 16 LR pixels"
         raise UserError(f"--tile {wrong}")
+    if options.analyses and (options.chop or options.psnr == "released"):
+        wrong = "--chop" if options.chop else "--psnr released"
+        raise UserError(f"{wrong} excludes --self-similar and --non-local-use")
     if options.output is not None and options.output.is_dir():
         raise UserError(f"--output {options.output} is a folder: give a file for the figures")
     if options.save_images is not None and options.save_images.is_file():
@@ -147,7 +163,7 @@ def _evaluate_images(
     from .measuring.quality import evaluate
     from .network.official import published_method
     from .records.shapes import untyped
-    from .reporting.tables.evaluation import evaluation_table
+    from .reporting.tables.evaluation import analysis_table, evaluation_table
     from .runs.stored import described
     from .tasks.options import refuse
 
@@ -162,6 +178,7 @@ def _evaluate_images(
     test_sets = [task.test_set(name) for name in names]
     keep = _saver(options, test_sets, task.grey)
     network = trained.network.to(device)
+    analyse = _analysis(options, trained, task.grey)
     with machine.use_tf32(False):
         results: dict[str, Quality] = {
             images.name: evaluate(
@@ -175,6 +192,7 @@ def _evaluate_images(
                 released_psnr=options.psnr == "released",
                 grey=task.grey,
                 keep=keep(images.name) if keep else None,
+                analyse=analyse,
             )
             for images in test_sets
         }
@@ -192,10 +210,69 @@ def _evaluate_images(
             "trained_on": own and {"name": own.name, "options": own.options},
         }
     print_table(evaluation_table(title, results, architecture.scale, method))
+    if analyse:
+        print_table(analysis_table(results))
+        if options.weights:
+            _record(options, trained, own, chosen, device, results)
     if keep:
         print(f"Images: {options.save_images}")
     content["quality"] = {name: untyped(result) for name, result in results.items()}
     _write(options, trained, device, content, "Quality of every image")
+
+
+def _analysis(options: Options, trained: TrainedNetwork, grey: bool) -> Analysis | None:
+    """What measures more than quality, if an option asks for it."""
+    from .measuring.analysis import Analysis
+
+    if not options.analyses:
+        return None
+    architecture = trained.architecture
+    return Analysis(
+        network=trained.network,
+        scale=architecture.scale,
+        reach=architecture.network.reach,
+        grey=grey,
+        self_similar=options.self_similar,
+        non_local_use=options.non_local_use,
+    )
+
+
+def _record(
+    options: Options,
+    trained: TrainedNetwork,
+    own: StoredTask | None,
+    chosen: StoredTask,
+    device: torch.device,
+    results: dict[str, Quality],
+) -> None:
+    """Add what was measured to the run's record, or say why not."""
+    import dataclasses
+    from datetime import UTC, datetime
+
+    from msgspec import convert
+
+    from .config.options import describe_command
+    from .images.recurrence import RULE
+    from .records.shapes import Analysed, Machine
+    from .runs.analysed import add_analysis
+    from .runs.stored import StoredTask
+    from .tasks.registry import DEFAULT
+
+    learned = own or StoredTask(DEFAULT, {})
+    if (learned.name, learned.options) != (chosen.name, chosen.options):
+        print(f"Not recorded: {trained.name} learned task {learned.label}", file=sys.stderr)
+        return
+    analysed = Analysed(
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        command=describe_command("harness.evaluate", sys.argv[1:]),
+        machine=convert(machine.describe(device), Machine),
+        reach=trained.architecture.network.reach,
+        rule=dataclasses.asdict(RULE) if options.self_similar else {},
+    )
+    done, what = add_analysis(options.results, trained.name, results, analysed)
+    print(
+        f"Recorded: {what}" if done else f"Not recorded: {what}", file=None if done else sys.stderr
+    )
 
 
 def _saver(

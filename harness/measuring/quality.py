@@ -200,6 +200,7 @@ def evaluate(
     grey: bool = False,
     evaluated: EvaluatedImages | None = None,
     keep: Callable[[TestImage, Pixels], None] | None = None,
+    analyse: Callable[[TestImage, Pixels, ImageQuality], ImageQuality] | None = None,
 ) -> Quality:
     """Quality of the network, and of bicubic or the noisy image, on one test set.
 
@@ -215,6 +216,7 @@ def evaluate(
         grey: denoising: the images are grey, and no border is cropped; see :class:`GreyOutput`.
         evaluated: results of an interrupted evaluation, used again; further ones are added.
         keep: called with each image and what :func:`restore` gives for it.
+        analyse: adds to an image's row, see :class:`.analysis.Analysis`.
 
     Returns:
         Means over the images, in dB and 1, and the same per image.
@@ -237,6 +239,8 @@ def evaluate(
                     row = _evaluate_grey(image, output, tiled)
                 else:
                     row = _evaluate_image(image, output, tiled, scale, released_psnr)
+                if analyse:
+                    row = analyse(image, output, row)
                 if evaluated:
                     evaluated.add(image, row)
             rows.append(row)

@@ -229,6 +229,13 @@ class ImageQuality(_Shape, frozen=True, kw_only=True):
 
     Beside it stands the quality of the input: of bicubic's up-sampling on Y or, in denoising, of
     the noisy image; see :func:`input_of`.
+
+    Attributes:
+        self_similar_psnr: of the part of the image that recurs beyond the backbone's reach; None
+            if it is too small. Not there if it was not measured, as what follows.
+        self_similar_share: share of that part in the pixels that PSNR is of.
+        lost_as_mean: PSNR lost with attention replaced by the plain mean of its values.
+        lost_confined: PSNR lost with attention confined to the backbone's reach.
     """
 
     name: str
@@ -239,6 +246,10 @@ class ImageQuality(_Shape, frozen=True, kw_only=True):
     noisy_psnr: Number | UnsetType = UNSET
     noisy_ssim: Number | UnsetType = UNSET
     tile: int | None
+    self_similar_psnr: Number | UnsetType | None = UNSET
+    self_similar_share: Number | UnsetType = UNSET
+    lost_as_mean: Number | UnsetType = UNSET
+    lost_confined: Number | UnsetType = UNSET
 
     def __post_init__(self) -> None:
         _check_input(self)
@@ -275,6 +286,12 @@ def input_qualities(found: Quality) -> dict[str, tuple[Number, Number]]:
     """PSNR and SSIM of each image's input, by the image's name."""
     psnr, ssim = (f"{input_of(found)}_{metric}" for metric in ("psnr", "ssim"))
     return {image.name: (getattr(image, psnr), getattr(image, ssim)) for image in found.images}
+
+
+def measured(image: ImageQuality, name: str) -> float | None:
+    """An image's number of this name; None where it was not measured, or could not be."""
+    value = getattr(image, name)
+    return None if value is UNSET or value is None else float(value)
 
 
 def differ(one: tuple[Number, Number], other: tuple[Number, Number]) -> bool:
@@ -324,14 +341,29 @@ class Evaluation(_Shape, frozen=True, kw_only=True):
     machine: Machine
 
 
+class Analysed(Evaluation, frozen=True, kw_only=True):
+    """Self-similar parts or non-local use, measured after the run.
+
+    Attributes:
+        reach: of the backbone's convolutions in input pixels.
+        rule: of self-similar parts, see ``images.recurrence.Rule``.
+    """
+
+    reach: int
+    rule: dict[str, Number] = {}
+
+
 class Run(Record, frozen=True, kw_only=True):
     """One variant trained and evaluated with one seed.
 
     A task on image files has ``quality`` by test set, a synthetic task ``scores``, and
     ``validation``, its score on validation images. ``evaluated`` says when and where the quality
-    was measured again, as test images had changed. ``drawn_sha256`` is the digest of the images of
-    ``phase`` in runs from before 2026-11-30, when machines drew them with other last bits: the
-    configuration, and so the id, has that of the same images as all machines draw them now.
+    was measured again, as test images had changed, and ``analysed`` when and where self-similar
+    parts or non-local use were last measured.
+
+    ``drawn_sha256`` is the digest of the images of ``phase`` in runs from before 2026-11-30, when
+    machines drew them with other last bits: the configuration, and so the id, has that of the
+    same images as all machines draw them now.
     """
 
     variant: RecordedVariant
@@ -343,6 +375,7 @@ class Run(Record, frozen=True, kw_only=True):
     source_sha256: str | None = None
     evaluated: Evaluation | None = None
     drawn_sha256: str | None = None
+    analysed: Analysed | None = None
 
 
 class Counts(_Shape, frozen=True, kw_only=True):

@@ -56,6 +56,11 @@ def find_record(results: Path, kind: type[Record], identifier: str) -> Path:
     return next((path for path in paths if path.exists()), paths[0])
 
 
+def lock_path(results: Path, identifier: str) -> Path:
+    """Lock file of a run or a cost record, apart from the records, which are published."""
+    return results / "runs" / ".locks" / f"{identifier}.lock"
+
+
 def new_record(kind: type[R], identifier: str, content: Mapping[str, Any]) -> R:
     """A record made now.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from ..records.shapes import CONFIDENCE, Run, differ, input_qualities
+from ..records.shapes import CONFIDENCE, Run, differ, input_qualities, measured
 
 FloatArray = NDArray[np.float64]
 
@@ -118,6 +118,36 @@ def summarise(
     )
 
 
+def versus(
+    baseline_runs: Sequence[Run],
+    values: Mapping[str, float],
+    test_set: str,
+    metric: str = "psnr",
+    *,
+    without: Collection[str] = (),
+) -> Summary | None:
+    """As :func:`summarise`, of one value an image that has no seed; None without values.
+
+    The difference leaves out the images ``without``.
+    """
+    if not values:
+        return None
+    theirs = by_seed(baseline_runs, test_set, metric)
+    ours = {image: value for image, value in values.items() if image not in without}
+    differences = paired_differences(dict.fromkeys(theirs, ours), theirs)
+    low, high = difference_interval(differences)
+    return Summary(
+        mean=float(np.mean(list(values.values()))),
+        seeds=1,
+        std_over_seeds=None,
+        difference=float(differences.mean()) if differences.size else None,
+        low=low,
+        high=high,
+        paired_seeds=differences.shape[0],
+        images=differences.shape[1],
+    )
+
+
 def compare(
     runs: Sequence[Run],
     others: Sequence[Run],
@@ -167,13 +197,22 @@ def _warn(text: str) -> None:
 def paired_differences(
     ours: Mapping[int, Mapping[str, float]], theirs: Mapping[int, Mapping[str, float]]
 ) -> FloatArray:
-    """Differences ``[seeds, images]`` over what both ``{seed: {image: value}}`` tables share."""
-    seeds = sorted(ours.keys() & theirs.keys())
-    tables = [table[s] for s in seeds for table in (ours, theirs)]
-    images = sorted(set.intersection(*(set(t) for t in tables))) if tables else []
+    """Differences ``[seeds, images]`` over what both ``{seed: {image: value}}`` tables share.
+
+    Images are in the order of :func:`shared_images`.
+    """
+    seeds, images = sorted(ours.keys() & theirs.keys()), shared_images(ours, theirs)
     if not images:
         return np.empty((0, 0))
     return np.array([[ours[s][i] - theirs[s][i] for i in images] for s in seeds])
+
+
+def shared_images(
+    ours: Mapping[int, Mapping[str, float]], theirs: Mapping[int, Mapping[str, float]]
+) -> list[str]:
+    """Names, in order, of the images that both tables have for every seed that they share."""
+    tables = [table[s] for s in ours.keys() & theirs.keys() for table in (ours, theirs)]
+    return sorted(set.intersection(*(set(t) for t in tables))) if tables else []
 
 
 def difference_interval(
@@ -238,11 +277,79 @@ def _weights(count: int, resamples: int, seed: int, level: int) -> FloatArray:
     return generator.multinomial(count, np.full(count, 1 / count), size=resamples) / count
 
 
+@dataclass(frozen=True)
+class Correlation:
+    """Spearman's rank correlation with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def rank_correlation(
+    table: FloatArray, covariate: FloatArray, *, resamples: int = 1_000, seed: int = 0
+) -> Correlation | None:
+    """Spearman's correlation of the mean over seeds of ``table [seeds, images]`` with a covariate.
+
+    The interval is the percentile one of the crossed bootstrap, as of :func:`summarise`; ranks are
+    those within each resample. None for fewer than three images, or where all are alike.
+
+    Args:
+        table: value of each seed and image.
+        covariate: ``[images]``.
+        resamples: number of bootstrap resamples.
+        seed: of the bootstrap's generator.
+    """
+    seeds, images = table.shape
+    if images < 3:
+        return None
+    whole = _correlations(table.mean(0).round(9)[None], covariate, np.ones((1, images)))[0]
+    drawn_seeds, drawn = _weights(seeds, resamples, seed, 0), _weights(images, resamples, seed, 1)
+    # Rounded, so that what ties does so in every sum.
+    found = _correlations((drawn_seeds @ table).round(9), covariate, drawn)
+    if np.isnan(whole) or np.isnan(found).all():
+        return None
+    tail = (1 - CONFIDENCE) / 2
+    low, high = np.nanquantile(found, [tail, 1 - tail])
+    return Correlation(float(whole), float(low), float(high))
+
+
+def _correlations(values: FloatArray, covariate: FloatArray, weights: FloatArray) -> FloatArray:
+    """Spearman's correlation of each row of ``values [n, images]``, images with these weights.
+
+    NaN for rows in which all images with a weight are alike.
+    """
+    weights = weights / weights.sum(1, keepdims=True)
+    ranks = [_ranks(x, weights) for x in (values, np.broadcast_to(covariate, values.shape))]
+    a, b = (rank - (weights * rank).sum(1, keepdims=True) for rank in ranks)
+    spread = (weights * a * a).sum(1) * (weights * b * b).sum(1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(spread > 1e-12, (weights * a * b).sum(1) / np.sqrt(spread), np.nan)
+
+
+def _ranks(values: FloatArray, weights: FloatArray) -> FloatArray:
+    """Mean rank of each entry within its row, from 0 to 1; an entry counts as its weight."""
+    order = np.argsort(values, axis=1)
+    ordered, share = (np.take_along_axis(x, order, 1) for x in (values, weights))
+    up_to = share.cumsum(1)
+    first = np.ones(values.shape, dtype=bool)
+    first[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
+    last = np.roll(first, -1, axis=1)
+    # Entries alike share the middle of their range.
+    below = np.maximum.accumulate(np.where(first, up_to - share, 0.0), axis=1)
+    above = np.minimum.accumulate(np.where(last, up_to, np.inf)[:, ::-1], axis=1)[:, ::-1]
+    ranks = np.empty_like(up_to)
+    np.put_along_axis(ranks, order, (below + above) / 2, 1)
+    return ranks
+
+
 def by_seed(runs: Sequence[Run], test_set: str, metric: str) -> dict[int, dict[str, float]]:
-    """``{seed: {image: value}}`` of run records."""
+    """``{seed: {image: value}}`` of run records; without images where it was not measured."""
     return {
         run.config.seed: {
-            image.name: getattr(image, metric) for image in run.quality[test_set].images
+            image.name: value
+            for image in run.quality[test_set].images
+            if (value := measured(image, metric)) is not None
         }
         for run in runs
     }

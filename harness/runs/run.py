@@ -44,6 +44,7 @@ from ..records.shapes import Cost, Evaluation, Latency, Machine, Quality, Run, u
 from ..records.store import (
     find_record,
     load_record,
+    lock_path,
     new_record,
     record_id,
     record_path,
@@ -233,11 +234,6 @@ def _scores(trainer: Trainer, task: SyntheticTask) -> dict[str, Any]:
     chosen = score(network, task, task.validation_set, reach, validation=True)
     found = {name: untyped(score(network, task, name, reach)) for name in task.test_sets}
     return {"quality": {}, "scores": found, "validation": untyped(chosen)}
-
-
-def lock_path(results: Path, identifier: str) -> Path:
-    """Lock file of a run or a cost record, apart from the records, which are published."""
-    return results / "runs" / ".locks" / f"{identifier}.lock"
 
 
 def hold(results: Path, identifier: str, what: str) -> AbstractContextManager[None]:

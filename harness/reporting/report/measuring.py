@@ -53,5 +53,6 @@ def measuring_html() -> Markup:
                 token.tag = kept[index + 2].tag = "td"
     html = parser.renderer.render(kept, parser.options, {})
     html = re.sub(r'<a href="(?!https?:|#)[^"]*">(.*?)</a>', r"\1", html)
+    html = re.sub(r'<img src="([^"]*)"[^>]*>', r"(picture: docs/\1)", html)
     before = '<div class="scroll" tabindex="0" role="group" aria-label="Table"><table>'
     return Markup(html.replace("<table>", before).replace("</table>", "</table></div>"))

@@ -17,6 +17,7 @@ from .latency import latency_details, table5
 from .methods import methods_table
 from .modules import modules_table
 from .operations import table4
+from .per_image import per_image_table
 from .profile import findings_table, profile_details, profile_table
 from .quality import quality_table, table1, table2, table3, table6
 from .redraws import redraw_table
@@ -37,6 +38,7 @@ def build(
         if setting.runs:
             few = [make(setting) for make in (claims_table, table1, table2, table3)]
             made = [*filter(None, few), *made, table6(setting), quality_table(setting)]
+            made += filter(None, [per_image_table(setting)])
         tables += [(setting.label, table) for table in made]
     nearest = settings[0] if settings else Setting([], [])
     # Its tables are the canonical ones, which stand without a folder too.
@@ -58,7 +60,12 @@ def build_tasks(
     runs: Sequence[Run], costs: Sequence[Cost], latency: Sequence[Latency]
 ) -> list[tuple[str, Table]]:
     """As :func:`build`, of all tasks but the default alone: settings, then the profile."""
-    tables = [(setting.label, quality_table(setting)) for setting in image_task_settings(runs)]
+    tables = [
+        (setting.label, table)
+        for setting in image_task_settings(runs)
+        for table in (quality_table(setting), per_image_table(setting))
+        if table
+    ]
     tables += [(setting.label, task_table(setting)) for setting in task_settings(runs)]
     profile = (profile_table(runs, costs, latency), profile_details(runs), findings_table(runs))
     return tables + [("", table) for table in profile if table]

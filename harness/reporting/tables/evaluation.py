@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from statistics import fmean
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from ...records.shapes import Quality, Score, input_of
+from ...records.shapes import Quality, Score, input_of, measured
 from ..cells import fixed
 from ..settings import paper_table
 
@@ -49,6 +50,38 @@ def evaluation_table(
         ]
         grid.add_row(*cells[: len(headers)])
     return grid
+
+
+def analysis_table(results: Mapping[str, Quality]) -> RichTable:
+    """Means over the images of what was measured beside quality, a row for each test set.
+
+    PSNR on the self-similar part is of the images that have one.
+    """
+    names = {
+        "self-similar part": ("self_similar_share", "{:.1%}"),
+        "PSNR there": ("self_similar_psnr", "{:.2f}"),
+        "lost as mean": ("lost_as_mean", "{:+.3f}"),
+        "lost confined": ("lost_confined", "{:+.3f}"),
+    }
+    found = {
+        header: [_mean_cell(result, key, digits) for result in results.values()]
+        for header, (key, digits) in names.items()
+    }
+    grid = _grid("Where the quality comes from (PSNR in dB)")
+    grid.add_column("set", no_wrap=True)
+    shown = [cells for cells in found.values() if any(cells)]
+    for header, cells in found.items():
+        if any(cells):
+            grid.add_column(header, justify="right", no_wrap=True)
+    for name, *row in zip(results, *shown, strict=True):
+        grid.add_row(name, *row)
+    return grid
+
+
+def _mean_cell(result: Quality, key: str, digits: str) -> str:
+    """Mean over the images that have it; "" if none has."""
+    values = [value for image in result.images if (value := measured(image, key)) is not None]
+    return digits.format(fmean(values)) if values else ""
 
 
 def score_table(title: str, results: Mapping[str, Score]) -> RichTable:

@@ -28,8 +28,9 @@ from ..cells import (
     variant_columns,
 )
 from ..labels import row_order
+from ..published import SOURCE, beside, not_comparable
 from ..settings import Setting, paper_table
-from ..statistics import Summary, summarise
+from ..statistics import Summary, summarise, versus
 from .render import Table
 
 #: How to read a table with the paper's columns.
@@ -302,8 +303,13 @@ def table6(setting: Setting) -> Table:
 
 
 def quality_table(setting: Setting) -> Table:
-    """PSNR and SSIM of every trained variant on every test set; the CSV has one row for each."""
+    """PSNR and SSIM of every trained variant on every test set; the CSV has one row for each.
+
+    Published methods stand above them, if their figures are of the same images.
+    """
     rows, data, summaries = [], [], []
+    others = _published(setting)
+    source = {"source": "measured"} if others else {}
     untrained = INPUTS[setting.input_name]
     variants: list[tuple[str, Variant | None]] = [(untrained, None), *setting.trained]
     for label, variant in variants:
@@ -319,9 +325,13 @@ def quality_table(setting: Setting) -> Table:
             cells += quality_cells(psnr, ssim)[:3]
             data.append(
                 variant_columns(label, setting.recorded[variant] if variant else None)
+                | source
                 | measured_columns(setting, psnr, ssim, seeds=variant is not None, test_set=name)
             )
         rows.append([*cells, str(len(setting.runs_of[variant])) if variant else ""])
+        if not variant:
+            rows += [row for row, _ in others]
+            data += [columns for _, more in others for columns in more]
     return Table(
         name="quality",
         label=f"{setting.label}-quality",
@@ -329,6 +339,7 @@ def quality_table(setting: Setting) -> Table:
         # Without the note on the paper's columns.
         notes=[
             READ,
+            *(_published_notes(setting) if others else []),
             *_task_notes(setting),
             *setting_notes(setting, summaries, variants=setting.runs_of)[1:],
         ],
@@ -343,8 +354,51 @@ def quality_table(setting: Setting) -> Table:
         ],
         rows=rows,
         data=data,
-        rule_after=1,
+        rule_after=1 + len(others),
     )
+
+
+def _published_notes(setting: Setting) -> list[str]:
+    """Where the published rows are from."""
+    notes = [f"Rows marked published are figures of {SOURCE}."]
+    for name in setting.test_sets:
+        if beside(setting.runs, name) and not_comparable(name):
+            notes.append(
+                f"{name}'s greyscale file is in these rows' means with its grey values as luma, "
+                "which costs bicubic 1.3 dB there; their differences leave it out."
+            )
+    return notes
+
+
+def _published(setting: Setting) -> list[tuple[list[str], list[dict[str, Any]]]]:
+    """Cells and CSV columns of each published method but bicubic, on every test set."""
+    of_set = {name: beside(setting.runs, name) for name in setting.test_sets}
+    methods = dict.fromkeys(method for found in of_set.values() for method in found)
+    made = []
+    for method in methods:
+        if method == "Bicubic":
+            continue
+        cells, data = [f"{method} (published)"], []
+        for name, found in of_set.items():
+            figures = found.get(method, {})
+            psnr, ssim = (
+                versus(
+                    setting.baseline,
+                    {i: getattr(one, metric) for i, one in figures.items()},
+                    name,
+                    metric,
+                    without=not_comparable(name),
+                )
+                for metric in ("psnr", "ssim")
+            )
+            cells += quality_cells(psnr, ssim)[:3]
+            data.append(
+                variant_columns(cells[0], None)
+                | {"source": "published"}
+                | measured_columns(setting, psnr, ssim, seeds=False, test_set=name)
+            )
+        made.append(([*cells, ""], data))
+    return made
 
 
 def _task_notes(setting: Setting) -> list[str]:

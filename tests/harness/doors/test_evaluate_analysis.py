@@ -1,0 +1,148 @@
+"""``harness.evaluate --self-similar --non-local-use``: printed, and added to the run's record."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+from msgspec.structs import replace
+
+from harness import run
+from harness.images.sources import find_data
+from harness.measuring import analysis
+from harness.measuring.analysis import Analysis
+from harness.measuring.quality import evaluate
+from harness.network.weights import load_weights
+from harness.records.shapes import UNSET, ImageQuality, Run, untyped
+from harness.records.store import load_record, load_records, save_record
+from tests.harness.conftest import Cli
+
+TINY = "--channels 8 --blocks 4 --steps 2 --batch 2 --patch 8 --skip-latency"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, image_folder: Path) -> Path:
+    """Results of a baseline and of NLA."""
+    results = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SR_DATA", str(image_folder))
+        for name in ("none", "nla"):
+            words = [*TINY.split(), "--attn", name, "--results", str(results)]
+            patch.setattr(sys, "argv", ["harness.run", *words])
+            run.main()
+    return results
+
+
+@pytest.fixture
+def results(trained: Path, tmp_path: Path) -> Path:
+    """A copy, to change."""
+    return Path(shutil.copytree(trained, tmp_path / "results"))
+
+
+@pytest.fixture(autouse=True)
+def everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiny images have no self-similar part that is large enough: here any part is."""
+    monkeypatch.setattr(analysis, "LEAST_SHARE", 0.0)
+    monkeypatch.setattr(analysis, "self_similar", lambda hr, *_: hr[..., 0] > 100)
+
+
+def identifier(results: Path, name: str) -> str:
+    (record,) = [one for one in load_records(results, Run) if one.variant.name == name]
+    return record.id
+
+
+def without(row: ImageQuality) -> ImageQuality:
+    names = ("self_similar_psnr", "self_similar_share", "lost_as_mean", "lost_confined")
+    return replace(row, **dict.fromkeys(names, UNSET))
+
+
+def test_the_record_gets_what_is_measured_and_keeps_the_rest(
+    cli: Cli, results: Path, image_folder: Path
+) -> None:
+    name = identifier(results, "nla")
+    before = load_record(results, Run, name)
+    words = ("--results", results, "--data", image_folder, "--output", results / "out.json")
+    printed = cli(f"evaluate --weights {name} --self-similar --non-local-use", *words).out
+    assert "lost confined" in printed
+    assert f"Recorded: {results / 'records' / 'runs' / name}.json" in printed.replace("\n", "")
+    after = load_record(results, Run, name)
+    assert after.analysed is not None
+    assert after.analysed.reach == 12
+    assert after.analysed.rule["side"] == 7
+    network = load_weights(results / "runs" / name / "weights.safetensors").network
+    images = list(find_data(image_folder).test_set("Tiny", 4))
+    measure = Analysis(network, 4, 12, False, True, True)
+    wanted = evaluate(network, images, len(images), 4, "test", analyse=measure)
+    assert after.quality == {"Tiny": wanted}
+    assert any(row.lost_confined for row in wanted.images)
+    assert all(row.self_similar_psnr for row in wanted.images)
+    assert json.loads((results / "out.json").read_text())["quality"] == {"Tiny": untyped(wanted)}
+    rows = [without(row) for row in after.quality["Tiny"].images]
+    quality = {"Tiny": replace(after.quality["Tiny"], images=rows)}
+    assert replace(after, quality=quality, analysed=None) == before
+
+
+def test_a_second_analysis_adds_to_the_first(cli: Cli, results: Path, image_folder: Path) -> None:
+    name = identifier(results, "none")
+    for option in ("--self-similar", "--non-local-use"):
+        cli(f"evaluate --weights {name} {option} --results", results, "--data", image_folder)
+    record = load_record(results, Run, name)
+    for row in record.quality["Tiny"].images:
+        assert row.self_similar_psnr is not UNSET
+        assert (row.lost_as_mean, row.lost_confined) == (0.0, 0.0)
+    assert record.analysed is not None
+    assert record.analysed.rule  # of the first
+    assert "--non-local-use" in record.analysed.command
+
+
+@pytest.mark.parametrize("case", ["no record", "pixels", "psnr", "tile", "task", "set"])
+def test_what_is_not_of_the_record_is_not_recorded(
+    case: str, cli: Cli, results: Path, image_folder: Path
+) -> None:
+    name = identifier(results, "none")
+    path = results / "records" / "runs" / f"{name}.json"
+    record = load_record(results, Run, name)
+    quality = record.quality["Tiny"]
+    line = "--task sr --degradation box" if case == "task" else ""
+    reason = {
+        "no record": "there is no record",
+        "pixels": "the images have other pixels",
+        "psnr": "dB and here",
+        "tile": "has tiles of 99 and here None",
+        "task": "learned task sr",
+        "set": "has no test set Tiny",
+    }[case]
+    if case == "no record":
+        path.unlink()
+    elif case == "pixels":
+        quality = replace(quality, sha256="0" * 64)
+    elif case in ("psnr", "tile"):
+        first, *others = quality.images
+        other = {"psnr": first.psnr + 0.02} if case == "psnr" else {"tile": 99}
+        quality = replace(quality, images=[replace(first, **other), *others])
+    if case == "set":
+        config = replace(record.config, data=replace(record.config.data, test=["Other"]))
+        record = replace(record, config=config, quality={"Other": quality})
+    elif case != "no record":
+        record = replace(record, quality={"Tiny": quality})
+    if case != "no record":
+        save_record(results, record, replace=True)
+    words = ("--results", results, "--data", image_folder)
+    printed = cli(f"evaluate --weights {name} --non-local-use {line}", *words)
+    assert "lost as mean" in printed.out
+    assert reason in printed.err
+    if case != "no record":
+        assert load_record(results, Run, name) == record
+
+
+@pytest.mark.parametrize("option", ["--chop", "--psnr released"])
+def test_options_that_exclude_each_other(
+    option: str, cli: Cli, trained: Path, image_folder: Path
+) -> None:
+    name = identifier(trained, "none")
+    words = ("--results", trained, "--data", image_folder)
+    printed = cli(f"evaluate --weights {name} --self-similar {option}", *words, status=2)
+    assert f"{option} excludes --self-similar and --non-local-use" in printed.err
