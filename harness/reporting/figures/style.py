@@ -167,13 +167,18 @@ def write_figure(figure: Figure, path: Path, *, titled: bool = True) -> Path:
 
 
 def figure_bytes(
-    figure: Figure, suffix: str, *, titled: bool = True, dpi: int | None = None
+    figure: Figure,
+    suffix: str,
+    *,
+    titled: bool = True,
+    dpi: int | None = None,
+    colours: int = 256,
 ) -> bytes:
     """The figure as ``png``, ``pdf`` or ``svg``, with the title above it or without.
 
     A PNG has :data:`DPI` dots per inch, or so many.
 
-    A PNG without pictures in it has a palette, which makes it a third of the size.
+    A PNG without pictures in it has a palette of so many colours: a third of the size or less.
     """
     dated = {
         "png": ("Software",),
@@ -186,7 +191,7 @@ def figure_bytes(
         figure.savefig(drawn, format=suffix, dpi=dpi or DPI, metadata=dict.fromkeys(dated[suffix]))
     if suffix != "png" or any(axes.images for axes in figure.axes):
         return drawn.getvalue()
-    return _with_palette(drawn.getvalue())
+    return _with_palette(drawn.getvalue(), colours)
 
 
 @contextmanager
@@ -205,9 +210,9 @@ def _title(figure: Figure, shown: bool) -> Iterator[None]:
         title.set_in_layout(True)
 
 
-def _with_palette(png: bytes) -> bytes:
+def _with_palette(png: bytes, count: int) -> bytes:
     small = io.BytesIO()
     with Image.open(io.BytesIO(png)) as image:
-        colours = image.convert("RGB").quantize(256, dither=Image.Dither.NONE)
+        colours = image.convert("RGB").quantize(count, dither=Image.Dither.NONE)
         colours.save(small, "png", optimize=True, dpi=image.info["dpi"])
     return small.getvalue()
