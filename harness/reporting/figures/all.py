@@ -14,6 +14,7 @@ from ...records.shapes import Approximation, Cost, Latency, Record, Run, Scaling
 from ...records.store import load_all_records, load_records
 from ..benches import Bench, find_benches
 from ..profile import Profile, find_profile, row_costs
+from ..scaling import find_scalings
 from ..settings import Setting, find_settings, of_task, super_resolution
 from .approximation import figures as approximation_figures
 from .pareto import Pareto, pareto_plots
@@ -147,10 +148,9 @@ def _draw_default(records: Sequence[Record]) -> Iterator[Drawn]:
         for kind, figure in approximation_figures(record).items():
             stem = Path(f"approximation-{record.id}-{kind}")
             yield Drawn(stem, kind, figure, record, record.id)
-    for one in records:
-        if isinstance(one, Scaling):
-            stem = Path(f"scaling-{one.id}")
-            yield Drawn(stem, "scaling", scaling_figure(one), one, one.id)
+    for one in find_scalings(record for record in records if isinstance(record, Scaling)):
+        figure = scaling_figure(one.record)
+        yield Drawn(Path(one.stem), "scaling", figure, one.record, one.label)
 
 
 def _draw_profile(records: Sequence[Record]) -> Iterator[Drawn]:

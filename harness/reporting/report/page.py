@@ -212,7 +212,8 @@ def write_report(
         own = {table.name for _, table in tables if not table.name.startswith(MEASURED)}
         titles |= dict.fromkeys(own, _setting_title(main))
     titles |= {table.name: _PROFILE for _, table in tables if table.name in PROFILE_TABLES}
-    return [path, write_latex(output / "latex", tables, figures, titles)]
+    folder = output / "latex"
+    return [path, write_latex(folder, tables, figures, titles, everything=main is None)]
 
 
 def _main_setting(records: Sequence[Record]) -> Setting | None:
@@ -251,6 +252,7 @@ def build_page(
     settings = _settings(records)
     main = settings[0].label if settings else None
     # History, and the canonical copies of the main setting's tables, stand in the folder alone.
+    drawn = [one for one in drawn if one.stem.parent.name != HISTORY]
     own = {table.name for folder, table in tables if folder == main}
     tables = [
         (folder, table)

@@ -10,6 +10,7 @@ from ...base.errors import UserError
 from ...records.shapes import Cost, Gpu, Latency, Redraw, Run, Scaling, Speed
 from ...records.store import load_records
 from ..benches import find_benches
+from ..scaling import find_scalings
 from ..settings import Setting, find_settings, image_task_settings, of_task
 from .claims import claims_table
 from .gpu import gpu_tables
@@ -95,7 +96,8 @@ def all_tables(
         runs = of_task(runs, task)
         if task != "sr":
             return build_tasks(runs, costs, latency)
-    tables = build(runs, costs, latency) + [("", scaling_table(record)) for record in scaling]
+    tables = build(runs, costs, latency)
+    tables += [(one.folder, scaling_table(one)) for one in find_scalings(scaling)]
     tables += [(session.folder, speed_table(session)) for session in find_speeds(speed)]
     tables += [("", table) for table in gpu_tables(gpu)]
     return tables + ([("", redraw_table(redraws))] if redraws else [])

@@ -36,7 +36,7 @@ def test_the_command_writes_png_and_pdf(cli: Cli, results: Path, tmp_path: Path)
     assert sorted(printed) == sorted(p for p in first.rglob("*") if p.is_file())
     names = {path.with_suffix("").name for path in printed}
     of_setting = {"figure6", "paired-differences", "pareto-gflops"}
-    others = {"pareto-latency-cpu", "scaling-cpu-float32-2"}
+    others = {"pareto-latency-cpu", "scaling-cpu"}
     assert names == of_setting | others
     assert len(printed) == 2 * len({path.with_suffix("") for path in printed})
     for path in printed:

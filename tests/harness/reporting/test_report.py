@@ -447,6 +447,7 @@ def test_parts_of_a_latex_table_hold_every_cell_once(columns: int, rows: int) ->
 
 def test_the_latex_folder_has_the_main_tables_alone(written: list[Path], tmp_path: Path) -> None:
     text = written[1].read_text(encoding="utf-8")
+    assert text.startswith("% The main tables and figures of the report;")
     tables = re.findall(r"^\\input\{tables/(\S+)\}", text, re.MULTILINE)
     assert {"table1", "table4", "table6", "claims", "table5-cpu", "profile"} <= {*tables}
     assert not [name for name in tables if name.endswith("-details") or "steps" in name]
