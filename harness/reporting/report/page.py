@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -32,6 +32,7 @@ from ..profile import Profile
 from ..settings import Setting, find_settings, image_task_settings, of_task, super_resolution
 from ..tables.all import all_tables
 from ..tables.claims import VERDICTS, find_claims
+from ..tables.joined import MARK, NOTE, joined_runs
 from ..tables.profile import PROFILE_TABLES, profile_text
 from ..tables.render import Table, minus
 from ..tables.tasks import task_settings
@@ -190,7 +191,8 @@ def write_report(
             published = [one for one in published if {*one.runs} & {r.id for r in records}]
     output = output or results / "report"
     path = output / "index.html"
-    write_text(path, render_page(build_page(records, tables, drawn, published)))
+    joined = joined_runs(results, [record for record in records if isinstance(record, Run)])
+    write_text(path, render_page(build_page(records, tables, drawn, published, joined)))
     main = None if everything else _main_setting(records)
     if main:
         tables = [(folder, t) for folder, t in tables if not folder and _is_main(t)]
@@ -240,6 +242,7 @@ def build_page(
     tables: Sequence[tuple[str, Table]],
     drawn: Sequence[Drawn],
     published: Sequence[Published] = (),
+    joined: Collection[str] = (),
 ) -> Page:
     """Everything that the page shows.
 
@@ -248,6 +251,7 @@ def build_page(
         tables: as :func:`.tables.all.all_tables` gives them.
         drawn: as :func:`.figures.all.draw_all` gives them.
         published: the figures that need weights.
+        joined: ids of published runs beside a user's own.
     """
     settings = _settings(records)
     main = settings[0].label if settings else None
@@ -264,7 +268,7 @@ def build_page(
         *_other_sections(records, tables, drawn, {setting.label for setting in settings}),
         *_pictures_section(records, published),
     ]
-    glance = _glance(settings[0], records, sections[0].figures) if settings else None
+    glance = _glance(settings[0], records, sections[0].figures, joined) if settings else None
     first = glance.figure if glance else None
     sections = [
         replace(section, figures=[one for one in section.figures if one is not first])
@@ -302,7 +306,12 @@ def build_page(
     return _within_limit(page)
 
 
-def _glance(setting: Setting, records: Sequence[Record], figures: Sequence[FigureBlock]) -> Glance:
+def _glance(
+    setting: Setting,
+    records: Sequence[Record],
+    figures: Sequence[FigureBlock],
+    joined: Collection[str],
+) -> Glance:
     """The ranking of the setting nearest to the paper's, its plot against GFLOPs, its verdicts."""
     benches = find_benches(record for record in records if isinstance(record, Latency))
     of_cpu = [bench for bench in benches if not bench.folder and bench.place == "cpu"]
@@ -312,8 +321,9 @@ def _glance(setting: Setting, records: Sequence[Record], figures: Sequence[Figur
             continue
         cost = setting.cost_of.get(variant)
         timed = [row for bench in of_cpu if (row := bench.find(variant, "core", "forward", 100))]
+        mixed = any(run.id in joined for run in setting.runs_of[variant])
         cells = [
-            label,
+            f"{label} {MARK}" if mixed else label,
             psnr_cell(psnr),
             minus(difference_cell(psnr)),
             fixed(cost.parts.core.paper_gflops if cost else None, 2),
@@ -339,6 +349,8 @@ def _glance(setting: Setting, records: Sequence[Record], figures: Sequence[Figur
         about.append(f"Above the baseline by their 95 % intervals: {', '.join(above)}.")
     elif setting.baseline:
         about.append("No method's 95 % interval lies above the baseline.")
+    if any(run.id in joined for run in setting.runs):
+        about.append(NOTE)
     found = _findings(setting)
     return Glance(
         about=" ".join(about),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 from xml.etree import ElementTree
 
 import matplotlib
@@ -36,7 +37,7 @@ def inline_svg(figure: Figure, titles: Mapping[str, Sequence[str]], salt: str) -
         titles: by the gid of a line, a text for each of its points.
         salt: makes the ids unlike those of the page's other figures.
     """
-    fonts = {"svg.hashsalt": salt, "font.sans-serif": _FONTS}
+    fonts: Any = {"svg.hashsalt": salt, "font.sans-serif": _FONTS}
     with matplotlib.rc_context(fonts), _plain_texts(figure):
         root = ElementTree.fromstring(figure_bytes(figure, "svg"))
     root.remove(root[0])  # a style that would apply to the whole page; report.css has it
