@@ -27,7 +27,7 @@ from ..cells import (
     training_cells,
 )
 from ..figures.all import Drawn, draw_all
-from ..figures.style import COLUMN, figure_bytes
+from ..figures.style import COLUMN, figure_bytes, glyphs_told
 from ..profile import Profile
 from ..settings import Setting, find_settings, image_task_settings, of_task, super_resolution
 from ..tables.all import all_tables
@@ -161,6 +161,7 @@ class Page:
     version: str = __version__
 
 
+@glyphs_told()
 def write_report(
     results: Path,
     output: Path | None = None,
