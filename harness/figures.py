@@ -41,7 +41,8 @@ class Options:
     attn: tuple[str, ...] = ()
     """Draw these modules alone, by name or label, and the baseline; all by default."""
     size: str | None = None
-    """Inches of each figure, width x height, e.g. 3.3x2.4; by default its own."""
+    """Inches of each figure, width x height, e.g. 3.3x2.4; by default its own. Below 3.4 inches of
+    height the paper's results, a panel of their own, are left out."""
     title: bool = True
     """A title above each figure that says what was measured; a PDF has none."""
     format: tuple[Literal["png", "pdf", "svg"], ...] = ("png", "pdf")

@@ -136,14 +136,18 @@ def _measure(options: Options, variants: Sequence[Variant], command: str) -> Sca
 
 def write_report(record: Scaling, results: Path) -> list[Path]:
     """Write the record's table under ``tables/`` and its figure under ``figures/``."""
+    from .records.shapes import Scaling
+    from .records.store import load_records
     from .reporting.figures.scaling import scaling_figure
     from .reporting.figures.style import save_figure
+    from .reporting.scaling import find_scalings
     from .reporting.tables.render import write_table
     from .reporting.tables.scaling import scaling_table
 
-    table = scaling_table(record)
-    figure = results / "figures" / table.name
-    return write_table(table, results / "tables") + save_figure(scaling_figure(record), figure)
+    known = find_scalings(load_records(results, Scaling))
+    (scaled,) = [one for one in known if one.record.id == record.id]
+    paths = write_table(scaling_table(scaled), results / "tables" / scaled.folder)
+    return paths + save_figure(scaling_figure(record), results / "figures" / scaled.stem)
 
 
 if __name__ == "__main__":

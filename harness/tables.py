@@ -80,14 +80,15 @@ def _name_published(results: Path) -> None:
     """Say how many of the runs are published ones."""
     from .records.origin import plural
     from .records.shapes import Run
-    from .records.store import load_records, record_path
+    from .records.store import load_records
+    from .reporting.tables.joined import MARK, joined_runs
 
     runs = load_records(results, Run)
-    own = sum(record_path(results, Run, run.id).exists() for run in runs)
+    own = len(runs) - len(joined_runs(results, runs))
     if own < len(runs):
         print(
             f"Beside your {plural(own, 'run')}: {plural(len(runs) - own, 'published run')} of the "
-            f"same settings, from {sources(results)[-1]}"
+            f"same settings, from {sources(results)[-1]}; {MARK} marks their rows"
         )
 
 

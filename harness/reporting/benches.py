@@ -17,6 +17,7 @@ from ..records.shapes import (
     Latency,
     LatencyRow,
     RecordedVariant,
+    Scaling,
     Speed,
     SpeedRow,
     Torch,
@@ -57,6 +58,11 @@ class Bench:
     cells: dict[Cell, LatencyRow]
     label: str
     folder: str = ""
+
+    @property
+    def session(self) -> str:
+        """What its captions add, so that no two are alike: its name if it is history."""
+        return f", session {self.record.id}" if self.folder == HISTORY else ""
 
     @property
     def row(self) -> LatencyRow:
@@ -165,7 +171,7 @@ def sessions(records: Iterable[T]) -> Iterator[tuple[T, list[Any]]]:
             yield record, rows
 
 
-def place(record: Latency | Speed, row: Row) -> str:
+def place(record: Latency | Speed | Scaling, row: Row) -> str:
     """Device and, but for float32, dtype, as file names have them: ``cpu``, ``h200-bfloat16``."""
     words = str((record.machine.gpu or {}).get("name") or "").lower().split()
     gpu = " ".join(word for word in words if word not in _VENDORS)
@@ -174,7 +180,7 @@ def place(record: Latency | Speed, row: Row) -> str:
     return slug(name if row.dtype == _PRECISION else f"{name}-{row.dtype}")
 
 
-def history_name(title: str, record: Latency | Speed, row: Row) -> str:
+def history_name(title: str, record: Latency | Speed | Scaling, row: Row) -> str:
     """File name of a session's table that is not the canonical one, e.g. ``table5-cpu-0a1b2c``."""
     return f"{title}-{place(record, row)}-{record.id.rpartition('-')[2]}"
 

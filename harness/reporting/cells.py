@@ -39,7 +39,7 @@ def caption(title: str, setting: Setting, test_set: str | None = None) -> str:
 
 
 def setting_text(setting: Setting) -> str:
-    """Task, preset, scale, protocol, steps, data, device and seeds of a setting with runs.
+    """Task, preset, scale, protocol, steps, rate, data, device and seeds of a setting with runs.
 
     The default task is not named.
     """
@@ -48,6 +48,8 @@ def setting_text(setting: Setting) -> str:
     steps = f"{config.steps} steps"
     if config.start is not UNSET:
         steps = f"{config.steps} further steps after the baseline's {config.start.steps}"
+    if config.learning_rate is not UNSET:
+        steps += f", rate {config.learning_rate:g}"
     return (
         f"{f'{task.label}, ' if task else ''}"
         f"preset {config.preset} ({config.blocks} blocks × {config.channels} channels), "

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
+from ..config.rows import table_rows
 from ..config.variants import Variant
+from ..records.origin import by_age
 from ..records.shapes import LatencyRow, RecordedVariant, Scaling
+from .benches import HISTORY, history_name, place
 from .labels import recorded_labels, variant_of
 
 #: Modules whose time and memory must grow nearly linearly with N, and their largest exponent.
@@ -59,6 +62,49 @@ def fit_exponent(positions: Sequence[int], values: Sequence[float]) -> Fit | Non
     error = math.sqrt(float(((y - slope * x) ** 2).sum() / (len(x) - 2) / (x @ x)))
     # Rounding differs between processors; a table of the same record must not.
     return Fit(round(slope, _DIGITS), round(error, _DIGITS))
+
+
+@dataclass(frozen=True)
+class Scaled:
+    """A record with the name of its table and figure, as :class:`.benches.Bench` has them."""
+
+    record: Scaling
+    label: str
+    folder: str = ""
+
+    @property
+    def stem(self) -> str:
+        """Path of table and figure in their folders, without suffix."""
+        return f"{self.folder}/{self.label}" if self.folder else self.label
+
+
+def find_scalings(records: Iterable[Scaling]) -> list[Scaled]:
+    """All records, the canonical ones of each device and dtype first, then the newest.
+
+    ``scaling-<device>`` is the newest record with the most methods of Table 5;
+    ``scaling-others-<device>`` the newest with the most methods that this one lacks. All others
+    are history.
+    """
+    groups: dict[str, list[Scaling]] = {}
+    for record in by_age(records):
+        groups.setdefault(place(record, record.rows[0]), []).insert(0, record)
+    paper = {*table_rows("table5")}
+    found = []
+    for where in sorted(groups, key=lambda name: (name != "cpu", name)):
+        newest = groups[where]
+        variants = {r.id: {variant_of(row.variant) for row in r.rows} for r in newest}
+        own = max(newest, key=lambda r: (len(variants[r.id] & paper), len(variants[r.id])))
+        lacking = {r.id: variants[r.id] - variants[own.id] for r in newest}
+        more = max(newest, key=lambda r: len(lacking[r.id]))
+        shown = [own, more] if lacking[more.id] else [own]
+        names = (f"scaling-{where}", f"scaling-others-{where}")
+        found += [Scaled(r, name) for r, name in zip(shown, names, strict=False)]
+        found += [
+            Scaled(r, history_name("scaling", r, r.rows[0]), HISTORY)
+            for r in newest
+            if r not in shown
+        ]
+    return found
 
 
 @dataclass(frozen=True)
@@ -195,9 +241,9 @@ def _judge_memory(found: Sequence[Method]) -> str:
 def rule(record: Scaling) -> str:
     """What is fitted over which sizes."""
     return (
-        "Exponents are least-squares fits to the logarithms of median time and of peak memory over "
-        f"at least {MIN_SIZES} sizes of N >= {record.settings.fit_from}, ± standard error; smaller "
-        "sizes, where fixed costs dominate, are left out."
+        "Exponents are least-squares fits to logarithms, over at least "
+        f"{MIN_SIZES} sizes of N >= {record.settings.fit_from}, ± standard error. Smaller sizes, "
+        "where fixed costs dominate, are left out."
     )
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,13 +15,25 @@ from ...records.shapes import Approximation, Cost, Latency, Record, Run, Scaling
 from ...records.store import load_all_records, load_records
 from ..benches import Bench, find_benches
 from ..profile import Profile, find_profile, row_costs
+from ..report.captions import CAPTIONS
+from ..scaling import find_scalings
 from ..settings import Setting, find_settings, of_task, super_resolution
 from .approximation import figures as approximation_figures
+from .marks import POINTS
 from .pareto import Pareto, pareto_plots
 from .profile import profile_figures
 from .quality import figure6, paired_figure, psnr_m
 from .scaling import scaling_figure
-from .style import FORMATS, Format, house_style, save_figure
+from .style import (
+    FORMATS,
+    Format,
+    fit_labels,
+    glyphs_told,
+    has_room,
+    house_style,
+    save_figure,
+    sized,
+)
 from .training import training_figure
 
 
@@ -46,9 +59,12 @@ class Drawn:
 
 
 def setting_figures(
-    setting: Setting, approximations: Sequence[Approximation], benches: Sequence[Bench]
+    setting: Setting,
+    approximations: Sequence[Approximation],
+    benches: Sequence[Bench],
+    attn: Collection[str] = (),
 ) -> Iterator[Drawn]:
-    """Every figure that a setting's runs suffice for."""
+    """Every figure that a setting's runs suffice for; the paper's points of ``attn`` or all."""
     folder = Path(setting.label)
     figures = {
         "figure6": figure6(setting, approximations),
@@ -59,7 +75,7 @@ def setting_figures(
     for kind, figure in figures.items():
         if figure:
             yield Drawn(folder / kind, kind, figure, setting)
-    for kind, which, plot in pareto_plots(setting, benches):
+    for kind, which, plot in pareto_plots(setting, benches, attn):
         name = f"{kind}-{which}" if which else kind
         yield Drawn(folder / name, kind, plot.draw(), setting, which, plot)
 
@@ -84,8 +100,7 @@ class Choice:
 
     def draws(self, drawn: Drawn) -> bool:
         """Whether the figure is among those that were asked for."""
-        names = (drawn.kind, drawn.stem.name, drawn.stem.as_posix())
-        return not self.only or any(name.startswith(tuple(self.only)) for name in names)
+        return not self.only or any(_names(name, [drawn]) for name in self.only)
 
     def of(self, records: Sequence[Record]) -> list[Record]:
         """The records with the chosen modules alone, and the baseline's.
@@ -120,8 +135,12 @@ class Choice:
         return kept
 
 
-def draw_all(records: Sequence[Record], task: str | None = None) -> Iterator[Drawn]:
+def draw_all(
+    records: Sequence[Record], task: str | None = None, attn: Collection[str] = ()
+) -> Iterator[Drawn]:
     """Every figure of these records: by setting, then by record, then the profile.
+
+    Beside them are the paper's results of the modules or labels ``attn``, or all.
 
     Raises:
         UserError: no record is a run of the task.
@@ -129,11 +148,11 @@ def draw_all(records: Sequence[Record], task: str | None = None) -> Iterator[Dra
     if task is not None:
         records = of_task(records, task)
     if task in (None, "sr"):
-        yield from _draw_default(records)
+        yield from _draw_default(records, attn)
     yield from _draw_profile(records)
 
 
-def _draw_default(records: Sequence[Record]) -> Iterator[Drawn]:
+def _draw_default(records: Sequence[Record], attn: Collection[str]) -> Iterator[Drawn]:
     """Figures of super-resolution, and of records that belong to no training."""
     approximations = [record for record in records if isinstance(record, Approximation)]
     benches = find_benches(record for record in records if isinstance(record, Latency))
@@ -141,16 +160,15 @@ def _draw_default(records: Sequence[Record]) -> Iterator[Drawn]:
     costs = [record for record in records if isinstance(record, Cost)]
     for setting in find_settings(runs, costs) if runs else []:
         with house_style():
-            drawn = list(setting_figures(setting, approximations, benches))
+            drawn = list(setting_figures(setting, approximations, benches, attn))
         yield from drawn
     for record in approximations:
         for kind, figure in approximation_figures(record).items():
             stem = Path(f"approximation-{record.id}-{kind}")
             yield Drawn(stem, kind, figure, record, record.id)
-    for one in records:
-        if isinstance(one, Scaling):
-            stem = Path(f"scaling-{one.id}")
-            yield Drawn(stem, "scaling", scaling_figure(one), one, one.id)
+    for one in find_scalings(record for record in records if isinstance(record, Scaling)):
+        figure = scaling_figure(one.record)
+        yield Drawn(Path(one.stem), "scaling", figure, one.record, one.label)
 
 
 def _draw_profile(records: Sequence[Record]) -> Iterator[Drawn]:
@@ -162,6 +180,31 @@ def _draw_profile(records: Sequence[Record]) -> Iterator[Drawn]:
     for kind, figure in figures.items():
         if figure:
             yield Drawn(Path(kind), kind, figure, profile)
+
+
+def _names(name: str, drawn: Iterable[Drawn]) -> bool:
+    """Whether a figure's kind or stem begins with the name."""
+    return any(
+        own.startswith(name)
+        for one in drawn
+        for own in (one.kind, one.stem.name, one.stem.as_posix())
+    )
+
+
+def _why_not(missing: Sequence[str], found: Sequence[Drawn], choice: Choice) -> str:
+    """Why figures that were asked for are not drawn: unknown, or too few records for them."""
+    unknown = [name for name in missing if not any(kind.startswith(name) for kind in CAPTIONS)]
+    if unknown:
+        return (
+            f"no figure is called {', '.join(unknown)}; there are: "
+            f"{', '.join(sorted({drawn.kind for drawn in found}))}"
+        )
+    of = f"with --attn {' '.join(choice.attn)}" if choice.attn else "in the records"
+    hint = "name more modules" if choice.attn else "train and count more variants"
+    return (
+        f"{', '.join(missing)}: not drawn, as it needs {POINTS} points or more, which there are "
+        f"not {of}: {hint}"
+    )
 
 
 def write_figures(
@@ -186,19 +229,26 @@ def write_figures(
     output = output or results / "figures"
     kinds = (Run, Cost, Latency, Approximation, Scaling)
     records = [record for kind in kinds for record in load_records(results, kind)]
-    paths, kinds_drawn = [], set()
-    for drawn in draw_all(choice.of(records), task):
-        kinds_drawn.add(drawn.kind)
-        if choice.draws(drawn):
-            if choice.size:
-                drawn.figure.set_size_inches(choice.size)
-            stem = output / drawn.stem
-            paths += save_figure(drawn.figure, stem, choice.formats, titled=choice.titled)
-    if not paths and kinds_drawn:
-        raise UserError(
-            f"no figure is called {', '.join(choice.only)}; there are: "
-            f"{', '.join(sorted(kinds_drawn))}"
+    paths, found, chosen, crowded = [], [], [], []
+    with glyphs_told(), sized(choice.size):
+        for drawn in draw_all(choice.of(records), task, choice.attn):
+            found.append(drawn)
+            if choice.draws(drawn):
+                chosen.append(drawn)
+                if choice.size:
+                    fit_labels(drawn.figure)
+                    crowded += [] if has_room(drawn.figure) else [drawn.stem.as_posix()]
+                stem = output / drawn.stem
+                paths += save_figure(drawn.figure, stem, choice.formats, titled=choice.titled)
+    if crowded and choice.size:
+        width, height = choice.size
+        print(
+            f"warning: {width:g}x{height:g} inches are too small for {', '.join(crowded)}: give a "
+            "larger --size, or fewer modules with --attn",
+            file=sys.stderr,
         )
+    if found and (missing := [name for name in choice.only if not _names(name, chosen)]):
+        raise UserError(_why_not(missing, found, choice))
     if not paths:
         if not load_all_records(results):
             raise UserError(

@@ -182,7 +182,7 @@ def _modules_figure(record: Approximation) -> Figure:
     for axis, (title, line) in zip(axes, panels.items(), strict=True):
         for style, name in enumerate(names):
             plot_line(axis, _points(record, line, "k", name), name, style)
-        axis.set_title(title)
+        axis.set_ylabel(title)
         _label_x(axis, "k", _values(record, "k"))
     log_scale(axes[0], "y")
     label_within_decades(axes[0].yaxis)
@@ -230,8 +230,6 @@ def _grid(
     width = min(PAGE, max(COLUMN, _MARGIN + 1.95 * len(names)))
     figure = new_figure(width, 1.75 * len(panels) + 0.3)
     axes = figure.subplots(len(panels), len(names), squeeze=False, sharey="row")
-    for axis, name in zip(axes[0], names, strict=True):
-        axis.set_title("trained network" if name == WHOLE else f"{name} features")
     for row, panel in zip(axes, panels, strict=True):
         row[0].set_ylabel(panel.label)
         if log:
@@ -247,6 +245,9 @@ def _grid(
         if limits:
             row[0].set_ylim(limits)
         _legend(row)
+    for axis, name in zip(axes[-1], names, strict=True):  # the columns, which no title names
+        features = "trained network" if name == WHOLE else f"{name} features"
+        axis.set_xlabel(f"{axis.get_xlabel()}\n{features}")
     return figure
 
 

@@ -32,10 +32,9 @@ POINTS = 3
 GREY = "0.65"
 # An axis leaves out the row without which it is this much shorter.
 _STRETCH = 2.0
-#: Title of what was measured.
-MEASURED = "measured, bars: 95 % interval"
-#: What the paper trained, for panels that show its results.
-PAPER_NETWORK = "32×256, 1000 epochs of DIV2K"
+#: Lines of the title that say what stands beside the means.
+BARS = "bars: 95 % intervals"
+BESIDE = f"{BARS}; outlines: the paper's (32×256, 1000 epochs)"
 
 
 def style_of(name: str) -> int:
@@ -86,17 +85,36 @@ def plain_variants(setting: Setting) -> list[tuple[str, Variant]]:
     ]
 
 
-def draw_title(figure: Figure, setting: Setting) -> None:
-    """Preset, scale, protocol, steps, device, seeds and training data above a figure."""
+def draw_title(figure: Figure, setting: Setting, *further: str) -> None:
+    """Preset, scale, protocol, steps, device, seeds and training data above a figure.
+
+    A PDF has no title: what its reader needs stands at the axes.
+    """
     config = setting.config
     start = "" if config.start is UNSET else f"{config.start.steps}+"
     lines = (
         f"{config.preset} ({config.blocks}×{config.channels}), ×{config.scale}, "
         f"{config.protocol}, {start}{config.steps} steps, {config.device}, {setting.seed_count}",
         f"trained on {' + '.join(config.data.train)}",
+        *further,
     )
     columns = round(20.3 * figure.get_figwidth())
     figure.suptitle("\n".join(textwrap.fill(line, columns) for line in lines), fontsize=6.3)
+
+
+def _whole(words: str) -> str:
+    """Words that no line break parts."""
+    return words.replace(" ", "\N{NO-BREAK SPACE}")
+
+
+def measured_label(where: str) -> str:
+    """Label of the axis of measured PSNRs, beside the paper's."""
+    return f"measured PSNR\N{NO-BREAK SPACE}(dB), {_whole(where)}"
+
+
+def paper_label(where: str) -> str:
+    """Label of the axis of the paper's PSNRs."""
+    return f"paper's PSNR\N{NO-BREAK SPACE}(dB), {_whole(where)}"
 
 
 def points_of(rows: Iterable[Row], x: str, y: str) -> list[tuple[float, float, float]]:

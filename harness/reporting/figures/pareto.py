@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-import textwrap
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -20,9 +19,9 @@ from ..settings import PAPER_SET, Setting, paper_table
 from ..statistics import Summary
 from .labels import label_points
 from .marks import (
+    BARS,
+    BESIDE,
     HIGHLIGHTS,
-    MEASURED,
-    PAPER_NETWORK,
     POINTS,
     baseline_psnr,
     draw_baseline,
@@ -30,18 +29,27 @@ from .marks import (
     drawn_psnr,
     highlighted,
     look_of,
+    measured_label,
     paper_baseline,
+    paper_label,
     pareto_front,
     plain_variants,
     reach,
     span,
 )
-from .style import COLUMN, PAGE, label_within_decades, log_scale, new_figure
+from .style import (
+    COLUMN,
+    PAGE,
+    fit_labels,
+    label_within_decades,
+    log_scale,
+    low,
+    narrow,
+    new_figure,
+)
 
 #: Device of the paper's latencies.
 PAPER_DEVICE = "RTX 2080 Ti"
-# Characters of a panel's title that fit its width.
-_TITLE_COLUMNS = 40
 # Font size of labels beside points.
 _LABELS = 5
 # Highest over lowest of a log scale that needs labels between its powers of ten.
@@ -78,7 +86,8 @@ class Pareto:
         details: what the cost depends on.
         machine: where the cost was measured; "" if that does not matter.
         measured: at least three points.
-        paper: the paper's points.
+        paper: the paper's points; without any there is no second panel.
+        dtype: of what was timed.
     """
 
     setting: Setting
@@ -87,6 +96,7 @@ class Pareto:
     machine: str
     measured: Sequence[Point]
     paper: Sequence[Point]
+    dtype: str = ""
 
     def draw(self) -> Figure:
         """Two panels, each with its own PSNR axis; they share the cost axis if no machine is named.
@@ -98,45 +108,56 @@ class Pareto:
         bright = highlighted(point.name for point in (*self.measured, *self.paper))
         crowded = len({p.name for p in self.measured} - bright) > HIGHLIGHTS
         figure = new_figure(PAGE if crowded else COLUMN, (4.9 if shared else 5.3) + 1.6 * crowded)
-        draw_title(figure, self.setting)
+        paper = () if low() else self.paper
+        draw_title(figure, self.setting, BESIDE if paper else BARS)
         ratios = [2, 1] if crowded else [1, 1]
-        ours, theirs = figure.subplots(2, 1, sharex=shared, height_ratios=ratios)
+        rows = 2 if paper else 1
+        grid = figure.subplots(rows, 1, sharex=shared, height_ratios=ratios[:rows], squeeze=False)
+        panels: list[Axes] = list(grid[:, 0])
         handles: dict[str, Line2D] = {}
         edges = []
         level = baseline_psnr(self.setting, self.setting.test_set)
-        for axis, points, baseline, fill in (
-            (ours, self.measured, level, "full"),
-            (theirs, self.paper, paper_baseline(), "none"),
-        ):
-            ranged = [*self.measured, *self.paper] if shared else points
+        shown = (
+            (self.measured, level, "full"),
+            (paper, paper_baseline(), "none"),
+        )
+        for axis, (points, baseline, fill) in zip(panels, shown, strict=False):
+            ranged = [*self.measured, *paper] if shared else points
             least, most = span([(math.log10(p.cost), math.log10(p.cost)) for p in ranged])
-            low, high = 10**least / 3, 10**most * 2
+            limits = (10**least / 3, 10**most * 2)
             log_scale(axis, "x")
-            axis.set_xlim(low, high)
-            if high < _FEW_DECADES * low:  # else matplotlib labels so many that they overlap
+            axis.set_xlim(limits)
+            if (
+                limits[1] < _FEW_DECADES * limits[0]
+            ):  # else matplotlib labels so many that they overlap
                 label_within_decades(axis.xaxis)
-            _draw_front(axis, points, baseline, low, high)
+            _draw_front(axis, points, baseline, *limits)
             draw_baseline(axis, baseline)
-            handles = _draw_points(axis, points, fill, bright, (low, high)) | handles
+            handles = _draw_points(axis, points, fill, bright, limits) | handles
             bottom, top = span([(p.psnr - p.bars[0], p.psnr + p.bars[1]) for p in points])
             if baseline is not None:
                 bottom, top = min(bottom, baseline), max(top, baseline)
             margin = 0.12 * (top - bottom) or 0.01
             axis.set_ylim(bottom - margin, top + margin)
-            edges.append((axis, points, low, high))
+            edges.append((axis, points, *limits))
             axis.ticklabel_format(axis="y", useOffset=False)
-        place = textwrap.fill(self.machine, _TITLE_COLUMNS)
-        ours.set_title("\n".join(filter(None, (MEASURED, place))))
-        theirs.set_title(f"paper: {PAPER_NETWORK}" + ("" if shared else f"\n{PAPER_DEVICE}"))
-        ours.set_ylabel(f"PSNR (dB), {self.setting.test_set} ×{self.setting.config.scale}")
-        theirs.set_ylabel(f"PSNR (dB), {PAPER_SET} ×4")
-        for axis in (theirs,) if shared else (theirs, ours):
-            axis.set_xlabel(f"{self.cost}, {self.details}")
-        families = by_module([*self.measured, *self.paper])
+        where = f"{self.setting.test_set} ×{self.setting.config.scale}"
+        for axis, label in zip(
+            panels, (measured_label(where), paper_label(f"{PAPER_SET} ×4")), strict=False
+        ):
+            axis.set_ylabel(label)
+        machine = self.machine.partition(" (")[0]
+        machines = (f", {self.dtype}, {machine}", f", {PAPER_DEVICE}") if machine else ("", "")
+        for axis, machine in zip(panels, machines, strict=False):
+            if axis is panels[-1] or not shared:
+                axis.set_xlabel(f"{self.cost}, {self.details}{machine}")
+        families = by_module([*self.measured, *paper])
         names = {
             family_label(families[name]): line for name, line in handles.items() if name in bright
         }
-        names |= {str(line.get_label()): line for line in theirs.get_lines()[:2]}
+        if narrow() and (grey := next((h for n, h in handles.items() if n not in bright), None)):
+            names["others"] = grey
+        names |= {str(line.get_label()): line for line in panels[-1].get_lines()[:2]}
         figure.legend(
             names.values(),
             names.keys(),
@@ -147,9 +168,18 @@ class Pareto:
             handlelength=1.5,
             columnspacing=1,
         )
-        for axis, points, low, high in edges:
-            label_points(axis, [_label(point, bright, low, high) for point in points], _LABELS)
+        fit_labels(figure)
+        for axis, points, least, most in edges:
+            if not (crowded and narrow()):
+                found = [_label(point, bright, least, most) for point in points]
+                label_points(axis, found, _LABELS)
         return figure
+
+    def only(self, attn: Collection[str]) -> Pareto:
+        """With the paper's points of these modules or labels alone; with all if there are none."""
+        if not attn:
+            return self
+        return replace(self, paper=[p for p in self.paper if {p.name, p.label} & {*attn}])
 
     def marked(self) -> dict[str, list[Point]]:
         """Points of every drawn line in their order, by the line's gid."""
@@ -160,13 +190,16 @@ class Pareto:
         }
 
 
-def pareto_plots(setting: Setting, benches: Iterable[Bench]) -> Iterator[tuple[str, str, Pareto]]:
-    """(kind, device, plot) against GFLOPs and latency, where two variants are known.
+def pareto_plots(
+    setting: Setting, benches: Iterable[Bench], attn: Collection[str] = ()
+) -> Iterator[tuple[str, str, Pareto]]:
+    """(kind, device, plot) against GFLOPs and latency, where three variants are known.
 
     Of each device and dtype it is the canonical session that timed the most of these variants.
+    Of the paper's points there are those of the modules or labels ``attn``, or all.
     """
     if plot := gflops_plot(setting):
-        yield "pareto-gflops", "", plot
+        yield "pareto-gflops", "", plot.only(attn)
     plots: dict[str, Pareto] = {}
     for bench in benches:
         if not bench.folder and (plot := latency_plot(setting, bench)):
@@ -174,7 +207,7 @@ def pareto_plots(setting: Setting, benches: Iterable[Bench]) -> Iterator[tuple[s
             if known is None or len(known.measured) < len(plot.measured):
                 plots[bench.place] = plot
     for where, plot in plots.items():
-        yield "pareto-latency", where, plot
+        yield "pareto-latency", where, plot.only(attn)
 
 
 def gflops_plot(setting: Setting) -> Pareto | None:
@@ -204,9 +237,9 @@ def latency_plot(setting: Setting, bench: Bench) -> Pareto | None:
     if len(measured) < POINTS:
         return None
     machine = describe_machine(bench.record).partition(", torch")[0]
-    details = f"100×100, C = 64, {bench.row.dtype}"
+    details, dtype = "100×100, C = 64", bench.row.dtype
     paper = _paper_points(5, "latency_ms_100x100")
-    return Pareto(setting, "core latency (ms)", details, machine, measured, paper)
+    return Pareto(setting, "core latency (ms)", details, machine, measured, paper, dtype)
 
 
 def by_module(points: Iterable[Point]) -> dict[str, list[Point]]:

@@ -289,12 +289,9 @@ def _lines(
     axes: list[Axes] = list(grid.flat[: len(drawn)])
     ends: dict[int, list[tuple[float, float, str, Any]]] = {}
     for axis, (label, found) in zip(axes, drawn.items(), strict=True):
-        several = len(drawn) > 1
-        if several:
-            axis.set_title(label)
         metric = found[0][0].cells[label].found(0)
         name = next(iter(metric.values())).metric
-        axis.set_ylabel(name if several else f"{label}: {name}")
+        axis.set_ylabel(f"{label}: {name}")
         axis.set_xlabel(x)
         ends[id(axis)] = []
         for row, points in found:

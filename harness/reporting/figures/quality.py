@@ -17,8 +17,8 @@ from ..approximation import VARIANCES, select
 from ..settings import PAPER_SET, Setting, paper_table
 from ..statistics import FloatArray, Summary, compare
 from .marks import (
-    MEASURED,
-    PAPER_NETWORK,
+    BARS,
+    BESIDE,
     POINTS,
     baseline_psnr,
     draw_baseline,
@@ -27,14 +27,16 @@ from .marks import (
     error_bars,
     highlighted,
     look_of,
+    measured_label,
     paper_baseline,
+    paper_label,
     plain_variants,
     plot_line,
     points_of,
     reach,
     span,
 )
-from .style import COLUMN, log_scale, look, new_figure, panel_grid
+from .style import COLUMN, fit_labels, log_scale, look, low, new_figure, panel_grid
 
 #: Most panels in a row of a page.
 PANELS = 3
@@ -90,24 +92,26 @@ def psnr_m(setting: Setting) -> Figure | None:
     if len(by_m) < POINTS:
         return None
     figure = new_figure(COLUMN, 4.2)
-    draw_title(figure, setting)
-    ours, paper = figure.subplots(2, 1, sharex=True)
+    draw_title(figure, setting, BARS if low() else BESIDE)
+    panels = list(figure.subplots(1 if low() else 2, 1, sharex=True, squeeze=False)[:, 0])
+    ours = panels[0]
     _draw_psnr(ours, setting, setting.test_set, by_m, "ENLCA")
     rows = (row for row in paper_table(4) if row["m"])
     printed = dict(sorted((int(row["m"]), float(row["psnr_db"])) for row in rows))
-    paper.plot(
-        list(printed), list(printed.values()), **look(0), fillstyle="none", label="ENLCA, paper"
-    )
-    draw_baseline(paper, paper_baseline())
-    paper.set_ylabel(f"PSNR (dB), {PAPER_SET} ×4")
-    ours.set_title(MEASURED)
-    paper.set_title(f"paper: {PAPER_NETWORK}")
-    _draw_legend(figure, (ours, paper), columns=3)
-    ticks = sorted({*by_m, *printed})
-    log_scale(paper, "x", 2)
-    paper.set_xticks(ticks, [f"{m:g}" for m in ticks])
-    paper.minorticks_off()
-    paper.set_xlabel("random features m")
+    for paper in panels[1:]:
+        paper.plot(
+            list(printed), list(printed.values()), **look(0), fillstyle="none", label="ENLCA, paper"
+        )
+        draw_baseline(paper, paper_baseline())
+        paper.set_ylabel(paper_label(f"{PAPER_SET} ×4"))
+    ours.set_ylabel(measured_label(f"{setting.test_set} ×{setting.config.scale}"))
+    _draw_legend(figure, panels, columns=3)
+    ticks = sorted({*by_m, *printed} if len(panels) > 1 else by_m)
+    log_scale(panels[-1], "x", 2)
+    panels[-1].set_xticks(ticks, [f"{m:g}" for m in ticks])
+    panels[-1].minorticks_off()
+    panels[-1].set_xlabel("random features m")
+    fit_labels(figure)
     return figure
 
 
@@ -155,7 +159,7 @@ def paired_figure(setting: Setting) -> Figure | None:
                 capsize=2,
                 zorder=3,
             )
-        axis.set_title(f"{name} ×{setting.config.scale} ({len(images)} images)")
+        axis.set_xlabel(f"{name} ×{setting.config.scale} ({len(images)} images)")
         _limit(axis, [setting.summary(variant, name) for _, variant in variants])
         axis.locator_params(axis="x", nbins=4)
         axis.tick_params(axis="y", length=0)

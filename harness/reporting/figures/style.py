@@ -8,8 +8,12 @@ from __future__ import annotations
 import io
 import math
 import re
+import sys
+import textwrap
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +24,7 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import LogFormatterSciNotation, LogLocator, NullLocator, StrMethodFormatter
 from numpy.typing import NDArray
 from PIL import Image
@@ -31,6 +36,8 @@ COLUMN, PAGE = 3.3, 6.9
 #: Okabe-Ito colours in seaborn's order; markers tell lines apart in greyscale.
 COLOURS = seaborn.color_palette("colorblind")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+#: Least height in inches of a figure with two panels, one below the other.
+TWO_ROWS = 3.4
 #: Dots per inch of a PNG.
 DPI = 200
 _SETTINGS: Any = {  # matplotlib types the keys by its own version
@@ -54,6 +61,12 @@ _SETTINGS: Any = {  # matplotlib types the keys by its own version
     "figure.constrained_layout.use": True,
 }
 _SALT = "attention-zoo"
+# Smallest size of a label.
+_LEAST_FONT = 5.0
+_GLYPH = re.compile(r"Glyph (\d+) .*missing from")
+_COLLAPSED = "constrained_layout not applied"
+_SIZE: ContextVar[tuple[float, float] | None] = ContextVar("size", default=None)
+_MISSING: ContextVar[set[str] | None] = ContextVar("missing", default=None)
 
 
 @contextmanager
@@ -63,9 +76,19 @@ def house_style() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def sized(size: tuple[float, float] | None) -> Iterator[None]:
+    """Draw every figure in the block with this width and height in inches; None: its own."""
+    token = _SIZE.set(size)
+    try:
+        yield
+    finally:
+        _SIZE.reset(token)
+
+
 def new_figure(width: float = COLUMN, height: float = 2.4) -> Figure:
-    """A figure of so many inches that needs no display and no pyplot state."""
-    figure = Figure(figsize=(width, height))
+    """A figure of so many inches, or those of :func:`sized`; it needs no display and no pyplot."""
+    figure = Figure(figsize=_SIZE.get() or (width, height))
     FigureCanvasAgg(figure)
     return figure
 
@@ -93,6 +116,104 @@ def panel_grid(
     for unused in grid.flat[count:]:
         unused.set_visible(False)
     return figure, grid
+
+
+def narrow() -> bool:
+    """Whether a size was asked for in which a page's many labels find no room."""
+    size = _SIZE.get()
+    return size is not None and size[0] < 0.75 * PAGE
+
+
+def low() -> bool:
+    """Whether a size was asked for in which no second panel finds room below the first."""
+    size = _SIZE.get()
+    return size is not None and size[1] < TWO_ROWS
+
+
+def fit_labels(figure: Figure) -> None:
+    """Break labels of axes that are longer than their axis into lines, then make them smaller."""
+    for last in (False, False, True):
+        figure.draw_without_rendering()  # the layout, which each change of a label changes
+        for axes in figure.axes:
+            if not axes.get_visible():
+                continue
+            box = axes.get_window_extent()
+            for label, length in ((axes.yaxis.label, box.height), (axes.xaxis.label, box.width)):
+                extent = label.get_window_extent()
+                taken = extent.height if label is axes.yaxis.label else extent.width
+                if not label.get_text() or taken <= length:
+                    continue
+                share = max(length, 1.0) / taken
+                if last:
+                    label.set_fontsize(max(_LEAST_FONT, share * float(label.get_fontsize())))
+                    continue
+                columns = int(share * max(map(len, label.get_text().splitlines())))
+                words = re.sub(r"[ \n]+", " ", label.get_text())  # no-break spaces stay
+                lines = textwrap.wrap(words, max(columns, 8), break_long_words=False)
+                label.set_text("\n".join(lines))
+
+
+def has_room(figure: Figure) -> bool:
+    """Whether every panel is large enough to be read, and its rows to be told apart."""
+    figure.draw_without_rendering()
+    for axes in figure.axes:
+        box = axes.get_window_extent()
+        width, height = box.width / figure.dpi, box.height / figure.dpi
+        rows = sum(bool(text.get_text()) for text in axes.get_yticklabels())
+        if axes.get_visible() and (width < 0.5 or height < max(0.35, rows * 5 / 72)):
+            return False
+    return True
+
+
+def panel_label(axes: Axes, text: str) -> None:
+    """Say within a panel what it shows, in its upper right corner: a PDF has no titles."""
+    axes.annotate(
+        text,
+        (1, 1),
+        (-1, -1),
+        xycoords="axes fraction",
+        textcoords="offset points",
+        ha="right",
+        va="top",
+        fontsize=7,
+        path_effects=[withStroke(linewidth=2, foreground="white")],
+        zorder=5,
+    )
+
+
+@contextmanager
+def glyphs_told() -> Iterator[None]:
+    """Say in one line, at the end of the block, which characters the figures' font lacks.
+
+    matplotlib warns of each, several times. An inner block leaves it to the outer one.
+    """
+    if _MISSING.get() is not None:
+        yield
+        return
+    missing: set[str] = set()
+    token = _MISSING.set(missing)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("always", message=_GLYPH.pattern)
+            others = warnings.showwarning
+
+            def show(message: Warning | str, *rest: Any, **more: Any) -> None:
+                if found := _GLYPH.match(str(message)):
+                    missing.add(chr(int(found[1])))
+                elif _COLLAPSED not in str(message):  # write_figures says it in its own words
+                    others(message, *rest, **more)
+
+            warnings.showwarning = show
+            yield
+    finally:
+        _MISSING.reset(token)
+    if missing:
+        print(
+            f"warning: boxes stand in the figures for {' '.join(sorted(missing))}, which their "
+            f"font ({matplotlib.rcParams['font.sans-serif'][0]}) lacks: give the label in letters "
+            "that it has",
+            file=sys.stderr,
+        )
 
 
 def look(index: int) -> dict[str, Any]:
@@ -149,10 +270,11 @@ def save_figure(
     Raises:
         UserError: the folder cannot be written.
     """
-    return [
-        write_figure(figure, stem.with_name(f"{stem.name}.{suffix}"), titled=titled)
-        for suffix in formats
-    ]
+    with glyphs_told():
+        return [
+            write_figure(figure, stem.with_name(f"{stem.name}.{suffix}"), titled=titled)
+            for suffix in formats
+        ]
 
 
 def write_figure(figure: Figure, path: Path, *, titled: bool = True) -> Path:
@@ -167,13 +289,18 @@ def write_figure(figure: Figure, path: Path, *, titled: bool = True) -> Path:
 
 
 def figure_bytes(
-    figure: Figure, suffix: str, *, titled: bool = True, dpi: int | None = None
+    figure: Figure,
+    suffix: str,
+    *,
+    titled: bool = True,
+    dpi: int | None = None,
+    colours: int = 256,
 ) -> bytes:
     """The figure as ``png``, ``pdf`` or ``svg``, with the title above it or without.
 
     A PNG has :data:`DPI` dots per inch, or so many.
 
-    A PNG without pictures in it has a palette, which makes it a third of the size.
+    A PNG without pictures in it has a palette of so many colours: a third of the size or less.
     """
     dated = {
         "png": ("Software",),
@@ -186,7 +313,7 @@ def figure_bytes(
         figure.savefig(drawn, format=suffix, dpi=dpi or DPI, metadata=dict.fromkeys(dated[suffix]))
     if suffix != "png" or any(axes.images for axes in figure.axes):
         return drawn.getvalue()
-    return _with_palette(drawn.getvalue())
+    return _with_palette(drawn.getvalue(), colours)
 
 
 @contextmanager
@@ -205,9 +332,9 @@ def _title(figure: Figure, shown: bool) -> Iterator[None]:
         title.set_in_layout(True)
 
 
-def _with_palette(png: bytes) -> bytes:
+def _with_palette(png: bytes, count: int) -> bytes:
     small = io.BytesIO()
     with Image.open(io.BytesIO(png)) as image:
-        colours = image.convert("RGB").quantize(256, dither=Image.Dither.NONE)
+        colours = image.convert("RGB").quantize(count, dither=Image.Dither.NONE)
         colours.save(small, "png", optimize=True, dpi=image.info["dpi"])
     return small.getvalue()

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from ...records.shapes import Run
 from ..settings import Setting
 from .marks import draw_title, highlighted, look_of, plain_variants, span
-from .style import panel_grid
+from .style import panel_grid, panel_label
 
 #: Most panels in a row.
 PANELS = 4
@@ -55,7 +55,7 @@ def training_figure(setting: Setting) -> Figure | None:
         colour: Any = "0.2" if name == "none" else look_of(name, bright)["color"]
         axis.plot(mean.index, mean, color=colour)
         axis.fill_between(mean.index, mean - spread, mean + spread, color=colour, alpha=0.3, lw=0)
-        axis.set_title(label)
+        panel_label(axis, label)
         if relative:
             axis.axhline(0, color="0.2", ls=":", lw=1)
             differences.append(axis)

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -24,8 +25,8 @@ from .captions import CAPTIONS
 #: Values by filter (preset, data, device). A filter without values here does not apply.
 Tags = Mapping[str, Sequence[str]]
 
-# Most pixels of a picture's width.
-_PIXELS = 900
+# Most pixels of a picture's width, and the quality of one with photographs.
+_PIXELS, _QUALITY = 900, 85
 #: Most columns of a table with letters of the usual size.
 WIDE = 9
 #: Characters of a cell from which on its column wraps.
@@ -83,34 +84,39 @@ class TableBlock:
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG in base64; width and height in pixels, dots per inch."""
+    """A WebP in base64, a third smaller than a PNG; width and height in pixels, dots per inch."""
 
-    png: str
+    webp: str
     width: int
     height: int
     dpi: int
 
     @classmethod
-    def of(cls, png: bytes, dpi: int = DPI) -> Picture:
-        width, height = (int.from_bytes(png[i : i + 4], "big") for i in (16, 20))  # IHDR
-        return cls(base64.b64encode(png).decode(), width, height, dpi)
+    def drawn(cls, png: bytes, dpi: int = DPI) -> Picture:
+        """Of a plot, pixel by pixel."""
+        with Image.open(io.BytesIO(png)) as image:
+            return cls._of(image.convert("RGB"), dpi, lossless=True, quality=100)
+
+    @classmethod
+    def shrunk(cls, path: Path) -> Picture:
+        """Of a file with photographs in it, not wider than the page needs."""
+        with Image.open(path) as image:
+            size = (_PIXELS, round(image.height * _PIXELS / image.width))
+            small = image.convert("RGB")
+        if small.width > _PIXELS:
+            small = small.resize(size, Image.Resampling.LANCZOS)
+        return cls._of(small, DPI, quality=_QUALITY)
+
+    @classmethod
+    def _of(cls, image: Image.Image, dpi: int, **how: Any) -> Picture:
+        content = io.BytesIO()
+        image.save(content, "webp", method=6, **how)
+        return cls(base64.b64encode(content.getvalue()).decode(), *image.size, dpi)
 
     @property
     def wide(self) -> bool:
         """Whether it fills the page's width rather than a column's."""
         return self.width > self.dpi * PAGE / 2
-
-
-def small_png(path: Path) -> bytes:
-    """A picture's bytes; of one wider than the page needs, those of a smaller one."""
-    with Image.open(path) as image:
-        if image.width <= _PIXELS:
-            return path.read_bytes()
-        size = (_PIXELS, round(image.height * _PIXELS / image.width))
-        small = io.BytesIO()
-        resized = image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
-        resized.quantize(256).save(small, "png", optimize=True)
-    return small.getvalue()
 
 
 @dataclass(frozen=True)

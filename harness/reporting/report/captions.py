@@ -10,7 +10,8 @@ CAPTIONS = {
     "psnr-m": (
         "PSNR against the number of random features m",
         "Above, the measured PSNR with the 95 % interval of the difference to the baseline "
-        "(dotted); below, in outline, the paper's Table 4.",
+        "(dotted); below, in outline, the paper's Table 4 (32 blocks × 256 channels, 1000 epochs "
+        "of DIV2K).",
     ),
     "paired-differences": (
         "Every image's difference to the baseline",

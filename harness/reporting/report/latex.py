@@ -27,7 +27,7 @@ _WRAPPED = 50
 _ROWS = 36
 #: Scales down what is wider than the text; nothing is scaled up.
 _FITTED = r"\resizebox{\ifdim\width>\textwidth\textwidth\else\width\fi}{!}{%"
-_HEAD = r"""% Every table and figure of the report; compile with pdflatex, twice.
+_HEAD = r"""% WHICH tables and figures of the report; compile with pdflatex, twice.
 % A single table: \input{tables/NAME} with the packages booktabs and graphicx.
 \documentclass[10pt]{article}
 \usepackage[a4paper,textwidth=6.9in,textheight=9.9in]{geometry}
@@ -76,6 +76,8 @@ def write_latex(
     tables: Sequence[tuple[str, Table]],
     figures: Sequence[LatexFigure],
     titles: dict[str, str],
+    *,
+    everything: bool,
 ) -> Path:
     """Write ``tables/*.tex``, ``figures/*.pdf`` and ``main.tex``, which includes them all.
 
@@ -83,6 +85,7 @@ def write_latex(
         folder: where.
         tables: as :func:`.tables.all_tables` gives them.
         figures: all of them.
+        everything: whether these are all tables and figures of the report, and not the main ones.
         titles: heading of each setting's section by its folder's name; of what has no folder by its
             own.
 
@@ -109,7 +112,8 @@ def write_latex(
         if parts
     ]
     path = folder / "main.tex"
-    write_text(path, _HEAD + "\n".join(body) + "\\end{document}\n")
+    head = _HEAD.replace("WHICH", "All" if everything else "The main", 1)
+    write_text(path, head + "\n".join(body) + "\\end{document}\n")
     return path
 
 

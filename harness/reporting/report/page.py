@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -27,11 +27,12 @@ from ..cells import (
     training_cells,
 )
 from ..figures.all import Drawn, draw_all
-from ..figures.style import COLUMN, figure_bytes
+from ..figures.style import COLUMN, figure_bytes, glyphs_told
 from ..profile import Profile
 from ..settings import Setting, find_settings, image_task_settings, of_task, super_resolution
 from ..tables.all import all_tables
 from ..tables.claims import VERDICTS, find_claims
+from ..tables.joined import MARK, NOTE, joined_runs
 from ..tables.profile import PROFILE_TABLES, profile_text
 from ..tables.render import Table, minus
 from ..tables.tasks import task_settings
@@ -48,7 +49,6 @@ from .blocks import (
     hardware,
     record_tags,
     setting_tags,
-    small_png,
     table_block,
     table_head,
     table_tags,
@@ -63,8 +63,10 @@ _FILTERS = {"preset": "Preset", "data": "Training data", "device": "Device"}
 #: Beginnings of the main tables' names; those that belong to no training.
 MEASURED = ("table5", "latency", "speed", "methods", "modules", "profile", "gpu")
 MAIN = ("table", "claims", *MEASURED)
-#: Dots per inch of pictures, methods of the first screen, and most bytes of all figures.
-PICTURE_DPI, RANKED, MOST_BYTES = 120, 8, 2_100_000
+#: Dots per inch and colours of pictures, and methods of the first screen.
+PICTURE_DPI, COLOURS, RANKED = 120, 64, 8
+#: Most bytes of the page: figures that do not fit are named instead.
+MOST_BYTES = 2_900_000
 _KINDS = {
     "run": "trained variant",
     "cost": "operation counts",
@@ -159,6 +161,7 @@ class Page:
     version: str = __version__
 
 
+@glyphs_told()
 def write_report(
     results: Path,
     output: Path | None = None,
@@ -189,7 +192,8 @@ def write_report(
             published = [one for one in published if {*one.runs} & {r.id for r in records}]
     output = output or results / "report"
     path = output / "index.html"
-    write_text(path, render_page(build_page(records, tables, drawn, published)))
+    joined = joined_runs(results, [record for record in records if isinstance(record, Run)])
+    write_text(path, render_page(build_page(records, tables, drawn, published, joined)))
     main = None if everything else _main_setting(records)
     if main:
         tables = [(folder, t) for folder, t in tables if not folder and _is_main(t)]
@@ -211,7 +215,8 @@ def write_report(
         own = {table.name for _, table in tables if not table.name.startswith(MEASURED)}
         titles |= dict.fromkeys(own, _setting_title(main))
     titles |= {table.name: _PROFILE for _, table in tables if table.name in PROFILE_TABLES}
-    return [path, write_latex(output / "latex", tables, figures, titles)]
+    folder = output / "latex"
+    return [path, write_latex(folder, tables, figures, titles, everything=main is None)]
 
 
 def _main_setting(records: Sequence[Record]) -> Setting | None:
@@ -238,6 +243,7 @@ def build_page(
     tables: Sequence[tuple[str, Table]],
     drawn: Sequence[Drawn],
     published: Sequence[Published] = (),
+    joined: Collection[str] = (),
 ) -> Page:
     """Everything that the page shows.
 
@@ -246,10 +252,12 @@ def build_page(
         tables: as :func:`.tables.all.all_tables` gives them.
         drawn: as :func:`.figures.all.draw_all` gives them.
         published: the figures that need weights.
+        joined: ids of published runs beside a user's own.
     """
     settings = _settings(records)
     main = settings[0].label if settings else None
     # History, and the canonical copies of the main setting's tables, stand in the folder alone.
+    drawn = [one for one in drawn if one.stem.parent.name != HISTORY]
     own = {table.name for folder, table in tables if folder == main}
     tables = [
         (folder, table)
@@ -257,12 +265,16 @@ def build_page(
         if folder != HISTORY and not (folder == "" and table.name in own)
     ]
     sections = [
-        *(_setting_section(setting, tables, drawn) for setting in settings),
+        *(_setting_section(setting, tables, drawn, main) for setting in settings),
         *_other_sections(records, tables, drawn, {setting.label for setting in settings}),
         *_pictures_section(records, published),
     ]
-    glance = _glance(settings[0], records, sections[0].figures) if settings else None
-    sections, left_out = _within_limit(sections, glance)
+    glance = _glance(settings[0], records, sections[0].figures, joined) if settings else None
+    first = glance.figure if glance else None
+    sections = [
+        replace(section, figures=[one for one in section.figures if one is not first])
+        for section in sections
+    ]
     sections = _with_own_titles(sections)
     findings = [found for setting in settings if (found := _findings(setting))]
     machines = _machines(records)
@@ -277,13 +289,12 @@ def build_page(
     ]
     days = sorted(record.created[:10] for record in records)
     runs = sum(isinstance(record, Run) for record in records)
-    figures = sum(len(section.figures) for section in sections)
-    return Page(
+    page = Page(
         title="attention-zoo: what was measured",
         summary=f"Non-local attention for image super-resolution: {plural(len(records), 'record')} "
         f"from {days[0]} to {days[-1]}, among them {plural(runs, 'training run')} in "
         f"{plural(len(settings), 'setting')}, on {plural(len(machines), 'machine model')}; "
-        f"{plural(len(tables), 'table')}, {plural(figures, 'figure')}.",
+        f"{plural(len(tables), 'table')}, {plural(len(drawn) + len(published), 'figure')}.",
         contents=contents,
         findings=findings,
         filters=[(name, title, tags.get(name, [])) for name, title in _FILTERS.items()],
@@ -292,11 +303,16 @@ def build_page(
         machines=machines,
         records=_records_table(records),
         glance=glance,
-        left_out=left_out,
     )
+    return _within_limit(page)
 
 
-def _glance(setting: Setting, records: Sequence[Record], figures: Sequence[FigureBlock]) -> Glance:
+def _glance(
+    setting: Setting,
+    records: Sequence[Record],
+    figures: Sequence[FigureBlock],
+    joined: Collection[str],
+) -> Glance:
     """The ranking of the setting nearest to the paper's, its plot against GFLOPs, its verdicts."""
     benches = find_benches(record for record in records if isinstance(record, Latency))
     of_cpu = [bench for bench in benches if not bench.folder and bench.place == "cpu"]
@@ -306,8 +322,9 @@ def _glance(setting: Setting, records: Sequence[Record], figures: Sequence[Figur
             continue
         cost = setting.cost_of.get(variant)
         timed = [row for bench in of_cpu if (row := bench.find(variant, "core", "forward", 100))]
+        mixed = any(run.id in joined for run in setting.runs_of[variant])
         cells = [
-            label,
+            f"{label} {MARK}" if mixed else label,
             psnr_cell(psnr),
             minus(difference_cell(psnr)),
             fixed(cost.parts.core.paper_gflops if cost else None, 2),
@@ -333,6 +350,8 @@ def _glance(setting: Setting, records: Sequence[Record], figures: Sequence[Figur
         about.append(f"Above the baseline by their 95 % intervals: {', '.join(above)}.")
     elif setting.baseline:
         about.append("No method's 95 % interval lies above the baseline.")
+    if any(run.id in joined for run in setting.runs):
+        about.append(NOTE)
     found = _findings(setting)
     return Glance(
         about=" ".join(about),
@@ -349,34 +368,31 @@ def _glance(setting: Setting, records: Sequence[Record], figures: Sequence[Figur
     )
 
 
-def _within_limit(
-    sections: Sequence[Section], glance: Glance | None
-) -> tuple[list[Section], list[str]]:
-    """The sections without the figure of the first screen, and without what makes the page large.
+def _within_limit(page: Page) -> Page:
+    """The page without the last figures that would make it larger than :data:`MOST_BYTES`.
 
-    Returns:
-        The sections, and the titles of figures that were left out, the last sections' first.
+    It names them instead. Tables all stay.
     """
-    first = glance.figure if glance else None
-    left_out: list[str] = []
-    total = 0 if first is None else _size(first)
-    shown = []
-    for section in sections:
+    bare = replace(page, sections=[replace(section, figures=[]) for section in page.sections])
+    total = len(render_page(bare).encode())
+    sections, left_out = [], []
+    for section in page.sections:
         figures = []
         for figure in section.figures:
-            if figure is first:
-                continue
             if total + _size(figure) > MOST_BYTES:
-                left_out.append(f"{figure.title} ({section.title})")
+                left_out.append(figure.title)
                 continue
             total += _size(figure)
             figures.append(figure)
-        shown.append(replace(section, figures=figures))
-    return shown, left_out
+        sections.append(replace(section, figures=figures))
+    return replace(page, sections=sections, left_out=left_out)
 
 
 def _size(figure: FigureBlock) -> int:
-    return len(figure.image if isinstance(figure.image, str) else figure.image.png)
+    """Bytes of a figure on the page, about: its image, its words, and the table of its points."""
+    image = figure.image if isinstance(figure.image, str) else figure.image.webp
+    cells = [cell for row in (figure.points.rows if figure.points else ()) for cell in row.cells]
+    return len(image.encode()) + 1500 + sum(len(cell.text) + 30 for cell in cells)
 
 
 def _with_own_titles(sections: Sequence[Section]) -> list[Section]:
@@ -418,10 +434,18 @@ def render_page(page: Page) -> str:
         trim_blocks=True,
     )
     template = environment.get_template("report.html")
+    numbered: list[Tags] = []  # each once: many rows have the same
+
+    def number(tags: Tags) -> int:
+        if tags not in numbered:
+            numbered.append(tags)
+        return numbered.index(tags)
+
     style, script = (
         (_TEMPLATES / f"report.{suffix}").read_text(encoding="utf-8") for suffix in ("css", "js")
     )
-    return template.render(page=page, css=style, script=script) + "\n"
+    found = template.render(page=page, css=style, script=script, number=number, numbered=numbered)
+    return found + "\n"
 
 
 def _check_extra() -> None:
@@ -442,19 +466,31 @@ def _settings(records: Sequence[Record]) -> list[Setting]:
 
 
 def _setting_section(
-    setting: Setting, tables: Sequence[tuple[str, Table]], drawn: Sequence[Drawn]
+    setting: Setting,
+    tables: Sequence[tuple[str, Table]],
+    drawn: Sequence[Drawn],
+    main: str | None,
 ) -> Section:
+    """Tables and figures of a setting; against latency only for ``main``, the nearest to the paper.
+
+    There are as many such plots as timed devices and dtypes, of the same cores in every setting.
+    """
     tags, where = setting_tags(setting), setting_text(setting)
+    own = [one for one in drawn if one.stem.parent.name == setting.label]
+    shown = [one for one in own if setting.label == main or one.kind != "pareto-latency"]
+    about = f"{where[0].upper()}{where[1:]}. Folder of its tables: {setting.label}."
+    if len(shown) < len(own):
+        about += f" Its plots against latency are in figures/{setting.label}."
     return Section(
         anchor=slug(f"setting-{setting.label}"),
         title=_setting_title(setting),
-        about=f"{where[0].upper()}{where[1:]}. Folder of its tables: {setting.label}.",
+        about=about,
         tables=[
             table_block(table, folder, tags, setting)
             for folder, table in tables
             if folder == setting.label
         ],
-        figures=[_drawn_block(d, tags) for d in drawn if d.stem.parent.name == setting.label],
+        figures=[_drawn_block(one, tags) for one in shown],
     )
 
 
@@ -555,7 +591,7 @@ def _pictures_section(
         figure_block(
             picture.stem.name,
             picture.kind,
-            Picture.of(small_png(picture.stem.with_name(f"{picture.stem.name}.png"))),
+            Picture.shrunk(picture.stem.with_name(f"{picture.stem.name}.png")),
             picture.where,
             record_tags(*(record for record in records if record.id in picture.runs)),
             which=picture.stem.name.partition("-")[2],
@@ -576,7 +612,8 @@ def _drawn_block(drawn: Drawn, tags: Tags) -> FigureBlock:
     stem, plot = drawn.stem.as_posix(), drawn.plot
     image: Picture | str
     if plot is None:
-        image = Picture.of(figure_bytes(drawn.figure, "png", dpi=PICTURE_DPI), PICTURE_DPI)
+        png = figure_bytes(drawn.figure, "png", dpi=PICTURE_DPI, colours=COLOURS)
+        image = Picture.drawn(png, PICTURE_DPI)
     else:
         image = plot_svg(plot, drawn.figure, stem)
     block = figure_block(stem, drawn.kind, image, _where(drawn.source), tags, which=drawn.which)
@@ -655,9 +692,9 @@ def _records_table(records: Sequence[Record]) -> TableBlock:
         rows.append(
             Row(
                 [
-                    Cell(record.id, "text"),
-                    Cell(record.command, "text long", code=True),
-                    *(Cell(text, "text") for text in cells),
+                    Cell(record.id),
+                    Cell(record.command, code=True),
+                    *(Cell(text) for text in cells),
                 ],
                 tags=record_tags(record),
             )

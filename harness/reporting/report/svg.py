@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
 from xml.etree import ElementTree
 
 import matplotlib
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from ..cells import difference_cell, fixed, milliseconds, setting_text
 from ..figures.pareto import PAPER_DEVICE, Pareto, Point
@@ -19,7 +22,9 @@ _SVG, _HREF = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}hre
 _FONTS = ["DejaVu Sans", "Verdana"]
 
 # Attributes with coordinates in points, of which two decimals are enough.
-_PLACES, _DIGITS = {"d", "x", "y", "transform"}, re.compile(r"(\.\d\d)\d+")
+_PLACES, _DECIMAL = {"d", "x", "y", "transform"}, re.compile(r"\d+\.\d+")
+# Signs that need no space beside them.
+_SPACED = {"d": re.compile(r"\s*([A-Za-z])\s*"), "style": re.compile(r"([:;,])\s+")}
 
 ElementTree.register_namespace("", _SVG[1:-1])
 
@@ -32,7 +37,8 @@ def inline_svg(figure: Figure, titles: Mapping[str, Sequence[str]], salt: str) -
         titles: by the gid of a line, a text for each of its points.
         salt: makes the ids unlike those of the page's other figures.
     """
-    with matplotlib.rc_context({"svg.hashsalt": salt, "font.sans-serif": _FONTS}):
+    fonts: Any = {"svg.hashsalt": salt, "font.sans-serif": _FONTS}
+    with matplotlib.rc_context(fonts), _plain_texts(figure):
         root = ElementTree.fromstring(figure_bytes(figure, "svg"))
     root.remove(root[0])  # a style that would apply to the whole page; report.css has it
     for group in root.iter(f"{_SVG}g"):
@@ -43,10 +49,49 @@ def inline_svg(figure: Figure, titles: Mapping[str, Sequence[str]], salt: str) -
             ElementTree.SubElement(mark, f"{_SVG}title").text = text
     for element in root.iter():
         for name in _PLACES & element.attrib.keys():
-            element.set(name, _DIGITS.sub(r"\1", element.attrib[name]))
+            element.set(name, _DECIMAL.sub(_short, element.attrib[name]))
+        for name in _SPACED.keys() & element.attrib.keys():
+            element.set(name, _SPACED[name].sub(r"\1", element.attrib[name]))
+    styles = {one.get("id"): one.get("style") for one in root.iter(f"{_SVG}path")}
     for mark in root.iter(f"{_SVG}use"):
         mark.set("href", mark.attrib.pop(_HREF))
+        if styles.get(mark.attrib["href"][1:]) == mark.get("style"):
+            del mark.attrib["style"]
+    _unwrap(root)
     return ElementTree.tostring(root, encoding="unicode")
+
+
+@contextmanager
+def _plain_texts(figure: Figure) -> Iterator[None]:
+    """Leave out the outlines of texts, which would become paths; report.css draws them."""
+    found = {text: text.get_path_effects() for text in figure.findobj(Text)}
+    for text in found:
+        text.set_path_effects([])
+    try:
+        yield
+    finally:
+        for text, effects in found.items():
+            text.set_path_effects(effects)
+
+
+def _short(decimal: re.Match[str]) -> str:
+    return f"{float(decimal[0]):.2f}".rstrip("0").rstrip(".")
+
+
+def _unwrap(element: ElementTree.Element) -> None:
+    """Replace groups without attributes by what they hold, and leave out the space between tags."""
+    if element.tag == f"{_SVG}text":
+        return
+    children: list[ElementTree.Element] = []
+    for child in element:
+        _unwrap(child)
+        plain = child.tag == f"{_SVG}g" and not child.attrib
+        children += list(child) if plain else [child]
+    element[:] = children
+    for child in children:
+        child.tail = None
+    if children:
+        element.text = None
 
 
 def plot_svg(plot: Pareto, figure: Figure, salt: str) -> str:

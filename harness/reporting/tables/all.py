@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,9 +10,11 @@ from ...base.errors import UserError
 from ...records.shapes import Cost, Gpu, Latency, Redraw, Run, Scaling, Speed
 from ...records.store import load_records
 from ..benches import find_benches
+from ..scaling import find_scalings
 from ..settings import Setting, find_settings, image_task_settings, of_task
 from .claims import claims_table
 from .gpu import gpu_tables
+from .joined import joined_runs, mark_joined
 from .latency import latency_details, table5
 from .methods import methods_table
 from .modules import modules_table
@@ -28,9 +30,15 @@ from .tasks import task_settings, task_table
 
 
 def build(
-    runs: Sequence[Run], costs: Sequence[Cost], latency: Sequence[Latency]
+    runs: Sequence[Run],
+    costs: Sequence[Cost],
+    latency: Sequence[Latency],
+    joined: Collection[str] = (),
 ) -> list[tuple[str, Table]]:
-    """Every table that the records give, each with its folder ("" or the setting's)."""
+    """Every table that the records give, each with its folder ("" or the setting's).
+
+    Rows of ``joined`` runs are marked: ids of published runs beside a user's own.
+    """
     settings = find_settings(runs, costs)
     tables: list[tuple[str, Table]] = []
     for setting in settings:
@@ -39,7 +47,7 @@ def build(
             few = [make(setting) for make in (claims_table, table1, table2, table3)]
             made = [*filter(None, few), *made, table6(setting), quality_table(setting)]
             made += filter(None, [per_image_table(setting)])
-        tables += [(setting.label, table) for table in made]
+        tables += [(setting.label, mark_joined(table, setting.runs, joined)) for table in made]
     nearest = settings[0] if settings else Setting([], [])
     # Its tables are the canonical ones, which stand without a folder too.
     tables += [
@@ -51,24 +59,28 @@ def build(
     for bench in benches:
         folder = bench.folder
         tables += [(folder, table5(bench, nearest)), (folder, latency_details(bench))]
-    tables += build_tasks(runs, costs, latency)
+    tables += build_tasks(runs, costs, latency, joined)
     overviews = (modules_table(settings, benches), methods_table(costs, latency))
     return tables + [("", table) for table in overviews if table]
 
 
 def build_tasks(
-    runs: Sequence[Run], costs: Sequence[Cost], latency: Sequence[Latency]
+    runs: Sequence[Run],
+    costs: Sequence[Cost],
+    latency: Sequence[Latency],
+    joined: Collection[str] = (),
 ) -> list[tuple[str, Table]]:
     """As :func:`build`, of all tasks but the default alone: settings, then the profile."""
-    tables = [
-        (setting.label, table)
+    made = [
+        (setting, table)
         for setting in image_task_settings(runs)
         for table in (quality_table(setting), per_image_table(setting))
         if table
     ]
-    tables += [(setting.label, task_table(setting)) for setting in task_settings(runs)]
+    made += [(setting, task_table(setting)) for setting in task_settings(runs)]
+    tables = [(one.label, mark_joined(table, one.runs, joined)) for one, table in made]
     profile = (profile_table(runs, costs, latency), profile_details(runs), findings_table(runs))
-    return tables + [("", table) for table in profile if table]
+    return tables + [("", mark_joined(table, runs, joined)) for table in profile if table]
 
 
 def all_tables(
@@ -88,6 +100,7 @@ def all_tables(
     latency, scaling = load_records(results, Latency), load_records(results, Scaling)
     speed, redraws = load_records(results, Speed), load_records(results, Redraw)
     gpu = load_records(results, Gpu)
+    joined = joined_runs(results, runs)
     if not (runs or costs or latency or scaling or speed or redraws or gpu):
         raise UserError(f"no records under {results / 'records'}; run python -m harness.run first")
     if preset is not None:
@@ -101,8 +114,9 @@ def all_tables(
     if task is not None:
         runs = of_task(runs, task)
         if task != "sr":
-            return build_tasks(runs, costs, latency)
-    tables = build(runs, costs, latency) + [("", scaling_table(record)) for record in scaling]
+            return build_tasks(runs, costs, latency, joined)
+    tables = build(runs, costs, latency, joined)
+    tables += [(one.folder, scaling_table(one)) for one in find_scalings(scaling)]
     tables += [(session.folder, speed_table(session)) for session in find_speeds(speed)]
     tables += [("", table) for table in gpu_tables(gpu)]
     return tables + ([("", redraw_table(redraws))] if redraws else [])

@@ -61,7 +61,7 @@ def table5(bench: Bench, setting: Setting) -> Table:
         data.append(columns | _bench_columns(bench))
     return Table(
         name=bench.label,
-        caption=f"Table 5: latency in ms (mean) on {_where(bench)}",
+        caption=f"{_title(bench)} in ms (mean) on {_where(bench)}",
         notes=[
             "Columns marked paper are published figures (RTX 2080 Ti). All others are of one "
             f"session, {bench.record.id}, with its methods timed in turn. Core: the attention "
@@ -128,7 +128,7 @@ def latency_details(bench: Bench) -> Table:
         )
     return Table(
         name=f"{bench.label}-details",
-        caption=f"Latency in detail on {_where(bench)}",
+        caption=f"{_title(bench)} in detail on {_where(bench)}",
         notes=_bench_notes(bench),
         headers=[
             ("", "Method"),
@@ -141,9 +141,13 @@ def latency_details(bench: Bench) -> Table:
     )
 
 
+def _title(bench: Bench) -> str:
+    return "Latency of all methods" if bench.label.startswith("latency") else "Table 5: latency"
+
+
 def _where(bench: Bench) -> str:
     machine = describe_machine(bench.record)
-    return f"{machine}, device {bench.row.device}, {bench.row.dtype}"
+    return f"{machine}, device {bench.row.device}, {bench.row.dtype}{bench.session}"
 
 
 def _bench_columns(bench: Bench) -> dict[str, Any]:

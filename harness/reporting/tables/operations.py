@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ...records.origin import origin_note
-from ...records.shapes import Counts
+from ...records.shapes import Cost, Counts
 from ..cells import (
     PAPER_PSNR,
     READ,
@@ -35,6 +35,19 @@ def inserted_gflops(module: Counts | None) -> float | None:
     return module.executed_gflops if inserted is None else inserted
 
 
+def inserted_source(cost: Cost | None) -> str:
+    """``closed form``, or ``counted``: by torch, of a plain module, which has no core either."""
+    if cost is None:
+        return ""
+    return "counted" if cost.parts.core.executed_gflops is None else "closed form"
+
+
+def inserted_cell(cost: Cost | None) -> str:
+    """GFLOPs of a module, and a mark where they were counted."""
+    cell = fixed(inserted_gflops(cost.parts.module if cost else None), 2)
+    return f"{cell} (counted)" if cell and inserted_source(cost) == "counted" else cell
+
+
 def table4(setting: Setting) -> Table:
     """Operation counts and quality: the paper's rows, then further variants, then bicubic."""
     paper = {row["method"]: row for row in paper_table(4)}
@@ -54,7 +67,7 @@ def table4(setting: Setting) -> Table:
                 printed["gflops"],
                 fixed(gflops, 2),
                 *(fixed(_gflops(core, name), 3) for name in _COUNTED),
-                fixed(inserted, 2),
+                inserted_cell(cost),
                 printed["psnr_db"],
                 *quality_cells(psnr, ssim),
                 *training_cells(trained),
@@ -64,7 +77,7 @@ def table4(setting: Setting) -> Table:
             variant_columns(label, setting.recorded[variant] if variant else None)
             | {"gflops_paper": number(printed["gflops"]), "gflops": gflops}
             | {f"gflops_{name}": _gflops(core, name) for name in _COUNTED}
-            | {"gflops_inserted": inserted}
+            | {"gflops_inserted": inserted, "gflops_inserted_source": inserted_source(cost) or None}
             | {f"gflops_inserted_{name}": _gflops(module, name) for name in _COUNTED}
             | {"psnr_db_paper": number(printed["psnr_db"])}
             | training_columns(trained)
@@ -83,6 +96,8 @@ def table4(setting: Setting) -> Table:
         "5.08 / 0.08 = 64 times.",
         *setting_notes(setting, summaries, variants=[variant for _, variant in order]),
     ]
+    if any(inserted_source(cost) == "counted" for cost in setting.cost_of.values()):
+        notes.insert(0, "(counted): by torch's counter, as a plain module has no closed form.")
     if setting.cost_of:
         notes.append(origin_note(list(setting.cost_of.values()), "Operation counts"))
     if setting.test_set:

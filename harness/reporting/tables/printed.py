@@ -16,7 +16,7 @@ from ..cells import PAPER_NOTE, difference_cell, fixed, milliseconds, training_c
 from ..labels import recorded_labels, row_order, variant_of
 from ..settings import PAPER_SET, Setting, paper_table
 from ..statistics import Summary
-from .operations import inserted_gflops
+from .operations import inserted_cell
 from .quality import INPUTS
 from .render import minus
 from .tasks import task_summary
@@ -110,7 +110,7 @@ def summary(runs: Sequence[Run], costs: Sequence[Cost], latency: Latency | None)
             *training_cells(trained),
             fixed(cost.parts.core.paper_gflops if cost else None, 2),
             of_paper.get("gflops", ""),
-            fixed(inserted_gflops(cost.parts.module if cost else None), 2),
+            inserted_cell(cost),
             milliseconds(times.get(variant)),
             str(len(trained)) if trained else "",
         ]

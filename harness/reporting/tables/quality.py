@@ -22,7 +22,6 @@ from ..cells import (
     quality_cells,
     quality_headers,
     setting_notes,
-    setting_text,
     training_cells,
     training_columns,
     variant_columns,
@@ -109,15 +108,18 @@ def table1(setting: Setting) -> Table | None:
     return Table(
         name="table1",
         label=f"{setting.label}-table1",
-        caption=f"Table 1: published methods and those measured here: {setting_text(setting)}",
+        caption=caption(
+            "Table 1: published methods and those measured here",
+            setting,
+            ", ".join(setting.test_sets),
+        ),
         notes=[
-            f"Rows not marked measured are published figures. {READ}",
+            f"Rows not marked measured are published, not measured here. {READ}",
             *setting_notes(
                 setting,
                 summaries,
-                "Rows not marked measured are published figures, not measured here. Table 4 calls "
-                "EDSR, NLSN and ENLCN Baseline, NLSA-r4 and ENLCA-m128: EDSR with 32 blocks × 256 "
-                "channels trained on DIV2K, ENLCN for 1000 epochs.",
+                "EDSR, NLSN and ENLCN have 32 blocks × 256 channels and learned from DIV2K, ENLCN "
+                "for 1000 epochs.",
                 variants=[variant for _, variant in shown],
             ),
             _IN_CSV,
@@ -179,7 +181,7 @@ def table2(setting: Setting) -> Table | None:
                 paper_note(
                     _ABLATION_SET,
                     "; the paper does not say for how long, but the last row's 32.48 dB is Table "
-                    "3's after 200 epochs and not Table 1's after 1000 epochs (ENLCN, 32.67 dB)",
+                    "3's after 200 epochs and not Table 1's after 1000 epochs (32.67 dB)",
                 ),
                 variants=[row.variant for row in ablation],
             ),
@@ -335,7 +337,7 @@ def quality_table(setting: Setting) -> Table:
     return Table(
         name="quality",
         label=f"{setting.label}-quality",
-        caption=f"Quality of every trained variant: {setting_text(setting)}",
+        caption=caption("Quality of every trained variant", setting, ", ".join(setting.test_sets)),
         # Without the note on the paper's columns.
         notes=[
             READ,

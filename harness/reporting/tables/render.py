@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,9 @@ _MINUS = re.compile(r"(?<![\w.\-])-(?=\.?\d)")
 #: Folder of all notes of the tables whose notes do not fit below them.
 NOTES = "notes"
 #: Lines of notes below a table, and their length; what is more stands in a file of its own.
-NOTE_LINES, NOTE_LENGTH = 3, 120
+NOTE_LINES, NOTE_LENGTH = 3, 160
+# Between two sentences.
+_SENTENCES = re.compile(r"(?<=\.) (?=[A-Z±*])")
 _MARKDOWN = {ord(c): f"\\{c}" for c in "\\|*`<"} | {ord("\n"): " "}
 
 
@@ -97,16 +99,19 @@ class Table:
 
     @property
     def short_notes(self) -> list[str]:
-        """The first notes that fit :data:`NOTE_LINES`, and where all are if these are not."""
-        if sum(map(_lines, self.notes)) <= NOTE_LINES:
-            return list(self.notes)
-        shown, left = [], NOTE_LINES - 1
-        for note in self.notes:
-            if _lines(note) > left:
-                break
-            shown.append(note)
-            left -= _lines(note)
-        return shown
+        """Whole sentences in lines of :data:`NOTE_LENGTH`: all of the notes, or the first lines.
+
+        These are :data:`NOTE_LINES`, or one less beside the line that says where all notes are.
+        """
+        lines = [line for note in self.notes for line in _lines(note)]
+        if len(lines) <= NOTE_LINES and all(len(line) <= NOTE_LENGTH for line in lines):
+            return lines
+        return list(takewhile(lambda line: len(line) <= NOTE_LENGTH, lines))[: NOTE_LINES - 1]
+
+    @property
+    def more_notes(self) -> bool:
+        """Whether :attr:`short_notes` leave something out."""
+        return " ".join(self.short_notes) != " ".join(self.notes)
 
     def csv(self) -> str:
         """Comma-separated values with ten significant digits; empty where None."""
@@ -125,7 +130,7 @@ class Table:
     def markdown(self) -> str:
         """Caption, rows and notes in Markdown."""
         notes = _bullets(self.short_notes)
-        if len(self.short_notes) < len(self.notes):
+        if self.more_notes:
             notes += f"- [All notes]({NOTES}/{self.name}.md)\n"
         return f"**{self.caption.translate(_MARKDOWN)}**\n\n{self.markdown_grid()}\n{notes}"
 
@@ -208,7 +213,7 @@ def write_table(table: Table, folder: Path, *, latex: bool = False) -> list[Path
     for suffix, text in texts.items():
         paths.append(folder / f"{table.name}.{suffix}")
         write_text(paths[-1], text)
-    if len(table.short_notes) < len(table.notes):
+    if table.more_notes:
         paths.append(folder / NOTES / f"{table.name}.md")
         write_text(paths[-1], table.markdown_notes())
     return paths
@@ -219,8 +224,13 @@ def minus(text: str) -> str:
     return _MINUS.sub("−", text)
 
 
-def _lines(note: str) -> int:
-    return -(-len(note) // NOTE_LENGTH) or 1
+def _lines(note: str) -> list[str]:
+    """A note's sentences, as many in a line as fit."""
+    lines = [""]
+    for sentence in _SENTENCES.split(note):
+        longer = f"{lines[-1]} {sentence}".lstrip()
+        lines[-1:] = [longer] if len(longer) <= NOTE_LENGTH else [lines[-1], sentence]
+    return [line for line in lines if line]
 
 
 def _bullets(notes: Sequence[str]) -> str:

@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 from ...records.origin import describe_code, describe_machine, origin_note
-from ...records.shapes import Scaling
 from ..cells import columns_of, milliseconds, variant_columns
-from ..scaling import QUANTITIES, Method, methods, rule, size, title, unmeasured, verdict
+from ..scaling import (
+    QUANTITIES,
+    Method,
+    Scaled,
+    methods,
+    rule,
+    size,
+    title,
+    unmeasured,
+    verdict,
+)
 from .render import Table
 
 _SHOWN = ("part", "passes", "batch", "channels", "height", "width", "positions")
 _FIGURES = ("mean_ms", "median_ms", "iqr_ms", "min_ms", "runs", "peak_memory_mb", "note")
 
 
-def scaling_table(record: Scaling) -> Table:
+def scaling_table(scaled: Scaled) -> Table:
     """Median time, then peak memory, of every method at every size, and the exponents of both."""
+    record = scaled.record
     found = methods(record)
     sizes = list(dict.fromkeys(map(size, sorted(record.rows, key=lambda row: row.positions))))
     rows = [
@@ -41,9 +51,10 @@ def scaling_table(record: Scaling) -> Table:
         for row in method.rows
     ]
     return Table(
-        name=f"scaling-{record.id}",
-        caption=f"Cost against the number of positions: {title(record)}, on "
-        f"{describe_machine(record)}",
+        name=scaled.label,
+        caption=f"Cost{' of further methods' if 'others' in scaled.label else ''} against the "
+        f"number of positions: {title(record)}, on {describe_machine(record)}"
+        f"{f', session {record.id}' if scaled.folder else ''}",
         notes=[
             "Rows in ms hold the median time of a call, rows in MB (1e6 bytes) its peak memory "
             "above its inputs. Methods are timed in turn, batch 1.",

@@ -89,7 +89,8 @@ def speed_table(session: Session) -> Table:
     return Table(
         name=session.label,
         caption="Speed: the released implementation, tensor for tensor that of the authors' code, "
-        f"and ours on {describe_machine(record)}, device {row.device}, {row.dtype}",
+        f"and ours on {describe_machine(record)}, device {row.device}, {row.dtype}"
+        f"{f', session {record.id}' if session.folder else ''}",
         notes=[
             "Ratio: median time of the released implementation over that of ours, in turn, with "
             "its 95 % interval. MB: peak memory above the inputs. "

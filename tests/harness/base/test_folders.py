@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 
 import pytest
@@ -96,9 +97,17 @@ def test_tables_go_to_the_own_folder_and_leave_the_published_one_alone(
     before = {path: path.read_bytes() for path in published.rglob("*.*")}
     save_record(OWN, MINE)
     printed = cli("tables").out.splitlines()
-    assert f"Beside your 1 run: 1 published run of the same settings, from {published}" in printed
+    told = f"Beside your 1 run: 1 published run of the same settings, from {published}; †"
+    assert [line for line in printed if line.startswith(told)]
     (quality,) = OWN.glob("tables/small*/quality.md")  # a table of one setting, the user's
     assert "| ENLCA-m16 " in quality.read_text()
-    assert "| NLA " in quality.read_text()
+    assert "| NLA † " in quality.read_text()
+    assert "\n- † Published runs" in quality.read_text()
+    with quality.with_suffix(".csv").open(encoding="utf-8", newline="") as file:
+        origins = {row["method"]: row["runs_from"] for row in csv.DictReader(file)}
+    assert origins == {"Bicubic": "", "ENLCA-m16": "own", "NLA": "published"}
+    table4 = (OWN / "tables" / "table4.md").read_text()
+    assert "| NLA † " in table4
+    assert "| ENLCA-m16 " in table4
     assert {path: path.read_bytes() for path in published.rglob("*.*")} == before
     assert len(printed) < 30

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 
 import pytest
@@ -71,7 +72,8 @@ def test_its_cost_is_counted_and_says_so(published: str) -> None:
 
 def test_from_run_to_tables(published: str, cli: Cli, tiny: list[str], results: Path) -> None:
     """Trained, counted, timed as a module and not as a core, and in the tables."""
-    cli("run --attn none nla", published, *tiny, "--skip-latency")
+    printed = cli("run --attn none nla", published, *tiny, "--skip-latency").out
+    assert printed.count("(counted)") == 1
     cli(f"latency --attn nla {published} --sizes 6x5 --max-seconds 0.01 --results", results)
     runs, costs, (latency,) = (load_records(results, kind) for kind in (Run, Cost, Latency))
     assert published in {run.variant.name for run in runs}
@@ -85,7 +87,11 @@ def test_from_run_to_tables(published: str, cli: Cli, tiny: list[str], results: 
     (row,) = (line for line in table.read_text(encoding="utf-8").splitlines() if "Publi" in line)
     cells = [cell.strip() for cell in row.split("|")[2:-1]]
     assert cells[:6] == [""] * 6, "the paper's GFLOPs, ours and four counts of the core"
-    assert cells[6] == "1.31"
+    assert cells[6] == "1.31 (counted)"
+    assert "(counted): by torch's counter" in table.read_text(encoding="utf-8")
+    with table.with_suffix(".csv").open(encoding="utf-8", newline="") as file:
+        sources = {row["variant"]: row["gflops_inserted_source"] for row in csv.DictReader(file)}
+    assert (sources[published], sources["nla"]) == ("counted", "closed form")
 
 
 def test_check(published: str, cli: Cli) -> None:

@@ -169,9 +169,9 @@ def test_command_line(cli: Cli, tmp_path: Path) -> None:
     assert {row.variant.label for row in record.rows} == {"ENLCA-m4"}
     assert record.command.startswith("python -m harness.scaling --attn enlca --m 4")
     assert str(tmp_path) not in json.dumps(untyped(record))
-    files = [tmp_path / "tables" / f"scaling-{record.id}.{s}" for s in ("csv", "md")]
-    files.append(tmp_path / "tables" / "notes" / f"scaling-{record.id}.md")
-    files += [tmp_path / "figures" / f"scaling-{record.id}.{s}" for s in ("png", "pdf")]
+    files = [tmp_path / "tables" / f"scaling-cpu.{s}" for s in ("csv", "md")]
+    files.append(tmp_path / "tables" / "notes" / "scaling-cpu.md")
+    files += [tmp_path / "figures" / f"scaling-cpu.{s}" for s in ("png", "pdf")]
     assert out == "".join(f"{line}\n" for line in (*files, *statements(record)))
 
     before = [path.read_bytes() for path in files]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import itertools
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,16 +14,19 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from harness.records.shapes import Record
-from harness.records.store import save_record
+from harness.records.store import load_all_records, save_record
 from harness.reporting.figures.all import draw_all
 from harness.reporting.figures.style import (
     COLUMN,
     PAGE,
     figure_bytes,
+    fit_labels,
+    has_room,
     house_style,
     log_scale,
     new_figure,
     save_figure,
+    sized,
 )
 from tests.harness.conftest import Cli
 
@@ -36,7 +40,7 @@ def test_the_command_writes_png_and_pdf(cli: Cli, results: Path, tmp_path: Path)
     assert sorted(printed) == sorted(p for p in first.rglob("*") if p.is_file())
     names = {path.with_suffix("").name for path in printed}
     of_setting = {"figure6", "paired-differences", "pareto-gflops"}
-    others = {"pareto-latency-cpu", "scaling-cpu-float32-2"}
+    others = {"pareto-latency-cpu", "scaling-cpu"}
     assert names == of_setting | others
     assert len(printed) == 2 * len({path.with_suffix("") for path in printed})
     for path in printed:
@@ -134,6 +138,77 @@ def test_a_pdf_has_no_title(tmp_path: Path) -> None:
     assert figure_bytes(figure, "svg") == shown  # it is there again
     (path,) = save_figure(figure, tmp_path / "x", ("pdf",))
     assert path.read_bytes() == figure_bytes(figure, "pdf", titled=False)
+
+
+@pytest.mark.parametrize("size", [None, (3.3, 2.4), (2.5, 3.4)])
+def test_labels_of_axes_are_whole_and_apart(
+    results: Path, size: tuple[float, float] | None
+) -> None:
+    """At any size they lie within the figure and cover neither each other nor another panel."""
+    with sized(size):
+        found = [
+            drawn
+            for drawn in draw_all(load_all_records(results))
+            if drawn.kind.startswith(("pareto", "psnr-m", "figure6"))
+        ]
+    assert {drawn.kind for drawn in found} >= {"pareto-gflops", "pareto-latency"}
+    for drawn in found:
+        if size:
+            assert tuple(drawn.figure.get_size_inches()) == size
+            fit_labels(drawn.figure)
+        assert has_room(drawn.figure)
+        drawn.figure.draw_without_rendering()
+        boxes = [axes.get_window_extent() for axes in drawn.figure.axes]
+        for axes in drawn.figure.axes:
+            texts = [axes.xaxis.label, axes.yaxis.label]
+            boxes += [text.get_window_extent() for text in texts if text.get_text()]
+        for first, second in itertools.combinations(boxes, 2):
+            assert not first.padded(-1).overlaps(second.padded(-1)), drawn.stem
+        for box in boxes:
+            assert box.x0 > -1, drawn.stem
+            assert box.y0 > -1, drawn.stem
+            assert box.x1 < drawn.figure.bbox.x1 + 1, drawn.stem
+            assert box.y1 < drawn.figure.bbox.y1 + 1, drawn.stem
+
+
+def test_no_panel_has_a_title_that_a_pdf_would_keep(results: Path) -> None:
+    for drawn in draw_all(load_all_records(results)):
+        assert [axes.get_title() for axes in drawn.figure.axes if axes.get_title()] == []
+
+
+def test_a_size_that_is_too_small_is_told(cli: Cli, results: Path, tmp_path: Path) -> None:
+    words = ["figures", "--results", results, "--output", tmp_path, "--format", "png"]
+    done = cli(*words, "--only", "figure6", "pareto", "--size", "1x0.8")
+    assert done.err.count("\n") == 1
+    assert done.err.startswith("warning: 1x0.8 inches are too small for small-x4")
+    assert done.out
+    assert cli(*words, "--only", "pareto-gflops", "--size", "3.3x2.4").err == ""
+
+
+def test_figures_of_too_few_points_are_told(cli: Cli, results: Path, tmp_path: Path) -> None:
+    words = ["--results", results, "--output", tmp_path, "--format", "png"]
+    told = cli.refused("figures", *words, "--only", "pareto", "--attn", "nla")
+    assert told == (
+        "error: pareto: not drawn, as it needs 3 points or more, which there are not with --attn "
+        "nla: name more modules"
+    )
+    told = cli.refused("figures", *words, "--only", "paired", "psnr-m")
+    assert told.startswith("error: psnr-m: not drawn, as it needs 3 points or more")
+    assert list(tmp_path.rglob("paired-differences.png"))
+    done = cli.refused("figures", *words, "--only", "paired", "nonsense")
+    assert done.startswith("error: no figure is called nonsense; there are: ")
+
+
+def test_letters_that_the_font_lacks_are_told_in_one_line(cli: Cli, tmp_path: Path) -> None:
+    module = synthetic.VARIANTS["User_Attention-8"] | dict.fromkeys(("label", "row_label"), "注意")
+    variants = ("Baseline", "NLA", "NLSA-r4", module)
+    for i, variant in enumerate(variants):
+        save_record(tmp_path, synthetic.run(variant, identifier=f"r{i}"))
+        save_record(tmp_path, synthetic.cost(variant, float(i + 1), id=f"c{i}"))
+    done = cli("figures", "--results", tmp_path)
+    assert done.err.count("\n") == 1
+    assert done.err.startswith("warning: boxes stand in the figures for 意 注, which their font")
+    assert list(tmp_path.rglob("pareto-gflops.pdf"))
 
 
 @pytest.mark.parametrize(

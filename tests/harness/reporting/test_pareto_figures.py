@@ -90,8 +90,9 @@ def test_latency_is_the_benchs_and_its_machine_is_named() -> None:
     plot = latency_plot(Setting(RUNS, []), bench)
     ours, theirs = plot.draw().axes
     assert {x for x, _ in points_of(ours)} == {9.0, 3.0, 5.0}
-    assert "Made-up CPU" in ours.get_title()
-    assert "RTX 2080 Ti" in theirs.get_title()
+    words = [" ".join(axis.get_xlabel().split()) for axis in (ours, theirs)]
+    assert words[0] == "core latency (ms), 100×100, C = 64, float32, Made-up CPU, 2 threads"
+    assert words[1] == "core latency (ms), 100×100, C = 64, RTX 2080 Ti"
     printed = {float(row["latency_ms_100x100"]) for row in paper_table(5)}
     assert {x for x, _ in points_of(theirs)} == printed
 
@@ -170,3 +171,14 @@ def test_a_variant_with_fewer_seeds_stands_at_its_paired_difference() -> None:
     ]
     plot = plotted([*runs, synthetic.run("NLSA-r4"), RUNS[-1]])
     assert plot.measured[0].psnr == pytest.approx(27.5 + 0.1)
+
+
+def test_the_papers_points_are_of_the_chosen_modules_alone() -> None:
+    plot = plotted()
+    assert {point.name for point in plot.only(("nla", "enlca")).paper} == {"nla", "enlca"}
+    assert [point.label for point in plot.only(("ENLCA-m16",)).paper] == ["ENLCA-m16"]
+    assert plot.only(()) is plot
+    alone = plot.only(("window",))
+    assert not alone.paper
+    (ours,) = alone.draw().axes
+    assert points_of(ours) == points_of(plot.draw().axes[0])

@@ -103,7 +103,8 @@ def test_score_is_drawn_against_side_distance_and_steps(figures: dict[str, Figur
         "profile-distance": [(8.0, 0.88), (16.0, 0.87)],
     }.items():
         first, second = figures[kind].axes
-        assert [first.get_title(), second.get_title()] == ["recall D=4", "recall D=16"]
+        labels = [axis.get_ylabel() for axis in (first, second)]
+        assert labels == ["recall D=4: R²", "recall D=16: R²"]
         assert points(first, "nla") == wanted
         assert {"NLA", "ENLCA-m128", "ENLCA-m16"} <= {text.get_text() for text in first.texts}
     axis = figures["profile-steps"].axes[0]

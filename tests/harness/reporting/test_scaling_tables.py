@@ -12,8 +12,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.config.rows import table_rows
+from harness.records.shapes import Scaling
 from harness.reporting.figures.scaling import scaling_figure
-from harness.reporting.scaling import Fit, fit_exponent, methods, statements, unmeasured, verdict
+from harness.reporting.scaling import (
+    Fit,
+    Scaled,
+    find_scalings,
+    fit_exponent,
+    methods,
+    statements,
+    unmeasured,
+    verdict,
+)
 from harness.reporting.tables.scaling import scaling_table
 
 
@@ -130,7 +140,8 @@ def test_a_method_without_any_number() -> None:
 def test_table() -> None:
     laws = {"NLA": (2.0, 1.0), "NLSA-r4": (1.0, 1.1)}
     record = synthetic.scaling(laws, skipped={"NLA": 200})
-    table = scaling_table(record)
+    table = scaling_table(Scaled(record, "scaling-cpu"))
+    assert table.name == "scaling-cpu"
     assert table.rows[0] == ["NLA", "ms", "12.5", "200", "1012", "", ""]
     assert table.rows[3][-1] == "1.10 ± 0.00"
     assert "NLA at 200x200: skipped, as it is slow." in table.notes
@@ -140,6 +151,32 @@ def test_table() -> None:
     assert rows[3]["median_ms"] == "" != rows[3]["note"]
     assert float(rows[-1]["memory_exponent"]) == pytest.approx(1.1)
     assert float(rows[-1]["median_ms"]) == pytest.approx(2e-6 * 40_000)
+
+
+def test_one_canonical_table_a_device_and_the_rest_is_history() -> None:
+    def record(name: str, day: int, *labels: str) -> Scaling:
+        created = f"2026-03-{day:02}T00:00:00+00:00"
+        laws = dict.fromkeys(labels, (1.0, 1.0))
+        return synthetic.scaling(laws, identifier=name, created=created)
+
+    found = find_scalings(
+        [
+            record("a-0a", 1, "NLA", "NLSA-r4"),
+            record("b-0b", 2, "NLA", "NLSA-r4"),
+            record("c-0c", 3, "User_Attention-8", "Criss-Cross"),
+            record("d-0d", 4, "NLA"),
+            record("e-0e", 5, "User_Attention-8"),
+        ]
+    )
+    assert {one.stem: one.record.id for one in found} == {
+        "scaling-cpu": "b-0b",
+        "scaling-others-cpu": "c-0c",
+        "history/scaling-cpu-0e": "e-0e",
+        "history/scaling-cpu-0d": "d-0d",
+        "history/scaling-cpu-0a": "a-0a",
+    }
+    captions = [scaling_table(one).caption for one in found]
+    assert len({*captions}) == len(captions)
 
 
 def test_figure_has_a_line_a_method_with_its_own_look() -> None:

@@ -19,6 +19,8 @@ from typing import Any
 
 import pytest
 import synthetic_records as synthetic
+from hypothesis import given
+from hypothesis import strategies as st
 from msgspec.structs import replace
 from rich.console import Console
 from synthetic_records import cells, csv_rows
@@ -492,12 +494,31 @@ def test_notes_below_a_table_take_three_lines_and_all_stand_in_a_file(
     for table in all_tables(setting):
         paths = write_table(table, tmp_path)
         notes = table.markdown().rpartition("|\n")[2].strip().splitlines()
-        assert 1 <= sum(-(-len(note.removeprefix("- ")) // 120) for note in notes) <= 3
+        assert 1 <= len(notes) <= 3
+        assert all(len(note.removeprefix("- ")) <= 160 for note in notes)
         more = tmp_path / "notes" / f"{table.name}.md"
-        assert (more in paths) == (len(notes) < len(table.notes)) == more.exists()
+        assert (more in paths) == ("[All notes]" in notes[-1]) == more.exists()
         if more.exists():
             assert notes[-1] == f"- [All notes](notes/{table.name}.md)"
             assert more.read_text(encoding="utf-8").count("\n- ") == len(table.notes)
+
+
+SENTENCES = st.lists(st.integers(1, 240).map(lambda n: "A" + "b" * n + "."), min_size=1, max_size=6)
+
+
+@given(st.lists(SENTENCES, min_size=1, max_size=4))
+def test_short_notes_are_whole_sentences_from_the_first_on(notes: list[list[str]]) -> None:
+    table = Table("x", "X", [" ".join(note) for note in notes], [("", "a")], [["1"]], [])
+    short = table.short_notes
+    assert len(short) <= 3 - table.more_notes
+    assert all(len(line) <= 160 for line in short)
+    told = " ".join(short).split()
+    wanted = [sentence for note in notes for sentence in note]
+    assert told == wanted[: len(told)]
+    if not table.more_notes:
+        assert told == wanted
+    elif len(short) < 2:
+        assert len(wanted[len(told)]) > 160
 
 
 def test_notes_name_only_rows_of_their_table() -> None:

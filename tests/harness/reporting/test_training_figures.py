@@ -54,7 +54,7 @@ def test_a_panel_for_the_loss_and_for_each_difference() -> None:
     runs += [logged("NLA", seed, 1.1 if seed else 0.9) for seed in (0, 1)]
     runs += [logged("Criss-Cross", 0, 0.98)]
     figure = training_figure(Setting(runs, []))
-    panels = {axis.get_title(): axis for axis in figure.axes}
+    panels = {axis.texts[0].get_text(): axis for axis in figure.axes}
     assert list(panels) == ["Baseline", "NLA", "Criss-Cross"]
     assert panels["Baseline"].get_ylabel() == "L1 loss"
     loss = panels["Baseline"].get_lines()[0].get_xydata()

@@ -48,11 +48,21 @@
     }
   }
 
+  // Commands break between words alone, not at the hyphens of options.
+  for (const code of all("td code")) {
+    code.replaceChildren(...code.textContent.split(" ").flatMap((word, place) => {
+      const span = document.createElement("span");
+      span.textContent = word;
+      return place ? [" ", span] : [span];
+    }));
+  }
+
   // Filters: what names no preset, data or device belongs to all and stays.
   const form = document.getElementById("filters");
   const dimensions = all("select", form);
+  const numbered = JSON.parse(document.getElementById("tags").textContent);
   const tagged = all("[data-tags]").map((element) => ({
-    element, tags: JSON.parse(element.dataset.tags),
+    element, tags: numbered[element.dataset.tags],
   }));
   function filter() {
     for (const { element, tags } of tagged) {
