@@ -39,6 +39,7 @@ def test_rows_with_joined_runs_are_marked_and_no_others() -> None:
                 }
                 assert found == wanted & {row[0].split(" (")[0] for row in table.rows}
                 assert (marked.notes[0] == NOTE) == bool(found)
+                assert (r"\dag{}" in marked.latex()) == bool(found)
                 for row in marked.data if ids else ():
                     own = [run.id in ids for run in RUNS if run.variant.label == row["method"]]
                     measured = own and row.get("source") != "published"
