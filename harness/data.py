@@ -60,8 +60,8 @@ def verify(data: DataFolder = None) -> None:
     source = find_data(data)
     side = 4 * PRESETS["quick"].patch[4]
     report = verify_files(source.root, source.train, source.test, side)
-    for problem in report.problems:
-        print(problem)
+    for line in (*report.problems, *report.notes):
+        print(line)
     checks = sorted({check for _, check in report.checked}, key=str.lower)
     table = Table("set", *checks, title="Verified (passed / checked)")
     for name in dict.fromkeys(name for name, _ in report.checked):
