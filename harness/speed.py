@@ -72,7 +72,8 @@ def main() -> None:
         raise UserError(f"seconds must be above 0, got {options.seconds}")
     device = machine.pick_device(options.device)
     machine.use_threads(options.threads)
-    with timing_bar() as on_run:
+    planned = options.seconds * sum(len(one.targets) for one in comparisons)
+    with timing_bar(planned) as on_run:
         record = measure(
             comparisons,
             device=device,

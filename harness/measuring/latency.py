@@ -44,6 +44,8 @@ DTYPES: dict[str, torch.dtype] = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
+#: Seconds for each part, size and pass elsewhere than on CUDA.
+MAX_SECONDS = 20.0
 #: Scale of the networks that are timed.
 SCALE = 4
 _CHANNELS = {"core": CORE_CHANNELS, "module": MODULE_CHANNELS, "network": 3}
@@ -116,7 +118,7 @@ def measure(
         "warmup": (10 if cuda else 1) if warmup is None else warmup,
         "min_runs": min_runs,
         "max_runs": max_runs,
-        "max_seconds": 20.0 if max_seconds is None and not cuda else max_seconds,
+        "max_seconds": MAX_SECONDS if max_seconds is None and not cuda else max_seconds,
         "seed": seed,
     }
     if graphs and not cuda:
