@@ -19,7 +19,8 @@ give the values and gradients of the oracle:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import difflib
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -202,6 +203,11 @@ def _registered(core: str) -> _Registered:
     return _cores.setdefault(core, _Registered(rule=lambda *_: "reference"))
 
 
+def _hint(word: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
 def _names(core: str) -> list[str]:
     return [AUTO, *sorted(_cores[core].functions)]
 
@@ -213,6 +219,7 @@ def _parse(choice: str) -> dict[str, str]:
             every = sorted({name for core in _cores for name in _names(core)})
             raise AttentionError(
                 f"unknown implementation {choice!r}: choose from {', '.join(every)}"
+                f"{_hint(choice, every)}"
             )
         return {
             core: choice
@@ -225,10 +232,12 @@ def _parse(choice: str) -> dict[str, str]:
         if core not in _cores:
             raise AttentionError(
                 f"unknown core {core!r} in {choice!r}: choose from {', '.join(sorted(_cores))}"
+                f"{_hint(core, sorted(_cores))}"
             )
         if name not in _names(core):
             raise AttentionError(
                 f"{core} has no implementation {name!r}: choose from {', '.join(_names(core))}"
+                f"{_hint(name, _names(core))}"
             )
         chosen[core] = name
     return chosen

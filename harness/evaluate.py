@@ -123,7 +123,7 @@ def _parse(argv: list[str]) -> tuple[Options, StoredTask | None]:
         options, cls, values = parse_task(Options, argv, "harness.evaluate")
         return options, StoredTask(cls.name, values)
     try:
-        with usage_errors():
+        with usage_errors(Options):
             return tyro.cli(
                 Options, prog="python -m harness.evaluate", description=inspect.getdoc(Options)
             ), None

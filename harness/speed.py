@@ -56,7 +56,7 @@ def main() -> None:
 
         options, variants = parse(Options, argv, "harness.speed")
     else:
-        with usage_errors():
+        with usage_errors(Options):
             options = tyro.cli(
                 Options, prog="python -m harness.speed", description=inspect.getdoc(Options)
             )

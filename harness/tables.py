@@ -46,7 +46,7 @@ def main() -> None:
     """``python -m harness.tables``."""
     import tyro
 
-    with usage_errors():
+    with usage_errors(Options):
         options = tyro.cli(Options, prog="python -m harness.tables")
     from .reporting.tables.all import write_tables  # pandas and scipy, which --help need not load
 

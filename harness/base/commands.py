@@ -7,14 +7,17 @@ import contextlib
 import contextvars
 import errno
 import functools
+import inspect
 import io
+import itertools
 import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from .errors import UserError, is_out_of_memory
+from .names import nearest
 from .signals import stop_on_signals
 
 _PLAIN = "plain"
@@ -113,15 +116,13 @@ def _user_message(error: Exception) -> str | None:
     return None
 
 
-def _in_order(choices: re.Match[str]) -> str:
-    """tyro's choices, whose order is random, sorted and without the absence of one."""
-    names = sorted(set(re.findall(r"'([^']*)'", choices[2])) - {"None"})
-    return f"{choices[1]}{', '.join(names)}"
-
-
 @contextlib.contextmanager
-def usage_errors() -> Iterator[None]:
-    """Turn tyro's boxed message about a bad argument into a one-line UserError."""
+def usage_errors(options: Callable[..., object] | None = None) -> Iterator[None]:
+    """Turn tyro's boxed message about a bad argument into a one-line UserError.
+
+    Args:
+        options: what tyro makes of the arguments, whose parameters are the known options.
+    """
     captured = io.StringIO()
     try:
         with contextlib.redirect_stderr(captured):
@@ -129,12 +130,50 @@ def usage_errors() -> Iterator[None]:
     except SystemExit as error:
         if not error.code:
             raise
-        lines = [line.strip("│ ") for line in captured.getvalue().splitlines()]
-        body = [line for line in lines if line and line[0] not in "╭╰"]
-        # The message ends where a rule, an empty line or the list of attempts begins.
-        end = next((i for i, x in enumerate(body) if x[0] == "─" or x == "Got errors:"), None)
-        message = " ".join(body[:end]) or "bad arguments"
-        message = re.sub(r"(Expected one of )\((.*?)\)", _in_order, message)
-        near = [line.split()[0] for line in body[end:] if line.startswith("--")] if end else []
-        hint = f" (did you mean {near[0]}?)" if near else ""
-        raise UserError(f"{message.removeprefix('Error ').rstrip('.')}{hint}; see --help") from None
+        body = _without_box(captured.getvalue().splitlines())
+        names = inspect.signature(options).parameters if options else ()
+        raise UserError(f"{_usage_message(body, names)}; see --help") from None
+
+
+_RULE = "─"
+
+
+def _without_box(lines: Iterable[str]) -> list[str]:
+    """What stands in tyro's box, without its title; rules between the parts are kept as one ─.
+
+    Where the encoding has no lines to draw, title and rules are in ASCII.
+    """
+    body = [stripped for line in lines if (stripped := line.strip("│ "))]
+    body = [_RULE if set(line) in ({"─"}, {"-"}) else line for line in body]
+    if _RULE in body[1:2]:
+        return body[2:]
+    return [line for line in body if line[0] not in "╭╰"]
+
+
+def _usage_message(body: list[str], names: Iterable[str]) -> str:
+    """The lines of tyro's box in one line, with the known option or choice that is nearest."""
+    # The message ends where a rule, an empty line or the list of attempts begins.
+    end = next((i for i, x in enumerate(body) if x in (_RULE, "Got errors:")), len(body))
+    message = (" ".join(body[:end]) or "bad arguments").removeprefix("Error ").rstrip(".")
+    # Unknown words, in the first line or, where options are missing too, below it.
+    start = next((i for i, x in enumerate(body) if x.startswith(_UNKNOWN)), None)
+    if start is not None:
+        after = itertools.takewhile(lambda line: line != _RULE, body[start:])
+        words = " ".join(after).removeprefix(_UNKNOWN).replace(",", " ").split()
+        if option := next((word for word in words if word.startswith("--")), None):
+            flags = [name.replace("_", "-") for name in names]
+            near = nearest(option[2:].partition("=")[0], flags)
+            return f"unknown option {option}" + (f" (did you mean --{near}?)" if near else "")
+        if start == 0 and words:
+            return f"unexpected argument {words[0]!r}"
+    if found := re.search(r"(.*)(Expected one of )\((.*?)\)(.*)", message):
+        # Their order is random; None stands for the absence of one.
+        choices = sorted(set(re.findall(r"'([^']*)'", found[3])) - {"None"})
+        given = re.search(r"invalid choice '([^']*)'", message)
+        near = nearest(given[1], choices) if given else None
+        hint = f" (did you mean {near}?)" if near else ""
+        message = f"{found[1]}{found[2]}{', '.join(choices)}{found[4]}{hint}"
+    return message
+
+
+_UNKNOWN = "Unrecognized options:"

@@ -136,7 +136,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         if fault := file_fault(path, error):
             raise UserError(f"{path} {fault}") from error
         raise UserError(
-            f"cannot open {path}: it is damaged or cut off, or it holds more than tensors and could "
+            f"cannot open {path}: it is damaged or cut off, or holds more than tensors and could "
             "run any code; save its state dict alone: torch.save(model.state_dict(), ...)"
         ) from error
     while isinstance(content, dict) and (

@@ -78,7 +78,7 @@ def parse_task(
         UserError: as :func:`options_with_task`, or a bad argument.
     """
     found, task = options_with_task(cls, argv)
-    with usage_errors():
+    with usage_errors(found):
         values = tyro.cli(
             found, args=argv, prog=f"python -m {module}", description=inspect.getdoc(cls)
         )
