@@ -172,6 +172,8 @@ def main() -> None:
     refuse(argv, ("train", "steps"), "--task")
     if options.channels < 1:
         raise UserError(f"--channels must be at least 1, got {options.channels}")
+    for variant in variants:  # a bad option shows before any check
+        variant.create(options.channels)
     good = [examine(variant, options, console) for variant in variants]
     if not all(good):
         raise SystemExit(1)

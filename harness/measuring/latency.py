@@ -138,6 +138,7 @@ def measure(
         )
     rows: list[LatencyRow] = []
     random = torch.random.fork_rng(devices=[device] if cuda else [])
+    _check_options(variants, parts, network)
     load = watch_load()
     with precision(dtype, device), random:
         described = machine.describe(device)
@@ -178,6 +179,20 @@ def measure(
         "other_cores": others,
     }
     return new_record(Latency, record_id(f"{device.type}-{dtype}", content), content)
+
+
+def _check_options(
+    variants: Sequence[Variant], parts: Sequence[str], network: NetworkConfig | None
+) -> None:
+    """Build each module once, so that a bad option shows before anything is timed."""
+    with torch.random.fork_rng(devices=[]):
+        for variant in variants:
+            if "core" in parts and variant.has_core:
+                create_core(variant)
+            if "module" in parts:
+                variant.create(MODULE_CHANNELS)
+            if "network" in parts and network:
+                variant.create(network.channels)
 
 
 def _describe(network: NetworkConfig, scale: int) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 
 import pytest
@@ -39,6 +40,34 @@ from tests.harness.conftest import Cli
 )
 def test_a_misspelt_word(words: str, message: str, cli: Cli) -> None:
     assert message in cli.refused(words)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        *("run --attn", "sweep --plan --attn", "probe --plan --attn", "run --task recall --attn"),
+        *("latency --sizes 8x8 --attn", "scaling --attn", "speed --attn", "check"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ("enlca:m=0", "m must be at least 1, got 0"),
+        ("enlca:m=x", "m takes an integer, got 'x'"),
+        ("enlca:m=4,k=nan", "k = nan cannot be kept in a record"),
+        ("nlsa:rounds=-1", "rounds must be at least 1, got -1"),
+        ("enlca:reduction=7", "reduction 7 does not divide the "),
+    ],
+)
+def test_a_bad_value_is_told_with_its_entry(
+    command: str, entry: str, message: str, cli: Cli
+) -> None:
+    if command in ("scaling --attn", "speed --attn") and "reduction" in entry:
+        return  # a core alone has no reduction
+    line = cli.refused(f"{command} {entry}")
+    assert re.search(rf"{re.escape(entry)}\S*: .*{re.escape(message)}", line)
+    line = cli.refused(f"{command} nla enlca:m=16 {entry}")
+    assert re.search(rf"{re.escape(entry)}\S*: .*{re.escape(message)}", line)
 
 
 @pytest.mark.parametrize(
