@@ -14,7 +14,9 @@ import os
 import re
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 
 from .errors import UserError, is_out_of_memory
 from .names import nearest
@@ -62,6 +64,11 @@ def command_line(main: Callable[[], None]) -> Callable[[], None]:
             words = [f"stopped by {signal.Signals(signum).name}", *getattr(stop, "__notes__", [])]
             print("; ".join(words), file=sys.stderr)
             raise SystemExit(128 + signum) from None
+        except SystemExit as stop:
+            if place := _foreign_exit(stop):
+                print(f"error: {place}", file=sys.stderr)
+                raise SystemExit(2) from None
+            raise
         except BrokenPipeError:  # the reader of our output went away, e.g. `| head`
             sys.stderr.close()
             raise SystemExit(141) from None
@@ -97,6 +104,25 @@ def _check_folder() -> None:
         os.getcwd()  # noqa: PTH109 - Path.cwd would be the same
     except OSError:
         raise UserError("the folder in which this runs was deleted: change to another") from None
+
+
+def _foreign_exit(stop: SystemExit) -> str | None:
+    """What to say of an exit that code from elsewhere asked for; None if it is a command's own."""
+    frames = [*traceback.walk_tb(stop.__traceback__)]
+    files = [(Path(frame.f_code.co_filename), line) for frame, line in frames]
+    # exit() and quit() are functions of the interpreter themselves.
+    files = [(path, line) for path, line in files if not path.name.startswith("<frozen")]
+    if not files:
+        return None
+    path, line = files[-1]
+    package = Path(__file__).parents[1]
+    if package in path.parents or "tyro" in path.parts or path.name == "argparse.py":
+        return None
+    code = "" if stop.code is None else f" with {stop.code!r}"
+    return (
+        f"{path}, line {line}, ended the program{code}: raise an error there instead of calling "
+        "sys.exit() or raising SystemExit"
+    )
 
 
 def _user_message(error: Exception) -> str | None:
