@@ -257,7 +257,12 @@ def find_data(
     """
     given = os.environ.get("SR_DATA")
     folder = Path(given) if path is None and given else path
-    source = _embedded_source() if folder is None else _folder_source(folder)
+    try:
+        source = _embedded_source() if folder is None else _folder_source(folder)
+    except UserError as error:
+        if path is None and given:
+            raise UserError(f"SR_DATA: {error}") from None
+        raise
     train = source.train
     if train_sets is not None:
         kind = f"training set in {source.name}"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import errno
 import hashlib
+import os
 import re
 import shutil
 from pathlib import Path
@@ -113,6 +115,39 @@ def test_environment(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         find_data()
     monkeypatch.setenv("SR_DATA", "")
     assert find_data().name == "embedded"
+
+
+@pytest.mark.parametrize(("place", "reason"), [("file", "file is not a folder"), ("file/sub", "")])
+def test_a_bad_variable_is_named(
+    place: str, reason: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("SR_DATA", str(tmp_path / place))
+    with pytest.raises(UserError, match=f"^SR_DATA: .*{reason}"):
+        find_data()
+    monkeypatch.setenv("SR_CACHE", str(tmp_path / place))
+    message = "into .*: .*file is not a folder; set SR_CACHE to a folder that can be written"
+    with pytest.raises(UserError, match=message):
+        find_data(folder).training_images(2)
+
+
+def test_a_cache_that_cannot_be_written_names_its_variable(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SR_CACHE", str(tmp_path / "cache"))
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    with pytest.raises(UserError, match="No space left on device; free space, or set SR_CACHE"):
+        find_data(folder).training_images(2)
+    # What is wrong with an image has nothing to do with it.
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+    (folder / "train" / "A" / "1.png").write_bytes(b"torn")
+    with pytest.raises(UserError, match="cannot read the image") as raised:
+        find_data(folder).training_images(2)
+    assert "SR_CACHE" not in str(raised.value)
 
 
 def test_bad_folders(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
