@@ -16,6 +16,7 @@ from .base import machine
 from .base.commands import command_line, usage_errors
 from .base.errors import UserError
 from .base.folders import OWN
+from .base.printing import aligned
 from .base.progress import timing_bar
 
 
@@ -85,7 +86,7 @@ def main() -> None:
     path = save_record(options.results, record)
     for session in find_speeds([record]):
         table = speed_table(session)
-        print(f"{table.caption}\n\n{table.markdown_grid()}\n{table.notes[0]}\n")
+        print(f"{table.caption}\n\n{aligned(table.markdown_grid())}\n{table.notes[0]}\n")
     print(f"Record: {path}")
 
 

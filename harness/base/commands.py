@@ -22,7 +22,8 @@ from .errors import UserError, is_out_of_memory
 from .names import nearest
 from .signals import stop_on_signals
 
-_PLAIN = "plain"
+#: What happens to characters that an encoding lacks: they are replaced by others.
+PLAIN = "plain"
 # Characters of tables and messages in ASCII.
 _ASCII = {"×": "x", "·": "*", "±": "+-", "−": "-", "–": "-", "…": "...", "²": "^2", "Δ": "d"}
 _ASCII |= {"≥": ">=", "≤": "<=", "→": "->", "’": "'", "“": '"', "”": '"', "─": "-", "━": "-"}
@@ -37,7 +38,7 @@ def _plainly(error: UnicodeError) -> tuple[str, int]:
     return "".join(escaped), error.end
 
 
-codecs.register_error(_PLAIN, _plainly)
+codecs.register_error(PLAIN, _plainly)
 
 
 def command_line(main: Callable[[], None]) -> Callable[[], None]:
@@ -54,7 +55,7 @@ def command_line(main: Callable[[], None]) -> Callable[[], None]:
             # Characters that the terminal cannot show are replaced instead of raising an error.
             # In the locale C, errors are "surrogateescape", which does raise one.
             if isinstance(stream, io.TextIOWrapper):
-                stream.reconfigure(errors=_PLAIN)
+                stream.reconfigure(errors=PLAIN)
         try:
             _check_folder()
             with stop_on_signals():
