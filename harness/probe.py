@@ -3,8 +3,8 @@
 Command line: ``python -m harness.probe --attn my_package.my_module:MyAttention``. Finished
 trainings are only read, unfinished ones are resumed, and one that fails does not end the others.
 
-Exit status: 0, all trainings are finished; 1, some failed; 2, a mistake on the command line; 75,
-the time budget is used up (the same command continues); 130 or 143, a signal.
+Exit status: 0, all trainings are finished; 1, some failed, in --plan too; 2, a mistake on the
+command line; 75, the time budget is used up (the same command continues); 130 or 143, a signal.
 """
 
 from __future__ import annotations
