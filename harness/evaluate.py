@@ -251,7 +251,7 @@ def _evaluate_task(
     from .records.shapes import untyped
     from .reporting.tables.evaluation import distance_table, score_table
     from .runs.stored import described
-    from .tasks.options import refuse
+    from .tasks.options import check_memory, refuse
 
     refuse(sys.argv[1:], _OF_SR, "super-resolution")
     refuse(sys.argv[1:], _OF_IMAGES, "tasks on images")
@@ -263,6 +263,8 @@ def _evaluate_task(
             f"task {task.name} has no test set {unknown[0]}: choose from "
             f"{', '.join(task.test_sets)}"
         )
+    if task.test_sets[-1] in names:
+        check_memory(task)
     check_reach(task, reach, names)
     network = trained.network.to(device)
     results: dict[str, Score] = {}
