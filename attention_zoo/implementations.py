@@ -35,6 +35,9 @@ from .base import AttentionError
 AUTO = "auto"
 #: Implementations with a backward pass of their own, by tiles or kernels.
 _OWN_BACKWARD = ("native", "tiled", "triton")
+#: torch's own kernel; on the CPU its backward pass is ours.
+_FUSED = "sdpa"
+_FUNC = "torch.func"
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -125,11 +128,14 @@ def run(core: str, *args: Any) -> Tensor:
         )
     elif reason := why_not(core, name, *args):
         raise AttentionError(f"implementation {name!r} of {core} cannot run here: {reason}")
-    if name in _OWN_BACKWARD and (caller := plain_operations_only()):
-        raise AttentionError(
-            f"{caller} takes plain operations, which implementation {name!r} of {core} is not: "
-            "use attention_zoo.implementations.use_implementation('reference')"
-        )
+    if (name in _OWN_BACKWARD or name == _FUSED) and (caller := plain_operations_only()):
+        instead = "use attention_zoo.implementations.use_implementation('reference')"
+        text = f"{caller} takes plain operations, which implementation {name!r} of {core} is not"
+        if name in _OWN_BACKWARD:
+            raise AttentionError(f"{text}: {instead}")
+        # On CUDA it is torch's alone, and torch.export takes it everywhere.
+        if caller == _FUNC and args[0].device.type == "cpu":
+            raise AttentionError(f"{text}: {instead}, and nla in place of nla-flash")
     watch = _watch.get()
     if watch is not None:
         watch[core] = name
@@ -141,8 +147,21 @@ def plain_operations_only() -> str | None:
     if torch.compiler.is_compiling():  # outside of torch.compile's graphs this means torch.export
         return "torch.export"
     if torch._C._functorch.maybe_current_level() is not None:
-        return "torch.func"
+        return _FUNC
     return None
+
+
+def refuse_transforms(name: str) -> None:
+    """Refuse torch.func for a module without plain operations.
+
+    Raises:
+        AttentionError: one of its transformations is under way.
+    """
+    if plain_operations_only() == _FUNC:
+        raise AttentionError(
+            f"{_FUNC} takes plain operations, of which {name} has no form: use torch.autograd.grad "
+            "or another module"
+        )
 
 
 def why_not(core: str, name: str, *args: Any) -> str | None:
