@@ -18,9 +18,6 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from attention_zoo import AttentionError
-
-from ..base.errors import UserError
 from ..base.machine import synchronise, use_tf32
 from ..base.printing import print_table
 from ..base.progress import timing_bar
@@ -238,8 +235,10 @@ def _try(config: RunConfig, task: AnyTask) -> Estimate | str:
     except SystemExit as stop:
         return f"it calls sys.exit({'' if stop.code is None else repr(stop.code)})"
     except Exception as error:
-        own = isinstance(error, (UserError, AttentionError))
-        return " ".join((str(error) if own else f"{type(error).__name__}: {error}").split())
+        kind = type(error).__name__
+        # The first two are one line by themselves.
+        text = f"{error}" if kind in ("UserError", "AttentionError") else f"{kind}: {error}"
+        return " ".join(text.split())
 
 
 def _longest(seconds: Sequence[float], at_once: int | None) -> float:
