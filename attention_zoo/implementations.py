@@ -19,7 +19,8 @@ give the values and gradients of the oracle:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import difflib
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -34,6 +35,9 @@ from .base import AttentionError
 AUTO = "auto"
 #: Implementations with a backward pass of their own, by tiles or kernels.
 _OWN_BACKWARD = ("native", "tiled", "triton")
+#: torch's own kernel; on the CPU its backward pass is ours.
+_FUSED = "sdpa"
+_FUNC = "torch.func"
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -124,11 +128,14 @@ def run(core: str, *args: Any) -> Tensor:
         )
     elif reason := why_not(core, name, *args):
         raise AttentionError(f"implementation {name!r} of {core} cannot run here: {reason}")
-    if name in _OWN_BACKWARD and (caller := plain_operations_only()):
-        raise AttentionError(
-            f"{caller} takes plain operations, which implementation {name!r} of {core} is not: "
-            "use attention_zoo.implementations.use_implementation('reference')"
-        )
+    if (name in _OWN_BACKWARD or name == _FUSED) and (caller := plain_operations_only()):
+        instead = "use attention_zoo.implementations.use_implementation('reference')"
+        text = f"{caller} takes plain operations, which implementation {name!r} of {core} is not"
+        if name in _OWN_BACKWARD:
+            raise AttentionError(f"{text}: {instead}")
+        # On CUDA it is torch's alone, and torch.export takes it everywhere.
+        if caller == _FUNC and args[0].device.type == "cpu":
+            raise AttentionError(f"{text}: {instead}, and nla in place of nla-flash")
     watch = _watch.get()
     if watch is not None:
         watch[core] = name
@@ -140,8 +147,21 @@ def plain_operations_only() -> str | None:
     if torch.compiler.is_compiling():  # outside of torch.compile's graphs this means torch.export
         return "torch.export"
     if torch._C._functorch.maybe_current_level() is not None:
-        return "torch.func"
+        return _FUNC
     return None
+
+
+def refuse_transforms(name: str) -> None:
+    """Refuse torch.func for a module without plain operations.
+
+    Raises:
+        AttentionError: one of its transformations is under way.
+    """
+    if plain_operations_only() == _FUNC:
+        raise AttentionError(
+            f"{_FUNC} takes plain operations, of which {name} has no form: use torch.autograd.grad "
+            "or another module"
+        )
 
 
 def why_not(core: str, name: str, *args: Any) -> str | None:
@@ -202,6 +222,11 @@ def _registered(core: str) -> _Registered:
     return _cores.setdefault(core, _Registered(rule=lambda *_: "reference"))
 
 
+def _hint(word: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
 def _names(core: str) -> list[str]:
     return [AUTO, *sorted(_cores[core].functions)]
 
@@ -213,6 +238,7 @@ def _parse(choice: str) -> dict[str, str]:
             every = sorted({name for core in _cores for name in _names(core)})
             raise AttentionError(
                 f"unknown implementation {choice!r}: choose from {', '.join(every)}"
+                f"{_hint(choice, every)}"
             )
         return {
             core: choice
@@ -225,10 +251,12 @@ def _parse(choice: str) -> dict[str, str]:
         if core not in _cores:
             raise AttentionError(
                 f"unknown core {core!r} in {choice!r}: choose from {', '.join(sorted(_cores))}"
+                f"{_hint(core, sorted(_cores))}"
             )
         if name not in _names(core):
             raise AttentionError(
                 f"{core} has no implementation {name!r}: choose from {', '.join(_names(core))}"
+                f"{_hint(name, _names(core))}"
             )
         chosen[core] = name
     return chosen

@@ -100,7 +100,7 @@ def create_attention(name: str, channels: int, **options: Any) -> Attention:
 
     Raises:
         AttentionError: unknown name, an option the module does not have, or a bad value; any
-            error in building a module of somebody else's, but for lack of memory.
+            error in building a module of somebody else's, sys.exit() too, but for lack of memory.
     """
     cls = find_attention(name)
     check_options(name, options)
@@ -108,11 +108,12 @@ def create_attention(name: str, channels: int, **options: Any) -> Attention:
         return cls(channels, **options)
     except (AttentionError, MemoryError, torch.OutOfMemoryError):
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         if is_built_in(cls):
             raise
-        text = " ".join(f"{type(error).__name__}: {error}".split())
-        raise AttentionError(f"{name} cannot be built with {channels} channels: {text}") from error
+        raise AttentionError(
+            f"{name} cannot be built with {channels} channels: {_reason(error)}"
+        ) from error
 
 
 def is_built_in(cls: type[Attention]) -> bool:
@@ -135,10 +136,8 @@ def _import(name: str, path: str) -> type[Attention]:
     try:
         module = importlib.import_module(module_name)
     except (Exception, SystemExit) as error:  # it runs the user's file
-        kind = "" if isinstance(error, ImportError) else f"{type(error).__name__}: "
-        reason = " ".join(f"{kind}{error}".split())
         raise AttentionError(
-            f"cannot import {module_name!r} for attention {asked}: {reason}"
+            f"cannot import {module_name!r} for attention {asked}: {_reason(error)}"
         ) from error
     try:
         cls = getattr(module, class_name)
@@ -147,6 +146,15 @@ def _import(name: str, path: str) -> type[Attention]:
             f"module {module_name!r} has no class {class_name!r}, for attention {asked}"
         ) from None
     return _check_class(name, cls)
+
+
+def _reason(error: BaseException) -> str:
+    """An error of somebody else's code in one line."""
+    if isinstance(error, SystemExit):
+        code = "" if error.code is None else repr(error.code)
+        return f"it calls sys.exit({code}); raise an error there instead"
+    kind = "" if isinstance(error, ImportError) else f"{type(error).__name__}: "
+    return " ".join(f"{kind}{error}".split()).rstrip(": ")
 
 
 def _check_class(name: str, cls: Any) -> type[Attention]:

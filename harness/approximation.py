@@ -76,7 +76,7 @@ class Options:
 @command_line
 def main() -> None:
     """Entry point of ``python -m harness.approximation``."""
-    with usage_errors():
+    with usage_errors(Options):
         options = tyro.cli(
             Options, prog="python -m harness.approximation", description=inspect.getdoc(Options)
         )

@@ -20,6 +20,7 @@ from attention_zoo.contract import Subject, Verdict, judge
 
 from .base.commands import command_line
 from .base.errors import UserError
+from .base.names import nearest
 from .config.options import own_options, parse
 from .config.rows import TableName
 from .config.variants import Variant
@@ -141,11 +142,22 @@ def _arguments(argv: Sequence[str]) -> list[str]:
     if words and not words[0].startswith("-"):
         words.insert(0, "--attn")
     if not any(word.startswith(("--attn", "--rows", "-h", "--help")) for word in words):
+        for word in words:
+            _refuse_unknown(word)
         raise UserError(
             "name a module: python -m harness.check my_package.my_module:MyAttention; or a task: "
             "--task my_package.my_task:MyTask"
         )
     return words
+
+
+def _refuse_unknown(word: str) -> None:
+    option = word[2:].partition("=")[0].replace("-", "_").removeprefix("no_")
+    known = own_options(Options) | {"task"}
+    if word.startswith("--") and option not in known:
+        near = nearest(option, known)
+        hint = f" (did you mean --{near.replace('_', '-')}?)" if near else ""
+        raise UserError(f"unknown option {word.partition('=')[0]}{hint}; see --help")
 
 
 @command_line
@@ -160,6 +172,8 @@ def main() -> None:
     refuse(argv, ("train", "steps"), "--task")
     if options.channels < 1:
         raise UserError(f"--channels must be at least 1, got {options.channels}")
+    for variant in variants:  # a bad option shows before any check
+        variant.create(options.channels)
     good = [examine(variant, options, console) for variant in variants]
     if not all(good):
         raise SystemExit(1)

@@ -181,7 +181,7 @@ class Options:
 @command_line
 def main() -> None:
     """Entry point of ``python -m harness.completion``."""
-    with usage_errors():
+    with usage_errors(Options):
         options = tyro.cli(Options, prog="python -m harness.completion")
     print(completion(options.shell), end="")
 

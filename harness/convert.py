@@ -44,7 +44,7 @@ class Options:
 @command_line
 def main() -> None:
     """Entry point of ``python -m harness.convert``."""
-    with usage_errors():
+    with usage_errors(Options):
         options = tyro.cli(Options, prog="python -m harness.convert")
     if options.output.exists():
         raise UserError(f"{options.output} exists already: choose another name or delete it")

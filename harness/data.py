@@ -5,16 +5,19 @@
 
 from __future__ import annotations
 
+import functools
+import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 from rich.table import Table
 from rich.text import Text
 
-from .base.commands import command_line
+from .base.commands import command_line, usage_errors
 from .base.errors import UserError
+from .base.names import nearest
 from .base.printing import print_table
 from .base.signals import resumable
 from .config.presets import PRESETS
@@ -60,8 +63,8 @@ def verify(data: DataFolder = None) -> None:
     source = find_data(data)
     side = 4 * PRESETS["quick"].patch[4]
     report = verify_files(source.root, source.train, source.test, side)
-    for problem in report.problems:
-        print(problem)
+    for line in (*report.problems, *report.notes):
+        print(line)
     checks = sorted({check for _, check in report.checked}, key=str.lower)
     table = Table("set", *checks, title="Verified (passed / checked)")
     for name in dict.fromkeys(name for name, _ in report.checked):
@@ -94,15 +97,35 @@ COMMANDS: dict[str, Callable[..., None]] = {
 }
 
 
+def _later(command: Callable[..., None]) -> Callable[..., Callable[[], None]]:
+    """The command with the same parameters, which returns its call: what it prints is its own."""
+
+    @functools.wraps(command)
+    def made(*args: Any, **options: Any) -> Callable[[], None]:
+        return functools.partial(command, *args, **options)
+
+    return made
+
+
 @command_line
 @resumable("harness.data")
 def main() -> None:
     """Entry point of ``python -m harness.data``."""
-    tyro.extras.subcommand_cli_from_dict(
-        COMMANDS,
-        prog="python -m harness.data",
-        description="List, verify and download images.",
-    )
+    name = next((word for word in sys.argv[1:] if not word.startswith("-")), None)
+    asks = {"-h", "--help"} & set(sys.argv[1:])
+    if name not in COMMANDS and not (name is None and asks):
+        if name is None:
+            raise UserError(f"name a command: python -m harness.data {' | '.join(COMMANDS)}")
+        near = nearest(name, COMMANDS)
+        hint = f"did you mean {near}?" if near else f"choose from {', '.join(COMMANDS)}"
+        raise UserError(f"there is no command {name!r} in harness.data: {hint}")
+    with usage_errors(COMMANDS.get(name or "")):
+        call: Callable[[], None] = tyro.extras.subcommand_cli_from_dict(
+            {name: _later(command) for name, command in COMMANDS.items()},
+            prog="python -m harness.data",
+            description="List, verify and download images.",
+        )
+    call()
 
 
 if __name__ == "__main__":

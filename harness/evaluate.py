@@ -139,7 +139,7 @@ def _parse(argv: list[str]) -> tuple[Options, StoredTask | None]:
         options, cls, values = parse_task(Options, argv, "harness.evaluate")
         return options, StoredTask(cls.name, values)
     try:
-        with usage_errors():
+        with usage_errors(Options):
             return tyro.cli(
                 Options, prog="python -m harness.evaluate", description=inspect.getdoc(Options)
             ), None
@@ -328,7 +328,7 @@ def _evaluate_task(
     from .records.shapes import untyped
     from .reporting.tables.evaluation import distance_table, score_table
     from .runs.stored import described
-    from .tasks.options import refuse
+    from .tasks.options import check_memory, refuse
 
     refuse(sys.argv[1:], _OF_SR, "super-resolution")
     refuse(sys.argv[1:], _OF_IMAGES, "tasks on images")
@@ -340,6 +340,8 @@ def _evaluate_task(
             f"task {task.name} has no test set {unknown[0]}: choose from "
             f"{', '.join(task.test_sets)}"
         )
+    if task.test_sets[-1] in names:
+        check_memory(task)
     check_reach(task, reach, names)
     network = trained.network.to(device)
     results: dict[str, Score] = {}

@@ -52,7 +52,7 @@ class Options:
 @command_line
 def main() -> None:
     """Entry point of ``python -m harness.figures``."""
-    with usage_errors():
+    with usage_errors(Options):
         options = tyro.cli(
             Options, prog="python -m harness.figures", description=inspect.getdoc(Options)
         )

@@ -60,7 +60,7 @@ class Options:
 @resumable("harness.gpu")
 def main() -> None:
     """Entry point of ``python -m harness.gpu``."""
-    with usage_errors():
+    with usage_errors(Options):
         options = tyro.cli(Options, prog="python -m harness.gpu")
     import torch
 

@@ -81,13 +81,17 @@ def main() -> None:
 
     from attention_zoo.implementations import choose_implementation
 
-    from .measuring.latency import measure
+    from .measuring.latency import MAX_SECONDS, measure
     from .records.store import save_record
     from .reporting.tables.printed import latency_tables
 
     machine.use_threads(options.threads)
     choose_implementation(options.impl)
-    with timing_bar() as on_run:
+    each = options.max_seconds
+    if each is None and device.type != "cuda":
+        each = MAX_SECONDS
+    cases = len(options.parts) * len(sizes) * len(options.passes)
+    with timing_bar(None if each is None else each * cases) as on_run:
         record = measure(
             variants,
             device=device,

@@ -63,7 +63,7 @@ def parse_position(text: str) -> tuple[int, int]:
 @command_line
 def main() -> None:
     """Entry point of ``python -m harness.maps``."""
-    with usage_errors():
+    with usage_errors(Options):
         options = tyro.cli(
             Options, prog="python -m harness.maps", description=inspect.getdoc(Options)
         )

@@ -93,7 +93,7 @@ def write_module(name: str, folder: Path, *, task: bool = False) -> list[Path]:
 @command_line
 def main() -> None:
     """Entry point of ``python -m harness.new``."""
-    with usage_errors():
+    with usage_errors(Options):
         options = tyro.cli(
             Options, prog="python -m harness.new", description=inspect.getdoc(Options)
         )

@@ -3,8 +3,8 @@
 Command line: ``python -m harness.probe --attn my_package.my_module:MyAttention``. Finished
 trainings are only read, unfinished ones are resumed, and one that fails does not end the others.
 
-Exit status: 0, all trainings are finished; 1, some failed; 2, a mistake on the command line; 75,
-the time budget is used up (the same command continues); 130 or 143, a signal.
+Exit status: 0, all trainings are finished; 1, some failed, in --plan too; 2, a mistake on the
+command line; 75, the time budget is used up (the same command continues); 130 or 143, a signal.
 """
 
 from __future__ import annotations
@@ -189,6 +189,7 @@ def _print_profile(results: Path, own: Sequence[Run], measured: Latency | None) 
     from rich.console import Console
     from rich.measure import Measurement
 
+    from .base.printing import in_encoding
     from .records.shapes import Cost, Run
     from .records.store import load_records
     from .reporting.labels import task_variant
@@ -202,6 +203,7 @@ def _print_profile(results: Path, own: Sequence[Run], measured: Latency | None) 
     console, marked = Console(), {task_variant(run.variant) for run in own}
     rows = rows_beside(own, others, BESIDE)
     table = profile_summary(rows, costs, [measured] if measured else [], marked)
+    table = in_encoding(table, console.encoding)
     wide = Measurement.get(console, console.options.update(width=_WIDEST), table).maximum
     # A narrow terminal wraps lines; nothing is cut.
     Console(width=max(console.width, wide)).print(table)

@@ -54,7 +54,7 @@ class Options:
 @resumable("harness.redraws")
 def main() -> None:
     """Entry point of ``python -m harness.redraws``."""
-    with usage_errors():
+    with usage_errors(Options):
         options = tyro.cli(
             Options, prog="python -m harness.redraws", description=inspect.getdoc(Options)
         )

@@ -43,7 +43,7 @@ class Options:
 @command_line
 def main() -> None:
     """Entry point of ``python -m harness.report``."""
-    with usage_errors():
+    with usage_errors(Options):
         options = tyro.cli(
             Options, prog="python -m harness.report", description=inspect.getdoc(Options)
         )

@@ -115,7 +115,7 @@ def _measure(options: Options, variants: Sequence[Variant], command: str) -> Sca
         if not 0 <= value < math.inf:
             raise UserError(f"--{flag} must be finite and not negative, got {value}")
     machine.use_threads(options.threads)
-    with timing_bar() as on_run:
+    with timing_bar(options.size_seconds * len(set(sizes))) as on_run:
         record = measure(
             variants,
             device=device,

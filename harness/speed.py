@@ -16,6 +16,7 @@ from .base import machine
 from .base.commands import command_line, usage_errors
 from .base.errors import UserError
 from .base.folders import OWN
+from .base.printing import aligned
 from .base.progress import timing_bar
 
 
@@ -56,7 +57,7 @@ def main() -> None:
 
         options, variants = parse(Options, argv, "harness.speed")
     else:
-        with usage_errors():
+        with usage_errors(Options):
             options = tyro.cli(
                 Options, prog="python -m harness.speed", description=inspect.getdoc(Options)
             )
@@ -72,7 +73,8 @@ def main() -> None:
         raise UserError(f"seconds must be above 0, got {options.seconds}")
     device = machine.pick_device(options.device)
     machine.use_threads(options.threads)
-    with timing_bar() as on_run:
+    planned = options.seconds * sum(len(one.targets) for one in comparisons)
+    with timing_bar(planned) as on_run:
         record = measure(
             comparisons,
             device=device,
@@ -84,7 +86,7 @@ def main() -> None:
     path = save_record(options.results, record)
     for session in find_speeds([record]):
         table = speed_table(session)
-        print(f"{table.caption}\n\n{table.markdown_grid()}\n{table.notes[0]}\n")
+        print(f"{table.caption}\n\n{aligned(table.markdown_grid())}\n{table.notes[0]}\n")
     print(f"Record: {path}")
 
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from .base.commands import command_line, usage_errors
 from .base.folders import OWN, sources
+from .base.printing import aligned
 
 if TYPE_CHECKING:
     from .reporting.tables.render import Table
@@ -46,7 +47,7 @@ def main() -> None:
     """``python -m harness.tables``."""
     import tyro
 
-    with usage_errors():
+    with usage_errors(Options):
         options = tyro.cli(Options, prog="python -m harness.tables")
     from .reporting.tables.all import write_tables  # pandas and scipy, which --help need not load
 
@@ -60,7 +61,7 @@ def main() -> None:
     _summarise(written, options.output or options.results / "tables")
     _name_published(options.results)
     if table4 := next((table for table, _ in written if table.name == "table4"), None):
-        print(f"\n{table4.caption}\n\n{table4.markdown_grid()}", end="")
+        print(f"\n{table4.caption}\n\n{aligned(table4.markdown_grid())}", end="")
 
 
 def _summarise(written: Sequence[tuple[Table, Sequence[Path]]], folder: Path) -> None:

@@ -60,7 +60,7 @@ class Options:
 @command_line
 def main() -> None:
     """Entry point of ``python -m harness.upscale``."""
-    with usage_errors():
+    with usage_errors(Options):
         options = tyro.cli(
             Options, prog="python -m harness.upscale", description=inspect.getdoc(Options)
         )

@@ -89,7 +89,7 @@ def _images(options: Options, scale: int) -> TestSet:
 @command_line
 def main() -> None:
     """Entry point of ``python -m harness.visual``."""
-    with usage_errors():
+    with usage_errors(Options):
         options = tyro.cli(
             Options, prog="python -m harness.visual", description=inspect.getdoc(Options)
         )

@@ -32,7 +32,7 @@ from ..base import (
     to_rows,
 )
 from ..cores.softmax_rows import softmax_attention_lse
-from ..implementations import outside_graphs
+from ..implementations import outside_graphs, refuse_transforms
 from ..layers import call_in_dtype
 from ..nlsa import normalise_keys
 from ..registry import register_attention
@@ -93,6 +93,7 @@ def category_attention(
     Raises:
         AttentionError: the shapes do not fit together.
     """
+    refuse_transforms("atd")
     check_qkv(q, k, v)
     check_heads(heads, q.shape[1], v.shape[1])
     batch, n = v.shape[0], v.shape[2] * v.shape[3]

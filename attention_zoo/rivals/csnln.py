@@ -30,7 +30,7 @@ from ..base import (
 )
 from ..cores.softmax import refuse_second_derivative
 from ..cores.tiles import step_length
-from ..implementations import outside_graphs
+from ..implementations import outside_graphs, refuse_transforms
 from ..nlsa import MIN_NORM
 from ..registry import register_attention
 
@@ -64,6 +64,7 @@ def cross_scale_attention(
     Raises:
         AttentionError: the shapes do not fit together, or scale is below 1.
     """
+    refuse_transforms("csnln")
     check_qkv(q, k, v)
     require_at_least("scale", scale, 1)
     height, width = v.shape[2:]

@@ -18,7 +18,7 @@ from torch import Tensor
 from ..base import AttentionError, Cost, check_qkv, no_autocast, require_at_least, sum_dtype
 from ..cores.softmax import LOG2_E, refuse_second_derivative, tile_size
 from ..cores.tiles import num_workers, scratch, share_tiles, step_length
-from ..implementations import outside_graphs
+from ..implementations import outside_graphs, refuse_transforms
 from ..nla import NonLocalAttention, position_scores
 from ..registry import register_attention
 
@@ -45,6 +45,7 @@ def neighbourhood_attention(q: Tensor, k: Tensor, v: Tensor, window: int = 45) -
     Raises:
         AttentionError: the shapes do not fit together, or the window is even or below 1.
     """
+    refuse_transforms("nlrn")
     check_qkv(q, k, v)
     reach = _reach(window)
     dtype = sum_dtype(v)

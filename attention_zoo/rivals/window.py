@@ -32,7 +32,7 @@ from ..base import (
 )
 from ..cores.softmax import LOG2_E, refuse_second_derivative, tile_size, tile_workers
 from ..cores.tiles import num_workers, scratch, share_tiles, step_length
-from ..implementations import outside_graphs
+from ..implementations import outside_graphs, refuse_transforms
 from ..registry import register_attention
 
 
@@ -58,6 +58,7 @@ def window_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, shift: int =
     Raises:
         AttentionError: the shapes do not fit together, or the shift is out of range.
     """
+    refuse_transforms("window attention")
     check_qkv(q, k, v)
     if bias.dim() != 3 or bias.shape[1] != bias.shape[2] or bias.shape[1] % 2 == 0:
         raise AttentionError(f"bias must be [heads, 2M - 1, 2M - 1], got {list(bias.shape)}")

@@ -35,6 +35,12 @@ def task_label(name: str, options: Mapping[str, Any]) -> str:
     return " ".join([name, *(f"{o} {v}" for o, v in zip(options, values, strict=True))])
 
 
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """The end of a message about a misspelt word; empty if no known name is near."""
+    near = nearest(word, known)
+    return f"; did you mean {near}?" if near else ""
+
+
 def nearest(word: str, known: Iterable[str]) -> str | None:
     """The known name that a misspelt word most likely means; None if none is near."""
     return next(iter(difflib.get_close_matches(word, list(known), n=1)), None)

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
+import re
+import sys
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 
-from rich.console import Console, ConsoleOptions, RenderResult
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.measure import Measurement
 from rich.table import Column, Table
-from rich.text import Text
+from rich.text import Span, Text
+
+from .commands import PLAIN
 
 # More than any table needs.
 _WIDEST = 10_000
@@ -21,7 +27,65 @@ def print_table(table: Table) -> None:
     console = Console()
     if not console.is_terminal:
         console = Console(width=_WIDEST)
-    console.print(Fitted(table))
+    console.print(Fitted(in_encoding(table, console.encoding)))
+
+
+def in_encoding(table: Table, encoding: str) -> Table:
+    """The table with what the encoding lacks replaced, so that its columns are wide enough."""
+    shown = copy.copy(table)
+    shown.columns = [
+        dataclasses.replace(
+            column,
+            header=_shown(column.header, encoding),
+            _cells=[_shown(cell, encoding) for cell in column._cells],
+        )
+        for column in table.columns
+    ]
+    return shown
+
+
+def aligned(grid: str) -> str:
+    """A Markdown table with what standard output lacks replaced, and its columns aligned again.
+
+    Args:
+        grid: lines of cells between bars, of which the second is the rule.
+    """
+    encoding = sys.stdout.encoding or "utf-8"
+    if _in(grid, encoding) == grid:
+        return grid
+    rows = [
+        [cell.strip() for cell in re.split(r"(?<!\\)\|", _in(line, encoding))[1:-1]]
+        for line in grid.splitlines()
+    ]
+    rule = rows.pop(1)
+    widths = [max(3, *map(len, column)) for column in zip(*rows, strict=True)]
+    right = [cell.endswith(":") for cell in rule]
+    rows.insert(1, ["-" * (w - r) + ":" * r for w, r in zip(widths, right, strict=True)])
+    lines = (
+        " | ".join(
+            cell.rjust(w) if r else cell.ljust(w)
+            for cell, w, r in zip(row, widths, right, strict=True)
+        )
+        for row in rows
+    )
+    return "".join(f"| {line} |\n" for line in lines)
+
+
+def _in(text: str, encoding: str) -> str:
+    return text.encode(encoding, PLAIN).decode(encoding)
+
+
+def _shown(cell: RenderableType, encoding: str) -> RenderableType:
+    """A cell with what the encoding lacks replaced; styles stay where they are."""
+    text = _text(cell)
+    if (plain := _in(text.plain, encoding)) == text.plain:
+        return cell
+    ends = [0]
+    for character in text.plain:
+        ends.append(ends[-1] + len(_in(character, encoding)))
+    found = text.blank_copy(plain)
+    found.spans = [Span(ends[span.start], ends[span.end], span.style) for span in text.spans]
+    return found
 
 
 class Fitted:

@@ -30,6 +30,9 @@ OnRun = Callable[[float, str], None]
 
 #: Seconds until the first plain line, and between later ones; there is one at the end, too.
 FIRST_LINE, LINE_EVERY = 1.0, 60.0
+# Lines of timed runs are printed between two runs where that is early enough, else during one.
+_EARLY_LINE = LINE_EVERY - 10
+_LATE_FIRST_LINE = 5.0
 _REDRAW_SECONDS = 0.2
 
 
@@ -68,13 +71,23 @@ def progress_bar(
 
 
 @contextlib.contextmanager
-def timing_bar() -> Iterator[OnRun]:
+def timing_bar(planned: float | None = None) -> Iterator[OnRun]:
     """A bar for timed runs, on standard error; drawn between runs only, never during one.
 
-    Without a terminal there is a plain line before the first run, and then one a minute.
+    Without a terminal there is a plain line soon, and then at least one a minute. A run that takes
+    minutes itself is the only one during which a line is printed.
+
+    Args:
+        planned: seconds that all runs are to take; said until some have ended.
     """
     console = Console(stderr=True)
-    drawing = _draws(console)
+    if not _draws(console):
+        lines = _TimingLines(console, planned)
+        try:
+            yield lines.on_run
+        finally:
+            lines.stop()
+        return
     with Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(),
@@ -84,24 +97,70 @@ def timing_bar() -> Iterator[OnRun]:
         console=console,
         auto_refresh=False,
         transient=True,
-        disable=not drawing,
     ) as bar:
         task = bar.add_task("", total=1.0, rate=0.0)
-        every = _REDRAW_SECONDS if drawing else LINE_EVERY
         begin, drawn, runs = time.monotonic(), -math.inf, 0
 
         def on_run(share: float, name: str) -> None:
             nonlocal drawn, runs
             now = time.monotonic()
             runs += 1
-            if now - drawn >= every:
+            if now - drawn >= _REDRAW_SECONDS:
                 rate = runs / max(now - begin, 1e-9)
                 bar.update(task, completed=share, description=name, rate=rate, refresh=True)
-                if not drawing:
-                    _print(console, _timing_line(share, name, runs, now - begin))
                 drawn = now
 
         yield on_run
+
+
+class _TimingLines:
+    """Plain lines about timed runs; a thread prints what a long run would delay."""
+
+    def __init__(self, console: Console, planned: float | None) -> None:
+        self._console, self._planned = console, planned
+        self._begin = time.monotonic()
+        self._printed: float | None = None
+        self._share, self._name, self._calls = 0.0, "", 0
+        self._lock, self._stopped = threading.Lock(), threading.Event()
+        self._thread = threading.Thread(target=self._print_what_is_late, daemon=True)
+        self._thread.start()
+
+    def on_run(self, share: float, name: str) -> None:
+        with self._lock:
+            self._share, self._name = share, name
+            self._calls += 1
+            if time.monotonic() >= self._due(FIRST_LINE, _EARLY_LINE):
+                self._print()
+
+    def stop(self) -> None:
+        self._stopped.set()
+        self._thread.join()
+
+    def _print_what_is_late(self) -> None:
+        while True:
+            with self._lock:
+                wait = self._due(_LATE_FIRST_LINE, LINE_EVERY) - time.monotonic()
+                if wait <= 0:
+                    self._print()
+                    wait = LINE_EVERY
+            if self._stopped.wait(wait):
+                return
+
+    def _due(self, first: float, every: float) -> float:
+        return self._begin + first if self._printed is None else self._printed + every
+
+    def _print(self) -> None:
+        self._printed = time.monotonic()
+        seconds = self._printed - self._begin
+        ended = max(0, self._calls - 1)  # the last one runs
+        parts = ["no run has ended yet"]
+        if ended and seconds:
+            parts = [f"{100 * self._share:.0f} %", f"{ended / seconds:.1f} runs/s"]
+        if self._share:
+            parts.append(f"{_clock(seconds * (1 - self._share) / self._share)} left")
+        elif self._planned is not None:
+            parts.append(f"{_clock(max(0.0, self._planned - seconds))} left as planned")
+        _print(self._console, f"{f'Timing {self._name}'.strip()}: {', '.join(parts)}")
 
 
 def _draws(console: Console) -> bool:
@@ -111,13 +170,6 @@ def _draws(console: Console) -> bool:
 
 def _print(console: Console, line: str) -> None:
     console.print(line, markup=False, highlight=False, soft_wrap=True)
-
-
-def _timing_line(share: float, name: str, runs: int, seconds: float) -> str:
-    if not share:
-        return f"Timing {name}"
-    left = _clock(seconds * (1 - share) / share)
-    return f"Timing {name}: {100 * share:.0f} %, {runs / seconds:.1f} runs/s, {left} left"
 
 
 def _clock(seconds: float) -> str:
@@ -175,12 +227,18 @@ class _Lines(Progress):
                 _print(self.console, self._line(task))
 
     def _print_now_and_then(self) -> None:
-        wait = FIRST_LINE
-        while not self._stopped.wait(wait):
-            wait = LINE_EVERY
-            for task in self.tasks:
-                if not task.finished:
-                    _print(self.console, self._line(task))
+        """At first, then each minute, and once as soon as rate or time left are known."""
+        printed: float | None = None
+        complete = False
+        while not self._stopped.wait(FIRST_LINE):
+            lines = [self._line(task) for task in self.tasks if not task.finished]
+            known = any(f" {self._unit}/" in line or " left" in line for line in lines)
+            now = time.monotonic()
+            if printed is None or now - printed >= LINE_EVERY or (known and not complete):
+                printed = now
+                complete = known
+                for line in lines:
+                    _print(self.console, line)
 
     def _line(self, task: Task) -> str:
         count = f"{task.completed:.0f}"

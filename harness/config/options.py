@@ -115,7 +115,12 @@ def parse(cls: type[T], argv: Sequence[str], module: str) -> tuple[T, list[Varia
             for option, value in given.items()
             if entry.name in types_of[option]
         }
-        variants.append(Variant.of(entry.name, {**flags, **settings_of(entry)}))
+        try:
+            variants.append(Variant.of(entry.name, {**flags, **settings_of(entry)}))
+        except AttentionError as error:
+            if not entry.settings:
+                raise
+            raise AttentionError(f"--attn {entry.word}: {error}") from None
     for option in given:
         if all(option in e.settings for e in entries if e.name in types_of[option]):
             raise UserError(

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ..base.errors import UserError
+from ..base.names import did_you_mean
 from .network import NetworkConfig
 
 Schedule = Literal["halving", "one-cycle"]
@@ -82,5 +83,6 @@ def find_preset(name: str) -> Preset:
         UserError: no such preset.
     """
     if name not in PRESETS:
-        raise UserError(f"unknown preset {name!r}: choose from {', '.join(PRESETS)}")
+        hint = did_you_mean(name, PRESETS)
+        raise UserError(f"unknown preset {name!r}: choose from {', '.join(PRESETS)}{hint}")
     return PRESETS[name]

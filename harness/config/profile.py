@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import Any
 
 from ..base.errors import UserError
+from ..base.names import did_you_mean
 
 
 @dataclass(frozen=True)
@@ -57,5 +58,8 @@ def choose_settings(names: Sequence[str]) -> list[ProfileTask]:
     known = {name: None for one in PROFILE for name in (one.task, one.label)}
     for name in names:
         if name not in known:
-            raise UserError(f"the profile has no task {name!r}: choose from {', '.join(known)}")
+            hint = did_you_mean(name, known)
+            raise UserError(
+                f"the profile has no task {name!r}: choose from {', '.join(known)}{hint}"
+            )
     return [one for one in PROFILE if not names or {one.task, one.label} & {*names}]

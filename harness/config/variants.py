@@ -101,6 +101,15 @@ class Variant:
         return f"{self.label}, {self.name}" if _is_built_in_label(self.label) else self.label
 
     @property
+    def entry(self) -> str:
+        """The variant as ``--attn`` takes it, e.g. ``enlca:m=16,k=2``."""
+        words = (
+            f"{option}={','.join(map(str, v)) if isinstance(v, tuple) else v}"
+            for option, v in self.changed.items()
+        )
+        return f"{self.name}:{','.join(words)}" if self.changed else self.name
+
+    @property
     def file_name(self) -> str:
         """The label as part of file names: small letters, digits, dot, dash and underscore.
 
@@ -156,7 +165,7 @@ class Variant:
         Raises:
             AttentionError: a bad name or option, or the module cannot be built.
         """
-        from attention_zoo import create_attention
+        from attention_zoo import AttentionError, create_attention
 
         defaults = _defaults(self.name)
         options = {
@@ -165,7 +174,15 @@ class Variant:
             else value
             for name, value in (dict(self.options) | overrides).items()
         }
-        return create_attention(self.name, channels, **options)
+        try:
+            return create_attention(self.name, channels, **options)
+        except AttentionError as error:
+            entry = self.entry
+            text = str(error)
+            # Some messages begin with the name already, as those about options do.
+            if text.startswith(f"{self.name} ") and ":" not in entry.removeprefix(self.name):
+                raise
+            raise AttentionError(f"{entry}: {text}") from error
 
     def to_dict(self) -> dict[str, Any]:
         """``{"name", "label", "options"}``, on which run ids depend."""

@@ -11,7 +11,8 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -73,7 +74,7 @@ def training_cache(sets: Sequence[ImageSet], scale: int) -> TrainingCache:
     index_path, payload_path = (cache_folder() / f"{key}.{ext}" for ext in ("json", "bin"))
     if (cache := _open(index_path, payload_path, names, scale)) is not None:
         return cache
-    with lock(index_path.with_suffix(".lock"), "building the image cache"):
+    with _naming_variable(), lock(index_path.with_suffix(".lock"), "building the image cache"):
         if (cache := _open(index_path, payload_path, names, scale)) is not None:
             return cache  # another process has built it meanwhile
         if index_path.exists():
@@ -93,6 +94,32 @@ def training_cache(sets: Sequence[ImageSet], scale: int) -> TrainingCache:
             "check the disk, or set SR_CACHE to another folder"
         )
     return cache
+
+
+@contextmanager
+def _naming_variable() -> Iterator[None]:
+    """Name SR_CACHE in errors of writing the cache.
+
+    Raises:
+        UserError: the cache cannot be written.
+    """
+    folder = cache_folder()
+    place = next((p for p in (folder, *folder.parents) if p.exists()), folder)
+    if not place.is_dir():
+        raise UserError(
+            f"cannot write the image cache into {folder}: {place} is not a folder; set SR_CACHE to "
+            "a folder that can be written"
+        )
+    try:
+        yield
+    except UserError as error:
+        if not isinstance(error.__cause__, OSError) or str(folder) not in str(error):
+            raise
+        reason = error.__cause__.strerror or str(error.__cause__)
+        raise UserError(
+            f"cannot write the image cache into {folder}: {reason}; free space, or set SR_CACHE to "
+            "a folder that can be written"
+        ) from error
 
 
 def _key(files: Sequence[tuple[str, Path]], scale: int) -> str:

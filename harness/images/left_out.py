@@ -84,6 +84,8 @@ def _advice(path: Path) -> str:
     *above, name = [part.lower() for part in path.parts] or [""]
     if not name:
         return "put them into train/<Set>/ or <Set>/HR/"
+    if above[:1] == ["train"]:
+        return f"sub-folders are not read, move them to {path.parent.as_posix()}/"
     if name == "train" and not above:
         return "put them into a folder, such as train/Photos/"
     if name.startswith(("div2k_train_lr", "div2k_valid_lr")):
@@ -92,10 +94,12 @@ def _advice(path: Path) -> str:
         return f"rename the folder to {path.with_name('DIV2K_valid').as_posix()}/HR for a test set"
     if re.fullmatch(r"x\d", name) and above and above[-1].startswith("lr"):
         return f"LR images lie in LR_bicubic/{name.upper()}/ and are called <HR's stem>{name}.*"
-    if name == "hr":
+    if name == "hr" and len(above) == 1 + (above[:1] == ["benchmark"]):
         return f"another test set {path.parent.name} is read"
-    if "hr" in above or above[:1] == ["train"]:
+    if "hr" in above:
         return f"sub-folders are not read, move them to {path.parent.as_posix()}/"
+    if name in ("hr", "benchmark") and above in ([], ["benchmark"]):
+        return f"put them into {path.with_name('<Set>').as_posix()}/HR/ for a test set"
     if not above or above == ["benchmark"]:
         test, train = f"{path.as_posix()}/HR/", f"train/{path.name}/"
         return f"put them into {test} for a test set, or {train} for training"

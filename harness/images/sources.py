@@ -280,7 +280,12 @@ def find_data(
     """
     given = os.environ.get("SR_DATA")
     folder = Path(given) if path is None and given else path
-    source = _embedded_source() if folder is None else _folder_source(folder)
+    try:
+        source = _embedded_source() if folder is None else _folder_source(folder)
+    except UserError as error:
+        if path is None and given:
+            raise UserError(f"SR_DATA: {error}") from None
+        raise
     train = source.train
     if train_sets is not None:
         kind = f"training set in {source.name}"
@@ -322,12 +327,14 @@ def _folder_source(folder: Path) -> DataSource:
         raise UserError(f"data folder {folder} does not exist: set --data or SR_DATA")
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder: give the folder that holds {LAYOUT}")
-    # The second is the layout of EDSR-PyTorch.
-    sets = [*find_folders(folder), *find_folders(child(folder, "benchmark"))]
-    test = _sets((sub.name, child(sub, "HR")) for sub in sets)
+    # The second is the layout of EDSR-PyTorch. Both hold sets, and are none: train/HR is a
+    # training set.
+    training, benchmark = child(folder, "train"), child(folder, "benchmark")
+    sets = [sub for sub in find_folders(folder) if sub not in (training, benchmark)]
+    test = _sets((sub.name, child(sub, "HR")) for sub in [*sets, *find_folders(benchmark)])
     train = _sets(
         [
-            *((sub.name, sub) for sub in find_folders(child(folder, "train"))),
+            *((sub.name, sub) for sub in find_folders(training)),
             ("DIV2K", folder / "DIV2K" / "DIV2K_train_HR"),
             ("DIV2K", folder / "DIV2K_train_HR"),
         ]

@@ -49,11 +49,13 @@ class Report:
         checked: number of checks made, by (set, check).
         passed: number of them that passed.
         problems: one line for each problem.
+        notes: one line for each thing that is no problem by itself.
     """
 
     checked: Counter[tuple[str, str]] = field(default_factory=Counter)
     passed: Counter[tuple[str, str]] = field(default_factory=Counter)
     problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     def add(self, set_name: str, check: str, passed: bool, problem: str | None) -> None:
         """Count a check; one that failed is a problem if there are words for it."""
@@ -67,6 +69,7 @@ class Report:
         self.checked.update(other.checked)
         self.passed.update(other.passed)
         self.problems += other.problems
+        self.notes += other.notes
 
 
 @dataclass(frozen=True)
@@ -95,7 +98,7 @@ def verify_files(
     LR pixels. Stored LR images must have the size that fits and show the same, and those equal to
     ours are counted: other programs that make LR images are in use. Test images must be
     large enough for x4, and no two of a set of one name. Training images that are too small for
-    patches of ``side`` are counted, and no problem for smaller patches.
+    patches of ``side`` are noted, and no problem for smaller patches.
 
     Raises:
         UserError: one of the two files is unreadable or malformed.
@@ -151,7 +154,13 @@ def _check_image(task: _Task) -> Report:
     height, width = image.shape[:2]
     too_small = f"{task.path} is {width}x{height}: x{_SCALE} needs {task.least}x{task.least}"
     fits = min(height, width) >= task.least
-    report.add(task.set_name, "size", fits, too_small if task.test else None)
+    usable = task.test or min(height, width) >= _SCALE  # by smaller patches
+    report.add(task.set_name, "size", fits, None if usable and not task.test else too_small)
+    if not fits and not task.test and usable:
+        report.notes.append(
+            f"training image {too_small} for the patches of the presets quick and small: remove "
+            "it, or give a smaller --patch"
+        )
     stored = {}
     for scale in SCALES if task.test else ():
         try:

@@ -44,6 +44,8 @@ DTYPES: dict[str, torch.dtype] = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
+#: Seconds for each part, size and pass elsewhere than on CUDA.
+MAX_SECONDS = 20.0
 #: Scale of the networks that are timed.
 SCALE = 4
 _CHANNELS = {"core": CORE_CHANNELS, "module": MODULE_CHANNELS, "network": 3}
@@ -116,7 +118,7 @@ def measure(
         "warmup": (10 if cuda else 1) if warmup is None else warmup,
         "min_runs": min_runs,
         "max_runs": max_runs,
-        "max_seconds": 20.0 if max_seconds is None and not cuda else max_seconds,
+        "max_seconds": MAX_SECONDS if max_seconds is None and not cuda else max_seconds,
         "seed": seed,
     }
     if graphs and not cuda:
@@ -136,6 +138,7 @@ def measure(
         )
     rows: list[LatencyRow] = []
     random = torch.random.fork_rng(devices=[device] if cuda else [])
+    _check_options(variants, parts, network)
     load = watch_load()
     with precision(dtype, device), random:
         described = machine.describe(device)
@@ -176,6 +179,20 @@ def measure(
         "other_cores": others,
     }
     return new_record(Latency, record_id(f"{device.type}-{dtype}", content), content)
+
+
+def _check_options(
+    variants: Sequence[Variant], parts: Sequence[str], network: NetworkConfig | None
+) -> None:
+    """Build each module once, so that a bad option shows before anything is timed."""
+    with torch.random.fork_rng(devices=[]):
+        for variant in variants:
+            if "core" in parts and variant.has_core:
+                create_core(variant)
+            if "module" in parts:
+                variant.create(MODULE_CHANNELS)
+            if "network" in parts and network:
+                variant.create(network.channels)
 
 
 def _describe(network: NetworkConfig, scale: int) -> dict[str, Any]:

@@ -237,7 +237,14 @@ def choose(only: Sequence[str]) -> list[Comparison]:
 
 
 def cases_of(variants: Sequence[Variant]) -> list[Comparison]:
-    """The cores of these variants at 100 x 100, forward and with backward; without targets."""
+    """The cores of these variants at 100 x 100, forward and with backward; without targets.
+
+    Raises:
+        AttentionError: a bad option.
+    """
+    with torch.random.fork_rng(devices=[]):
+        for variant in variants:
+            create_core(variant)
     return [
         Comparison("core", variant, dict.fromkeys(("forward", "forward+backward")))
         for variant in variants

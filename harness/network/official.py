@@ -22,7 +22,7 @@ from ..config.network import NetworkConfig
 from ..config.presets import find_preset
 from ..config.variants import Variant
 from .edsr import RGB_MEAN, quarters
-from .weights import Architecture, TrainedNetwork, check_values, no_weights
+from .weights import Architecture, TrainedNetwork, check_values, file_fault
 
 #: Rows of the ENLCA paper's Table 1 that are EDSR with one of our modules, by module.
 _PUBLISHED = {"none": "EDSR", "nlsa": "NLSN", "enlca": "ENLCN"}
@@ -129,13 +129,15 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     except FileNotFoundError:
         raise UserError(f"no weights at {path}") from None
     except OSError as error:
+        if error.filename is None and (fault := file_fault(path, error)):
+            raise UserError(f"{path} {fault}") from error
         raise UserError(f"cannot read weights {path}: {error.strerror or error}") from error
     except Exception as error:  # unpickling raises many kinds
-        if what := no_weights(path):
-            raise UserError(f"{path} holds no weights: {what}") from error
+        if fault := file_fault(path, error):
+            raise UserError(f"{path} {fault}") from error
         raise UserError(
-            f"cannot open {path}: it is damaged, or it holds more than tensors and could run any "
-            "code; save its state dict alone: torch.save(model.state_dict(), ...)"
+            f"cannot open {path}: it is damaged or cut off, or holds more than tensors and could "
+            "run any code; save its state dict alone: torch.save(model.state_dict(), ...)"
         ) from error
     while isinstance(content, dict) and (
         key := next((key for key in _KEYS if isinstance(content.get(key), dict)), None)

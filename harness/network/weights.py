@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -31,6 +32,9 @@ from .edsr import EDSR, build_network
 if TYPE_CHECKING:
     from ..config.run import RunConfig
 
+_AGAIN = "download or copy it again"
+#: Bytes of a safetensors header; the library takes no longer one.
+_LONGEST_HEADER = 100_000_000
 _FOREIGN = "convert files of the papers' authors first: python -m harness.convert"
 
 
@@ -200,8 +204,8 @@ def load_weights(path: Path) -> TrainedNetwork:
     except OSError as error:
         raise UserError(f"cannot read weights {path}: {error}") from error
     except SafetensorError as error:
-        if what := no_weights(path):
-            raise UserError(f"{path} holds no weights: {what}") from error
+        if fault := file_fault(path):
+            raise UserError(f"{path} {fault}") from error
         raise UserError(
             f"cannot read weights {path}: damaged, or no safetensors file ({error}); {_FOREIGN}"
         ) from error
@@ -215,18 +219,56 @@ def load_weights(path: Path) -> TrainedNetwork:
     return TrainedNetwork(name, architecture, network.eval())
 
 
-def no_weights(path: Path) -> str | None:
-    """What a file is that a download left in place of weights, with the fix; None if neither.
+def file_fault(path: Path, error: Exception | None = None) -> str | None:
+    """What is wrong with a file in place of weights, with the fix; None if nothing is known.
 
-    It may be a web page or a pointer of Git LFS.
+    It may be empty or cut off, or what a download left: a web page or a pointer of Git LFS.
+
+    Args:
+        path: of the file.
+        error: of its reading.
     """
+    size = path.stat().st_size
     with path.open("rb") as file:
-        head = file.read(512).lstrip().lower()
-    if head.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
-        return "it is a web page (HTML); download the file itself, not the page about it"
-    if head.startswith(b"version https://git-lfs"):
-        return "it is a pointer of Git LFS; fetch the file with git lfs pull"
+        head = file.read(512)
+        text = head.lstrip().lower()
+        if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
+            return (
+                "holds no weights: it is a web page (HTML); download the file itself, not the page "
+                "about it"
+            )
+        if text.startswith(b"version https://git-lfs"):
+            return "holds no weights: it is a pointer of Git LFS; fetch the file with git lfs pull"
+        if not size:
+            return f"holds no weights: it is empty (0 bytes); {_AGAIN}"
+        short = f"is cut off: it ends after {size:,} bytes; {_AGAIN}"
+        if head[:2] == b"PK":
+            return None if zipfile.is_zipfile(file) else short
+    if _safetensors_size(path) > size:
+        return short
+    words = ("ran out of input", "truncated", "unexpected eof")
+    if isinstance(error, EOFError) or any(word in str(error).lower() for word in words):
+        return short
     return None
+
+
+def _safetensors_size(path: Path) -> int:
+    """Bytes that a safetensors file has by its own header; 0 if it is no such file."""
+    with path.open("rb") as file:
+        start = file.read(9)
+        if path.suffix == ".safetensors" and len(start) < 9:
+            return 9
+        header = int.from_bytes(start[:8], "little")
+        if start[8:] != b"{" or header > _LONGEST_HEADER:
+            return 0
+        text = b"{" + file.read(header - 1)
+    if len(text) < header:
+        return 8 + header
+    try:
+        tensors = [value for value in json.loads(text).values() if "data_offsets" in value]
+        return 8 + header + max((int(one["data_offsets"][1]) for one in tensors), default=0)
+    except (ValueError, TypeError, AttributeError, IndexError, RecursionError):
+        return 0
 
 
 def load_strictly(module: torch.nn.Module, tensors: dict[str, torch.Tensor], source: str) -> None:

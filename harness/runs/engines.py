@@ -116,7 +116,9 @@ class Ray:
             )
         except (OSError, RuntimeError, ValueError) as error:
             reason = str(error).strip().splitlines()[0]
-            raise UserError(f"no Ray cluster answers at {address}: {reason}") from error
+            source = "--ray-address" if options.address else "RAY_ADDRESS"
+            where = f" at {address} ({source})" if address else ""
+            raise UserError(f"no Ray cluster answers{where}: {reason}") from error
         self._task = ray.remote(
             num_cpus=self._threads,
             num_gpus=options.gpus if options.device.type == "cuda" else 0,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import heapq
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -169,12 +170,15 @@ def print_plan(
         gpus: share of a GPU for each job.
         start_up: seconds until a job's first step.
 
+    A line names a run whose first steps fail; the others are estimated all the same.
+
     Raises:
-        UserError: as :func:`calibrate`.
+        SystemExit: steps of a run failed (status 1).
     """
     kind = "GPU" if device.type == "cuda" else "CPU"
-    estimates: dict[tuple[Variant, str], Estimate] = {}
+    estimates: dict[tuple[Variant, str], Estimate | str] = {}
     seconds: list[float] = []
+    failed: list[str] = []
     groups: dict[tuple[str, int], list[Job]] = {}
     for job in jobs:
         groups.setdefault((job.label, job.config.steps), []).append(job)
@@ -198,16 +202,21 @@ def print_plan(
                 key = (config.variant, config.data.name)
                 if key not in estimates:
                     on_run(index / len(groups), label)
-                    estimates[key] = calibrate(config, group[0].task)
+                    estimates[key] = _try(config, group[0].task)
                 found = estimates[key]
+                if isinstance(found, str):
+                    failed.append(f"{label}: its first steps failed, {found}")
+                    table.add_row(*row, "failed")
+                    continue
                 each = found.seconds(config) + start_up
                 seconds += [each] * (len(group) - finished)
                 memory = "" if found.memory is None else f"{found.memory / 1e6:,.0f} MB"
                 row += [f"{found.full:.3g}", duration(each), memory]
             table.add_row(*row)
     print_table(table)
+    without = ", without those that failed" if failed else ""
     print(
-        f"{len(seconds)} of {len(jobs)} runs to do: {sum(seconds) * gpus / 3600:.3g} "
+        f"{len(seconds)} of {len(jobs)} runs to do{without}: {sum(seconds) * gpus / 3600:.3g} "
         f"{kind}-hours, about {duration(_longest(seconds, at_once))} with "
         f"{at_once or len(seconds)} at once.",
     )
@@ -215,6 +224,23 @@ def print_plan(
         "Estimated from a few steps of each variant, one at a time, and an image or two of each "
         "test set. Unfinished runs count in full. Nothing was run.",
     )
+    for line in failed:
+        print(line, file=sys.stderr)
+    if failed:
+        raise SystemExit(1)
+
+
+def _try(config: RunConfig, task: AnyTask) -> Estimate | str:
+    """:func:`calibrate`, or what went wrong in it: it runs users' modules."""
+    try:
+        return calibrate(config, task)
+    except SystemExit as stop:
+        return f"it calls sys.exit({'' if stop.code is None else repr(stop.code)})"
+    except Exception as error:
+        kind = type(error).__name__
+        # The first two are one line by themselves.
+        text = f"{error}" if kind in ("UserError", "AttentionError") else f"{kind}: {error}"
+        return " ".join(text.split())
 
 
 def _longest(seconds: Sequence[float], at_once: int | None) -> float:

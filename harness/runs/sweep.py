@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import signal
+import statistics
 import sys
 import threading
 import time
@@ -19,7 +20,7 @@ from ..base.folders import tables_command
 from ..base.progress import progress_bar
 from ..base.signals import defer_signals
 from .jobs import Job, describe_status, was_stopped
-from .pace import Pace, duration
+from .pace import Pace, Step, duration, step_of
 
 if TYPE_CHECKING:
     from .engines import Engine
@@ -130,9 +131,9 @@ def sweep(
         ThreadPoolExecutor(most) as pool,
         progress_bar("runs", "{task.fields[left]}", estimate=False) as progress,
     ):
-        known = len(report.finished)
-        total = known + len(queue.later())
-        task = progress.add_task("Runs", total=total, completed=known, left="")
+        before = len(report.finished)
+        total = before + len(queue.later())
+        task = progress.add_task("Runs", total=total, completed=before, left="")
         shown, left = -math.inf, ""
         try:
             while queue.later() or running:
@@ -156,18 +157,31 @@ def sweep(
                     shown = now
                     active = [(job, now - began) for job, began in running.values()]
                     waiting = queue.later()
+                    steps = [(job, step) for job, _ in active if (step := step_of(job.log))]
+                    known = [step.seconds for _, step in steps if step.seconds]
+                    pace.guess = statistics.fmean(known) if known else None
                     seconds = pace.left(waiting, active, most) if waiting or active else None
                     left = "" if seconds is None else f"about {duration(seconds)} left"
-                    left = ", ".join(filter(None, [_running([job for job, _ in active]), left]))
+                    # A bar has no room for steps, a line has.
+                    now_running = _running(active, steps if progress.disable else ())
+                    left = ", ".join(filter(None, [now_running, left]))
                 progress.update(task, completed=ended, total=total, left=left)
         finally:
             stop.set()  # the pool waits for its threads
     return report
 
 
-def _running(jobs: Sequence[Job]) -> str:
-    """What runs now, in a few words."""
-    return f"running: {jobs[0]}" if len(jobs) == 1 else f"{len(jobs)} running" if jobs else ""
+def _running(active: Sequence[tuple[Job, float]], steps: Sequence[tuple[Job, Step]]) -> str:
+    """What runs now, in a few words: jobs, each with its seconds so far, and how far some are."""
+    if not active:
+        return ""
+    if steps:
+        job, step = steps[0]
+        words = "running: " if len(active) == 1 else f"{len(active)} running, one is "
+        return f"{words}{job} ({step.text})"
+    job, seconds = active[0]
+    words = f"running: {job}" if len(active) == 1 else f"{len(active)} running"
+    return f"{words} for {duration(seconds)}" if seconds >= 1 else words
 
 
 def _run(engine: Engine, job: Job, stop: threading.Event) -> int:

@@ -174,6 +174,11 @@ class SyntheticTask(Task):
         return value
 
     @property
+    def scoring_bytes(self) -> int:
+        """Memory in which the largest test set is scored, roughly; 0 where it does not matter."""
+        return 0
+
+    @property
     def validation_set(self) -> str:
         """Where learning rates are chosen: validation items of this test set."""
         return self.test_sets[0]

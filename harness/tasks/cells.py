@@ -23,6 +23,10 @@ _TEST, _VALIDATION = 2**40, 2**41
 _IMAGES = (256, 256, 64)
 
 
+# Of a pixel of a test image, by trying.
+_BYTES = 140
+
+
 class CellTask(SyntheticTask):
     """Trains on grids of n x n cells, and tests on n, 2n and 4n.
 
@@ -41,6 +45,14 @@ class CellTask(SyntheticTask):
     def test_sets(self) -> list[str]:
         """One for each size: ``n6``, ``n12``, ``n24``."""
         return [f"n{factor * self.cells}" for factor in (1, 2, 4)]
+
+    @property
+    def scoring_bytes(self) -> int:
+        """Of the images of 4n x 4n cells: inputs, references, outputs, and what they are made of.
+
+        Subclasses add what grows faster than the number of cells.
+        """
+        return _IMAGES[-1] * (CELL * 4 * self.cells) ** 2 * _BYTES
 
     @property
     def validation_set(self) -> str:
@@ -68,6 +80,11 @@ def cell_preset(scale: int, learning_rate: float) -> Preset:
     )
 
 
+def distances_bytes(n: int) -> int:
+    """Memory in which :func:`distances` is made."""
+    return 24 * n**4
+
+
 @functools.cache
 def distances(n: int) -> NDArray[np.int64]:
     """Input pixels between any two cells ``[n², n²]``, the larger of rows and columns.
@@ -77,6 +94,19 @@ def distances(n: int) -> NDArray[np.int64]:
     row, column = np.divmod(np.arange(n * n), n)
     rows, columns = (np.abs(axis[:, None] - axis) for axis in (row, column))
     return CELL * np.maximum(rows, columns) - (CELL - 1)
+
+
+def distances_to(cells: NDArray[Any], n: int) -> NDArray[np.int64]:
+    """:func:`distances` from every cell to some alone, ``[B, n², R]`` of cells ``[B, R]``.
+
+    Memory grows with n², not with its square.
+    """
+    found: NDArray[np.int64] | None = None
+    for own, other in zip(np.divmod(np.arange(n * n), n), np.divmod(cells, n), strict=True):
+        gaps = np.abs(own[:, None] - other[:, None, :])
+        found = gaps if found is None else np.maximum(found, gaps, out=found)
+    assert found is not None
+    return CELL * found - (CELL - 1)
 
 
 def joined(cells: NDArray[Any]) -> NDArray[Any]:

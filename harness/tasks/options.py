@@ -11,6 +11,7 @@ import typing
 from collections.abc import Collection, Iterable, Sequence
 from typing import Annotated, Any, TypeVar
 
+import psutil
 import tyro
 
 from ..base.commands import usage_errors
@@ -78,7 +79,7 @@ def parse_task(
         UserError: as :func:`options_with_task`, or a bad argument.
     """
     found, task = options_with_task(cls, argv)
-    with usage_errors():
+    with usage_errors(found):
         values = tyro.cli(
             found, args=argv, prog=f"python -m {module}", description=inspect.getdoc(cls)
         )
@@ -162,8 +163,8 @@ def create_task(task: type[Task], values: Any, argv: Sequence[str]) -> AnyTask:
     A task on image files finds them, but decodes none; with ``--skip-training`` it has none.
 
     Raises:
-        UserError: the task refuses an option, an option is given that is not of this task, or
-            there are no images.
+        UserError: the task refuses an option, an option is given that is not of this task, there
+            are no images, or memory is too small: see :func:`check_memory`.
     """
     given = _flags(argv)
     options = {option: getattr(values, option) for option in task.options()}
@@ -173,7 +174,24 @@ def create_task(task: type[Task], values: Any, argv: Sequence[str]) -> AnyTask:
         return task(None, source, task.fixed_scale or values.scale, **options)
     assert issubclass(task, SyntheticTask)
     _refuse(given, _OF_IMAGES + _OF_SR)
-    return task(**options)
+    created = task(**options)
+    check_memory(created)
+    return created
+
+
+def check_memory(task: SyntheticTask) -> None:
+    """Check that there is memory for scoring the task's largest test set.
+
+    Raises:
+        UserError: there is not.
+    """
+    need, free = task.scoring_bytes, psutil.virtual_memory().available
+    if need > free:
+        raise UserError(
+            f"scoring {task.test_sets[-1]} of task {task.name} needs about {need / 1e9:,.0f} GB of "
+            f"memory, and {free / 1e9:,.1f} GB are free: lower --cells, or what else makes the "
+            "images large"
+        )
 
 
 def find_images(values: Any) -> DataSource:

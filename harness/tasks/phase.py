@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ..base.errors import UserError
 from ..config.presets import Preset
 from .base import Batch, Floats, Item, ItemScore, Positions, generator
-from .cells import CELL, FAR, CellTask, cell_preset, distances, gain, joined, split
+from .cells import CELL, FAR, CellTask, cell_preset, distances, distances_bytes, gain, joined, split
 
 Decimation = Literal["nearest", "box"]
 Matrix = NDArray[np.float64]
@@ -244,6 +244,11 @@ class Phase(CellTask):
     def floor_output(self, item: Item) -> Floats:
         """The best estimates from one copy at the queries, zero elsewhere."""
         return self._filled(item, item.truth.from_one)
+
+    @property
+    def scoring_bytes(self) -> int:
+        """With the distances between all cells."""
+        return super().scoring_bytes + distances_bytes(4 * self.cells)
 
     def _far_order(self, rng: np.random.Generator, n: int) -> NDArray[np.int64]:
         """All cells in random order, the references of each query :data:`FAR` from it."""

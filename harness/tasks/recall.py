@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ..base.errors import UserError
 from ..config.presets import Preset
 from .base import Batch, Floats, Item, ItemScore, Positions, generator
-from .cells import CELL, CellTask, cell_preset, distances, joined
+from .cells import CELL, CellTask, cell_preset, distances_to, joined
 
 #: Side of a cell in HR pixels.
 HR_CELL = 4
@@ -181,7 +181,7 @@ class Recall(CellTask):
         order = rng.random(size).argsort(1)
         found, others = np.split(order, [self.pairs * self.copies], axis=1)
         # [B, n², copies, D]: pixels between every cell and every reference.
-        gaps = distances(n)[:, found].transpose(1, 0, 2).reshape(*size, self.copies, self.pairs)
+        gaps = distances_to(found, n).reshape(*size, self.copies, self.pairs)
         copy = gaps.argmin(2)
         apart = np.take_along_axis(gaps, copy[:, :, None], 2)[:, :, 0]
         allowed = apart >= self.least_distance

@@ -52,7 +52,9 @@ def _import(name: str) -> type[SyntheticTask]:
     try:
         module = importlib.import_module(module_name)
     except (Exception, SystemExit) as error:  # it runs the user's file
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        reason = " ".join(f"{type(error).__name__}: {error}".split()).rstrip(": ")
+        if isinstance(error, SystemExit):
+            reason = "it calls sys.exit(); raise an error there instead"
         raise UserError(f"cannot import {module_name!r} for task {name!r}: {reason}") from error
     cls = getattr(module, class_name, None)
     if cls is None:

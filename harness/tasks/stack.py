@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ..base.errors import UserError
 from ..config.presets import Preset
 from .base import Batch, Floats, Item, ItemScore, Positions, generator
-from .cells import CELL, FAR, CellTask, cell_preset, distances, gain, joined, split
+from .cells import CELL, FAR, CellTask, cell_preset, distances, distances_bytes, gain, joined, split
 
 #: Mean of all textures ``[2, 2, 1]``: one bright pixel shows where a cell begins.
 MEAN = np.array([[1.25, 0.25], [0.25, 0.25]], dtype=np.float32)[..., None]
@@ -160,6 +160,13 @@ class Stack(CellTask):
     def combine(self, value: float, details: Mapping[str, float]) -> float:
         """The gain of a set, from its mean squared errors."""
         return gain(details["mse"], details["local"], details["oracle"])
+
+    @property
+    def scoring_bytes(self) -> int:
+        """With the distances between all cells, and the copies of every pixel's texture."""
+        cells = (4 * self.cells) ** 2
+        copies = 64 * CELL**2 * cells * -(-cells // self.textures) * 8
+        return super().scoring_bytes + distances_bytes(4 * self.cells) + copies
 
     def _queries(self, n: int) -> Labels:
         """Cells far from enough others for all their copies."""

@@ -287,6 +287,11 @@ ONE_GRAPH = {
 }
 #: Modules that have only tiles: no implementation of plain operations.
 TILES_ONLY = {"atd", "nlrn", "shifted-window", "window"}
+#: For torch.func.
+NO_PLAIN_FORM = TILES_ONLY | {"csnln", "nla-flash"}
+OWN_BACKWARD = {
+    *("criss-cross", "enla", "enlca", "nla", "nlsa", "performer", "region", "rnan"),
+}
 PAPER = ["nla", "nlsa", "criss-cross", "enla", "enlca"]
 #: All modules, those of the paper first; the others take a minute together.
 paper_first = pytest.mark.parametrize(
@@ -375,7 +380,7 @@ def test_transformations_of_functions(name: str) -> None:
     def loss(x: Tensor) -> Tensor:
         return (module(x) * random_weights(x)).sum()
 
-    with pytest.raises((AttentionError, RuntimeError), match=r"torch\.func|autograd\.Function"):
+    with pytest.raises(AttentionError, match=r"^torch\.func takes plain operations"):
         torch.func.grad(loss)(x)
     with use_implementation("reference"):
         found = torch.func.grad(loss)(x)
@@ -385,6 +390,38 @@ def test_transformations_of_functions(name: str) -> None:
     first = loss(y)
     with pytest.raises(RuntimeError, match="no second derivative"):
         torch.autograd.grad(first, y, create_graph=True)
+
+
+@every_module
+def test_a_transformation_works_or_is_refused_in_a_line(name: str) -> None:
+    """With the implementation that is chosen by itself, and by plain operations."""
+    module, x = build(name, **SMALL.get(name, {})).eval(), features().detach()
+    two = torch.cat([x, 2 * x])
+    weights = random_weights(x)
+    y = x.clone().requires_grad_()
+    wanted = {
+        "grad": torch.autograd.grad((module(y) * weights).sum(), y)[0],
+        "vmap": module(two).detach(),
+    }
+
+    def transformed() -> dict[str, Tensor]:
+        found = {"grad": torch.func.grad(lambda x: (module(x) * weights).sum())(x)}
+        if name != "nlsa":  # its rotations are random: torch asks for vmap's randomness
+            found["vmap"] = torch.func.vmap(lambda x: module(x[None])[0])(two)
+        return found
+
+    for choice in ("auto", "reference"):
+        with use_implementation(choice):
+            if name in NO_PLAIN_FORM or (choice == "auto" and name in OWN_BACKWARD):
+                for transform in (torch.func.grad, torch.func.vmap)[: 1 if name == "nlsa" else 2]:
+                    with pytest.raises(
+                        AttentionError,
+                        match=r"^torch\.func takes plain operations, (which|of which) [^\n]*: use ",
+                    ):
+                        transform(lambda x: module(x.view(-1, CHANNELS, *SIZE)).sum())(x)
+                continue
+            for transform_name, tensor in transformed().items():
+                assert_close(tensor, wanted[transform_name], 1e-5, transform_name)
 
 
 def test_a_trace_of_nlsa_in_training_is_refused() -> None:

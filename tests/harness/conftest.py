@@ -93,7 +93,7 @@ class Cli:
     def refused(self, command: str, *words: object) -> str:
         """The one line of a refused command; only progress may stand before it."""
         *before, line = self(command, *words, status=2).err.strip().splitlines()
-        progress = r"(Decoding training images|Comparing|Timing |\S+: measuring for up to )"
+        progress = r"(Decoding training images|Comparing|Timing|\S+: measuring for up to )"
         assert all(re.match(progress, text) for text in before), before
         assert line.startswith("error: ")
         return line

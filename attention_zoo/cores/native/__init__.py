@@ -135,7 +135,10 @@ def _compile(command: list[str], sources: Sources, path: Path) -> None:
 
 
 def _compiler() -> list[str] | None:
-    named = shlex.split(os.environ.get("CC", ""))
+    try:
+        named = shlex.split(os.environ.get("CC", ""))
+    except ValueError:  # quotes that do not close
+        return None
     if named:
         return named if shutil.which(named[0]) else None
     return next(([name] for name in _COMPILERS if shutil.which(name)), None)

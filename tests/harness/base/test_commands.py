@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 from rich.table import Table
+from rich.text import Span, Text
 
-from harness.base.printing import print_table
+from harness.base.printing import in_encoding, print_table
 from harness.completion import commands
 
 #: Packages that no command needs for its help.
@@ -80,3 +81,49 @@ def test_no_locale_ends_a_command(locale: str, tmp_path: Path) -> None:
     plain = "25.05 +- 0.01, -0.5, x4, \\u03bb"
     assert text.splitlines()[0] == ("25.05 ± 0.01, −0.5, ×4, λ" if "UTF" in locale else plain)
     assert ("−1" if "UTF" in locale else "-1") in text
+
+
+def test_columns_are_as_wide_as_what_stands_for_letters_that_an_encoding_lacks(
+    tmp_path: Path,
+) -> None:
+    code = (
+        "from rich.table import Table\n"
+        "from rich.text import Text\n"
+        "from harness.base.commands import command_line\n"
+        "from harness.base.printing import aligned, print_table\n"
+        "@command_line\n"
+        "def main():\n"
+        "    table = Table('methode λ', 'PSNR ±')\n"
+        "    table.add_row('λ-attention [é]', Text('25.05 ± 0.01', 'bold'))\n"
+        "    table.add_row('NLA', '−0.5')\n"
+        "    print_table(table)\n"
+        "    grid = '| λ   |    ± |\\n| --- | ---: |\\n| a\\\\|b | −0.5 |\\n'\n"
+        "    print(aligned(grid), end='')\n"
+        "main()\n"
+    )
+    script = tmp_path / "script.py"
+    script.write_text(code, encoding="utf-8")
+    root = str(Path(__file__).parents[3])
+    done = subprocess.run(
+        [sys.executable, script],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": root, "LC_ALL": "C", "PYTHONUTF8": "0"},
+    )
+    assert done.stderr == ""
+    *table, one, two, three = done.stdout.splitlines()
+    assert {len(line) for line in table} == {len(table[0])}
+    assert any(r"\u03bb-attention [\xe9] | 25.05 +- 0.01 |" in line for line in table)
+    assert [one, two, three] == [
+        r"| \u03bb |   +- |",
+        r"| ------ | ---: |",
+        r"| a\|b   | -0.5 |",
+    ]
+
+
+def test_styles_stay_where_they_are() -> None:
+    table = Table("a")
+    table.add_row(Text.assemble("λ", ("b", "bold"), "c"))
+    (cell,) = in_encoding(table, "ascii").columns[0]._cells
+    assert isinstance(cell, Text)
+    assert (cell.plain, cell.spans) == (r"\u03bbbc", [Span(6, 7, "bold")])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import time
 
 import pytest
@@ -104,9 +105,26 @@ def test_what_fails_at_once_prints_no_progress(capsys: pytest.CaptureFixture[str
     assert capsys.readouterr() == ("", "")
 
 
-def test_timed_runs_print_a_line_at_the_start_and_each_minute(
+def test_a_line_follows_as_soon_as_there_is_a_rate(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setattr(progress, "FIRST_LINE", 0.05)
+    with progress_bar("steps") as bar:
+        task = bar.add_task("Mine", total=1000)
+        time.sleep(0.2)  # one line, although it is looked four times
+        for step in (1, 2, 3):
+            bar.update(task, completed=step)
+            time.sleep(0.02)
+        time.sleep(0.2)
+    first, second, _ = capsys.readouterr().err.splitlines()
+    assert first == "Mine: 0 of 1000 steps"
+    assert re.fullmatch(r"Mine: \d of 1000 steps, [\d.]+ steps/s, 0:0\d:\d\d left", second)
+
+
+def test_timed_runs_print_a_line_soon_and_each_minute(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each with rate and time left."""
     now = 0.0
     monkeypatch.setattr(progress.time, "monotonic", lambda: now)
     with timing_bar() as on_run:
@@ -114,10 +132,35 @@ def test_timed_runs_print_a_line_at_the_start_and_each_minute(
             on_run(run / 240, "core: NLA [64]")
             now += 1.0
     assert capsys.readouterr().err.splitlines() == [
-        "Timing core: NLA [64]",
-        "Timing core: NLA [64]: 25 %, 1.0 runs/s, 0:03:00 left",
-        "Timing core: NLA [64]: 50 %, 1.0 runs/s, 0:02:00 left",
+        "Timing core: NLA [64]: 0 %, 1.0 runs/s, 0:03:59 left",
+        "Timing core: NLA [64]: 21 %, 1.0 runs/s, 0:03:09 left",
+        "Timing core: NLA [64]: 42 %, 1.0 runs/s, 0:02:19 left",
     ]
+
+
+@pytest.mark.parametrize(
+    ("planned", "words"), [(90.0, ", 0:01:[0-3][0-9] left as planned"), (None, "")]
+)
+def test_a_long_first_run_is_told_meanwhile(
+    planned: float | None,
+    words: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(progress, "_LATE_FIRST_LINE", 0.01)
+    monkeypatch.setattr(progress, "LINE_EVERY", 0.1)
+
+    def next_line() -> str:
+        end = time.monotonic() + 20
+        while not (text := capsys.readouterr().err) and time.monotonic() < end:
+            time.sleep(0.01)
+        return text.splitlines()[-1]
+
+    with timing_bar(planned) as on_run:
+        assert re.fullmatch(f"Timing: no run has ended yet{words}", next_line())
+        on_run(0.0, "core: NLA")
+        capsys.readouterr()
+        assert re.fullmatch(f"Timing core: NLA: no run has ended yet{words}", next_line())
 
 
 @pytest.mark.usefixtures("terminal")

@@ -217,4 +217,4 @@ def test_unknown_rows_are_told_with_all_rows_in_order(command: str) -> None:
 def test_choices_of_other_options_are_sorted_and_without_none() -> None:
     with pytest.raises(UserError) as error:
         parse(latency.Options, ["--parts", "cor"], "harness.latency")
-    assert "Expected one of core, module, network; see --help" in str(error.value)
+    assert "Expected one of core, module, network (did you mean core?); see" in str(error.value)

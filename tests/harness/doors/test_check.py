@@ -141,7 +141,7 @@ def test_a_task_that_fails(cli: Cli, import_folder: Path) -> None:
         ("--task recall --attn nla", "--attn applies only to modules: leave it out"),
         ("--task recall --skip-timing", "--skip-timing applies only to modules"),
         ("--task recall --steps 3", "--steps applies only to --train"),
-        ("--task recall --m 3", "Unrecognized options: --m"),
+        ("--task recall --m 3", "unknown option --m"),
         ("--task recall --pairs 99", "99 references leave no query"),
         ("--task recall --train --steps 0", "steps must be at least 1"),
         ("nla --train", "--train applies only to --task: leave it out"),

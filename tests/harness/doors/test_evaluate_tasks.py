@@ -149,7 +149,7 @@ def test_mistakes_are_one_line(cli: Cli, results: Path) -> None:
         ("--weights oracle --task recal", "did you mean recall?"),
         ("--weights oracle --pairs 3", "--pairs is an option of recall: name the task with --task"),
         ("--weights oracle --noise 3", "--noise is an option of sr, phase, stack: name the task"),
-        ("--weights oracle --oops 3", "Unrecognized options: --oops"),
+        ("--weights oracle --oops 3", "unknown option --oops"),
         ("--weights oracle --task recall --pairs 99", "99 references leave no query"),
     ]:
         assert message in cli.refused(f"evaluate {line}", "--results", results)

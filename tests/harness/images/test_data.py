@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import errno
 import hashlib
+import os
 import re
 import shutil
 from pathlib import Path
@@ -135,6 +137,39 @@ def test_environment(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert find_data().name == "embedded"
 
 
+@pytest.mark.parametrize(("place", "reason"), [("file", "file is not a folder"), ("file/sub", "")])
+def test_a_bad_variable_is_named(
+    place: str, reason: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("SR_DATA", str(tmp_path / place))
+    with pytest.raises(UserError, match=f"^SR_DATA: .*{reason}"):
+        find_data()
+    monkeypatch.setenv("SR_CACHE", str(tmp_path / place))
+    message = "into .*: .*file is not a folder; set SR_CACHE to a folder that can be written"
+    with pytest.raises(UserError, match=message):
+        find_data(folder).training_images(2)
+
+
+def test_a_cache_that_cannot_be_written_names_its_variable(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SR_CACHE", str(tmp_path / "cache"))
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    with pytest.raises(UserError, match="No space left on device; free space, or set SR_CACHE"):
+        find_data(folder).training_images(2)
+    # What is wrong with an image has nothing to do with it.
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+    (folder / "train" / "A" / "1.png").write_bytes(b"torn")
+    with pytest.raises(UserError, match="cannot read the image") as raised:
+        find_data(folder).training_images(2)
+    assert "SR_CACHE" not in str(raised.value)
+
+
 def test_bad_folders(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for path, message in [
         (tmp_path / "nowhere", "nowhere does not exist: set --data or SR_DATA"),
@@ -202,6 +237,36 @@ def test_layouts_that_people_have(tmp_path: Path) -> None:
         assert image.lr_file
         np.testing.assert_array_equal(image.lr, expected)
     assert left_out(tmp_path, source.train, source.test) == []
+
+
+def test_train_and_benchmark_hold_sets_and_are_none(tmp_path: Path) -> None:
+    for place in ("train/HR", "benchmark/HR", "benchmark/train/HR", "Train2/HR"):
+        save(tmp_path / place / "a.png")
+    source = find_data(tmp_path)
+    assert source.train_sets == ["HR"]
+    assert source.test == (
+        sources.ImageSet("Train2", (tmp_path / "Train2" / "HR" / "a.png",)),
+        sources.ImageSet("train", (tmp_path / "benchmark" / "train" / "HR" / "a.png",)),
+    )
+    assert left_out(tmp_path, source.train, source.test) == [
+        "benchmark/HR: 1 image not read: put them into benchmark/<Set>/HR/ for a test set"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("place", "advice"),
+    [
+        ("train/T/HR", "sub-folders are not read, move them to train/T/"),
+        ("train/T/DIV2K_valid_HR", "sub-folders are not read, move them to train/T/"),
+        ("HR", "put them into <Set>/HR/ for a test set"),
+        ("a/b/Set5/HR", "test sets lie in <Set>/HR/, training sets in train/<Set>/"),
+    ],
+)
+def test_what_lies_elsewhere_is_told_where_to_go(place: str, advice: str, tmp_path: Path) -> None:
+    save(tmp_path / place / "a.png")
+    with pytest.raises(UserError) as raised:
+        find_data(tmp_path)
+    assert str(raised.value).endswith(f"; {place}: 1 image not read: {advice}")
 
 
 def test_what_systems_leave_is_no_data(folder: Path) -> None:
@@ -380,6 +445,10 @@ def test_verify(folder: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None
     out = cli("data verify --data", folder).out
     assert re.search(r"Set5\W+2/2\W+2/2\W+1/1\W+3/3\W", out)
     assert re.search(r"A\W+4/4\W+4/4\W", out)
+    # Too small for the presets' patches, but not for smaller ones.
+    told = [line for line in out.splitlines() if line.startswith("training image ")]
+    assert len(told) == 7
+    assert re.search(r"A/0\.png is 44x40: x4 needs 112x112 for the patches of the presets", told[0])
 
     # Another maker's LR image is counted, and no fault by itself.
     Image.fromarray(ours // 8 * 8).save(stored)
@@ -417,6 +486,7 @@ def test_verify_finds_what_a_run_would_refuse(folder: Path, cli: Cli) -> None:
     hr = folder / "Set5" / "HR"
     save(hr / "img_1.bmp", seed=20)
     save(hr / "thin.png", 1, 64)
+    save(folder / "train" / "B" / "flat.png", 3, 64)
     for ending in ("png", "bmp"):
         save(folder / "City" / "LR_bicubic" / "X4" / f"xx4.{ending}", 11, 11)
     save(folder / "Set5" / "LR_bicubic" / "X2" / "img_2x2.png", 24, 30)
@@ -426,11 +496,12 @@ def test_verify_finds_what_a_run_would_refuse(folder: Path, cli: Cli) -> None:
         "A/9.png is test image ",
         "test set Set5 has both img_1.bmp and img_1.png: rename or remove",
         "thin.png is 64x1: x4 needs 20x20",
+        "flat.png is 64x3: x4 needs 112x112",
         "X4 has both xx4.bmp and xx4.png, LR images of x.bmp: remove one of them",
         "img_2x2.png is 30x24, not 30x25 as ",
     ):
         assert problem in problems
-    assert error.rstrip().endswith("error: 5 checks failed, listed above")
+    assert error.rstrip().endswith("error: 6 checks failed, listed above")
 
 
 def test_download_command(tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

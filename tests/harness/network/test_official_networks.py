@@ -360,12 +360,12 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     for content, words in [
         ("nowhere.pt", "no weights at"),
         (".", "cannot read weights"),
-        ("torn.pt", "cannot open .* damaged"),
-        ("torn.safetensors", "cannot open .* damaged"),
+        ("torn.pt", "torn.pt is cut off: it ends after 999 bytes; download or copy it again"),
+        ("torn.safetensors", "torn.safetensors is cut off: it ends after 4 bytes"),
         ("page.pt", "page.pt holds no weights: it is a web page"),
         ("page.safetensors", "holds no weights: it is a web page"),
         ("lfs.pt", "holds no weights: it is a pointer of Git LFS; fetch the file with git lfs"),
-        ("empty.pt", "cannot open .* damaged"),
+        ("empty.pt", r"empty.pt holds no weights: it is empty \(0 bytes\); download"),
         ([zeros], "holds no state dict$"),
         ({}, "holds no state dict$"),
         ({"head.0.bias": 3}, "'head.0.bias' is no tensor"),
@@ -382,6 +382,23 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=words) as error:
             load_official(path)
         assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("form", ["zip", "legacy", "safetensors", "safetensors named .pt"])
+def test_a_file_is_called_cut_off_wherever_it_ends(form: str, tmp_path: Path) -> None:
+    state = {"head.0.bias": torch.zeros(8), "body.0.weight": torch.ones(8, 8, 3, 3)}
+    path = tmp_path / ("a.safetensors" if form == "safetensors" else "a.pt")
+    if form.startswith("safetensors"):
+        save_file(state, path)
+    else:
+        torch.save(state, path, _use_new_zipfile_serialization=form == "zip")
+    whole = path.read_bytes()
+    with pytest.raises(UserError, match=r"sub_mean\.weight is missing"):
+        load_official(path)
+    for size in range(1, len(whole), 97):
+        path.write_bytes(whole[:size])
+        with pytest.raises(UserError, match=r"^(cannot open )?\S+a\.(pt|safetensors).* cut off"):
+            load_official(path)
 
 
 def test_published_methods() -> None:

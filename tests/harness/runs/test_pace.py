@@ -9,7 +9,7 @@ import pytest
 
 from harness.config.variants import Variant
 from harness.runs.jobs import Job
-from harness.runs.pace import Pace
+from harness.runs.pace import Pace, step_of
 from harness.tasks.recall import Recall
 from tests.harness.tiny import make_config
 
@@ -50,3 +50,42 @@ def test_time_left(waiting: int, running: list[float], at_once: int | None, seco
     assert pace.left(jobs, active, at_once) is None
     pace.add(job("nla"), 10.0)
     assert pace.left(jobs, active, at_once) == pytest.approx(seconds)
+
+
+def test_before_any_has_finished_jobs_take_as_long_as_the_guess() -> None:
+    pace = Pace()
+    pace.guess = 30.0
+    assert pace.left([job("nla")], [(job("nla", 1), 10.0)], 1) == 50.0
+    pace.add(job("nla", 2), 10.0)
+    assert pace.left([job("nla")], [(job("nla", 1), 10.0)], 1) == 10.0
+
+
+HEAD = "[2026-01-01] python -m harness.run --attn nla\n"
+
+
+@pytest.mark.parametrize(
+    ("lines", "text", "seconds"),
+    [
+        ("NLA, seed 0: 0 of 8 steps\n", "0 of 8 steps", None),
+        (
+            "NLA: 0 of 8 steps\nNLA: 6 of 8 steps, 2.0 steps/s, 0:00:05 left, L1 0.25\n",
+            "6 of 8 steps, 2.0 steps/s, 0:00:05 left",
+            20.0,
+        ),
+        (
+            "NLA: 500 of 1000 steps, 4.5 steps/h, 4 days, 15:00:00 left\n",
+            "500 of 1000 steps, 4.5 steps/h, 4 days, 15:00:00 left",
+            2 * (4 * 24 + 15) * 3600.0,
+        ),
+        # A second try goes on from a checkpoint, and says nothing yet.
+        (f"NLA: 6 of 8 steps, 2.0 steps/s, 0:00:01 left\n{HEAD}", None, None),
+    ],
+)
+def test_how_far_a_job_is(
+    lines: str, text: str | None, seconds: float | None, tmp_path: Path
+) -> None:
+    log = tmp_path / "log.txt"
+    assert step_of(log) is None
+    log.write_text(HEAD + lines)
+    found = step_of(log)
+    assert (found and found.text, found and found.seconds) == (text, seconds)

@@ -84,6 +84,18 @@ TINY = (
     ProfileTask("tiny D=4", "tiny_task:Tiny"),
     ProfileTask("tiny D=3", "tiny_task:Tiny", {"pairs": 3}),
 )
+RAISES = """
+from torch import nn
+
+class Raises(nn.Module):
+    def __init__(self, channels):
+        super().__init__()
+
+    def forward(self, x):
+        if x.device.type == "meta":
+            return x
+        raise ValueError("no such\\nkernel")
+"""
 QUIET = ["--skip-latency", "--workers", "1"]
 
 
@@ -452,4 +464,16 @@ def any_locked(results: Path) -> bool:
 )
 def test_mistakes_are_one_line(words: list[str], message: str, cli: Cli, results: Path) -> None:
     assert message in cli.refused("probe", *words, "--results", results)
+    assert not results.exists()
+
+
+def test_a_plan_names_what_fails_and_goes_on(cli: Cli, results: Path, import_folder: Path) -> None:
+    (import_folder / "raises.py").write_text(RAISES)
+    words = "probe --plan --attn raises:Raises none --tasks tiny_task:Tiny --results"
+    out, err = cli(words, results, status=1)
+    told = "its first steps failed, ValueError: no such kernel"
+    assert err.splitlines()[-2:] == [f"Raises, tiny D={d}: {told}" for d in (4, 3)]
+    assert re.search(r"Raises, tiny D=4 .* failed *$", out, re.MULTILINE)
+    assert re.search(r"Baseline, tiny D=4 +3 .* (s|min|h) ", out)
+    assert "6 of 12 runs to do, without those that failed: " in out
     assert not results.exists()

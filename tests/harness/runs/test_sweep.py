@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from harness import sweep
+from harness.base import progress
 from harness.base.errors import UserError
 from harness.config.options import parse
 from harness.config.rows import table_rows
@@ -254,6 +255,25 @@ def test_the_end_of_a_traceback_is_the_reason(
     report, _ = swept(grid[:1], outcome)
     assert [reason for _, reason in report.failed] == ["RuntimeError: no [/x] here"]
     assert "no [/x] here" in capsys.readouterr().err
+
+
+def test_before_a_run_has_ended_its_log_tells_rate_and_time_left(
+    grid: list[Job], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(progress, "FIRST_LINE", 0.05)
+    monkeypatch.setattr(runs_sweep, "_ESTIMATE_EVERY", 0.0)
+
+    def outcome(job: Job) -> int:
+        job.log.parent.mkdir(parents=True)
+        line = f"{job}: 100 of 800 steps, 2.0 steps/s, 0:05:50 left, L1 0.5\n"
+        job.log.write_text(f"[now] python -m harness.run\n{line}")
+        time.sleep(1.0)
+        return 0
+
+    swept(grid[:1], outcome)
+    line = next(line for line in capsys.readouterr().err.splitlines() if "100 of 800" in line)
+    assert line.startswith("Runs: 0 of 1 runs, running: Baseline, seed 0 (100 of 800 steps, ")
+    assert line.endswith("2.0 steps/s, 0:05:50 left), about 6.7 min left")
 
 
 def test_nothing_is_said_of_the_time_left_once_all_has_stopped(

@@ -12,7 +12,7 @@ from harness.base.errors import UserError
 from harness.config.network import NetworkConfig
 from harness.measuring.tasks import check_reach, combined
 from harness.tasks.base import Floats, Item, ItemScore, generator
-from harness.tasks.cells import CELL, FAR, distances, gain
+from harness.tasks.cells import CELL, FAR, distances, distances_to, gain
 from harness.tasks.phase import (
     COLOUR,
     GREY,
@@ -232,6 +232,13 @@ def test_distances_are_those_between_the_nearest_pixels() -> None:
         ]
         nearest = min(max(abs(p - r), abs(q - s)) for p, q in pixels[0] for r, s in pixels[1])
         assert found[a, b] == (nearest if a != b else 1 - CELL)
+
+
+def test_distances_to_some_cells_are_those_of_the_whole_table() -> None:
+    cells = np.random.default_rng(0).integers(49, size=(3, 5))
+    found = distances_to(cells, 7)
+    assert found.dtype == np.int64
+    np.testing.assert_array_equal(found, distances(7)[:, cells].transpose(1, 0, 2))
 
 
 def test_all_queries_of_test_images_are_far_and_those_within_reach_do_not_count() -> None:

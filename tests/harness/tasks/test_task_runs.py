@@ -106,6 +106,12 @@ def test_no_option_of_a_task_is_one_of_the_command_or_of_a_module() -> None:
         (["--task", "recall", "--scale", "2"], "--scale applies only to --task sr"),
         (["--task", "recall", "--skip-training"], "--skip-training applies only to --task sr"),
         (["--task", "recall", "--pairs", "36"], "36 references leave no query"),
+        (
+            ["--task", "recall", "--cells", "4000"],
+            "scoring n16000 of task recall needs about 9,175 GB of memory, .* lower --cells",
+        ),
+        (["--task", "stack", "--cells", "60"], "scoring n240 of task stack needs about "),
+        (["--task", "phase", "--cells", "300"], "scoring n1200 of task phase needs about "),
         (["--task", "recall", "--preset", "base"], "task recall has no preset 'base': choose from"),
         (["--task", "recall", "--blocks", "4"], "nothing in n6 of task recall .* lower --blocks"),
         (["--task", "recall", "--blocks", "0"], "blocks must be at least 1, got 0"),
