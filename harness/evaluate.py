@@ -252,7 +252,7 @@ def _record(
     from msgspec import convert
 
     from .config.options import describe_command
-    from .images.recurrence import RULE
+    from .measuring.recurrence import RULE
     from .records.shapes import Analysed, Machine
     from .runs.analysed import add_analysis
     from .runs.stored import StoredTask

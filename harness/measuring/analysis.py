@@ -16,11 +16,11 @@ from torch import Tensor
 from ..images.files import Pixels
 from ..images.inputs import MAX_PSNR
 from ..images.metrics import psnr, rgb_to_y
-from ..images.recurrence import self_similar
 from ..images.sources import TestImage
 from ..network.edsr import EDSR
 from ..records.shapes import ImageQuality
 from .quality import restore
+from .recurrence import self_similar
 from .tasks import attention_as_mean
 
 #: Least share of an image that must be self-similar for a PSNR of that part.

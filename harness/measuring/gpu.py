@@ -34,7 +34,6 @@ from attention_zoo.nla import non_local_attention
 
 from ..base import machine
 from ..base.errors import UserError, is_out_of_memory
-from ..base.graphs import captured
 from ..config.rows import rows_to_run
 from ..config.run import PRECISIONS, DataConfig, RunConfig
 from ..config.variants import CORE_CHANNELS, Variant, create_core
@@ -43,6 +42,7 @@ from ..network.edsr import build_network
 from ..records.shapes import Gpu, Latency, Machine, Scaling
 from ..records.store import load_records, new_record, record_id
 from ..tasks.sr import SuperResolution
+from ..training.graphs import captured
 from ..training.trainer import Trainer
 from . import latency, scaling
 from .flops import Core

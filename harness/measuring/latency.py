@@ -18,7 +18,6 @@ from attention_zoo.implementations import AUTO, chosen_implementation, watch_imp
 
 from ..base import machine
 from ..base.errors import UserError, is_out_of_memory
-from ..base.graphs import captured
 from ..base.progress import OnRun
 from ..config.network import NetworkConfig
 from ..config.rows import TABLE5_SIZES
@@ -27,6 +26,7 @@ from ..config.variants import CORE_CHANNELS, MODULE_CHANNELS, Variant, create_co
 from ..network.edsr import build_network
 from ..records.shapes import Latency, LatencyRow, RecordedVariant, untyped
 from ..records.store import new_record, record_id
+from ..training.graphs import captured
 from .flops import Core
 from .load import warn_of_load, watch_load
 from .memory import peak_memory

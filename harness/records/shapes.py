@@ -346,7 +346,7 @@ class Analysed(Evaluation, frozen=True, kw_only=True):
 
     Attributes:
         reach: of the backbone's convolutions in input pixels.
-        rule: of self-similar parts, see ``images.recurrence.Rule``.
+        rule: of self-similar parts, see ``measuring.recurrence.Rule``.
     """
 
     reach: int

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..base.graphs import captured
+from .graphs import captured
 
 
 class Replayed:

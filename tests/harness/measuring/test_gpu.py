@@ -15,7 +15,6 @@ import pytest
 import torch
 
 from attention_zoo.cores.native import why_not_native
-from harness.base import graphs
 from harness.base.errors import UserError
 from harness.config import presets as config
 from harness.config import variants
@@ -38,6 +37,7 @@ from harness.measuring.gpu import (
 )
 from harness.records.shapes import Code, Gpu, Latency, Scaling, untyped
 from harness.records.store import load_records, save_record
+from harness.training import graphs
 from tests.harness.conftest import Cli
 
 CPU = torch.device("cpu")

@@ -34,6 +34,18 @@ def until_there(path: Path, text: str) -> str:
     raise AssertionError(path.read_text() if path.exists() else "no log")
 
 
+def start_parent(folder: Path, *lines: str) -> subprocess.Popen[str]:
+    """A program of its own, in which nothing else has started a server."""
+    script = folder / "parent.py"
+    text = ["import sys, time", "from pathlib import Path"]
+    text += ["from harness.runs.warm import Forked", "if __name__ == '__main__':"]
+    text += [f"    {line}" for line in (f"sys.path.insert(0, {str(folder)!r})", *lines)]
+    script.write_text("\n".join(text))
+    root = Path(warm.__file__).parents[2]
+    environment = os.environ | {"PYTHONPATH": str(root), "OF_A_TEST": "given"}
+    return subprocess.Popen([sys.executable, str(script)], env=environment, text=True)
+
+
 def test_it_is_like_a_process_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module = make_module(
         tmp_path,
@@ -47,10 +59,10 @@ def test_it_is_like_a_process_of_its_own(tmp_path: Path, monkeypatch: pytest.Mon
         """,
         monkeypatch,
     )
-    monkeypatch.setenv("OF_A_TEST", "given")
     log = tmp_path / "log.txt"
     log.write_text("before\n")
-    assert Forked(module, ("a", "b"), log, tmp_path).wait() == 7
+    job = f"Forked({module!r}, ('a', 'b'), Path({str(log)!r}), Path({str(tmp_path)!r}))"
+    assert start_parent(tmp_path, f"sys.exit({job}.wait())").wait() == 7
     wanted = f"before\n['a', 'b'] __main__ {tmp_path} given True\n[]\ntold\n"
     assert log.read_text() == wanted
 
@@ -89,18 +101,10 @@ def test_it_ends_with_its_parent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     module = make_module(
         tmp_path, "import os, time\nprint(os.getpid(), 'begun')\ntime.sleep(60)", monkeypatch
     )
-    parent = tmp_path / "parent.py"
-    parent.write_text(
-        "import sys, time\nfrom pathlib import Path\nfrom harness.runs.warm import Forked\n"
-        "if __name__ == '__main__':\n"
-        f"    sys.path.insert(0, {str(tmp_path)!r})\n"
-        f"    Forked({module!r}, (), Path({str(tmp_path / 'log.txt')!r}), Path())\n"
-        "    time.sleep(60)\n"
-    )
-    root = Path(warm.__file__).parents[2]
-    environment = os.environ | {"PYTHONPATH": str(root)}
-    process = subprocess.Popen([sys.executable, str(parent)], env=environment)
-    number = int(until_there(tmp_path / "log.txt", "begun").split()[0])
+    log = tmp_path / "log.txt"
+    job = f"Forked({module!r}, (), Path({str(log)!r}), Path())"
+    process = start_parent(tmp_path, job, "time.sleep(60)")
+    number = int(until_there(log, "begun").split()[0])
     process.kill()
     process.wait()
     for _ in range(200):

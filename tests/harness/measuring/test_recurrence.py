@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
-from harness.images import recurrence as module
 from harness.images.bicubic import downscale
 from harness.images.metrics import rgb_to_y
-from harness.images.recurrence import RULE, Rule, recurrence, self_similar
 from harness.images.sources import find_data
+from harness.measuring import recurrence as module
+from harness.measuring.recurrence import RULE, Rule, recurrence, self_similar
 from harness.reporting.published import published
 
 #: Noise has corners everywhere and contrast too: only the other parts of the rule decide.

@@ -18,10 +18,10 @@ from torch import Tensor
 from ..base.errors import UserError
 from ..base.files import read_json, write_json
 from ..base.names import digest
-from .bicubic import crop_to_multiple, downscale
-from .cache import cache_folder
-from .files import Pixels
-from .metrics import rgb_to_y
+from ..images.bicubic import crop_to_multiple, downscale
+from ..images.cache import cache_folder
+from ..images.files import Pixels
+from ..images.metrics import rgb_to_y
 
 Mask = NDArray[np.bool_]
 
