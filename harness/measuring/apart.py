@@ -83,6 +83,8 @@ def _call(
 ) -> None:
     # Ctrl-C reaches every process of a terminal; the parent then ends this one.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "pthread_sigmask"):  # the server of a sweep's runs blocks it
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     torch.set_num_threads(threads)
 
     def on_run(*progress: Any) -> None:

@@ -14,7 +14,8 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from multiprocessing import resource_tracker
 from multiprocessing.connection import wait
 from pathlib import Path
 
@@ -49,7 +50,8 @@ class Forked:
         self._process = context.Process(
             target=_run, args=(module, tuple(words), str(log), str(folder), dict(os.environ))
         )
-        self._process.start()
+        with _deaf_server():
+            self._process.start()
 
     def wait(self, timeout: float | None = None) -> int:
         """Exit status; -n if it was killed by signal n.
@@ -72,6 +74,21 @@ class Forked:
         self._process.kill()
 
 
+@contextlib.contextmanager
+def _deaf_server() -> Iterator[None]:
+    """Begin the server, if there is none yet, with SIGTERM blocked.
+
+    A signal to the whole group, as ``timeout`` and Slurm send it, would end the server, and with it
+    the exit statuses of its processes. It ends with this process.
+    """
+    resource_tracker.ensure_running()  # its own start would unblock the signal
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _is_module(main: object) -> bool:
     return getattr(main, "__spec__", None) is not None or bool(getattr(main, "__file__", None))
 
@@ -86,6 +103,7 @@ def _run(
         signal.signal(one, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     file = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
     for descriptor in (1, 2):
         os.dup2(file, descriptor)

@@ -97,6 +97,32 @@ def test_it_is_stopped_and_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         assert process.wait() == -signum
 
 
+def test_a_signal_to_the_whole_group_leaves_its_exit_status(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = """
+    import signal, sys, time
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(9))
+    print("begun")
+    time.sleep(60)
+    """
+    module = make_module(tmp_path, text, monkeypatch)
+    log = tmp_path / "log.txt"
+    lines = (
+        "import os, signal",
+        "os.setpgid(0, 0)",
+        "signal.signal(signal.SIGTERM, lambda *_: None)",
+        f"log = Path({str(log)!r})",
+        f"job = Forked({module!r}, (), log, Path())",
+        "while not log.exists() or 'begun' not in log.read_text(): time.sleep(0.05)",
+        "os.killpg(0, signal.SIGTERM)",
+        "time.sleep(0.2)",
+        "job.terminate()",
+        "sys.exit(job.wait())",
+    )
+    assert start_parent(tmp_path, *lines).wait() == 9
+
+
 def test_it_ends_with_its_parent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module = make_module(
         tmp_path, "import os, time\nprint(os.getpid(), 'begun')\ntime.sleep(60)", monkeypatch
