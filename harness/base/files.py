@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import glob
 import json
 import os
@@ -39,6 +40,21 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], Any]) -> None:
         raise UserError(
             f"cannot write {path}: {reason}; free space or choose another folder"
         ) from error
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder, before the work whose result will lie there.
+
+    Raises:
+        UserError: nothing can be written into it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UserError(f"cannot write into {folder}: {reason}; choose another folder") from error
 
 
 def remove_leftovers(folder: Path, name: str | None = None) -> None:

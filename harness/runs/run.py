@@ -17,7 +17,7 @@ from msgspec.structs import replace
 
 from ..base import machine
 from ..base.errors import UserError
-from ..base.files import read_json, remove_leftovers, write_json
+from ..base.files import make_folder, read_json, remove_leftovers, write_json
 from ..base.locks import lock
 from ..base.progress import timing_bar
 from ..config.network import NetworkConfig
@@ -86,6 +86,8 @@ def run(
         with hold(results, config.run_id, what):
             # Another process may have finished it.
             if not distributed.agree(_is_known(config, task, results)):
+                if distributed.is_main():
+                    make_folder(record_path(results, Run, config.run_id).parent)
                 trainer = train(config, task, results, device, save_every)
                 if distributed.is_main():
                     _finish(trainer, results, device, command)

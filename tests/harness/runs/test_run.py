@@ -224,6 +224,16 @@ def test_all_inputs_are_checked_before_the_first_step(
     assert not results.exists()
 
 
+def test_the_place_of_the_record_is_checked_before_the_first_step(
+    cli: Cli, tiny: list[str], results: Path
+) -> None:
+    results.mkdir()
+    (results / "records").write_text("no folder")
+    line = cli.refused("run", *tiny, "--attn", "none", "--skip-latency")
+    assert f"cannot write into {results / 'records' / 'runs'}" in line
+    assert not [*results.glob("runs/[!.]*")]
+
+
 def test_sets_have_one_order_and_seeds_no_repetition(
     cli: Cli, job: list[str], results: Path, tmp_path: Path
 ) -> None:
