@@ -3,6 +3,7 @@
 import os
 import sys
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from types import TracebackType
 
 # OpenMP threads that spin while they wait make a small network five times slower as soon as
@@ -27,3 +28,8 @@ def _show_ctrl_c_in_a_line(
 
 if sys.argv[:1] == ["-m"]:  # python -m harness.…: Ctrl-C while modules are imported
     sys.excepthook = _show_ctrl_c_in_a_line
+    try:
+        Path.cwd()
+    except FileNotFoundError:  # torch and its libraries would fail with messages of their own
+        print("error: the working directory is deleted: change to one that exists", file=sys.stderr)
+        raise SystemExit(2) from None

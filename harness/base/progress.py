@@ -159,7 +159,9 @@ class _TimingLines:
         if self._share:
             parts.append(f"{_clock(seconds * (1 - self._share) / self._share)} left")
         elif self._planned is not None:
-            parts.append(f"{_clock(max(0.0, self._planned - seconds))} left as planned")
+            left = self._planned - seconds
+            told = f"{_clock(left)} left as planned" if left >= 1 else "longer than planned"
+            parts.append(told)
         _print(self._console, f"{f'Timing {self._name}'.strip()}: {', '.join(parts)}")
 
 

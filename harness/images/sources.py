@@ -230,7 +230,10 @@ class DataSource:
                 cannot be written.
         """
         if not self.train:
-            raise UserError(f"{self.name} has no training sets: put images into train/<Set>/")
+            raise UserError(
+                f"{self.name} has no training sets: put images into train/<Set>/; "
+                "python -m harness.data list names what is left out"
+            )
         if self.root is not None and scale > 1 and "DIV2K" in self.train_sets:
             _warn_of_div2k(self.root)
         return training_cache(self.train, scale)

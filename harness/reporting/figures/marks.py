@@ -37,11 +37,19 @@ BARS = "bars: 95 % intervals"
 BESIDE = f"{BARS}; outlines: the paper's (32×256, 1000 epochs)"
 
 
-def style_of(name: str) -> int:
-    """Index of a module's colour and marker for :func:`.style.look`; users' modules share one."""
+def style_of(name: str, among: Iterable[str] = ()) -> int:
+    """Index of a module's colour and marker for :func:`.style.look`.
+
+    Args:
+        name: of the module.
+        among: the modules of the figure, in which users' own differ; without it they share one.
+    """
     if name in _CONTROLS:
         return _CONTROLS[name]
-    return FAMILIES.index(name) if name in FAMILIES else len(FAMILIES)
+    if name in FAMILIES:
+        return FAMILIES.index(name)
+    own = sorted({*among} - {*FAMILIES, *_CONTROLS})
+    return len(FAMILIES) + (own.index(name) if name in own else 0)
 
 
 def highlighted(names: Iterable[str]) -> set[str]:
@@ -52,7 +60,7 @@ def highlighted(names: Iterable[str]) -> set[str]:
 
 def look_of(name: str, bright: Collection[str]) -> dict[str, Any]:
     """Colour and marker of a module: its own if it is one of the highlighted, else grey."""
-    return look(style_of(name)) if name in bright else {"color": GREY, "marker": "."}
+    return look(style_of(name, bright)) if name in bright else {"color": GREY, "marker": "."}
 
 
 def span(rows: Sequence[tuple[float, float]]) -> tuple[float, float]:

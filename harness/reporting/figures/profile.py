@@ -201,7 +201,7 @@ def gflops_figure(profile: Profile, costs: Mapping[Variant, RowCost]) -> Figure 
         for row, gflops, one in found:
             module = row.variant.name
             extra = {} if module in bright else look_of(module, bright)
-            _errorbar(axis, [max(gflops, low)], [one], style_of(module), ls="", **extra)
+            _errorbar(axis, [max(gflops, low)], [one], style_of(module, bright), ls="", **extra)
         axis.set_ylabel(name)
         handles, names = axis.get_legend_handles_labels()
         axis.legend(handles, names, loc="upper left", frameon=False)
@@ -300,11 +300,12 @@ def _lines(
             if row not in shown:
                 axis.plot(places, means, color="0.85", lw=0.7, zorder=1)
                 continue
-            style = look(style_of(row.variant.name))
+            index = style_of(row.variant.name, (r.variant.name for r in shown))
+            style = look(index)
             second = any(r.variant.name == row.variant.name for r in shown[: shown.index(row)])
             extra: dict[str, Any] = {"ls": "--", "fillstyle": "none"} if second else {}
             if marked:
-                _errorbar(axis, places, scores, style_of(row.variant.name), **extra)
+                _errorbar(axis, places, scores, index, **extra)
             else:
                 low = [one.mean - one.reach for one in scores]
                 high = [one.mean + one.reach for one in scores]

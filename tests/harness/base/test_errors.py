@@ -119,3 +119,16 @@ print(*(set({heavy.split()}) & set(sys.modules)))
 """
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert done.stdout.split() == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only there a working directory can vanish")
+def test_a_deleted_working_directory_is_told(tmp_path: Path) -> None:
+    folder = tmp_path / "gone"
+    folder.mkdir()
+    root = Path(__file__).parents[3]
+    line = f"cd {folder} && rmdir {folder} && exec {sys.executable} -m harness.run --steps 1"
+    process = subprocess.run(
+        ["sh", "-c", line], env={"PYTHONPATH": str(root)}, capture_output=True, text=True
+    )
+    assert process.returncode == 2
+    assert process.stderr == "error: the working directory is deleted: change to one that exists\n"

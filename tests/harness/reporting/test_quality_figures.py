@@ -138,4 +138,5 @@ def test_no_two_modules_look_alike() -> None:
     assert {*FAMILIES} <= {*list_attentions()}
     looks = [look(style_of(name)) for name in (*FAMILIES, "my.module:My")]
     assert all(looks.count(one) == 1 for one in looks)
-    assert style_of("my.module:My") == style_of("other.module:Other")
+    own = ["my.module:My", "other.module:Other", "nla"]
+    assert len({style_of(name, own) for name in own}) == 3
