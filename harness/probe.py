@@ -60,7 +60,7 @@ class Options:
     seeds: tuple[int, ...] = (0,)
     """The first seed is trained at every learning rate, the others at the best of them."""
     device: str = "cpu"
-    """cpu, where the published rows were trained; or auto, cuda, cuda:<n> or mps."""
+    """cpu; or auto, cuda, cuda:<n> or mps. Published rows were trained on cpu and cuda."""
     workers: int | None = None
     """Trainings at once; by default as many as there are cores for, on other devices 1."""
     threads: Annotated[int, tyro.conf.arg(metavar="N")] = 1
