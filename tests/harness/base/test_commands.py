@@ -108,7 +108,8 @@ def test_columns_are_as_wide_as_what_stands_for_letters_that_an_encoding_lacks(
         [sys.executable, script],
         capture_output=True,
         text=True,
-        env=os.environ | {"PYTHONPATH": root, "LC_ALL": "C", "PYTHONUTF8": "0"},
+        env=os.environ
+        | {"PYTHONPATH": root, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": ""},
     )
     assert done.stderr == ""
     *table, one, two, three = done.stdout.splitlines()
