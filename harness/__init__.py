@@ -26,10 +26,13 @@ def _show_ctrl_c_in_a_line(
         sys.__excepthook__(kind, error, traceback)
 
 
+#: What a command says whose working directory no longer exists.
+DELETED = "the folder in which this runs was deleted: change to another"
+
 if sys.argv[:1] == ["-m"]:  # python -m harness.…: Ctrl-C while modules are imported
     sys.excepthook = _show_ctrl_c_in_a_line
     try:
         Path.cwd()
     except FileNotFoundError:  # torch and its libraries would fail with messages of their own
-        print("error: the working directory is deleted: change to one that exists", file=sys.stderr)
+        print(f"error: {DELETED}", file=sys.stderr)
         raise SystemExit(2) from None

@@ -18,6 +18,7 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+from .. import DELETED
 from .errors import UserError, is_out_of_memory
 from .names import nearest
 from .signals import stop_on_signals
@@ -104,7 +105,7 @@ def _check_folder() -> None:
     try:
         os.getcwd()  # noqa: PTH109 - Path.cwd would be the same
     except OSError:
-        raise UserError("the folder in which this runs was deleted: change to another") from None
+        raise UserError(DELETED) from None
 
 
 def _foreign_exit(stop: SystemExit) -> str | None:

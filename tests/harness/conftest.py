@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -114,3 +115,25 @@ def results(tmp_path: Path) -> Path:
 def tiny(image_folder: Path, results: Path) -> list[str]:
     """Options of a training of a second; those that follow them hold instead."""
     return [*TINY_WORDS, "--data", str(image_folder), "--results", str(results)]
+
+
+def train(results: Path, *lines: str, data: Path | None = None) -> None:
+    """Train with the main job, in this process, for fixtures of a whole module.
+
+    Args:
+        results: folder of the records.
+        lines: options of each call, without ``--results``.
+        data: folder of the images.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        if data is not None:
+            patch.setenv("SR_DATA", str(data))
+        for line in lines:
+            words = ["harness.run", *line.split(), "--results", str(results)]
+            patch.setattr(sys, "argv", words)
+            importlib.import_module("harness.run").main()
+
+
+def copied(trained: Path, folder: Path) -> Path:
+    """A copy of a module's results, which a test may change."""
+    return Path(shutil.copytree(trained, folder / "results"))

@@ -332,8 +332,8 @@ def _long(profile: Profile, row: ProfileRow, cost: RowCost) -> list[dict[str, An
     for task in profile.tasks:
         if not (cell := row.cells.get(task.label)):
             continue
-        setting = setting_columns(Setting(profile.runs[task.label], []))
         for (rate, seed), run in sorted(cell.runs.items()):
+            own = setting_columns(Setting([run], []))  # device and machine are this run's
             for size, name in enumerate(cell.test_sets):
                 one = run.scores[name]
                 lines.append(
@@ -350,7 +350,7 @@ def _long(profile: Profile, row: ProfileRow, cost: RowCost) -> list[dict[str, An
                     | {"core_ms": cost.milliseconds}
                     | {"core_ms_session": cost.session and cost.session.id}
                     | {"run": run.id}
-                    | setting
+                    | own
                 )
     return lines
 

@@ -54,6 +54,16 @@ def test_brackets_in_a_cell_are_no_markup(capsys: pytest.CaptureFixture[str]) ->
     assert "My [set] $q_1$ [/x]" in capsys.readouterr().out
 
 
+def run_in(locale: str, code: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run a program in a locale, in a process of its own, whatever tox says of its encoding."""
+    script = folder / "script.py"
+    script.write_text(code, encoding="utf-8")
+    root = str(Path(__file__).parents[3])
+    own = {"PYTHONPATH": root, "LC_ALL": locale, "PYTHONUTF8": "0", "PYTHONIOENCODING": ""}
+    command = [sys.executable, script]
+    return subprocess.run(command, capture_output=True, encoding="utf-8", env=os.environ | own)
+
+
 @pytest.mark.parametrize("locale", ["C", "POSIX", "C.UTF-8"])
 def test_no_locale_ends_a_command(locale: str, tmp_path: Path) -> None:
     """Where an encoding lacks a character, its nearest in ASCII stands."""
@@ -67,17 +77,9 @@ def test_no_locale_ends_a_command(locale: str, tmp_path: Path) -> None:
         "    table = Table('a ×4'); table.add_row('−1'); print_table(table)\n"
         "main()\n"
     )
-    script = tmp_path / "script.py"
-    script.write_text(code, encoding="utf-8")
-    root = str(Path(__file__).parents[3])
-    done = subprocess.run(
-        [sys.executable, script],
-        capture_output=True,
-        env=os.environ
-        | {"PYTHONPATH": root, "LC_ALL": locale, "PYTHONUTF8": "0", "PYTHONIOENCODING": ""},
-    )
-    assert (done.returncode, done.stderr) == (0, b"")
-    text = done.stdout.decode()
+    done = run_in(locale, code, tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    text = done.stdout
     plain = "25.05 +- 0.01, -0.5, x4, \\u03bb"
     assert text.splitlines()[0] == ("25.05 ± 0.01, −0.5, ×4, λ" if "UTF" in locale else plain)
     assert ("−1" if "UTF" in locale else "-1") in text
@@ -101,16 +103,7 @@ def test_columns_are_as_wide_as_what_stands_for_letters_that_an_encoding_lacks(
         "    print(aligned(grid), end='')\n"
         "main()\n"
     )
-    script = tmp_path / "script.py"
-    script.write_text(code, encoding="utf-8")
-    root = str(Path(__file__).parents[3])
-    done = subprocess.run(
-        [sys.executable, script],
-        capture_output=True,
-        text=True,
-        env=os.environ
-        | {"PYTHONPATH": root, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": ""},
-    )
+    done = run_in("C", code, tmp_path)
     assert done.stderr == ""
     *table, one, two, three = done.stdout.splitlines()
     assert {len(line) for line in table} == {len(table[0])}

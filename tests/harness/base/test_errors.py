@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from attention_zoo import AttentionError
+from harness import DELETED
 from harness.base.commands import command_line
 from harness.base.errors import UserError
 from harness.base.signals import Stopped
@@ -131,4 +132,4 @@ def test_a_deleted_working_directory_is_told(tmp_path: Path) -> None:
         ["sh", "-c", line], env={"PYTHONPATH": str(root)}, capture_output=True, text=True
     )
     assert process.returncode == 2
-    assert process.stderr == "error: the working directory is deleted: change to one that exists\n"
+    assert process.stderr == f"error: {DELETED}\n"

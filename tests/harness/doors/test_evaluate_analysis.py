@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-import shutil
-import sys
 from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
 
-from harness import run
 from harness.images.sources import find_data
 from harness.measuring import analysis
 from harness.measuring.analysis import Analysis
@@ -18,7 +15,7 @@ from harness.measuring.quality import evaluate
 from harness.network.weights import load_weights
 from harness.records.shapes import UNSET, ImageQuality, Run, untyped
 from harness.records.store import load_record, load_records, save_record
-from tests.harness.conftest import Cli
+from tests.harness.conftest import Cli, copied, train
 
 TINY = "--channels 8 --blocks 4 --steps 2 --batch 2 --patch 8 --skip-latency"
 
@@ -27,19 +24,14 @@ TINY = "--channels 8 --blocks 4 --steps 2 --batch 2 --patch 8 --skip-latency"
 def trained(tmp_path_factory: pytest.TempPathFactory, image_folder: Path) -> Path:
     """Results of a baseline and of NLA."""
     results = tmp_path_factory.mktemp("trained")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SR_DATA", str(image_folder))
-        for name in ("none", "nla"):
-            words = [*TINY.split(), "--attn", name, "--results", str(results)]
-            patch.setattr(sys, "argv", ["harness.run", *words])
-            run.main()
+    train(results, f"{TINY} --attn none", f"{TINY} --attn nla", data=image_folder)
     return results
 
 
 @pytest.fixture
 def results(trained: Path, tmp_path: Path) -> Path:
     """A copy, to change."""
-    return Path(shutil.copytree(trained, tmp_path / "results"))
+    return copied(trained, tmp_path)
 
 
 @pytest.fixture(autouse=True)

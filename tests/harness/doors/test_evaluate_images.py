@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from harness import run
 from harness.config.network import NetworkConfig, quarters
 from harness.config.variants import Variant
 from harness.images import metrics
@@ -26,7 +24,7 @@ from harness.records.store import load_record
 from harness.tasks.denoise import Denoise
 from harness.tasks.images import ImageTask
 from harness.tasks.sr import SuperResolution
-from tests.harness.conftest import Cli
+from tests.harness.conftest import Cli, copied, train
 
 TINY = ["--channels", "8", "--steps", "2", "--batch", "2"]
 #: By label: what trains a baseline, and how its run's id begins.
@@ -43,27 +41,18 @@ NEAREST = {"degradation": "nearest", "noise": 10.0}
 def trained(tmp_path_factory: pytest.TempPathFactory, image_folder: Path) -> Path:
     """Results of a baseline of each task."""
     results = tmp_path_factory.mktemp("trained")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SR_DATA", str(image_folder))
-        for line, _ in RUNS.values():
-            words = [
-                *line.split(),
-                *TINY,
-                *([] if "task" in line else ["--skip-latency"]),
-                "--attn",
-                "none",
-                "--results",
-                str(results),
-            ]
-            patch.setattr(sys, "argv", ["harness.run", *words])
-            run.main()
+    more = f"{' '.join(TINY)} --attn none"
+    lines = [
+        f"{line} {more}{'' if 'task' in line else ' --skip-latency'}" for line, _ in RUNS.values()
+    ]
+    train(results, *(f"{line} {more}" for line in lines), data=image_folder)
     return results
 
 
 @pytest.fixture
 def results(trained: Path, tmp_path: Path) -> Path:
     """A copy, to change."""
-    return Path(shutil.copytree(trained, tmp_path / "results"))
+    return copied(trained, tmp_path)
 
 
 def identifier(results: Path, label: str) -> str:

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from harness import run
 from harness.config.network import NetworkConfig
 from harness.config.variants import Variant
 from harness.measuring.tasks import score
@@ -19,7 +18,7 @@ from harness.records.shapes import Run, untyped
 from harness.records.store import load_records
 from harness.tasks import recall
 from harness.tasks.recall import Recall
-from tests.harness.conftest import Cli
+from tests.harness.conftest import Cli, copied, train
 
 TINY = ["--channels", "8", "--steps", "2", "--batch", "2"]
 OWN_TASK = """
@@ -36,17 +35,14 @@ class Mine(Recall):
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Results of two runs of recall with three pairs: an oracle and the baseline."""
     results = tmp_path_factory.mktemp("trained[") / "x]"  # no markup, though printed
-    words = ["--task", "recall", "--pairs", "3", "--attn", "oracle", "none", *TINY]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["harness.run", *words, "--results", str(results)])
-        run.main()
+    train(results, f"--task recall --pairs 3 --attn oracle none {' '.join(TINY)}")
     return results
 
 
 @pytest.fixture
 def results(trained: Path, tmp_path: Path) -> Path:
     """A copy, to change."""
-    return Path(shutil.copytree(trained, tmp_path / "results"))
+    return copied(trained, tmp_path)
 
 
 def evaluated(

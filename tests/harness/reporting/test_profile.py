@@ -105,6 +105,8 @@ def test_a_cell_has_the_runs_of_one_device() -> None:
     assert table is not None
     assert any(cell.startswith("0.002°") for cell in table.rows[0])
     assert any(note.startswith("° trained on device cuda") for note in table.notes)
+    seen = {row["run"]: row["device"] for row in synthetic.csv_rows(table)}
+    assert seen == {one.id: "cuda" for one in more}
 
 
 def test_intervals_are_students() -> None:
