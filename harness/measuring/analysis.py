@@ -107,11 +107,8 @@ class Analysis:
         share = float(part.mean())
         if share < LEAST_SHARE:
             return None, share
-        error = (a[inside, inside][part].astype(np.float64) - b[inside, inside][part]) ** 2
-        mse = float(error.mean())
-        return round(
-            min(10 * float(np.log10(255**2 / mse)), MAX_PSNR) if mse else MAX_PSNR, 6
-        ), share
+        ours, clean = (luma[inside, inside][part][None] for luma in (a, b))
+        return round(min(psnr(ours, clean, 0), MAX_PSNR), 6), share
 
 
 @contextmanager

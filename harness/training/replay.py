@@ -22,7 +22,8 @@ class Replayed:
     waits for the device, is called: then, and ever after.
 
     Random numbers are those of a plain call: a replay draws from the state that the generator of
-    the device has then.
+    the device has then. Weights and projections may change between calls if they stay in their
+    memory, as ``Attention.redraw`` and optimisers leave them.
 
     Args:
         function: takes the kind of step and its inputs on a CUDA device, and returns a tensor. It
@@ -38,7 +39,15 @@ class Replayed:
         self.failed = ""
 
     def __call__(self, with_auxiliary: bool, *inputs: Tensor) -> Tensor:
-        """The function's result."""
+        """The function's result, which the next call overwrites.
+
+        Args:
+            with_auxiliary: the kind of step.
+            inputs: on the device; LR images ``[B, 3, H, W]``, targets, and references if any.
+
+        Raises:
+            RuntimeError: the function's own, e.g. too little memory.
+        """
         if self.failed:
             return self._function(with_auxiliary, *inputs)
         kind = with_auxiliary, [(t.shape, t.stride(), t.dtype) for t in inputs]
