@@ -31,7 +31,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from .base import AttentionError, no_autocast
-from .enla import EfficientNonLocalAttention, normalise
+from .enla import EfficientNonLocalAttention
 from .implementations import run
 from .registry import register_attention
 
@@ -63,7 +63,7 @@ def contrastive_loss(
     Raises:
         AttentionError: q and k differ in shape or are not maps.
 
-    Implementations: ``tiled`` (what ``auto`` means), ``reference``, ``released``.
+    Implementations: ``native``, ``tiled``, ``reference``, ``released``.
     """
     if q.dim() != 4 or q.shape != k.shape:
         raise AttentionError(
@@ -71,8 +71,7 @@ def contrastive_loss(
         )
     count, start = contrast_groups(q.shape[2] * q.shape[3], n1, n2)
     with no_autocast(q):
-        flat_q, flat_k = (normalise(t, amplification).flatten(2) for t in (q, k))
-        return run("contrast", flat_q, flat_k, count, start, margin, hinge)
+        return run("contrast", q, k, amplification, count, start, margin, hinge)
 
 
 def contrast_groups(n: int, n1: float, n2: float) -> tuple[int, int]:

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..implementations import implementation, register_core
+from ..enla import normalise
+from ..implementations import implementation
 from .softmax import LOG2_E, refuse_second_derivative
 from .tiles import num_workers, scratch, share_tiles, split_tiles
 
@@ -30,17 +31,22 @@ _NETWORK = 512
 
 _Tile = tuple[int, slice, slice]
 
-register_core("contrast", lambda *_: "tiled", auxiliary=True)
-
 
 @implementation("contrast", "tiled")
 def contrastive_loss(
-    q: Tensor, k: Tensor, count: int, start: int, margin: float, hinge: bool
+    q: Tensor,
+    k: Tensor,
+    amplification: float,
+    count: int,
+    start: int,
+    margin: float,
+    hinge: bool,
 ) -> Tensor:
-    """Eq. 8–10 for amplified, normalised ``[B, c, N]``.
+    """Eq. 8–10 of embeddings ``[B, c, H, W]``.
 
     A group has count entries; the second begins at rank start.
     """
+    q, k = (normalise(t, amplification).flatten(2) for t in (q, k))
     loss: Tensor = _ContrastiveLoss.apply(q, k, count, start, margin, hinge)
     return loss
 

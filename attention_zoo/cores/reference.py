@@ -86,9 +86,16 @@ def random_feature_attention(
 
 @implementation("contrast", "reference")
 def contrastive_loss(
-    q: Tensor, k: Tensor, count: int, start: int, margin: float, hinge: bool
+    q: Tensor,
+    k: Tensor,
+    amplification: float,
+    count: int,
+    start: int,
+    margin: float,
+    hinge: bool,
 ) -> Tensor:
-    """Eq. 8–10 for amplified, normalised ``[B, c, N]``: an N x N matrix with every row sorted."""
+    """Eq. 8–10 of embeddings ``[B, c, H, W]``: an N x N matrix with every row sorted."""
+    q, k = (normalise(t, amplification).flatten(2) for t in (q, k))
     scores = torch.matmul(q.mT, k).sort(dim=-1, descending=True).values
     relevant, irrelevant = scores[..., :count], scores[..., start : start + count]
     loss = irrelevant.logsumexp(-1) - relevant.logsumexp(-1) + margin

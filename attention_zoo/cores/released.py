@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..base import no_autocast, sum_dtype
-from ..enla import MIN_NORM
+from ..enla import MIN_NORM, normalise
 from ..implementations import Core, WhyNot, implementation
 
 
@@ -196,12 +196,19 @@ def _features(rows: Tensor, projection: Tensor, eps: float) -> Tensor:
 
 @implementation("contrast", "released")
 def contrastive_loss(
-    q: Tensor, k: Tensor, count: int, start: int, margin: float, hinge: bool
+    q: Tensor,
+    k: Tensor,
+    amplification: float,
+    count: int,
+    start: int,
+    margin: float,
+    hinge: bool,
 ) -> Tensor:
     """Eq. 8–10 of the ENLCA paper by a whole N x N matrix with every row sorted.
 
     Args:
-        q, k: amplified, normalised embeddings ``[B, c, N]``, float32 at least.
+        q, k: embeddings ``[B, c, H, W]``.
+        amplification: the factor k of Eq. 8.
         count: entries in each group.
         start: start of the second group.
         margin: b of Eq. 10.
@@ -210,6 +217,7 @@ def contrastive_loss(
     Returns:
         A scalar.
     """
+    q, k = (normalise(t, amplification).flatten(2) for t in (q, k))
     scores = torch.exp(torch.matmul(q.permute(0, 2, 1).contiguous(), k))
     scores = torch.sort(scores, dim=2, descending=True).values
     relevant = scores[:, :, :count].mean(dim=2)

@@ -32,7 +32,7 @@ Sources = tuple[Path, ...]
 _COMPILERS = ("cc", "gcc", "clang")
 _FLAGS = (
     *("-std=gnu11", "-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno"),
-    *("-shared", "-fPIC"),
+    *("-shared", "-fPIC", "-pthread"),
 )
 _COMPILE_SECONDS = 120
 _CPU_INFO = Path("/proc/cpuinfo")

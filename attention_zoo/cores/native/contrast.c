@@ -1,0 +1,297 @@
+/* The contrastive loss of ENLCA and its gradient, row by row: see attention_zoo/cores/contrast_native.py. Scores are in
+   units of log 2. A row is never sorted: where a group ends is found by counting how many entries reach a bound. */
+#include "threads.h"
+
+static const float LN_2 = 0.69314718055994531f, LOG2_E = 1.44269504088896340736f;
+
+struct contrast {
+    const float *given_q, *given_k; /* embeddings [B][N][width] */
+    float *losses;                  /* [B][N] */
+    float *to_q, *to_k;             /* receive gradients like the embeddings */
+    float *q, *k, *columns;         /* normalised: [B][N][c], q in units of log 2; k; and k as [B][c][n] */
+    float *factor_q, *factor_k;     /* that embeddings were multiplied by [B][N]; below 0 where the norm was too short */
+    float *grad_q, *grad_k;         /* [B][N][c]; of each worker [B][N][c], which grows */
+    size images, positions, width;
+    size c, n;                      /* width and N, up to multiples of W */
+    size rows;                      /* of a tile */
+    size workers;
+    size count, start;              /* entries of a group; rank at which the second begins */
+    float length, min_norm;         /* of normalised embeddings; least that they are divided by */
+    float margin, scale;            /* scale is of the gradients */
+    int hinge, needs_grad;
+};
+
+/* Entries of a row in a group: their values, later their weights; and where they stand. */
+struct group {
+    float *x;
+    int32_t *at;
+    size n;
+};
+
+static size padded(size n) { return (n + W - 1) / W * W; }
+
+/* Floats of memory for tiles of so many rows. */
+size contrast_workspace(size n, size rows, size count) {
+    return rows * n + 2 * (n + W) + 4 * (padded(count) + W);
+}
+
+/* A bit for every lane that holds. */
+INLINE uint32_t lanes_of(ivec x) {
+#if defined(__AVX512F__)
+    return _mm512_test_epi32_mask((__m512i)x, (__m512i)x);
+#elif defined(__AVX__)
+    return (uint32_t)_mm256_movemask_ps((__m256)x);
+#else
+    uint32_t bits = 0;
+    for (int l = 0; l < W; l++) bits |= (uint32_t)(x[l] & 1) << l;
+    return bits;
+#endif
+}
+
+/* Write those of W entries whose bits are set, and their places, one after the other; gives their number. What stands
+   behind them, up to W, is overwritten. */
+INLINE size keep(vec x, ivec places, uint32_t bits, float *to, int32_t *at) {
+#if defined(__AVX512F__)
+    _mm512_storeu_ps(to, _mm512_maskz_compress_ps((__mmask16)bits, (__m512)x));
+    _mm512_storeu_si512(at, _mm512_maskz_compress_epi32((__mmask16)bits, (__m512i)places));
+#else
+    size n = 0;
+    for (uint32_t left = bits; left; left &= left - 1, n++) {
+        to[n] = x[__builtin_ctz(left)];
+        at[n] = places[__builtin_ctz(left)];
+    }
+#endif
+    return __builtin_popcount(bits);
+}
+
+INLINE ivec first_places(void) {
+    ivec places = (ivec){0};
+    for (int l = 0; l < W; l++) places[l] = l;
+    return places;
+}
+
+/* How many of x [n], n a multiple of W, are no smaller than the bound. */
+static size count_from(const float *x, size n, float bound) {
+    ivec sum = (ivec){0};
+    vec least = all(bound);
+    size count = 0;
+    for (size i = 0; i < n; i += W) sum -= load(x + i) >= least;
+    for (int l = 0; l < W; l++) count += sum[l];
+    return count;
+}
+
+/* A bound, and how many entries reach it. */
+struct bound {
+    float at;
+    size reached;
+};
+
+/* A bound that wanted to wanted + slack of x [n] reach; more only where the entries at it are equal. All of them are
+   from low on, and below high; wanted is at least 1. */
+static struct bound find_bound(const float *x, size n, size wanted, size slack, struct bound low, float high) {
+    size above = 0; /* that reach high */
+    for (int turn = 0; low.reached > wanted + slack; turn++) {
+        /* In turn by a straight line between the counts, and in the middle. */
+        float share = turn % 2 ? 0.5f : (low.reached - (wanted + 0.5f * slack)) / (float)(low.reached - above);
+        float middle = low.at + (high - low.at) * share;
+        if (!(middle > low.at && middle < high)) middle = low.at + (high - low.at) / 2;
+        if (!(middle > low.at && middle < high)) break; /* no number lies between */
+        size reached = count_from(x, n, middle);
+        if (reached < wanted)
+            high = middle, above = reached;
+        else
+            low.at = middle, low.reached = reached;
+    }
+    return low;
+}
+
+/* The entries of x [n], and their places, of ranks first to first + count - 1: first entries are above the one bound
+   and first + count above the other, but for equal ones at them, of which those count that stand first. */
+static void collect(const float *x, const int32_t *places, size n, size first, size count, struct bound upper,
+                    struct bound lower, struct group *group) {
+    group->n = 0;
+    if (upper.reached == first && lower.reached == first + count) {
+        for (size i = 0; i < n; i += W) {
+            vec some = load(x + i);
+            uint32_t bits = lanes_of((some >= all(lower.at)) & (some < all(upper.at)));
+            group->n += keep(some, *(const ivec *)(places + i), bits, group->x + group->n, group->at + group->n);
+        }
+        return;
+    }
+    size at_upper = first, at_lower = first + count;
+    for (size i = 0; i < n; i++) at_upper -= x[i] > upper.at, at_lower -= x[i] > lower.at;
+    for (size i = 0; i < n; i++) {
+        int is_above = x[i] > upper.at || (x[i] == upper.at && at_upper-- > 0);
+        int is_within = x[i] > lower.at || (x[i] == lower.at && at_lower-- > 0);
+        if (is_above || !is_within) continue;
+        group->x[group->n] = x[i];
+        group->at[group->n++] = places[i];
+    }
+}
+
+/* Values become 2^x over the sum of these; gives log2 of the sum. */
+static float softmax(struct group *group) {
+    float top = group->x[0], lanes[W];
+    size end = padded(group->n);
+    for (size i = 1; i < group->n; i++) top = group->x[i] > top ? group->x[i] : top;
+    for (size i = group->n; i < end; i++) group->x[i] = top - 1000;
+    vec sum = (vec){0};
+    for (size i = 0; i < end; i += W) {
+        vec x = load(group->x + i) - top;
+        vec y = (vec)((ivec)power_of_2(x) & (x > all(-126)));
+        store(group->x + i, y);
+        sum += y;
+    }
+    store(lanes, sum);
+    float norm = sum_of(lanes);
+    for (size i = 0; i < end; i += W) store(group->x + i, load(group->x + i) * (1 / norm));
+    return log2f(norm) + top;
+}
+
+/* The row's score with every key of a group grows with it, at this rate. */
+static void add_gradients(const struct contrast *of, const struct group *group, float rate, const float *q,
+                          const float *k, float *grad_q, float *grad_k) {
+    size c = of->c;
+    for (size e = 0; e < group->n; e++) {
+        const float *key = k + group->at[e] * c;
+        float *grad_key = grad_k + group->at[e] * c, weight = rate * group->x[e];
+        for (size j = 0; j < c; j += W) {
+            store(grad_q + j, load(grad_q + j) + weight * load(key + j));
+            store(grad_key + j, load(grad_key + j) + weight * LN_2 * load(q + j));
+        }
+    }
+}
+
+/* One row: its scores x [n], whose padding is overwritten; gives its loss. */
+static float rank_row(const struct contrast *of, float *x, const float *q, const float *k, float *grad_q,
+                      float *grad_k, float *spare) {
+    size n = of->positions, c = of->c, end = of->n;
+    float *found = spare;
+    int32_t *places = (int32_t *)(spare + end + W);
+    struct group groups[2];
+    for (int g = 0; g < 2; g++) {
+        groups[g].x = spare + 2 * (end + W) + 2 * g * (padded(of->count) + W);
+        groups[g].at = (int32_t *)(groups[g].x + padded(of->count) + W);
+    }
+    if (of->needs_grad)
+        for (size j = 0; j < c; j += W) store(grad_q + j, (vec){0});
+    vec high = load(x), low = high, nothing = (vec){0};
+    for (size i = 0; i < end; i += W) {
+        vec one = load(x + i);
+        high = larger(high, one), low = -larger(-low, -one), nothing += one - one;
+    }
+    float most = high[0], least = low[0], lanes[W];
+    for (int l = 1; l < W; l++) {
+        most = high[l] > most ? high[l] : most;
+        least = low[l] < least ? low[l] : least;
+    }
+    store(lanes, nothing);
+    if (sum_of(lanes) != 0) { /* some are no numbers */
+        if (of->needs_grad)
+            for (size j = 0; j < c; j += W) store(grad_q + j, all(NAN));
+        for (size i = 0; of->needs_grad && i < n * c; i += W) store(grad_k + i, all(NAN));
+        return NAN;
+    }
+    for (size i = n; i < end; i++) x[i] = -INFINITY;
+    size wanted = of->start + of->count, kept = 0;
+    float top = nextafterf(most, INFINITY);
+    struct bound lowest = find_bound(x, end, wanted, wanted / 8 + W, (struct bound){least, n}, top);
+    ivec here = first_places();
+    for (size i = 0; i < end; i += W, here += W) {
+        vec some = load(x + i);
+        kept += keep(some, here, lanes_of(some >= all(lowest.at)), found + kept, places + kept);
+    }
+    for (size i = kept; i < padded(kept); i++) found[i] = -INFINITY;
+    kept = padded(kept);
+    struct bound end_of_first = find_bound(found, kept, of->count, 0, lowest, top);
+    struct bound end_of_second = find_bound(found, kept, wanted, 0, lowest, top);
+    struct bound begin_of_second = {top, 0};
+    if (of->start) begin_of_second = find_bound(found, kept, of->start, 0, lowest, top);
+    collect(found, places, kept, 0, of->count, (struct bound){top, 0}, end_of_first, &groups[0]);
+    collect(found, places, kept, of->start, of->count, begin_of_second, end_of_second, &groups[1]);
+    float first = softmax(&groups[0]), loss = (softmax(&groups[1]) - first) * LN_2 + of->margin;
+    if (of->hinge && loss <= 0) return 0;
+    if (of->needs_grad) {
+        add_gradients(of, &groups[0], -1, q, k, grad_q, grad_k);
+        add_gradients(of, &groups[1], 1, q, k, grad_q, grad_k);
+    }
+    return loss;
+}
+
+/* Images and rows of a tile: gives the first row of all, and the number of rows. */
+static size place(const struct contrast *of, size tile, size *image, size *first) {
+    size tiles = (of->positions + of->rows - 1) / of->rows, left;
+    *image = tile / tiles;
+    *first = tile % tiles * of->rows;
+    left = of->positions - *first;
+    return left < of->rows ? left : of->rows;
+}
+
+/* Embeddings [count][width] of a length, times scale, become rows [count][c]. */
+static void normalise(const struct contrast *of, const float *given, size count, float scale, float *rows,
+                      float *factors) {
+    for (size i = 0; i < count; i++, given += of->width, rows += of->c) {
+        float norm = sqrtf(dot(given, given, of->width)), factor;
+        int is_short = norm < of->min_norm;
+        factor = of->length / (is_short ? of->min_norm : norm);
+        factors[i] = is_short ? -factor : factor;
+        for (size j = 0; j < of->width; j++) rows[j] = given[j] * (factor * scale);
+        for (size j = of->width; j < of->c; j++) rows[j] = 0;
+    }
+}
+
+static void prepare_tile(const void *job, size tile, size worker, float *memory) {
+    const struct contrast *of = job;
+    size image, first, count = place(of, tile, &image, &first), at = image * of->positions + first;
+    float *columns = of->columns + image * of->c * of->n + first, *k = of->k + at * of->c;
+    (void)worker, (void)memory;
+    normalise(of, of->given_q + at * of->width, count, LOG2_E, of->q + at * of->c, of->factor_q + at);
+    normalise(of, of->given_k + at * of->width, count, 1, k, of->factor_k + at);
+    transpose(k, of->c, count, of->width, columns, of->n);
+    if (first + count == of->positions)
+        for (size j = 0; j < of->width; j++)
+            for (size i = count; i < of->n - first; i++) columns[j * of->n + i] = 0;
+}
+
+static void rank_tile(const void *job, size tile, size worker, float *memory) {
+    const struct contrast *of = job;
+    size n = of->positions, c = of->c, image, first, count = place(of, tile, &image, &first), at = image * n + first;
+    float *grad_q = of->grad_q + at * c, *grad_k = of->grad_k + (worker * of->images + image) * n * c;
+    const float *q = of->q + at * c, *columns = of->columns + image * c * of->n;
+    wide_product(q, c, 1, columns, of->n, memory, of->n, count, of->width, of->n, 0);
+    for (size i = 0; i < count; i++)
+        of->losses[at + i] = rank_row(of, memory + i * of->n, q + i * c, of->k + image * n * c, grad_q + i * c, grad_k,
+                                      memory + of->rows * of->n);
+}
+
+/* Gradients of normalised rows become those of the embeddings: only what is orthogonal to a row counts. */
+static void finish(const struct contrast *of, const float *rows, float unit, const float *grads, float factor,
+                   float *to) {
+    float along = factor < 0 ? 0 : dot(rows, grads, of->c) / (unit * unit);
+    factor = (factor < 0 ? -factor : factor) * of->scale;
+    for (size j = 0; j < of->width; j++) to[j] = (grads[j] - along * rows[j]) * factor;
+}
+
+static void finish_tile(const void *job, size tile, size worker, float *memory) {
+    const struct contrast *of = job;
+    size image, first, count = place(of, tile, &image, &first), at = image * of->positions + first, c = of->c;
+    size all_rows = of->images * of->positions;
+    (void)worker, (void)memory;
+    for (size i = at; i < at + count; i++) {
+        float *sum = of->grad_k + i * c;
+        for (size other = 1; other < of->workers; other++)
+            for (size j = 0; j < c; j += W)
+                store(sum + j, load(sum + j) + load(sum + other * all_rows * c + j));
+        finish(of, of->k + i * c, of->length, sum, of->factor_k[i], of->to_k + i * of->width);
+        finish(of, of->q + i * c, of->length * LOG2_E, of->grad_q + i * c, of->factor_q[i], of->to_q + i * of->width);
+    }
+}
+
+/* Every row's loss and, if needed, scale times the gradients of their sum. Workspace for each worker:
+   contrast_workspace. */
+void contrast_rank(const struct contrast *of, float *workspace) {
+    size tiles = of->images * ((of->positions + of->rows - 1) / of->rows);
+    share_tiles(prepare_tile, of, tiles, of->workers, 0, workspace, 0);
+    share_tiles(rank_tile, of, tiles, of->workers, 1, workspace, contrast_workspace(of->n, of->rows, of->count));
+    if (of->needs_grad) share_tiles(finish_tile, of, tiles, of->workers, 0, workspace, 0);
+}

@@ -1,0 +1,62 @@
+"""ENLCA's contrastive loss, by ``contrast.c``. All tensors are float32 and contiguous."""
+
+from __future__ import annotations
+
+import ctypes
+from functools import cache
+from typing import Any
+
+from torch import Tensor
+
+from . import library
+
+
+class Contrast(ctypes.Structure):
+    """``struct contrast`` of ``contrast.c``, whose comments say what each field is.
+
+    Tensors are given by :meth:`of`; the structure does not keep them alive.
+    """
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("given_q", "given_k", "losses", "to_q", "to_k")),
+        *((name, ctypes.c_void_p) for name in ("q", "k", "columns", "factor_q", "factor_k")),
+        *((name, ctypes.c_void_p) for name in ("grad_q", "grad_k")),
+        *((name, ctypes.c_ssize_t) for name in ("images", "positions", "width", "c", "n", "rows")),
+        *((name, ctypes.c_ssize_t) for name in ("workers", "count", "start")),
+        *((name, ctypes.c_float) for name in ("length", "min_norm", "margin", "scale")),
+        *((name, ctypes.c_int) for name in ("hinge", "needs_grad")),
+    )
+
+    @classmethod
+    def of(cls, **fields: Tensor | float) -> Contrast:
+        """From tensors and numbers by field; fields that are left out are 0."""
+        values = {
+            name: value.data_ptr() if isinstance(value, Tensor) else value
+            for name, value in fields.items()
+        }
+        return cls(**values)
+
+
+@cache
+def _functions() -> Any:
+    found = library()
+    size = ctypes.c_ssize_t
+    found.contrast_workspace.argtypes, found.contrast_workspace.restype = [size] * 3, size
+    found.contrast_rank.argtypes = [ctypes.POINTER(Contrast), ctypes.c_void_p]
+    found.contrast_rank.restype = None
+    return found
+
+
+def workspace_size(n: int, rows: int, count: int) -> int:
+    """Numbers of memory for each worker."""
+    return int(_functions().contrast_workspace(n, rows, count))
+
+
+def rank(job: Contrast, workspace: Tensor) -> None:
+    """The loss of every row and, if needed, the gradients of the embeddings.
+
+    Args:
+        job: what to do, and where results go.
+        workspace: :func:`workspace_size` for each worker, overwritten.
+    """
+    _functions().contrast_rank(job, workspace.data_ptr())
