@@ -71,12 +71,16 @@ INLINE ivec first_places(void) {
 }
 
 /* How many of x [n], n a multiple of W, are no smaller than the bound. */
-static size count_from(const float *x, size n, float bound) {
-    ivec sum = (ivec){0};
+INLINE size count_from(const float *x, size n, float bound) {
     vec least = all(bound);
     size count = 0;
-    for (size i = 0; i < n; i += W) sum -= load(x + i) >= least;
-    for (int l = 0; l < W; l++) count += sum[l];
+    for (size i = 0; i < n; i += W) {
+#if defined(__AVX512F__)
+        count += __builtin_popcount(_mm512_cmp_ps_mask((__m512)load(x + i), (__m512)least, _CMP_GE_OQ));
+#else
+        count += __builtin_popcount(lanes_of(load(x + i) >= least));
+#endif
+    }
     return count;
 }
 
