@@ -16,7 +16,7 @@ from ..enla import MIN_NORM
 from ..implementations import implementation, register_core
 from .native import WIDTH, float_rows, why_not_native
 from .native import contrast as native
-from .softmax import LOG2_E, refuse_second_derivative, tile_workers
+from .softmax import refuse_second_derivative, tile_workers
 from .tiles import scratch
 
 # Scores that a tile holds at once, and its most rows: they stay in the second-level cache.

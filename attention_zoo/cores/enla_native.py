@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -22,9 +21,7 @@ from .enla import (
 from .native import WIDTH, float_rows, why_not_native
 from .native import enla as native
 from .softmax import LOG2_E
-from .tiles import num_workers, pieces_of_image, scratch, share_tiles
-
-_Tile = tuple[int, slice, int]
+from .tiles import num_workers, pieces_of_image, scratch
 
 
 class NativePasses:
@@ -43,26 +40,19 @@ class NativePasses:
         most = math.sqrt(torch.finfo(torch.float32).max)
         self._feature_map = native.FeatureMap(self._scaled, half_square, MIN_NORM, most)
         batch, n, c = q.shape
-        width = max(self._v.shape[2], c_out + -c_out % WIDTH)
-        self._workspace = native.workspace_size(self._m, c, width)
+        self._width = max(self._v.shape[2], c_out + -c_out % WIDTH)
         many = batch * n * self._m >= FEW_FEATURES
         workers = num_workers(q.device, own_threads=True) if many else 1
         rows = math.ceil(n / pieces_of_image(batch, workers))
-        self._tiles = [
-            (b, slice(i, min(i + rows, n)), part)
-            for b in range(batch)
-            for part, i in enumerate(range(0, n, rows))
-        ]
         self._parts = math.ceil(n / rows)
+        self._sizes = {"images": batch, "positions": n, "rows": rows, "workers": workers}
+        size = native.workspace_size(self._m, c, self._width)
+        self._workspace = scratch("native", self._scaled, workers * size)
 
-    def _share(self, work: Callable[[int, slice, int, Tensor], None]) -> None:
-        """Do the work of every tile: an image, its positions, the part's number, and memory."""
-
-        def worker(_: int) -> Callable[[_Tile], None]:
-            workspace = scratch("native", self._scaled, self._workspace)
-            return lambda tile: work(*tile, workspace)
-
-        share_tiles(self._tiles, self._q.device, worker, own_threads=True)
+    def _run(self, number: int, x: Tensor, d: int, **tensors: Tensor) -> None:
+        """A pass over queries or keys x; d is the width of values or output."""
+        job = native.Pass.of(map=self._feature_map, x=x, d=d, **self._sizes, **tensors)
+        native.run(number, job, self._width, self._workspace)
 
     def sum_keys(self) -> KeySums:
         batch, _, width = self._v.shape
@@ -73,11 +63,8 @@ class NativePasses:
             self._q.new_empty(batch, self._parts, width),
         )
 
-        def sum_tile(b: int, i: slice, part: int, workspace: Tensor) -> None:
-            results = (sums.values[b, part], sums.features[b, part], sums.total[b, part])
-            native.sum_keys(self._feature_map, self._k[b, i], self._v[b, i], *results, workspace)
-
-        self._share(sum_tile)
+        tensors = {"to_sums": sums.values, "to_norm": sums.features, "to_total": sums.total}
+        self._run(native.SUM_KEYS, self._k, width, v=self._v, **tensors)
         c_in = self._given[2].shape[2]
         return sums._replace(values=sums.values[..., :c_in], total=sums.total[..., :c_in])
 
@@ -87,14 +74,18 @@ class NativePasses:
         batch, n, _ = self._q.shape
         out, normaliser = self._q.new_empty(batch, n, self._c_out), self._q.new_empty(batch, n, 1)
         sums, norm = (t.contiguous() for t in context.tensor_split([self._c_out], dim=2))
-        eps_norm = eps_sums[:, 0, -1].tolist()
-
-        def attend_tile(b: int, i: slice, _: int, workspace: Tensor) -> None:
-            over_keys = (sums[b], norm[b], eps_sums[b], eps_norm[b])
-            results = (out[b, i], normaliser[b, i])
-            native.attend(self._feature_map, self._q[b, i], *over_keys, *results, workspace)
-
-        self._share(attend_tile)
+        eps, eps_norm = (t.contiguous() for t in eps_sums.tensor_split([self._c_out], dim=2))
+        self._run(
+            native.ATTEND,
+            self._q,
+            self._c_out,
+            sums=sums,
+            norm=norm,
+            eps_sums=eps,
+            eps_norm=eps_norm,
+            to_out=out,
+            to_normaliser=normaliser,
+        )
         return out, normaliser
 
     def query_gradients(
@@ -114,12 +105,20 @@ class NativePasses:
         grad_norm = self._q.new_empty(batch, self._parts, self._m, 1)
         grad_eps = self._q.new_empty(batch, self._parts, width + 1)
 
-        def add_tile(b: int, i: slice, part: int, workspace: Tensor) -> None:
-            taken = (sums[b], norm[b], out[b, i], normaliser[b, i], grad_out[b, i])
-            results = (grad_q[b, i], grad_sums[b, part], grad_norm[b, part], grad_eps[b, part])
-            native.query_gradients(self._feature_map, self._q[b, i], *taken, *results, workspace)
-
-        self._share(add_tile)
+        self._run(
+            native.QUERY_GRADIENTS,
+            self._q,
+            width,
+            sums=sums,
+            norm=norm,
+            out=out,
+            normaliser=normaliser,
+            grad=grad_out,
+            to_x=grad_q,
+            to_sums=grad_sums,
+            to_norm=grad_norm,
+            to_eps=grad_eps,
+        )
         grad_context = torch.cat([grad_sums[..., : self._c_out], grad_norm], dim=3).sum(1)
         grad_eps = torch.cat([grad_eps[..., : self._c_out], grad_eps[..., -1:]], dim=2)
         return grad_q.to(self._given[0].dtype), grad_context, grad_eps.sum(1, keepdim=True)
@@ -131,12 +130,17 @@ class NativePasses:
         grad_sums, grad_total = (float_rows(t, WIDTH) for t in (grad_values, grad_total))
         grad_norm = grad_features.contiguous()
 
-        def write_tile(b: int, i: slice, _: int, workspace: Tensor) -> None:
-            taken = (self._k[b, i], self._v[b, i], grad_sums[b], grad_norm[b], grad_total[b])
-            results = (grad_k[b, i], grad_v[b, i])
-            native.key_gradients(self._feature_map, *taken, *results, workspace)
-
-        self._share(write_tile)
+        self._run(
+            native.KEY_GRADIENTS,
+            self._k,
+            self._v.shape[2],
+            v=self._v,
+            grad_sums=grad_sums,
+            grad_norm=grad_norm,
+            grad_total=grad_total,
+            to_x=grad_k,
+            to_v=grad_v,
+        )
         _, k, v = self._given
         return grad_k.to(k.dtype), grad_v[..., : v.shape[2]].to(v.dtype)
 

@@ -19,7 +19,7 @@ from collections.abc import Iterable
 from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -81,6 +81,20 @@ def library(*sources: Path) -> Any:
     if isinstance(found, str):
         raise RuntimeError(found)
     return found
+
+
+class Job(ctypes.Structure):
+    """A ``struct`` of a C file, whose comments say what each field is."""
+
+    @classmethod
+    def of(cls, **fields: Tensor | ctypes.Structure | float) -> Self:
+        """From tensors, structures and numbers by field; those that are left out are 0.
+
+        It does not keep the tensors alive.
+        """
+        return cls(
+            **{name: x.data_ptr() if isinstance(x, Tensor) else x for name, x in fields.items()}
+        )
 
 
 def float_rows(x: Tensor, multiple: int = 1) -> Tensor:

@@ -8,14 +8,11 @@ from typing import Any
 
 from torch import Tensor
 
-from . import library
+from . import Job, library
 
 
-class Contrast(ctypes.Structure):
-    """``struct contrast`` of ``contrast.c``, whose comments say what each field is.
-
-    Tensors are given by :meth:`of`; the structure does not keep them alive.
-    """
+class Contrast(Job):
+    """``struct contrast`` of ``contrast.c``."""
 
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("given_q", "given_k", "losses", "to_q", "to_k")),
@@ -26,15 +23,6 @@ class Contrast(ctypes.Structure):
         *((name, ctypes.c_float) for name in ("length", "min_norm", "margin", "scale")),
         *((name, ctypes.c_int) for name in ("hinge", "needs_grad")),
     )
-
-    @classmethod
-    def of(cls, **fields: Tensor | float) -> Contrast:
-        """From tensors and numbers by field; fields that are left out are 0."""
-        values = {
-            name: value.data_ptr() if isinstance(value, Tensor) else value
-            for name, value in fields.items()
-        }
-        return cls(**values)
 
 
 @cache

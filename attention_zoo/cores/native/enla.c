@@ -1,6 +1,6 @@
 /* The passes of ENLA over positions: see attention_zoo/cores/enla.py, whose names it shares. Features stand in columns:
    features by positions. Embeddings are normalised, and nothing is subtracted from exponents. */
-#include "vectors.h"
+#include "threads.h"
 
 /* Positions of a tile, and the distance of its rows, in no power of 2. */
 enum { POSITIONS = 144, LINE = POSITIONS + 16 };
@@ -81,7 +81,7 @@ static void feature(int vectors, const struct feature_map *map, const float *u, 
 
 /* Of n keys k [n][c] and values v [n][d]: sums of features times values [m][d], of features [m], of values [d].
    d is a multiple of W. */
-void enla_sum(const struct feature_map *map, const float *k, const float *v, size n, size d, float *sums, float *norm,
+static void sum_keys(const struct feature_map *map, const float *k, const float *v, size n, size d, float *sums, float *norm,
               float *total, float *workspace) {
     size m = map->m, c = map->c;
     float *features = workspace, *u = features + m * LINE, *lengths = u + c * LINE, *less = lengths + LINE;
@@ -105,7 +105,7 @@ void enla_sum(const struct feature_map *map, const float *k, const float *v, siz
 
 /* Output [n][d] and its normaliser [n] of n queries q [n][c], given sums over keys [m][d], by their norm [m], and what
    eps adds to both. */
-void enla_attend(const struct feature_map *map, const float *q, size n, size d, const float *sums, const float *norm,
+static void attend(const struct feature_map *map, const float *q, size n, size d, const float *sums, const float *norm,
                  const float *eps_sums, float eps_norm, float *out, float *normaliser, float *workspace) {
     size m = map->m, c = map->c;
     float *features = workspace, *u = features + m * LINE, *columns = u + c * LINE, *lengths = columns + d * LINE;
@@ -171,7 +171,7 @@ static void times_features(const float *features, size m, size columns, const fl
 
 /* Gradients of n queries [n][c], of the sums [m][d] and norm [m] over keys, and of what eps adds to the sums and norm
    [d + 1], given that of the output [n][d]. d is a multiple of W. */
-void enla_query_gradients(const struct feature_map *map, const float *q, size n, size d, const float *sums,
+static void query_gradients(const struct feature_map *map, const float *q, size n, size d, const float *sums,
                           const float *norm, const float *out, const float *normaliser, const float *grad,
                           float *grad_q, float *grad_sums, float *grad_norm, float *grad_eps, float *workspace) {
     size m = map->m, c = map->c;
@@ -213,7 +213,7 @@ void enla_query_gradients(const struct feature_map *map, const float *q, size n,
 
 /* Gradients of n keys [n][c] and values [n][d], given those of the sums [m][d] and norm [m] over them and of the sum of
    values [d]. */
-void enla_key_gradients(const struct feature_map *map, const float *k, const float *v, size n, size d,
+static void key_gradients(const struct feature_map *map, const float *k, const float *v, size n, size d,
                         const float *grad_sums, const float *grad_norm, const float *grad_total, float *grad_k,
                         float *grad_v, float *workspace) {
     size m = map->m, c = map->c;
@@ -239,4 +239,66 @@ void enla_key_gradients(const struct feature_map *map, const float *k, const flo
         for (size i = 0; i < count; i++)
             for (size e = 0; e < d; e++) to[i * d + e] += grad_total[e];
     }
+}
+
+/* A pass over all images; what it does not need is NULL. P parts of rows positions make an image. */
+struct enla {
+    struct feature_map map;
+    size images, positions, rows, d, workers;
+    const float *x, *v;                             /* queries or keys [B][N][c], values [B][N][d] */
+    const float *sums, *norm, *eps_sums, *eps_norm; /* [B][m][d], [B][m], [B][d], [B] */
+    const float *out, *normaliser, *grad;           /* [B][N][d], [B][N], [B][N][d] */
+    const float *grad_sums, *grad_norm, *grad_total; /* [B][m][d], [B][m], [B][d] */
+    float *to_sums, *to_norm, *to_total, *to_eps;   /* [B][P][m][d], [B][P][m], [B][P][d], [B][P][d + 1] */
+    float *to_out, *to_normaliser, *to_x, *to_v;    /* [B][N][d], [B][N], [B][N][c], [B][N][d] */
+};
+
+static size parts_of(const struct enla *of) { return (of->positions + of->rows - 1) / of->rows; }
+
+/* Image, first position of all images, and number of positions of a part. */
+static size place(const struct enla *of, size tile, size *image, size *at) {
+    size first = tile % parts_of(of) * of->rows, left = of->positions - first;
+    *image = tile / parts_of(of);
+    *at = *image * of->positions + first;
+    return left < of->rows ? left : of->rows;
+}
+
+static void sum_tile(const void *job, size tile, size worker, float *memory) {
+    const struct enla *of = job;
+    size image, at, n = place(of, tile, &image, &at), m = of->map.m, d = of->d;
+    (void)worker;
+    sum_keys(&of->map, of->x + at * of->map.c, of->v + at * d, n, d, of->to_sums + tile * m * d, of->to_norm + tile * m,
+             of->to_total + tile * d, memory);
+}
+
+static void attend_tile(const void *job, size tile, size worker, float *memory) {
+    const struct enla *of = job;
+    size image, at, n = place(of, tile, &image, &at), m = of->map.m, d = of->d;
+    (void)worker;
+    attend(&of->map, of->x + at * of->map.c, n, d, of->sums + image * m * d, of->norm + image * m,
+           of->eps_sums + image * d, of->eps_norm[image], of->to_out + at * d, of->to_normaliser + at, memory);
+}
+
+static void query_gradients_tile(const void *job, size tile, size worker, float *memory) {
+    const struct enla *of = job;
+    size image, at, n = place(of, tile, &image, &at), m = of->map.m, c = of->map.c, d = of->d;
+    (void)worker;
+    query_gradients(&of->map, of->x + at * c, n, d, of->sums + image * m * d, of->norm + image * m, of->out + at * d,
+                    of->normaliser + at, of->grad + at * d, of->to_x + at * c, of->to_sums + tile * m * d,
+                    of->to_norm + tile * m, of->to_eps + tile * (d + 1), memory);
+}
+
+static void key_gradients_tile(const void *job, size tile, size worker, float *memory) {
+    const struct enla *of = job;
+    size image, at, n = place(of, tile, &image, &at), m = of->map.m, c = of->map.c, d = of->d;
+    (void)worker;
+    key_gradients(&of->map, of->x + at * c, of->v + at * d, n, d, of->grad_sums + image * m * d,
+                  of->grad_norm + image * m, of->grad_total + image * d, of->to_x + at * c, of->to_v + at * d, memory);
+}
+
+/* The passes by number; the workspace is enla_workspace for each worker, with the same width. */
+void enla_pass(const struct enla *of, int pass, size width, float *workspace) {
+    static const tile_function passes[] = {sum_tile, attend_tile, query_gradients_tile, key_gradients_tile};
+    share_tiles(passes[pass], of, of->images * parts_of(of), of->workers, 0, workspace,
+                enla_workspace(of->map.m, of->map.c, width));
 }
