@@ -1,9 +1,10 @@
-/* The threads are started once and sleep between jobs: waking them costs less than what Python needs to hand on a tile. */
+/* The threads are started once. Between jobs they look for the next one for some tens of microseconds, then sleep: jobs
+   that follow one another need not wait for a thread to wake up, and on another core than the caller's. */
 #include "threads.h"
 
 #include <pthread.h>
 
-enum { MOST_THREADS = 255 };
+enum { MOST_THREADS = 255, LOOKS = 1000 };
 
 struct job {
     tile_function function;
@@ -20,6 +21,19 @@ static struct job job;
 static size threads, running; /* threads that were started; those that are at work on the job */
 static size turn;             /* number of the job */
 
+static void pause_briefly(void) {
+#if defined(__x86_64__) || defined(__i386__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("yield");
+#endif
+}
+
+/* Until x is no longer this, or for a while. */
+static void look(const size *x, size this) {
+    for (int i = 0; i < LOOKS && __atomic_load_n(x, __ATOMIC_ACQUIRE) == this; i++) pause_briefly();
+}
+
 static void work(struct job *of, size worker) {
     float *memory = of->memory + worker * of->by_worker;
     if (of->fixed)
@@ -33,6 +47,11 @@ static void *wait_for_work(void *number) {
     size worker = (size)(intptr_t)number, seen;
     pthread_mutex_lock(&lock);
     for (seen = turn - 1;; seen = turn) {
+        if (seen == turn) {
+            pthread_mutex_unlock(&lock);
+            look(&turn, seen);
+            pthread_mutex_lock(&lock);
+        }
         while (seen == turn || worker >= job.workers) {
             seen = turn;
             pthread_cond_wait(&begin, &lock);
@@ -40,7 +59,7 @@ static void *wait_for_work(void *number) {
         pthread_mutex_unlock(&lock);
         work(&job, worker);
         pthread_mutex_lock(&lock);
-        if (--running == 0) pthread_cond_signal(&end);
+        if (__atomic_sub_fetch(&running, 1, __ATOMIC_ACQ_REL) == 0) pthread_cond_signal(&end);
     }
     return NULL;
 }
@@ -83,13 +102,17 @@ void share_tiles(tile_function function, const void *of, size tiles, size worker
     job = now;
     size helpers = start_threads(now.workers - 1);
     if (helpers > now.workers - 1) helpers = now.workers - 1;
-    running = helpers;
-    turn++;
+    __atomic_store_n(&running, helpers, __ATOMIC_RELEASE);
+    __atomic_store_n(&turn, turn + 1, __ATOMIC_RELEASE);
     if (helpers) pthread_cond_broadcast(&begin);
     pthread_mutex_unlock(&lock);
     work(&job, 0);
     if (fixed)
         for (size worker = helpers + 1; worker < now.workers; worker++) work(&job, worker);
+    for (size left; (left = __atomic_load_n(&running, __ATOMIC_ACQUIRE)) > 0;) {
+        look(&running, left);
+        if (__atomic_load_n(&running, __ATOMIC_ACQUIRE) == left) break;
+    }
     pthread_mutex_lock(&lock);
     while (running) pthread_cond_wait(&end, &lock);
     job.workers = 0;
