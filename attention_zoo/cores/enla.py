@@ -13,6 +13,7 @@ What eps adds to features is of rank one. It joins the sums instead of every fea
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -240,8 +241,7 @@ class RandomFeatureAttention(torch.autograd.Function):
 
 
 def attend_rows(
-    function: type[RandomFeatureAttention],
-    passes_of: type[Passes],
+    function: Callable[..., Tensor],
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -250,13 +250,11 @@ def attend_rows(
     amplification: float | None,
     value_map: tuple[Tensor, Tensor] | None,
 ) -> Tensor:
-    """The core ``enla``: what it takes, and an output ``[B, c_out, H, W]``, by these passes."""
+    """The core ``enla`` of maps, by a function of rows: an output ``[B, c_out, H, W]``."""
     with no_autocast(v):
         rows = (to_rows(t) for t in (q, k, v))
         mapped = value_map or (None, None)
-        out = function.apply(
-            passes_of, *rows, projection.to(sum_dtype(v)), *mapped, eps, amplification
-        )
+        out = function(*rows, projection.to(sum_dtype(v)), *mapped, eps, amplification)
     return to_map(out, like=v)
 
 

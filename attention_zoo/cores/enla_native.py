@@ -1,148 +1,149 @@
-"""ENLA's passes over positions by kernels in C: the CPU, float32, exponents that need no shift."""
+"""ENLA by kernels in C: the CPU, float32, exponents that need no shift."""
 
 from __future__ import annotations
 
 import math
 from functools import partial
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..enla import MIN_NORM
 from ..implementations import implementation
-from .enla import (
-    FEW_FEATURES,
-    FeatureMap,
-    KeySums,
-    RandomFeatureAttention,
-    attend_rows,
-    can_stay_unshifted,
-)
+from .enla import FEW_FEATURES, FeatureMap, attend_rows, can_stay_unshifted
 from .native import WIDTH, float_rows, why_not_native
 from .native import enla as native
-from .softmax import LOG2_E
+from .softmax import LOG2_E, refuse_second_derivative
 from .tiles import num_workers, pieces_of_image, scratch
 
 
-class NativePasses:
-    """See :class:`.enla.Passes`; shifts are 0."""
+def _padded(width: int) -> int:
+    return width + -width % WIDTH
+
+
+class _Call:
+    """What forward and backward pass of one call share: the inputs as the kernels take them."""
 
     def __init__(
-        self, q: Tensor, k: Tensor, v: Tensor, c_out: int, feature_map: FeatureMap
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        projection: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        eps: float,
+        amplification: float,
     ) -> None:
+        feature_map = FeatureMap(projection, eps, amplification)
         assert feature_map.unshifted
-        assert feature_map.amplification is not None
-        self._given = q, k, v
-        self._q, self._k, self._v = (float_rows(t, w) for t, w in ((q, 1), (k, 1), (v, WIDTH)))
-        self._c_out, self._m = c_out, feature_map.projection.shape[0]
-        self._scaled = (feature_map.projection * LOG2_E).contiguous()
-        half_square = feature_map.amplification / 2 * LOG2_E
-        most = math.sqrt(torch.finfo(torch.float32).max)
-        self._feature_map = native.FeatureMap(self._scaled, half_square, MIN_NORM, most)
         batch, n, c = q.shape
-        self._width = max(self._v.shape[2], c_out + -c_out % WIDTH)
-        many = batch * n * self._m >= FEW_FEATURES
+        m, c_in = projection.shape[0], v.shape[2]
+        self.c_out = c_in if weight is None else weight.shape[0]
+        d, d_out = _padded(c_in), _padded(self.c_out)
+        many = batch * n * m >= FEW_FEATURES
         workers = num_workers(q.device, own_threads=True) if many else 1
         rows = math.ceil(n / pieces_of_image(batch, workers))
-        self._parts = math.ceil(n / rows)
-        self._sizes = {"images": batch, "positions": n, "rows": rows, "workers": workers}
-        size = native.workspace_size(self._m, c, self._width)
-        self._workspace = scratch("native", self._scaled, workers * size)
+        #: Images, parts of an image, features, widths of values and output.
+        self.sizes = batch, math.ceil(n / rows), m, d, d_out
+        self.tensors = {"q": float_rows(q), "k": float_rows(k), "v": float_rows(v, WIDTH)}
+        self._scaled = (feature_map.projection * LOG2_E).contiguous()
+        if weight is not None and bias is not None:
+            padded = F.pad(float_rows(weight, WIDTH), (0, 0, 0, d_out - self.c_out))
+            of_map = {"weight": padded, "turned": padded.T.contiguous()}
+            self.tensors |= of_map | {"bias": float_rows(bias, WIDTH)}
+        self._numbers = {
+            "map": native.FeatureMap(
+                self._scaled,
+                amplification / 2 * LOG2_E,
+                MIN_NORM,
+                math.sqrt(torch.finfo(torch.float32).max),
+            ),
+            "images": batch,
+            "positions": n,
+            "rows": rows,
+            "workers": workers,
+            "d": d,
+            "d_out": d_out,
+            "eps": 2**feature_map.log2_eps,
+        }
+        size = workers * native.workspace_size(m, c, max(d, d_out))
+        self.workspace = scratch("native", self._scaled, size)
 
-    def _run(self, number: int, x: Tensor, d: int, **tensors: Tensor) -> None:
-        """A pass over queries or keys x; d is the width of values or output."""
-        job = native.Pass.of(map=self._feature_map, x=x, d=d, **self._sizes, **tensors)
-        native.run(number, job, self._width, self._workspace)
+    def new(self, *shape: int) -> Tensor:
+        """Memory for a result."""
+        return self._scaled.new_empty(shape)
 
-    def sum_keys(self) -> KeySums:
-        batch, _, width = self._v.shape
-        sums = KeySums(
-            self._q.new_empty(batch, self._parts, self._m, width),
-            self._q.new_empty(batch, self._parts, self._m),
-            self._q.new_zeros(batch, self._parts, self._m, 1),
-            self._q.new_empty(batch, self._parts, width),
-        )
+    def job(self, **tensors: Tensor) -> native.Enla:
+        """The inputs, and these."""
+        return native.Enla.of(**self._numbers, **self.tensors, **tensors)
 
-        tensors = {"to_sums": sums.values, "to_norm": sums.features, "to_total": sums.total}
-        self._run(native.SUM_KEYS, self._k, width, v=self._v, **tensors)
-        c_in = self._given[2].shape[2]
-        return sums._replace(values=sums.values[..., :c_in], total=sums.total[..., :c_in])
 
-    def attend(
-        self, context: Tensor, eps_sums: Tensor, shift: Tensor, floor: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        batch, n, _ = self._q.shape
-        out, normaliser = self._q.new_empty(batch, n, self._c_out), self._q.new_empty(batch, n, 1)
-        sums, norm = (t.contiguous() for t in context.tensor_split([self._c_out], dim=2))
-        eps, eps_norm = (t.contiguous() for t in eps_sums.tensor_split([self._c_out], dim=2))
-        self._run(
-            native.ATTEND,
-            self._q,
-            self._c_out,
-            sums=sums,
-            norm=norm,
-            eps_sums=eps,
-            eps_norm=eps_norm,
-            to_out=out,
-            to_normaliser=normaliser,
-        )
-        return out, normaliser
+class _Native(torch.autograd.Function):
+    """Eq. 5–6 on rows, arguments as of :class:`.enla.RandomFeatureAttention`."""
 
-    def query_gradients(
-        self,
-        grad_out: Tensor,
-        out: Tensor,
-        normaliser: Tensor,
-        context: Tensor,
-        shift: Tensor,
-        floor: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        sums, norm = (t.contiguous() for t in context.tensor_split([self._c_out], dim=2))
-        sums, out, grad_out = (float_rows(t, WIDTH) for t in (sums, out, grad_out))
-        batch, _, width = out.shape
-        grad_q = torch.empty_like(self._q)
-        grad_sums = self._q.new_empty(batch, self._parts, self._m, width)
-        grad_norm = self._q.new_empty(batch, self._parts, self._m, 1)
-        grad_eps = self._q.new_empty(batch, self._parts, width + 1)
+    @staticmethod
+    def forward(ctx: Any, *given: Any) -> Tensor:
+        call = _Call(*given)
+        batch, parts, m, d, d_out = call.sizes
+        n, new = given[2].shape[1], call.new
+        context = new(batch, m, d)
+        kept = {
+            "context": context,
+            "norm": new(batch, m),
+            "scale": new(batch),
+            "mapped": context if given[4] is None else new(batch, m, d_out),
+            "out": new(batch, n, d_out),
+            "normaliser": new(batch, n),
+        }
+        passing = {
+            "sums": new(batch, parts, m, d),
+            "norms": new(batch, parts, m),
+            "totals": new(batch, parts, d),
+            "eps_sums": new(batch, d_out),
+            "eps_norm": new(batch),
+        }
+        native.forward(call.job(**kept, **passing), call.workspace)
+        ctx.save_for_backward(*given[:6], *kept.values())
+        ctx.names, ctx.numbers = list(kept), given[6:]
+        return kept["out"][..., : call.c_out].to(given[2].dtype)
 
-        self._run(
-            native.QUERY_GRADIENTS,
-            self._q,
-            width,
-            sums=sums,
-            norm=norm,
-            out=out,
-            normaliser=normaliser,
-            grad=grad_out,
-            to_x=grad_q,
-            to_sums=grad_sums,
-            to_norm=grad_norm,
-            to_eps=grad_eps,
-        )
-        grad_context = torch.cat([grad_sums[..., : self._c_out], grad_norm], dim=3).sum(1)
-        grad_eps = torch.cat([grad_eps[..., : self._c_out], grad_eps[..., -1:]], dim=2)
-        return grad_q.to(self._given[0].dtype), grad_context, grad_eps.sum(1, keepdim=True)
-
-    def key_gradients(
-        self, grad_values: Tensor, grad_features: Tensor, grad_total: Tensor, shift: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        grad_k, grad_v = torch.empty_like(self._k), torch.empty_like(self._v)
-        grad_sums, grad_total = (float_rows(t, WIDTH) for t in (grad_values, grad_total))
-        grad_norm = grad_features.contiguous()
-
-        self._run(
-            native.KEY_GRADIENTS,
-            self._k,
-            self._v.shape[2],
-            v=self._v,
-            grad_sums=grad_sums,
-            grad_norm=grad_norm,
-            grad_total=grad_total,
-            to_x=grad_k,
-            to_v=grad_v,
-        )
-        _, k, v = self._given
-        return grad_k.to(k.dtype), grad_v[..., : v.shape[2]].to(v.dtype)
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        refuse_second_derivative("random_feature_attention")
+        saved = ctx.saved_tensors  # read once: torch's checkpoint allows no more
+        q, k, v, _, weight, bias = given = saved[:6]
+        kept = dict(zip(ctx.names, saved[6:], strict=True))
+        call = _Call(*given, *ctx.numbers)
+        batch, parts, m, d, d_out = call.sizes
+        new = call.new
+        of_inputs = {f"grad_{name}": torch.empty_like(call.tensors[name]) for name in "qkv"}
+        grad_mapped, grad_context = new(batch, m, d_out), new(batch, m, d)
+        passing = {
+            "grad": float_rows(grads[0], WIDTH),
+            "grad_parts": new(batch, parts, m, d_out),
+            "grad_norms": new(batch, parts, m),
+            "grad_eps": new(batch, parts, d_out + 1),
+            "grad_mapped": grad_mapped,
+            "grad_context": grad_context,
+            "grad_norm": new(batch, m),
+            "grad_total": new(batch, d),
+        }
+        native.backward(call.job(**kept, **passing, **of_inputs), call.workspace)
+        grad_weight = grad_bias = None
+        if weight is not None:
+            of_outputs = grad_mapped[..., : call.c_out]
+            if ctx.needs_input_grad[4]:
+                of_weight = torch.bmm(of_outputs.mT, kept["context"]).sum(0)
+                grad_weight = of_weight[:, : v.shape[2]].to(weight.dtype)
+            if ctx.needs_input_grad[5]:
+                grad_bias = torch.bmm(of_outputs.mT, kept["norm"].unsqueeze(2)).sum((0, 2))
+                grad_bias = grad_bias.to(bias.dtype)
+        found = zip(of_inputs.values(), (q, k, v), strict=True)
+        of_rows = (t[..., : x.shape[2]].to(x.dtype) for t, x in found)
+        return *of_rows, None, grad_weight, grad_bias, None, None
 
 
 def why_not(
@@ -164,6 +165,4 @@ def why_not(
     return None
 
 
-implementation("enla", "native", why_not)(
-    partial(attend_rows, RandomFeatureAttention, NativePasses)
-)
+implementation("enla", "native", why_not)(partial(attend_rows, _Native.apply))

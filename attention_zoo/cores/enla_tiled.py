@@ -161,7 +161,9 @@ class TiledPasses:
         return grad_k, grad_v
 
 
-implementation("enla", "tiled")(partial(attend_rows, RandomFeatureAttention, TiledPasses))
+implementation("enla", "tiled")(
+    partial(attend_rows, partial(RandomFeatureAttention.apply, TiledPasses))
+)
 
 
 def _tiles(v: Tensor, m: int, c_out: int) -> tuple[list[_Tile], int, int]:

@@ -53,5 +53,5 @@ class _TritonAttention(RandomFeatureAttention):
 
 
 implementation("enla", "triton", why_not_triton)(
-    partial(attend_rows, _TritonAttention, TiledPasses)
+    partial(attend_rows, partial(_TritonAttention.apply, TiledPasses))
 )

@@ -241,16 +241,24 @@ static void key_gradients(const struct feature_map *map, const float *k, const f
     }
 }
 
-/* A pass over all images; what it does not need is NULL. P parts of rows positions make an image. */
+/* Attention of all images, and its gradients. P parts of rows positions make an image. The value projection
+   v -> weight v + bias acts on sums over keys; without one weights are NULL, and mapped is context. */
 struct enla {
     struct feature_map map;
-    size images, positions, rows, d, workers;
-    const float *x, *v;                             /* queries or keys [B][N][c], values [B][N][d] */
-    const float *sums, *norm, *eps_sums, *eps_norm; /* [B][m][d], [B][m], [B][d], [B] */
-    const float *out, *normaliser, *grad;           /* [B][N][d], [B][N], [B][N][d] */
-    const float *grad_sums, *grad_norm, *grad_total; /* [B][m][d], [B][m], [B][d] */
-    float *to_sums, *to_norm, *to_total, *to_eps;   /* [B][P][m][d], [B][P][m], [B][P][d], [B][P][d + 1] */
-    float *to_out, *to_normaliser, *to_x, *to_v;    /* [B][N][d], [B][N], [B][N][c], [B][N][d] */
+    size images, positions, rows, workers;
+    size d, d_out;                       /* widths of values and output, multiples of W */
+    float eps;                           /* over the factor that all features leave out */
+    const float *q, *k, *v;              /* [B][N][c], [B][N][c], [B][N][d] */
+    const float *weight, *turned, *bias; /* [d_out][d], its transpose, [d_out] */
+    float *sums, *norms, *totals;        /* over the keys of each part: [B][P][m][d], [B][P][m], [B][P][d] */
+    float *context, *norm, *scale;       /* over all keys with eps, over scale [B]: [B][m][d], [B][m] */
+    float *mapped, *eps_sums, *eps_norm; /* [B][m][d_out]; what eps adds to a query's: [B][d_out], [B] */
+    float *out, *normaliser;             /* [B][N][d_out], [B][N] */
+    const float *grad;                   /* [B][N][d_out]; gradients of the rest: */
+    float *grad_parts, *grad_norms, *grad_eps;     /* [B][P][m][d_out], [B][P][m], [B][P][d_out + 1] */
+    float *grad_mapped;                            /* [B][m][d_out] */
+    float *grad_context, *grad_norm, *grad_total;  /* [B][m][d], [B][m], [B][d] */
+    float *grad_q, *grad_k, *grad_v;
 };
 
 static size parts_of(const struct enla *of) { return (of->positions + of->rows - 1) / of->rows; }
@@ -267,38 +275,110 @@ static void sum_tile(const void *job, size tile, size worker, float *memory) {
     const struct enla *of = job;
     size image, at, n = place(of, tile, &image, &at), m = of->map.m, d = of->d;
     (void)worker;
-    sum_keys(&of->map, of->x + at * of->map.c, of->v + at * d, n, d, of->to_sums + tile * m * d, of->to_norm + tile * m,
-             of->to_total + tile * d, memory);
+    sum_keys(&of->map, of->k + at * of->map.c, of->v + at * d, n, d, of->sums + tile * m * d, of->norms + tile * m,
+             of->totals + tile * d, memory);
+}
+
+/* to [n] is the sum of so many parts. */
+static void add_up(const float *parts, size count, size n, float *to) {
+    for (size i = 0; i < n; i++) to[i] = parts[i];
+    for (size part = 1; part < count; part++)
+        for (size i = 0; i < n; i++) to[i] += parts[part * n + i];
+}
+
+/* An image's sums over keys: of all parts, with what eps adds, over the largest sum of features, which cancels. */
+static void join_tile(const void *job, size image, size worker, float *total) {
+    const struct enla *of = job;
+    size m = of->map.m, d = of->d, d_out = of->d_out, parts = parts_of(of);
+    float *context = of->context + image * m * d, *norm = of->norm + image * m, most = 0, eps_norm = 0;
+    float *mapped = of->mapped + image * m * d_out, *eps_sums = of->eps_sums + image * d_out;
+    (void)worker;
+    add_up(of->sums + image * parts * m * d, parts, m * d, context);
+    add_up(of->norms + image * parts * m, parts, m, norm);
+    add_up(of->totals + image * parts * d, parts, d, total);
+    for (size i = 0; i < m; i++) most = norm[i] > most ? norm[i] : most;
+    float scale = 1 / most;
+    for (size i = 0; i < m; i++) {
+        norm[i] = (norm[i] + of->eps * of->positions) * scale;
+        eps_norm += norm[i];
+        for (size e = 0; e < d; e++) context[i * d + e] = (context[i * d + e] + of->eps * total[e]) * scale;
+    }
+    if (of->weight) wide_product(context, d, 1, of->turned, d_out, mapped, d_out, m, d, d_out, 0);
+    for (size e = 0; e < d_out; e++) eps_sums[e] = 0;
+    for (size i = 0; i < m; i++)
+        for (size e = 0; e < d_out; e++) {
+            if (of->weight) mapped[i * d_out + e] += norm[i] * of->bias[e];
+            eps_sums[e] += of->eps * mapped[i * d_out + e];
+        }
+    of->scale[image] = scale;
+    of->eps_norm[image] = of->eps * eps_norm;
 }
 
 static void attend_tile(const void *job, size tile, size worker, float *memory) {
     const struct enla *of = job;
-    size image, at, n = place(of, tile, &image, &at), m = of->map.m, d = of->d;
+    size image, at, n = place(of, tile, &image, &at), m = of->map.m, d = of->d_out;
     (void)worker;
-    attend(&of->map, of->x + at * of->map.c, n, d, of->sums + image * m * d, of->norm + image * m,
-           of->eps_sums + image * d, of->eps_norm[image], of->to_out + at * d, of->to_normaliser + at, memory);
+    attend(&of->map, of->q + at * of->map.c, n, d, of->mapped + image * m * d, of->norm + image * m,
+           of->eps_sums + image * d, of->eps_norm[image], of->out + at * d, of->normaliser + at, memory);
 }
 
 static void query_gradients_tile(const void *job, size tile, size worker, float *memory) {
     const struct enla *of = job;
-    size image, at, n = place(of, tile, &image, &at), m = of->map.m, c = of->map.c, d = of->d;
+    size image, at, n = place(of, tile, &image, &at), m = of->map.m, c = of->map.c, d = of->d_out;
     (void)worker;
-    query_gradients(&of->map, of->x + at * c, n, d, of->sums + image * m * d, of->norm + image * m, of->out + at * d,
-                    of->normaliser + at, of->grad + at * d, of->to_x + at * c, of->to_sums + tile * m * d,
-                    of->to_norm + tile * m, of->to_eps + tile * (d + 1), memory);
+    query_gradients(&of->map, of->q + at * c, n, d, of->mapped + image * m * d, of->norm + image * m, of->out + at * d,
+                    of->normaliser + at, of->grad + at * d, of->grad_q + at * c, of->grad_parts + tile * m * d,
+                    of->grad_norms + tile * m, of->grad_eps + tile * (d + 1), memory);
+}
+
+/* An image's gradients of what attend_tile took become those of what sum_tile gave. */
+static void join_gradients_tile(const void *job, size image, size worker, float *of_eps) {
+    const struct enla *of = job;
+    size m = of->map.m, d = of->d, d_out = of->d_out, parts = parts_of(of);
+    float *mapped = of->grad_mapped + image * m * d_out, *norm = of->grad_norm + image * m, scale = of->scale[image];
+    float *context = of->grad_context + image * m * d, *total = of->grad_total + image * d;
+    (void)worker;
+    add_up(of->grad_parts + image * parts * m * d_out, parts, m * d_out, mapped);
+    add_up(of->grad_norms + image * parts * m, parts, m, norm);
+    add_up(of->grad_eps + image * parts * (d_out + 1), parts, d_out + 1, of_eps);
+    for (size i = 0; i < m; i++) {
+        for (size e = 0; e < d_out; e++) mapped[i * d_out + e] += of->eps * of_eps[e];
+        norm[i] += of->eps * of_eps[d_out];
+        if (of->weight) norm[i] += dot(mapped + i * d_out, of->bias, d_out);
+        norm[i] *= scale;
+    }
+    if (of->weight) wide_product(mapped, d_out, 1, of->weight, d, context, d, m, d_out, d, 0);
+    for (size e = 0; e < d; e++) total[e] = 0;
+    for (size i = 0; i < m; i++)
+        for (size e = 0; e < d; e++) {
+            context[i * d + e] = (of->weight ? context : mapped)[i * d + e] * scale;
+            total[e] += of->eps * context[i * d + e];
+        }
 }
 
 static void key_gradients_tile(const void *job, size tile, size worker, float *memory) {
     const struct enla *of = job;
     size image, at, n = place(of, tile, &image, &at), m = of->map.m, c = of->map.c, d = of->d;
     (void)worker;
-    key_gradients(&of->map, of->x + at * c, of->v + at * d, n, d, of->grad_sums + image * m * d,
-                  of->grad_norm + image * m, of->grad_total + image * d, of->to_x + at * c, of->to_v + at * d, memory);
+    key_gradients(&of->map, of->k + at * c, of->v + at * d, n, d, of->grad_context + image * m * d,
+                  of->grad_norm + image * m, of->grad_total + image * d, of->grad_k + at * c, of->grad_v + at * d,
+                  memory);
 }
 
-/* The passes by number; the workspace is enla_workspace for each worker, with the same width. */
-void enla_pass(const struct enla *of, int pass, size width, float *workspace) {
-    static const tile_function passes[] = {sum_tile, attend_tile, query_gradients_tile, key_gradients_tile};
-    share_tiles(passes[pass], of, of->images * parts_of(of), of->workers, 0, workspace,
-                enla_workspace(of->map.m, of->map.c, width));
+static void share(const struct enla *of, tile_function function, size tiles, float *workspace) {
+    size width = of->d > of->d_out ? of->d : of->d_out;
+    share_tiles(function, of, tiles, of->workers, 0, workspace, enla_workspace(of->map.m, of->map.c, width));
+}
+
+/* The workspace of both is enla_workspace for each worker, of the wider of d and d_out. */
+void enla_forward(const struct enla *of, float *workspace) {
+    share(of, sum_tile, of->images * parts_of(of), workspace);
+    share(of, join_tile, of->images, workspace);
+    share(of, attend_tile, of->images * parts_of(of), workspace);
+}
+
+void enla_backward(const struct enla *of, float *workspace) {
+    share(of, query_gradients_tile, of->images * parts_of(of), workspace);
+    share(of, join_gradients_tile, of->images, workspace);
+    share(of, key_gradients_tile, of->images * parts_of(of), workspace);
 }

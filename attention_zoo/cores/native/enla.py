@@ -1,7 +1,4 @@
-"""ENLA's passes over positions, by ``enla.c``. All tensors are float32 and contiguous.
-
-The width d of values, and of an output that is given, is a multiple of ``native.WIDTH``.
-"""
+"""ENLA, by ``enla.c``. All tensors are float32 and contiguous."""
 
 from __future__ import annotations
 
@@ -12,9 +9,6 @@ from typing import Any
 from torch import Tensor
 
 from . import Job, library
-
-#: Numbers of the passes.
-SUM_KEYS, ATTEND, QUERY_GRADIENTS, KEY_GRADIENTS = range(4)
 
 
 class FeatureMap(ctypes.Structure):
@@ -41,17 +35,22 @@ class FeatureMap(ctypes.Structure):
         super().__init__(projection.data_ptr(), *projection.shape, half_square, min_norm, max_norm)
 
 
-class Pass(Job):
-    """``struct enla`` of ``enla.c``: the tensors of a pass over positions, and where results go."""
+class Enla(Job):
+    """``struct enla`` of ``enla.c``."""
 
     _fields_ = (
         ("map", FeatureMap),
-        *((name, ctypes.c_ssize_t) for name in ("images", "positions", "rows", "d", "workers")),
-        *((name, ctypes.c_void_p) for name in ("x", "v", "sums", "norm", "eps_sums", "eps_norm")),
+        *((name, ctypes.c_ssize_t) for name in ("images", "positions", "rows", "workers")),
+        *((name, ctypes.c_ssize_t) for name in ("d", "d_out")),
+        ("eps", ctypes.c_float),
+        *((name, ctypes.c_void_p) for name in ("q", "k", "v", "weight", "turned", "bias")),
+        *((name, ctypes.c_void_p) for name in ("sums", "norms", "totals")),
+        *((name, ctypes.c_void_p) for name in ("context", "norm", "scale")),
+        *((name, ctypes.c_void_p) for name in ("mapped", "eps_sums", "eps_norm")),
         *((name, ctypes.c_void_p) for name in ("out", "normaliser", "grad")),
-        *((name, ctypes.c_void_p) for name in ("grad_sums", "grad_norm", "grad_total")),
-        *((name, ctypes.c_void_p) for name in ("to_sums", "to_norm", "to_total", "to_eps")),
-        *((name, ctypes.c_void_p) for name in ("to_out", "to_normaliser", "to_x", "to_v")),
+        *((name, ctypes.c_void_p) for name in ("grad_parts", "grad_norms", "grad_eps")),
+        *((name, ctypes.c_void_p) for name in ("grad_mapped", "grad_context", "grad_norm")),
+        *((name, ctypes.c_void_p) for name in ("grad_total", "grad_q", "grad_k", "grad_v")),
     )
 
 
@@ -60,8 +59,8 @@ def _functions() -> Any:
     found = library()
     size = ctypes.c_ssize_t
     found.enla_workspace.argtypes, found.enla_workspace.restype = [size] * 3, size
-    found.enla_pass.argtypes = [ctypes.POINTER(Pass), ctypes.c_int, size, ctypes.c_void_p]
-    found.enla_pass.restype = None
+    for function in (found.enla_forward, found.enla_backward):
+        function.argtypes, function.restype = [ctypes.POINTER(Enla), ctypes.c_void_p], None
     return found
 
 
@@ -70,13 +69,21 @@ def workspace_size(m: int, c: int, width: int) -> int:
     return int(_functions().enla_workspace(m, c, width))
 
 
-def run(number: int, job: Pass, width: int, workspace: Tensor) -> None:
-    """Do a pass: its results are the fields ``to_…``.
+def forward(job: Enla, workspace: Tensor) -> None:
+    """From the inputs to ``out``; the fields up to there are needed.
 
     Args:
-        number: :data:`SUM_KEYS`, :data:`ATTEND`, :data:`QUERY_GRADIENTS` or :data:`KEY_GRADIENTS`.
-        job: what it takes and where its results go.
-        width: as for :func:`workspace_size`.
-        workspace: of that size for each worker, overwritten.
+        job: what to do, and where results go.
+        workspace: :func:`workspace_size` for each worker, overwritten.
     """
-    _functions().enla_pass(job, number, width, workspace.data_ptr())
+    _functions().enla_forward(job, workspace.data_ptr())
+
+
+def backward(job: Enla, workspace: Tensor) -> None:
+    """From ``grad`` to the gradients; of what :func:`forward` wrote, ``mapped`` to ``normaliser``.
+
+    Args:
+        job: as for :func:`forward`.
+        workspace: likewise.
+    """
+    _functions().enla_backward(job, workspace.data_ptr())
