@@ -54,7 +54,7 @@ class _Call:
             padded = F.pad(float_rows(weight, WIDTH), (0, 0, 0, d_out - self.c_out))
             of_map = {"weight": padded, "turned": padded.T.contiguous()}
             self.tensors |= of_map | {"bias": float_rows(bias, WIDTH)}
-        self._numbers = {
+        self._numbers: dict[str, Any] = {
             "map": native.FeatureMap(
                 self._scaled,
                 amplification / 2 * LOG2_E,

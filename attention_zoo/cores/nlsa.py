@@ -230,20 +230,11 @@ class Plan:
         b, r, chunks = tile
         return self._around[b, r, chunks.start * self.size : (chunks.stop + 2) * self.size]
 
-    def lines(self, b: int, r: int) -> tuple[Tensor, Tensor]:
-        """Positions of a round's chunks ``[K, S]``; with the chunks around each, ``[K, 3 S]``."""
-        around = self._around[b, r]
-        own = around[self.size : -self.size].unflatten(0, (-1, self.size))
-        return own, around.unfold(0, 3 * self.size, self.size)
-
-    def without_repeated(self, chunks: slice) -> list[tuple[slice, slice]]:
-        """(chunks, their queries) that cover each position of these chunks once."""
-        repeated = self.repeated.shape[0]
-        last = self.chunks - 1
-        if chunks.stop <= last or not repeated:
-            return [(chunks, slice(0, self.size))]
-        whole = [(slice(chunks.start, last), slice(0, self.size))] if chunks.start < last else []
-        return [*whole, (slice(last, last + 1), slice(0, self.size - repeated))]
+    def lines(self, r: int) -> tuple[Tensor, Tensor]:
+        """Positions of a round's chunks ``[B, K, S]``; with those around each, ``[B, K, 3 S]``."""
+        around = self._around[:, r]
+        own = around[:, self.size : -self.size].unflatten(1, (-1, self.size))
+        return own, around.unfold(1, 3 * self.size, self.size)
 
     def groups(self, chunks: slice) -> list[tuple[slice, slice]]:
         """(chunks within the tile, rows of their windows) of each product."""

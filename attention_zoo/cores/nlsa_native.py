@@ -6,7 +6,6 @@ Each round continues the sums of the rounds before in place, so nothing is merge
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -17,17 +16,9 @@ from ..implementations import implementation
 from .native import WIDTH, float_rows
 from .native import nlsa as native_hash
 from .native import softmax as native
-from .nlsa import (
-    Chunks,
-    Gradients,
-    Plan,
-    Positions,
-    SortedAttention,
-    attend_sorted,
-    why_not_native_nlsa,
-)
-from .softmax import tile_workers
-from .tiles import num_workers, pieces_of_image, share_tiles
+from .nlsa import Plan, attend_sorted, why_not_native_nlsa
+from .softmax import refuse_second_derivative, tile_workers
+from .tiles import num_workers, pieces_of_image
 
 
 def hash_codes(x: Tensor, rotations: Tensor) -> Tensor:
@@ -38,23 +29,18 @@ def hash_codes(x: Tensor, rotations: Tensor) -> Tensor:
     r, half, _ = turned.shape
     codes = torch.empty(batch, r, n, dtype=torch.long, device=x.device)
     workers = tile_workers(batch * n * 2 * r * half, x.device, own_threads=True)
-    step = math.ceil(n / pieces_of_image(batch, workers))
-
-    def worker(_: int) -> Callable[[Positions], None]:
-        workspace = native_hash.workspace(rows, half)
-
-        def hash_tile(tile: Positions) -> None:
-            b, i = tile
-            native_hash.hash_codes(rows[b, i], turned, codes[b, :, i], workspace)
-
-        return hash_tile
-
-    tiles = [(b, slice(i, i + step)) for b in range(batch) for i in range(0, n, step)]
-    share_tiles(tiles, x.device, worker, own_threads=True)
+    native_hash.hash_codes(rows, turned, codes, _rows(batch, n, workers), workers)
     return codes
 
 
-class _NativeAttention(SortedAttention):
+def _rows(batch: int, n: int, workers: int) -> int:
+    """Positions of a tile."""
+    return math.ceil(n / pieces_of_image(batch, workers))
+
+
+class _NativeAttention(torch.autograd.Function):
+    """Rows ``[B, N, ·]``, given sorted positions ``[B, r, N]`` and the size S of a chunk."""
+
     @staticmethod
     def forward(
         ctx: Any, q: Tensor, k: Tensor, v: Tensor, order: Tensor, chunk_size: int
@@ -62,82 +48,105 @@ class _NativeAttention(SortedAttention):
         rows = [float_rows(t) for t in (q, k, v)]
         plan = Plan(order, chunk_size, v.device)
         out, top, norm = (rows[0].new_empty(*v.shape[:2], width) for width in (v.shape[2], 1, 1))
-        workers = num_workers(v.device, own_threads=True)
-        step = math.ceil(plan.chunks / pieces_of_image(v.shape[0], workers))
+        tiles = _tiles(plan, v.shape[0])
         for r in range(plan.rounds):
-            works = []
-            for b in range(v.shape[0]):
-                own, windows = plan.lines(b, r)
-                works.append(
-                    native.attend(
-                        (rows[0][b], own),
-                        (rows[1][b], windows),
-                        (rows[2][b], windows),
-                        (out[b], own),
-                        (top[b], own),
-                        (norm[b], own),
-                        before=r > 0,
-                        finish=r == plan.rounds - 1,
-                    )
-                )
-
-            def worker(_: int, works: list[native.Work] = works) -> Callable[[Chunks], None]:
-                workspace = native.workspace(q.shape[-1], v.shape[-1])
-
-                def attend_chunks(tile: Chunks) -> None:
-                    for chunks, queries in plan.without_repeated(tile[2]):
-                        works[tile[0]](chunks, queries, workspace)
-
-                return attend_chunks
-
-            tiles = [
-                (b, r, slice(i, min(i + step, plan.chunks)))
-                for b in range(v.shape[0])
-                for i in range(0, plan.chunks, step)
-            ]
-            share_tiles(tiles, v.device, worker, own_threads=True)
-        saved = (q, k, v, out, top, order)
-        SortedAttention.keep(ctx, saved, chunk_size, _gradients, own_threads=True)
+            own, windows = plan.lines(r)
+            native.attend(
+                native.Lines(rows[0], own),
+                native.Lines(rows[1], windows),
+                native.Lines(rows[2], windows),
+                *(native.Lines(t, own) for t in (out, top, norm)),
+                tiles,
+                before=r > 0,
+                finish=r == plan.rounds - 1,
+            )
+        ctx.save_for_backward(q, k, v, out, top, order)
+        ctx.chunk_size = chunk_size
         return out.to(v.dtype)
 
-
-def _gradients(plan: Plan, saved: tuple[Tensor, ...]) -> Callable[[int], Gradients]:
-    q, k, v, out, grad = (float_rows(saved[i], WIDTH) for i in (0, 1, 2, 3, 5))
-    lse, size = saved[4], plan.size
-    widths = [t.shape[-1] for t in saved[:3]]
-
-    def worker(_: int) -> Gradients:
-        workspace = native.workspace(q.shape[-1], v.shape[-1])
-
-        def grad_chunks(tile: Chunks) -> tuple[Tensor, ...]:
-            b, r, chunks = tile
-            count = chunks.stop - chunks.start
-            grad_queries = q.new_zeros(count, size, q.shape[-1])
-            grad_keys = [t.new_zeros(count + 2, size, t.shape[-1]) for t in (k, v)]
-            own, windows = (t[chunks] for t in plan.lines(b, r))
-            grad_windows = [t.flatten(0, 1).unfold(0, 3 * size, size).mT for t in grad_keys]
-            add = native.gradients(
-                (q[b], own),
-                (k[b], windows),
-                (v[b], windows),
-                (out[b], own),
-                (lse[b], own),
-                (grad[b], own),
-                grad_queries,
-                grad_windows[0],
-                grad_windows[1],
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        refuse_second_derivative("sparse_attention")
+        *given, out, lse, order = ctx.saved_tensors  # read once
+        q, k, v, out, grad = (float_rows(t, WIDTH) for t in (*given, out, grads[0]))
+        plan = Plan(order, ctx.chunk_size, v.device)
+        batch, n = v.shape[:2]
+        tiles = _tiles(plan, batch)
+        slots = _Slots(plan, tiles.lines or plan.chunks)
+        sums = [t.new_zeros(batch, plan.rounds, *slots.shape, t.shape[-1]) for t in (q, k, v)]
+        for r in range(plan.rounds):
+            own, windows = plan.lines(r)
+            grad_q, grad_k, grad_v = (slots.lines(t[:, r]) for t in sums)
+            native.gradients(
+                native.Lines(q, own),
+                native.Lines(k, windows),
+                native.Lines(v, windows),
+                *(native.Lines(t, own) for t in (out, lse, grad)),
+                grad_q._replace(rows=grad_q.rows[:, 1:]),  # a chunk, and the one before it
+                grad_k,
+                grad_v,
+                tiles,
                 add_kv=True,
             )
-            for lines, queries in plan.without_repeated(chunks):
-                within = slice(lines.start - chunks.start, lines.stop - chunks.start)
-                add(within, queries, workspace)
-            return tuple(
-                t[..., :w] for t, w in zip((grad_queries, *grad_keys), widths, strict=True)
-            )
+        places = slots.places(plan.places)
+        results = [torch.empty_like(t) for t in (q, k, v)]
+        for to, t in zip(results, sums, strict=True):
+            slots.join(t)
+            rows = _rows(batch, n, tiles.workers)
+            native_hash.gather(t.flatten(1, 4), places, to, rows, tiles.workers)
+        found = zip(results, given, strict=True)
+        return *(t[..., : x.shape[2]].to(x.dtype) for t, x in found), None, None
 
-        return grad_chunks
 
-    return worker
+def _tiles(plan: Plan, batch: int) -> native.Tiles:
+    """A tile is some neighbouring chunks of one round."""
+    workers = num_workers(plan.places.device, own_threads=True)
+    chunks = math.ceil(plan.chunks / pieces_of_image(batch, workers))
+    return native.Tiles(workers, chunks, last_queries=plan.size - plan.repeated.shape[0])
+
+
+class _Slots:
+    """Where gradients of sorted positions stand: chunk by chunk, between the chunks around a tile.
+
+    Tiles would write to their neighbours' chunks at once; so each has slots of its own for those,
+    whose content :meth:`join` adds.
+
+    Attributes:
+        shape: tiles, chunks of a tile and the two around it, slots of a chunk.
+    """
+
+    def __init__(self, plan: Plan, width: int) -> None:
+        self._plan, self._width = plan, width
+        count = math.ceil(plan.chunks / width)
+        self.shape = (count, width + 2, plan.size)
+        self._last = plan.chunks - (count - 1) * width
+
+    def lines(self, sums: Tensor) -> native.Lines:
+        """The windows of three chunks of ``[B, tiles, chunks, S, w]``; the next is a chunk on."""
+        flat = sums.flatten(1, 2)
+        return native.Lines(flat, by_tile=2 * self._plan.size * sums.shape[-1])
+
+    def places(self, places: Tensor) -> Tensor:
+        """From slots without the chunks around tiles, counted through all rounds, to those with."""
+        plan = self._plan
+        r = torch.arange(plan.rounds, device=places.device)
+        chunk = (places - r * plan.slots).div_(plan.size, rounding_mode="floor")
+        around = chunk.div_(self._width, rounding_mode="floor").mul_(2).add_(1).mul_(plan.size)
+        return places + around + r * (math.prod(self.shape) - plan.slots)
+
+    def join(self, sums: Tensor) -> None:
+        """Add what belongs to other slots ``[B, r, tiles, chunks, S, w]``."""
+        plan, width, last = self._plan, self._width, self._last
+        sums[:, :, :-1, width] += sums[:, :, 1:, 0]
+        sums[:, :, -1, last] += sums[:, :, 0, 0]
+        sums[:, :, 1:, 1] += sums[:, :, :-1, width + 1]
+        sums[:, :, 0, 1] += sums[:, :, -1, last + 1]
+        if count := plan.repeated.shape[0]:
+            flat = sums.flatten(2, 4)
+            slots = torch.cat([plan.repeated, torch.arange(plan.slots - count, plan.slots)])
+            chunk = slots // plan.size
+            to, of = (slots + (2 * (chunk // width) + 1) * plan.size).split(count)
+            flat.index_add_(2, to, flat[:, :, of])
 
 
 implementation("nlsa", "native", why_not_native_nlsa)(

@@ -267,13 +267,7 @@ class _NativeAttention(torch.autograd.Function):
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         rows = [native.float_rows(t) for t in (q, k, v)]
         out, lse = (rows[0].new_empty(*q.shape[:2], w) for w in (v.shape[-1], 1))
-        attend = native_softmax.attend(rows[0], rows[1], rows[2], out, lse, lse)
-
-        def worker(_: int) -> Callable[[_Tile], None]:
-            workspace = native_softmax.workspace(q.shape[-1], v.shape[-1])
-            return lambda tile: attend(*tile, workspace)
-
-        share_tiles(_native_tiles(q, k), v.device, worker, own_threads=True)
+        native_softmax.attend(*map(_one_image, (*rows, out, lse, lse)), _native_tiles(q, k))
         ctx.save_for_backward(q, k, v, out, lse)
         return out.to(v.dtype)
 
@@ -285,26 +279,22 @@ class _NativeAttention(torch.autograd.Function):
         tiles = _native_tiles(q, k)
         grad_q = torch.empty_like(q)
         # Tiles share their keys: each worker has its own sums.
-        sums = [
-            [torch.zeros_like(t) for t in (k, v)]
-            for _ in range(min(len(tiles), num_workers(v.device, own_threads=True)))
-        ]
-
-        def worker(number: int) -> Callable[[_Tile], None]:
-            workspace = native_softmax.workspace(q.shape[-1], v.shape[-1])
-            saved = (q, k, v, out, lse, grad)
-            add = native_softmax.gradients(*saved, grad_q, *sums[number], add_kv=True)
-            return lambda tile: add(*tile, workspace)
-
-        share_tiles(tiles, v.device, worker, own_threads=True, fixed=True)
-        found = zip((grad_q, *_added_up(sums)), given, strict=True)
+        sums = [t.new_zeros(tiles.workers, *t.shape) for t in (k, v)]
+        lines = (q, k, v, out, lse, grad, grad_q, *sums)
+        native_softmax.gradients(*map(_one_image, lines), tiles, add_kv=True)
+        found = zip((grad_q, *(t.sum(0) for t in sums)), given, strict=True)
         return tuple(t[..., : x.shape[-1]].to(x.dtype) for t, x in found)
 
 
-def _native_tiles(q: Tensor, k: Tensor) -> list[_Tile]:
-    """Tiles (images, queries), with no more queries than the kernels take at once."""
+def _one_image(rows: Tensor) -> native_softmax.Lines:
+    """A line for each image ``[B, N, w]``, all of one image."""
+    return native_softmax.Lines(rows.unsqueeze(-4))
+
+
+def _native_tiles(q: Tensor, k: Tensor) -> native_softmax.Tiles:
+    """Tiles with no more queries than the kernels take at once."""
     batch, n, m = *q.shape[:2], k.shape[1]
     most = native_softmax.QUERIES * m if n > native_softmax.QUERIES else CPU_TILE
     workers = tile_workers(batch * n * m, q.device, own_threads=True)
-    tiles, _, _ = split_tiles(batch, n, m, most, workers)
-    return [(slice(b.start, min(b.stop, batch)), slice(i.start, min(i.stop, n))) for b, i in tiles]
+    tiles, lines, queries = split_tiles(batch, n, m, most, workers)
+    return native_softmax.Tiles(min(workers, len(tiles)), lines, queries, fixed=True)

@@ -87,8 +87,8 @@ class Job(ctypes.Structure):
     """A ``struct`` of a C file, whose comments say what each field is."""
 
     @classmethod
-    def of(cls, **fields: Tensor | ctypes.Structure | float) -> Self:
-        """From tensors, structures and numbers by field; those that are left out are 0.
+    def of(cls, **fields: Any) -> Self:
+        """From tensors and numbers by field; those that are left out are 0.
 
         It does not keep the tensors alive.
         """

@@ -1,4 +1,4 @@
-"""Hash codes of NLSA, by ``nlsa.c``."""
+"""Hash codes of NLSA, and sums over its rounds, by ``nlsa.c``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,27 @@ from typing import Any
 from torch import Tensor
 
 from ..tiles import scratch
-from . import library
+from . import Job, library
+
+
+class _Hashing(Job):
+    """``struct hashing`` of ``nlsa.c``."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("x", "rotations", "codes")),
+        *((name, ctypes.c_ssize_t) for name in ("images", "positions", "c", "rounds", "half")),
+        *((name, ctypes.c_ssize_t) for name in ("rows", "workers")),
+    )
+
+
+class _Gathering(Job):
+    """``struct gathering`` of ``nlsa.c``."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("from", "places", "to")),
+        *((name, ctypes.c_ssize_t) for name in ("images", "positions", "slots", "width")),
+        *((name, ctypes.c_ssize_t) for name in ("rounds", "rows", "workers")),
+    )
 
 
 @cache
@@ -17,33 +37,60 @@ def _functions() -> Any:
     found = library()
     size, memory = ctypes.c_ssize_t, ctypes.c_void_p
     found.nlsa_workspace.argtypes, found.nlsa_workspace.restype = [size] * 2, size
-    found.nlsa_hash.argtypes = [memory] * 2 + [size] * 4 + [memory, size, memory]
-    found.nlsa_hash.restype = None
+    found.nlsa_hash.argtypes, found.nlsa_hash.restype = [ctypes.POINTER(_Hashing), memory], None
+    found.nlsa_gather.argtypes, found.nlsa_gather.restype = [ctypes.POINTER(_Gathering)], None
     return found
 
 
-def workspace(like: Tensor, half: int) -> Tensor:
-    """Memory of the calling thread for :func:`hash_codes` of embeddings ``[…, c]``, float32."""
-    size = int(_functions().nlsa_workspace(like.shape[-1], half))
-    return scratch("native", like, size)
-
-
-def hash_codes(x: Tensor, rotations: Tensor, codes: Tensor, workspace: Tensor) -> None:
+def hash_codes(x: Tensor, rotations: Tensor, codes: Tensor, rows: int, workers: int) -> None:
     """The arg-max of [xR, −xR] for each round, the first of equal ones; float32, contiguous.
 
     Args:
-        x: embeddings ``[n, c]``.
+        x: embeddings ``[B, N, c]``.
         rotations: R of each round, transposed: ``[r, nb / 2, c]``.
-        codes: receives the codes ``[r, n]``, int64, contiguous along n.
-        workspace: from :func:`workspace`, overwritten.
+        codes: receives the codes ``[B, r, N]``, int64.
+        rows: of a tile.
+        workers: threads.
     """
+    images, positions, c = x.shape
     rounds, half, _ = rotations.shape
-    sizes = (*x.shape, rounds, half)
-    _functions().nlsa_hash(
-        x.data_ptr(),
-        rotations.data_ptr(),
-        *sizes,
-        codes.data_ptr(),
-        codes.stride(0),
-        workspace.data_ptr(),
+    job = _Hashing.of(
+        x=x,
+        rotations=rotations,
+        codes=codes,
+        images=images,
+        positions=positions,
+        c=c,
+        rounds=rounds,
+        half=half,
+        rows=rows,
+        workers=workers,
     )
+    size = int(_functions().nlsa_workspace(c, half))
+    _functions().nlsa_hash(job, scratch("native", x, workers * size).data_ptr())
+
+
+def gather(slots: Tensor, places: Tensor, out: Tensor, rows: int, workers: int) -> None:
+    """Sums over rounds; float32, contiguous.
+
+    Args:
+        slots: ``[B, slots, w]``.
+        places: the slot of each position in each round, int64, ``[B, N, r]``.
+        out: receives the sums ``[B, N, w]``.
+        rows: of a tile.
+        workers: threads.
+    """
+    images, positions, rounds = places.shape
+    job = _Gathering.of(
+        **{"from": slots},
+        places=places,
+        to=out,
+        images=images,
+        positions=positions,
+        slots=slots.shape[1],
+        width=slots.shape[2],
+        rounds=rounds,
+        rows=rows,
+        workers=workers,
+    )
+    _functions().nlsa_gather(job)

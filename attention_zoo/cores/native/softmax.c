@@ -1,6 +1,6 @@
 /* Softmax attention of rows, tile by tile with online softmax: the counterpart of attention_zoo/cores/softmax.py, with
    the same names and numerics. Scores stand in columns: keys by queries. */
-#include "vectors.h"
+#include "threads.h"
 
 /* Queries of a tile, the distance of its rows, which is no power of 2, and keys: scores stay in the cache. */
 enum { QUERIES = 144, LINE = QUERIES + 16, KEYS = 144 };
@@ -9,7 +9,7 @@ static const float LOG2_E = 1.44269504088896340736f;
 static const float MOST_ABOVE = 40;
 static const float LEFT_OUT = -1.2e38f;
 
-/* Floats of memory that softmax_attend and softmax_gradients need. */
+/* Floats of memory for each worker. */
 size softmax_workspace(size c, size d) { return (2 * c + d + 2 * KEYS + 2) * LINE + (KEYS + QUERIES) * (c + d); }
 
 /* The score of row i and column i + first becomes LEFT_OUT, before high is taken. */
@@ -63,7 +63,7 @@ static void weigh(int vectors, float *scores, size keys, const float *high, floa
    before: out, top and norm hold the sums, largest scores and norms after earlier keys.
    finish: out receives the output, and top log2 of the whole norm; else all three hold such sums again.
    leave_out: query i leaves out key i. */
-void softmax_attend(const struct lines *q, const struct lines *k, const struct lines *v, const struct lines *out,
+static void attend(const struct lines *q, const struct lines *k, const struct lines *v, const struct lines *out,
                     const struct lines *top_of, const struct lines *norm_of, size m, size c, size d, int before,
                     int finish, int leave_out, size first_line, size lines, size first, size n, float *workspace) {
     float *queries = workspace, *sums = queries + c * LINE, *scores = sums + d * LINE, *top = scores + KEYS * LINE;
@@ -138,10 +138,10 @@ static void weigh_gradients(int vectors, float *scores, float *grad_scores, size
     if (vectors == 1) weigh_gradients_of(1, scores, grad_scores, keys, lse, delta);
 }
 
-/* Gradients of the queries, keys and values of such lines, given those of out; lse is what softmax_attend left in top.
+/* Gradients of the queries, keys and values of such lines, given those of out; lse is what attend left in top.
    c and d are multiples of W.
    add_q, add_kv: add to the content of grad_q, of grad_k and grad_v. */
-void softmax_gradients(const struct lines *q, const struct lines *k, const struct lines *v, const struct lines *out,
+static void gradients(const struct lines *q, const struct lines *k, const struct lines *v, const struct lines *out,
                        const struct lines *lse_of, const struct lines *grad,
                        const struct lines *grad_q, const struct lines *grad_k, const struct lines *grad_v, size m,
                        size c, size d, int add_q, int add_kv, int leave_out, size first_line, size lines, size first,
@@ -192,4 +192,55 @@ void softmax_gradients(const struct lines *q, const struct lines *k, const struc
                     for (size j = 0; j < c; j++) to[j] = queries[i * c + j];
             }
         }
+}
+
+/* Attention of all lines of all images, or its gradients, tile by tile. Lines of an image are by_image further than those
+   of the one before. What tiles of an image, or workers, must not share is by_tile, by_worker further for the next. */
+struct softmax {
+    struct lines rows[9]; /* what attend, or gradients, takes */
+    size images, lines, queries, last_queries; /* of each line; of the last line of an image */
+    size lines_of_tile, queries_of_tile, workers;
+    size m, c, d;
+    int flags[3]; /* before, finish and leave_out; or add_q, add_kv and leave_out */
+    int gradients;
+    int fixed; /* a worker's tiles depend on their number alone, so that its sums do */
+};
+
+static void tile_of(const struct softmax *of, size image, size group, size worker, size first_line, size lines,
+                    size first, size n, float *memory) {
+    struct lines x[9];
+    if (lines <= 0) return;
+    for (int i = 0; i < 9; i++) {
+        x[i] = of->rows[i];
+        x[i].at += image * x[i].by_image + group * x[i].by_tile + worker * x[i].by_worker;
+        if (x[i].which) x[i].which += image * x[i].which_by_image;
+    }
+    if (of->gradients)
+        gradients(x, x + 1, x + 2, x + 3, x + 4, x + 5, x + 6, x + 7, x + 8, of->m, of->c, of->d, of->flags[0],
+                  of->flags[1], of->flags[2], first_line, lines, first, n, memory);
+    else
+        attend(x, x + 1, x + 2, x + 3, x + 4, x + 5, of->m, of->c, of->d, of->flags[0], of->flags[1], of->flags[2],
+               first_line, lines, first, n, memory);
+}
+
+static size pieces(size all, size of_piece) { return (all + of_piece - 1) / of_piece; }
+
+static void softmax_tile(const void *job, size tile, size worker, float *memory) {
+    const struct softmax *of = job;
+    size by_queries = pieces(of->queries, of->queries_of_tile), by_lines = pieces(of->lines, of->lines_of_tile);
+    size first = tile % by_queries * of->queries_of_tile, group = tile / by_queries % by_lines;
+    size first_line = group * of->lines_of_tile, lines = of->lines - first_line, n = of->queries - first;
+    size image = tile / by_queries / by_lines;
+    if (lines > of->lines_of_tile) lines = of->lines_of_tile;
+    if (n > of->queries_of_tile) n = of->queries_of_tile;
+    if (of->last_queries < of->queries && first_line + lines == of->lines) {
+        lines--;
+        tile_of(of, image, group, worker, of->lines - 1, 1, first, of->last_queries - first, memory);
+    }
+    tile_of(of, image, group, worker, first_line, lines, first, n, memory);
+}
+
+void share_softmax(const struct softmax *of, float *workspace) {
+    size tiles = of->images * pieces(of->lines, of->lines_of_tile) * pieces(of->queries, of->queries_of_tile);
+    share_tiles(softmax_tile, of, tiles, of->workers, of->fixed, workspace, softmax_workspace(of->c, of->d));
 }

@@ -3,163 +3,193 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..tiles import scratch
-from . import library
+from . import Job, library
 
 #: Queries that are done together: they share one reading of the keys.
 QUERIES = 144
 
-#: Lines ``[L, n, w]``; or rows ``[N, w]`` with the indices of the rows of each line, ``[L, n]``.
-Rows = Tensor | tuple[Tensor, Tensor]
+
+class Lines(NamedTuple):
+    """Rows of every line of every image, and where a worker finds or leaves them.
+
+    Attributes:
+        rows: ``[B, L, n, w]`` or, with ``which``, all rows of an image ``[B, N, w]``. With one more
+            dimension in front, each worker has its own.
+        which: indices of the rows of each line, ``[B, L, n]``, int64.
+        by_tile: how much further, in numbers, the lines of an image's next tile are.
+    """
+
+    rows: Tensor
+    which: Tensor | None = None
+    by_tile: int = 0
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """How the queries of all lines are shared.
+
+    Attributes:
+        workers: threads.
+        lines: of a tile; None for all of an image.
+        queries: of a tile; None for all of a line.
+        last_queries: of the last line of an image; None for as many as the others have.
+        fixed: the tiles of a worker depend on their number alone, so that its sums do.
+    """
+
+    workers: int
+    lines: int | None = None
+    queries: int | None = None
+    last_queries: int | None = None
+    fixed: bool = False
 
 
 class _Lines(ctypes.Structure):
-    """Lines of rows, ``struct lines`` of ``vectors.h``; it does not keep the memory alive."""
+    """``struct lines`` of ``vectors.h``."""
 
     _fields_ = (
         ("at", ctypes.c_void_p),
         ("which", ctypes.c_void_p),
-        ("by_row", ctypes.c_ssize_t),
-        ("by_line", ctypes.c_ssize_t),
+        *((name, ctypes.c_ssize_t) for name in ("by_row", "by_line", "by_image", "by_tile")),
+        *((name, ctypes.c_ssize_t) for name in ("by_worker", "which_by_image")),
     )
 
 
-class Work:
-    """A function of ``softmax.c`` with its tensors; a call does some queries of some lines.
+class _Softmax(Job):
+    """``struct softmax`` of ``softmax.c``."""
 
-    It keeps the tensors alive. Several threads may call it at once.
-    """
-
-    def __init__(
-        self,
-        function: Any,
-        rows: Sequence[Rows],
-        sizes: tuple[int, int, int],
-        flags: tuple[bool, bool, bool],
-    ) -> None:
-        self._function, self._rows = function, rows
-        self._structures = [_lines(x) for x in rows]
-        places = map(ctypes.addressof, self._structures)
-        self._arguments = (*places, *sizes, *map(int, flags))
-
-    def __call__(self, lines: slice, queries: slice, workspace: Tensor) -> None:
-        """Do these queries of these lines; the :func:`workspace` is overwritten."""
-        span = (lines.start, lines.stop - lines.start)
-        those = (queries.start, queries.stop - queries.start)
-        self._function(*self._arguments, *span, *those, workspace.data_ptr())
+    _fields_ = (
+        ("rows", _Lines * 9),
+        *((name, ctypes.c_ssize_t) for name in ("images", "lines", "queries", "last_queries")),
+        *((name, ctypes.c_ssize_t) for name in ("lines_of_tile", "queries_of_tile", "workers")),
+        *((name, ctypes.c_ssize_t) for name in ("m", "c", "d")),
+        ("flags", ctypes.c_int * 3),
+        ("gradients", ctypes.c_int),
+        ("fixed", ctypes.c_int),
+    )
 
 
 @cache
 def _functions() -> Any:
     found = library()
-    size, flag, memory = ctypes.c_ssize_t, ctypes.c_int, ctypes.c_void_p
+    size = ctypes.c_ssize_t
     found.softmax_workspace.argtypes, found.softmax_workspace.restype = [size] * 2, size
-    for name, count in (("softmax_attend", 6), ("softmax_gradients", 9)):
-        function = getattr(found, name)
-        function.argtypes = [memory] * count + [size] * 3 + [flag] * 3 + [size] * 4 + [memory]
-        function.restype = None
+    found.share_softmax.argtypes = [ctypes.POINTER(_Softmax), ctypes.c_void_p]
+    found.share_softmax.restype = None
     return found
 
 
-def workspace(c: int, c_out: int) -> Tensor:
-    """Memory of the calling thread for one call of :class:`Work`."""
-    like = torch.empty(0, dtype=torch.float32, device="cpu")
-    return scratch("native", like, int(_functions().softmax_workspace(c, c_out)))
-
-
 def attend(
-    q: Rows,
-    k: Rows,
-    v: Rows,
-    out: Rows,
-    top: Rows,
-    norm: Rows,
+    q: Lines,
+    k: Lines,
+    v: Lines,
+    out: Lines,
+    top: Lines,
+    norm: Lines,
+    tiles: Tiles,
     *,
     before: bool = False,
     finish: bool = True,
     leave_out: bool = False,
-) -> Work:
+) -> None:
     """The queries of every line attend to its keys, by online softmax, in float32.
 
     Args:
         q: queries, n per line, c wide.
         k: keys, m per line, c wide.
         v: values, m per line, c_out wide.
-        out: receives the output ``[L, n, c_out]`` or, unless ``finish``, the sum of
+        out: receives the output, n per line, c_out wide or, unless ``finish``, the sum of
             ``2^(score - top) · value``.
-        top: receives log2 of the sum of 2^score ``[L, n, 1]``, scores being in units of log 2, or,
+        top: receives log2 of the sum of 2^score, one wide, scores being in units of log 2, or,
             unless ``finish``, the largest score or one not far below it.
-        norm: receives the sum of ``2^(score - top)`` ``[L, n, 1]``, unless ``finish``.
+        norm: receives the sum of ``2^(score - top)``, one wide, unless ``finish``.
+        tiles: how threads share the queries.
         before: continue after earlier keys, whose sums are in the last three.
         finish: divide by the norm; else leave the sums.
         leave_out: query i leaves out key i.
-
-    Returns:
-        The work, which is done when it is called.
     """
-    sizes = (_count(k), _width(q), _width(v))
-    flags = (before, finish, leave_out)
-    return Work(_functions().softmax_attend, (q, k, v, out, top, norm), sizes, flags)
+    _share((q, k, v, out, top, norm), tiles, (before, finish, leave_out))
 
 
 def gradients(
-    q: Rows,
-    k: Rows,
-    v: Rows,
-    out: Rows,
-    lse: Rows,
-    grad: Rows,
-    grad_q: Tensor,
-    grad_k: Tensor,
-    grad_v: Tensor,
+    q: Lines,
+    k: Lines,
+    v: Lines,
+    out: Lines,
+    lse: Lines,
+    grad: Lines,
+    grad_q: Lines,
+    grad_k: Lines,
+    grad_v: Lines,
+    tiles: Tiles,
     *,
     add_q: bool = False,
     add_kv: bool = False,
     leave_out: bool = False,
-) -> Work:
+) -> None:
     """Gradients of the queries, keys and values of every line, in float32.
 
     Args:
         q, k, v: as for :func:`attend`; widths are multiples of ``native.WIDTH``.
         out, lse: what :func:`attend` left in ``out`` and ``top``, ``finish`` being set.
         grad: gradient of ``out``.
-        grad_q, grad_k, grad_v: receive the gradients, ``[L, n, c]``, ``[L, m, c]`` and
-            ``[L, m, c_out]``. Keys and values of different lines may be the same.
+        grad_q, grad_k, grad_v: receive the gradients. Lines of one tile may share keys and values.
+        tiles: how threads share the queries.
         add_q: add to the content of ``grad_q``.
         add_kv: add to the content of ``grad_k`` and ``grad_v``; else the first queries set them.
         leave_out: query i leaves out key i.
-
-    Returns:
-        The work, which is done when it is called.
     """
-    places = (q, k, v, out, lse, grad, grad_q, grad_k, grad_v)
-    sizes = (_count(k), _width(q), _width(v))
-    flags = (add_q, add_kv, leave_out)
-    return Work(_functions().softmax_gradients, places, sizes, flags)
+    lines = (q, k, v, out, lse, grad, grad_q, grad_k, grad_v)
+    _share(lines, tiles, (add_q, add_kv, leave_out))
 
 
-def _lines(x: Rows) -> _Lines:
-    """Lines of float32, contiguous along w; indices of rows, int64, contiguous along n."""
-    rows, which = x if isinstance(x, tuple) else (x, None)
+def _share(lines: tuple[Lines, ...], tiles: Tiles, flags: tuple[bool, bool, bool]) -> None:
+    q, k, v = lines[:3]
+    images, count, queries = (q.rows if q.which is None else q.which).shape[:3]
+    keys = (k.rows if k.which is None else k.which).shape[2]
+    c, d = q.rows.shape[-1], v.rows.shape[-1]
+    job = _Softmax.of(
+        rows=(_Lines * 9)(*map(_described, lines)),
+        images=images,
+        lines=count,
+        queries=queries,
+        last_queries=queries if tiles.last_queries is None else tiles.last_queries,
+        lines_of_tile=tiles.lines or count,
+        queries_of_tile=tiles.queries or queries,
+        workers=tiles.workers,
+        m=keys,
+        c=c,
+        d=d,
+        flags=(ctypes.c_int * 3)(*flags),
+        gradients=len(lines) == 9,
+        fixed=tiles.fixed,
+    )
+    size = int(_functions().softmax_workspace(c, d))
+    memory = scratch("native", q.rows, tiles.workers * size)
+    _functions().share_softmax(job, memory.data_ptr())
+
+
+def _described(lines: Lines) -> _Lines:
+    """Float32, contiguous along w; indices int64, contiguous along n."""
+    rows, which, by_tile = lines
     assert rows.dtype == torch.float32
     assert rows.shape[-1] == 1 or rows.stride(-1) == 1
+    own = rows.dim() == (4 if which is not None else 5)
+    by_worker, *strides = rows.stride() if own else (0, *rows.stride())
+    at = rows.data_ptr()
     if which is None:
-        return _Lines(rows.data_ptr(), None, rows.stride(1), rows.stride(0))
+        by_image, by_line, by_row, _ = strides
+        return _Lines(at, None, by_row, by_line, by_image, by_tile, by_worker, 0)
     assert which.dtype == torch.int64
-    assert which.shape[1] == 1 or which.stride(1) == 1
-    return _Lines(rows.data_ptr(), which.data_ptr(), rows.stride(0), which.stride(0))
-
-
-def _count(x: Rows) -> int:
-    return x[1].shape[1] if isinstance(x, tuple) else x.shape[1]
-
-
-def _width(x: Rows) -> int:
-    return x[0].shape[1] if isinstance(x, tuple) else x.shape[2]
+    assert which.shape[2] == 1 or which.stride(2) == 1
+    by_image, by_row, _ = strides
+    which_by_image, by_line, _ = which.stride()
+    place = which.data_ptr()
+    return _Lines(at, place, by_row, by_line, by_image, by_tile, by_worker, which_by_image)

@@ -158,11 +158,12 @@ __attribute__((unused)) static void wide_product(const float *a, size by_i, size
 }
 
 /* Lines of rows of floats, rows by_row apart, lines by_line. If which is given, row i of line l is row
-   which[l by_line + i] of all. */
+   which[l by_line + i] of all. The rest is for share_softmax, see there. */
 struct lines {
     float *at;
     const int64_t *which;
     size by_row, by_line;
+    size by_image, by_tile, by_worker, which_by_image;
 };
 
 INLINE float *row(const struct lines *x, size line, size i) {
