@@ -31,7 +31,7 @@ class _NativeCrissCross(torch.autograd.Function):
 
         for columns, lines, tiles in _lines((*maps, out, top, norm)):
             # Columns come first, without the position itself; rows contain it, and continue.
-            native.attend(*lines, tiles, before=not columns, finish=not columns, leave_out=columns)
+            native.attend(lines, tiles, before=not columns, finish=not columns, leave_out=columns)
         ctx.save_for_backward(q, k, v, out, top)
         return out.to(v.dtype)
 
@@ -44,7 +44,7 @@ class _NativeCrissCross(torch.autograd.Function):
 
         for columns, lines, tiles in _lines((q, k, v, out, lse, grad, *sums)):
             again = not columns
-            native.gradients(*lines, tiles, add_q=again, add_kv=again, leave_out=columns)
+            native.gradients(lines, tiles, add_q=again, add_kv=again, leave_out=columns)
         found = zip(sums, given, strict=True)
         return tuple(s[..., : t.shape[3]].to(t.dtype) for s, t in found)
 

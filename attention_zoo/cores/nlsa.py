@@ -56,7 +56,7 @@ register_core("nlsa", _rule)
 
 def attend_sorted(
     hash_codes: Callable[[Tensor, Tensor], Tensor],
-    function: type[SortedAttention],
+    function: type[torch.autograd.Function],
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -103,7 +103,6 @@ class SortedAttention(torch.autograd.Function):
         saved: tuple[Tensor, ...],
         chunk_size: int,
         worker: GradientWorker,
-        own_threads: bool = False,
     ) -> None:
         """Keep what the backward pass needs.
 
@@ -112,10 +111,9 @@ class SortedAttention(torch.autograd.Function):
             saved: q, k, v, output, log2 of the sum of 2^score ``[B, N, 1]``, order.
             chunk_size: S.
             worker: does the tiles of the backward pass.
-            own_threads: see :func:`.tiles.share_tiles`.
         """
         ctx.save_for_backward(*saved)
-        ctx.chunk_size, ctx.worker, ctx.own_threads = chunk_size, worker, own_threads
+        ctx.chunk_size, ctx.worker = chunk_size, worker
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -153,7 +151,7 @@ class SortedAttention(torch.autograd.Function):
 
             return add_chunks
 
-        share_tiles(plan.tiles, v.device, add, own_threads=ctx.own_threads)
+        share_tiles(plan.tiles, v.device, add)
 
         # Made on the device: a copy from the host cannot be part of a CUDA graph.
         starts = torch.arange(0, plan.chunks, plan.width, device=v.device)

@@ -51,15 +51,9 @@ class _NativeAttention(torch.autograd.Function):
         tiles = _tiles(plan, v.shape[0])
         for r in range(plan.rounds):
             own, windows = plan.lines(r)
-            native.attend(
-                native.Lines(rows[0], own),
-                native.Lines(rows[1], windows),
-                native.Lines(rows[2], windows),
-                *(native.Lines(t, own) for t in (out, top, norm)),
-                tiles,
-                before=r > 0,
-                finish=r == plan.rounds - 1,
-            )
+            which = (own, windows, windows, own, own, own)
+            lines = [*map(native.Lines, (*rows, out, top, norm), which)]
+            native.attend(lines, tiles, before=r > 0, finish=r == plan.rounds - 1)
         ctx.save_for_backward(q, k, v, out, top, order)
         ctx.chunk_size = chunk_size
         return out.to(v.dtype)
@@ -77,17 +71,11 @@ class _NativeAttention(torch.autograd.Function):
         for r in range(plan.rounds):
             own, windows = plan.lines(r)
             grad_q, grad_k, grad_v = (slots.lines(t[:, r]) for t in sums)
-            native.gradients(
-                native.Lines(q, own),
-                native.Lines(k, windows),
-                native.Lines(v, windows),
-                *(native.Lines(t, own) for t in (out, lse, grad)),
-                grad_q._replace(rows=grad_q.rows[:, 1:]),  # a chunk, and the one before it
-                grad_k,
-                grad_v,
-                tiles,
-                add_kv=True,
-            )
+            which = (own, windows, windows, own, own, own)
+            lines = [*map(native.Lines, (q, k, v, out, lse, grad), which)]
+            # Keys are those of a chunk, the one before it and the one after; queries its own.
+            lines += [grad_q._replace(rows=grad_q.rows[:, 1:]), grad_k, grad_v]
+            native.gradients(lines, tiles, add_kv=True)
         places = slots.places(plan.places)
         results = [torch.empty_like(t) for t in (q, k, v)]
         for to, t in zip(results, sums, strict=True):

@@ -267,7 +267,8 @@ class _NativeAttention(torch.autograd.Function):
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         rows = [native.float_rows(t) for t in (q, k, v)]
         out, lse = (rows[0].new_empty(*q.shape[:2], w) for w in (v.shape[-1], 1))
-        native_softmax.attend(*map(_one_image, (*rows, out, lse, lse)), _native_tiles(q, k))
+        lines = [_one_image(t) for t in (*rows, out, lse, lse)]
+        native_softmax.attend(lines, _native_tiles(q, k))
         ctx.save_for_backward(q, k, v, out, lse)
         return out.to(v.dtype)
 
@@ -280,8 +281,8 @@ class _NativeAttention(torch.autograd.Function):
         grad_q = torch.empty_like(q)
         # Tiles share their keys: each worker has its own sums.
         sums = [t.new_zeros(tiles.workers, *t.shape) for t in (k, v)]
-        lines = (q, k, v, out, lse, grad, grad_q, *sums)
-        native_softmax.gradients(*map(_one_image, lines), tiles, add_kv=True)
+        lines = [_one_image(t) for t in (q, k, v, out, lse, grad, grad_q, *sums)]
+        native_softmax.gradients(lines, tiles, add_kv=True)
         found = zip((grad_q, *(t.sum(0) for t in sums)), given, strict=True)
         return tuple(t[..., : x.shape[-1]].to(x.dtype) for t, x in found)
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,6 +22,7 @@ from attention_zoo.cores import native, nlsa_native
 from attention_zoo.cores.softmax_rows import softmax_attention_native
 from attention_zoo.criss_cross import criss_cross_attention
 from attention_zoo.enla import orthogonal_gaussian, random_feature_attention
+from attention_zoo.enlca import contrastive_loss
 from attention_zoo.implementations import use_implementation, watch_implementations
 from attention_zoo.nla import non_local_attention
 from attention_zoo.nlsa import hash_codes, sparse_attention
@@ -258,3 +261,94 @@ def test_half_precision_is_summed_in_float32() -> None:
         out = _by(core, "native", 8)(*inputs)
         assert out.dtype == dtype
         assert torch.equal(out, _by(core, "native", 8)(*exact).to(dtype))
+
+
+def _contrast(q: Tensor, k: Tensor, name: str, **options: float) -> list[Tensor]:
+    q, k = q.detach().requires_grad_(), k.detach().requires_grad_()
+    with use_implementation(f"contrast={name}"), watch_implementations() as seen:
+        loss = contrastive_loss(q, k, **options)
+    assert seen == {"contrast": name}
+    return [loss.detach(), *torch.autograd.grad(loss, [q, k])]
+
+
+@needs_compiler
+@settings(deadline=None, max_examples=60)
+@given(
+    batch=st.integers(1, 3),
+    size=st.tuples(st.integers(1, 30), st.integers(1, 30)),
+    c=st.integers(3, 40),
+    n1=st.sampled_from([0.01, 0.02, 0.3, 15]),
+    n2=st.sampled_from([0.0, 0.01, 0.08, 0.9, 50]),
+    amplification=st.sampled_from([1.0, 6.0, 60.0]),
+    hinge=st.booleans(),
+)
+def test_contrastive_loss_agrees_with_the_reference_in_float64(
+    batch: int, size: tuple[int, int], c: int, **options: float
+) -> None:
+    """Groups of one entry, overlapping ones, and such as reach the end of a row."""
+    q, k, _ = random_qkv(c, size, c=c, batch=batch, dtype=torch.float32)
+    found = _contrast(q, k, "native", **options)
+    wanted = _contrast(q.double(), k.double(), "reference", **options)
+    # Entries nearer than float32 tells apart may change places; each is one of many.
+    for one, two, tolerance in zip(found, wanted, (1e-5, 1e-4, 1e-4), strict=True):
+        scale = max(float(two.abs().max()), 1e-2)
+        assert_close(one.double() / scale, two / scale, tolerance * options["amplification"])
+
+
+@needs_compiler
+@pytest.mark.parametrize("flat", [1, 7, 60, 110, 111])
+@pytest.mark.parametrize("n1", [0.02, 0.2])
+def test_equal_scores_count_as_often_as_a_group_takes_them(flat: int, n1: float) -> None:
+    q, k, _ = random_qkv(5, (37, 3), c=6, batch=2, dtype=torch.float32)
+    k.data.flatten(2)[..., -flat:] = k.data[..., -1:, -1]
+    options = {"n1": n1, "n2": 0.4, "hinge": False}
+    loss, grad_q, grad_k = _contrast(q, k, "native", **options)
+    wanted = _contrast(q.double(), k.double(), "reference", **options)
+    assert_close(loss.double(), wanted[0], 1e-5)
+    # Gradients of equal keys go in part to one, in part to another: together they are the same.
+    assert_close(grad_q.double(), wanted[1], 1e-6)
+    assert_close(grad_k.double().sum((2, 3)), wanted[2].sum((2, 3)), 1e-6)
+
+
+@needs_compiler
+def test_contrastive_loss_of_what_is_no_number_is_none() -> None:
+    q, k, _ = random_qkv(1, (9, 9), c=4, batch=1, dtype=torch.float32)
+    k.data[0, 0, 2, 3] = torch.nan
+    loss, grad_q, _ = _contrast(q, k, "native")
+    assert loss.isnan()
+    assert grad_q.isnan().all()
+
+
+@needs_compiler
+def test_contrastive_loss_of_a_batch_is_that_of_its_images() -> None:
+    q, k, _ = random_qkv(2, (20, 31), c=5, batch=3, dtype=torch.float32)
+    whole = _contrast(q, k, "native")
+    parts = [_contrast(q[i : i + 1], k[i : i + 1], "native") for i in range(3)]
+    assert_close(whole[0], sum(part[0] for part in parts) / 3, 1e-6)
+    for place in (1, 2):
+        assert_close(whole[place], torch.cat([part[place] for part in parts]) / 3, 1e-7)
+
+
+@needs_compiler
+def test_threads_of_a_forked_process_are_its_own() -> None:
+    """A child has the memory of threads that it does not have; it must start its own."""
+    # In rows already: a child must not run what OpenMP's threads, which it lacks too, would share.
+    rows = [torch.randn(1, 1200, 16, generator=torch.Generator().manual_seed(i)) for i in range(3)]
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        expected = softmax_attention_native(*rows)
+        receive, send = multiprocessing.Pipe(duplex=False)
+        context = multiprocessing.get_context("fork")
+        child = context.Process(target=_in_child, args=(rows, send))
+        child.start()
+        assert receive.poll(60)
+        found = receive.recv()
+        child.join()
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(torch.tensor(found), expected)
+
+
+def _in_child(rows: list[Tensor], send: Any) -> None:
+    send.send(softmax_attention_native(*rows).tolist())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, NamedTuple
@@ -87,12 +88,7 @@ def _functions() -> Any:
 
 
 def attend(
-    q: Lines,
-    k: Lines,
-    v: Lines,
-    out: Lines,
-    top: Lines,
-    norm: Lines,
+    lines: Sequence[Lines],
     tiles: Tiles,
     *,
     before: bool = False,
@@ -101,33 +97,26 @@ def attend(
 ) -> None:
     """The queries of every line attend to its keys, by online softmax, in float32.
 
+    Six kinds of lines, with n queries and m keys each:
+
+    - q, k, v: queries, c wide; keys, c wide; values, c_out wide.
+    - out: receives the output or, unless ``finish``, the sum of ``2^(score - top) · value``.
+    - top: receives log2 of the sum of 2^score, one wide, scores being in units of log 2, or, unless
+      ``finish``, the largest score or one not far below it.
+    - norm: receives the sum of ``2^(score - top)``, one wide, unless ``finish``.
+
     Args:
-        q: queries, n per line, c wide.
-        k: keys, m per line, c wide.
-        v: values, m per line, c_out wide.
-        out: receives the output, n per line, c_out wide or, unless ``finish``, the sum of
-            ``2^(score - top) · value``.
-        top: receives log2 of the sum of 2^score, one wide, scores being in units of log 2, or,
-            unless ``finish``, the largest score or one not far below it.
-        norm: receives the sum of ``2^(score - top)``, one wide, unless ``finish``.
+        lines: q, k, v, out, top, norm.
         tiles: how threads share the queries.
         before: continue after earlier keys, whose sums are in the last three.
         finish: divide by the norm; else leave the sums.
         leave_out: query i leaves out key i.
     """
-    _share((q, k, v, out, top, norm), tiles, (before, finish, leave_out))
+    _share(lines, tiles, (before, finish, leave_out))
 
 
 def gradients(
-    q: Lines,
-    k: Lines,
-    v: Lines,
-    out: Lines,
-    lse: Lines,
-    grad: Lines,
-    grad_q: Lines,
-    grad_k: Lines,
-    grad_v: Lines,
+    lines: Sequence[Lines],
     tiles: Tiles,
     *,
     add_q: bool = False,
@@ -136,21 +125,24 @@ def gradients(
 ) -> None:
     """Gradients of the queries, keys and values of every line, in float32.
 
+    Nine kinds of lines:
+
+    - q, k, v: as for :func:`attend`; widths are multiples of ``native.WIDTH``.
+    - out, lse: what :func:`attend` left in ``out`` and ``top``, ``finish`` being set.
+    - grad: gradient of ``out``.
+    - grad_q, grad_k, grad_v: receive the gradients. Lines of one tile may share keys and values.
+
     Args:
-        q, k, v: as for :func:`attend`; widths are multiples of ``native.WIDTH``.
-        out, lse: what :func:`attend` left in ``out`` and ``top``, ``finish`` being set.
-        grad: gradient of ``out``.
-        grad_q, grad_k, grad_v: receive the gradients. Lines of one tile may share keys and values.
+        lines: q, k, v, out, lse, grad, grad_q, grad_k, grad_v.
         tiles: how threads share the queries.
         add_q: add to the content of ``grad_q``.
         add_kv: add to the content of ``grad_k`` and ``grad_v``; else the first queries set them.
         leave_out: query i leaves out key i.
     """
-    lines = (q, k, v, out, lse, grad, grad_q, grad_k, grad_v)
     _share(lines, tiles, (add_q, add_kv, leave_out))
 
 
-def _share(lines: tuple[Lines, ...], tiles: Tiles, flags: tuple[bool, bool, bool]) -> None:
+def _share(lines: Sequence[Lines], tiles: Tiles, flags: tuple[bool, bool, bool]) -> None:
     q, k, v = lines[:3]
     images, count, queries = (q.rows if q.which is None else q.which).shape[:3]
     keys = (k.rows if k.which is None else k.which).shape[2]
