@@ -273,6 +273,21 @@ ORACLES: dict[str, Oracle] = {
         drawn={"scale": st.integers(1, 4), "sharpness": st.just(3.0), **MORE},
         memory=(136, 2**21, {}),
     ),
+    "differential": Oracle(
+        by(
+            reference.differential.differential_attention,
+            *("vectors", "lambda_init", "gain", "heads"),
+        ),
+        gflops="38.40",
+        label="Differential",
+        options={"heads": 4},
+        drawn={
+            "heads": st.sampled_from([2, 4]),
+            "lambda_init": st.floats(0, 0.9),
+            **SOME,
+        },
+        refused={"lambda_init": [-0.1, 1.0, 1.5, math.nan]},
+    ),
     "enla": Oracle(
         attend_by_features,
         gflops="0.66",
