@@ -2,7 +2,7 @@
 
 A new module is a file in ``attention_zoo`` and an entry here, such as ::
 
-    "top-k": Oracle(by(reference.top_k.top_k_attention, "count"), gflops="0.50"),
+    "top-k": Oracle(by(reference.top_k.top_k_attention, "k"), gflops="12.84"),
 
 It is then tested against the oracle (``test_oracles.py``), for its cost (``test_cost.py``), label
 and bad options (``test_registry.py``), besides what is asked of every registered module. What is
@@ -381,5 +381,13 @@ ORACLES: dict[str, Oracle] = {
         memory=(64, 2**21, {}),
     ),
     "shifted-window": replace(WINDOW, label="Shifted window-w3"),
+    "top-k": Oracle(
+        by(reference.top_k.top_k_attention, "k"),
+        gflops="12.84",
+        label="Top-4",
+        options={"k": 4},
+        drawn={"k": st.integers(1, 4) | st.integers(1, 60), **SOME},
+        dtypes=[torch.float64, torch.float32],
+    ),
     "window": WINDOW,
 }
