@@ -314,6 +314,14 @@ ORACLES: dict[str, Oracle] = {
         refused={"focus": [0.5, 0.0, -3.0, math.nan]},
         prepare=share_a_feature,
     ),
+    "hspa": Oracle(
+        by(reference.hspa.high_similarity_attention, "k"),
+        gflops="12.96",
+        label="HSPA-k4",
+        options={"k": 4},
+        drawn={"k": st.integers(1, 4) | st.integers(1, 60), **SOME},
+        dtypes=[torch.float64, torch.float32],
+    ),
     "mean": Oracle(by(reference.mean.mean_of_values), gflops="0.00", label="Mean"),
     "mdta": Oracle(
         by(reference.mdta.transposed_attention, "temperature"),

@@ -286,7 +286,7 @@ ONE_GRAPH = {
     "oracle",
 }
 #: Modules that have only tiles: no implementation of plain operations.
-TILES_ONLY = {"atd", "nlrn", "shifted-window", "top-k", "window"}
+TILES_ONLY = {"atd", "hspa", "nlrn", "shifted-window", "top-k", "window"}
 #: For torch.func.
 NO_PLAIN_FORM = TILES_ONLY | {"csnln", "nla-flash"}
 OWN_BACKWARD = {
