@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import cache
 from itertools import pairwise
 from typing import Any
 
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from ..enla import normalise
 from ..implementations import implementation
+from .largest import has_vector_sort
 from .softmax import LOG2_E, refuse_second_derivative
 from .tiles import num_workers, scratch, share_tiles, split_tiles
 
@@ -128,7 +128,7 @@ def _rank_loss(
     d loss / d score is minus the softmax within the first group, plus that of the second. The
     scores and three spare tensors of their shape are overwritten.
     """
-    if scores.device.type != "cpu" or start < count or not _has_vector_sort():
+    if scores.device.type != "cpu" or start < count or not has_vector_sort():
         return _rank_by_index(scores, count, start, margin, hinge, needs_grad)
     # Values alone are enough: which entries they are follows from comparing with the bounds.
     kept = start + count
@@ -193,19 +193,6 @@ def _log2_sum(scores: Tensor) -> Tensor:
     return (scores - top).exp2_().sum(-1, keepdim=True).log2_().add_(top)
 
 
-@cache
-def _has_vector_sort() -> bool:
-    """Whether numpy is there, from 2.0: it sorts floats with vector instructions.
-
-    torch's own sort and topk do not on the CPU: they take twice to ten times as long.
-    """
-    try:
-        import numpy
-    except ImportError:
-        return False
-    return int(numpy.__version__.split(".")[0]) >= 2
-
-
 def _largest(scores: Tensor, kept: int) -> Tensor:
     """The ``kept`` largest entries of each row ``[B, M, N]``, ascending, ``[B, M, kept]``.
 
@@ -245,6 +232,6 @@ def _shuffled(q: Tensor, kept: int) -> Tensor | None:
     Neighbours are alike: as they come, a piece of the image would hold most of the largest.
     """
     n = q.shape[2]
-    if q.device.type != "cpu" or not _has_vector_sort() or _pieces(n, kept)[1] >= kept:
+    if q.device.type != "cpu" or not has_vector_sort() or _pieces(n, kept)[1] >= kept:
         return None
     return torch.randperm(n, generator=torch.Generator().manual_seed(n), device="cpu")

@@ -2,7 +2,7 @@
 
 A new module is a file in ``attention_zoo`` and an entry here, such as ::
 
-    "top-k": Oracle(by(reference.top_k.top_k_attention, "count"), gflops="0.50"),
+    "top-k": Oracle(by(reference.top_k.top_k_attention, "k"), gflops="12.84"),
 
 It is then tested against the oracle (``test_oracles.py``), for its cost (``test_cost.py``), label
 and bad options (``test_registry.py``), besides what is asked of every registered module. What is
@@ -273,6 +273,21 @@ ORACLES: dict[str, Oracle] = {
         drawn={"scale": st.integers(1, 4), "sharpness": st.just(3.0), **MORE},
         memory=(136, 2**21, {}),
     ),
+    "differential": Oracle(
+        by(
+            reference.differential.differential_attention,
+            *("vectors", "lambda_init", "gain", "heads"),
+        ),
+        gflops="38.40",
+        label="Differential",
+        options={"heads": 4},
+        drawn={
+            "heads": st.sampled_from([2, 4]),
+            "lambda_init": st.floats(0, 0.9),
+            **SOME,
+        },
+        refused={"lambda_init": [-0.1, 1.0, 1.5, math.nan]},
+    ),
     "enla": Oracle(
         attend_by_features,
         gflops="0.66",
@@ -298,6 +313,14 @@ ORACLES: dict[str, Oracle] = {
         drawn={"focus": st.floats(1, 6), **MORE},
         refused={"focus": [0.5, 0.0, -3.0, math.nan]},
         prepare=share_a_feature,
+    ),
+    "hspa": Oracle(
+        by(reference.hspa.high_similarity_attention, "k"),
+        gflops="12.96",
+        label="HSPA-k4",
+        options={"k": 4},
+        drawn={"k": st.integers(1, 4) | st.integers(1, 60), **SOME},
+        dtypes=[torch.float64, torch.float32],
     ),
     "mean": Oracle(by(reference.mean.mean_of_values), gflops="0.00", label="Mean"),
     "mdta": Oracle(
@@ -366,5 +389,13 @@ ORACLES: dict[str, Oracle] = {
         memory=(64, 2**21, {}),
     ),
     "shifted-window": replace(WINDOW, label="Shifted window-w3"),
+    "top-k": Oracle(
+        by(reference.top_k.top_k_attention, "k"),
+        gflops="12.84",
+        label="Top-4",
+        options={"k": 4},
+        drawn={"k": st.integers(1, 4) | st.integers(1, 60), **SOME},
+        dtypes=[torch.float64, torch.float32],
+    ),
     "window": WINDOW,
 }

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from attention_zoo import AttentionError, create_attention
-from attention_zoo.cores.contrast_tiled import _has_vector_sort, _largest, _pieces
+from attention_zoo.cores.contrast_tiled import _largest, _pieces
+from attention_zoo.cores.largest import has_vector_sort
 from attention_zoo.enlca import contrast_groups, contrastive_loss
 from tests.reference import contrastive as oracle
 from tests.reference.cases import (
@@ -39,9 +40,9 @@ def assert_loss_agrees(inputs: list[Tensor], **options: Any) -> None:
 def selection(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both ways to find a row's largest entries: by numpy's sort on the CPU, else by topk."""
     if request.param == "top-k":
-        monkeypatch.setattr("attention_zoo.cores.contrast_tiled._has_vector_sort", lambda: False)
+        monkeypatch.setattr("attention_zoo.cores.contrast_tiled.has_vector_sort", lambda: False)
     else:
-        assert _has_vector_sort()
+        assert has_vector_sort()
 
 
 @pytest.mark.parametrize("memory_format", FORMATS)
@@ -159,7 +160,7 @@ def test_equal_entries_count_as_often_as_a_group_takes_them(
     options = {"n1": 0.1, "n2": 0.4, "hinge": False}
     loss, grad_q, grad_k = loss_and_gradients(q, k, **options)
     torch.testing.assert_close(loss, oracle.contrastive_loss(q, k, **options).detach())
-    monkeypatch.setattr("attention_zoo.cores.contrast_tiled._has_vector_sort", lambda: False)
+    monkeypatch.setattr("attention_zoo.cores.contrast_tiled.has_vector_sort", lambda: False)
     _, by_index_q, by_index_k = loss_and_gradients(q, k, **options)
     torch.testing.assert_close(grad_q, by_index_q)
     # Which of the equal keys is in a group is free; together they get the same gradient.

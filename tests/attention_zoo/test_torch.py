@@ -286,11 +286,11 @@ ONE_GRAPH = {
     "oracle",
 }
 #: Modules that have only tiles: no implementation of plain operations.
-TILES_ONLY = {"atd", "nlrn", "shifted-window", "window"}
+TILES_ONLY = {"atd", "hspa", "nlrn", "shifted-window", "top-k", "window"}
 #: For torch.func.
 NO_PLAIN_FORM = TILES_ONLY | {"csnln", "nla-flash"}
 OWN_BACKWARD = {
-    *("criss-cross", "enla", "enlca", "nla", "nlsa", "performer", "region", "rnan"),
+    *("criss-cross", "differential", "enla", "enlca", "nla", "nlsa", "performer", "region", "rnan"),
 }
 PAPER = ["nla", "nlsa", "criss-cross", "enla", "enlca"]
 #: All modules, those of the paper first; the others take a minute together.
