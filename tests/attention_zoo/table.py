@@ -339,6 +339,16 @@ ORACLES: dict[str, Oracle] = {
     ),
     # Its references are tested in test_oracle.py; without them every position is its own.
     "oracle": Oracle(lambda m, q, k, v: 1 * v, gflops="0.00", label="Oracle"),
+    "overlap-window": replace(
+        WINDOW,
+        attend=by(reference.overlap_window.overlap_window_attention, "bias", "window"),
+        gflops="1.475",
+        label="Overlap window-w4",
+        options={"window": 4, "heads": 2},
+        drawn={**WINDOW.drawn, "overlap": st.floats(0, 3)},
+        refused={"overlap": [-0.5, math.inf, math.nan]},
+        memory=(128, 2**21, {}),
+    ),
     "performer": Oracle(
         by(reference.performer.positive_feature_attention, "projection"),
         gflops="0.66",
