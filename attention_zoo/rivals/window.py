@@ -63,7 +63,7 @@ def window_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, shift: int =
     if not 0 <= shift < window:
         raise AttentionError(f"shift must be 0 … {window - 1} for windows of {window}, got {shift}")
     pairs = bias_of_pairs(bias.to(sum_dtype(v)), window)
-    down, across = (_cuts(length, window, shift) for length in v.shape[2:])
+    down, across = (window_cuts(length, window, shift) for length in v.shape[2:])
     strips = []
     for (_, h), *rows in zip(down, *(_split(t, down, 2) for t in (q, k, v)), strict=True):
         parts = zip(across, *(_split(t, across, 3) for t in rows), strict=True)
@@ -71,7 +71,7 @@ def window_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, shift: int =
     return torch.cat([torch.cat(strip, dim=3) for strip in strips], dim=2)
 
 
-def _cuts(length: int, window: int, shift: int) -> list[tuple[int, int]]:
+def window_cuts(length: int, window: int, shift: int) -> list[tuple[int, int]]:
     """(positions, length of a window) of each run of windows that are of one length."""
     first = min(shift, length)
     last = (length - first) % window
@@ -156,8 +156,8 @@ class WindowAttention(Attention):
         """Core N M² (c + C) MACs; executed: windows cut by the border, plus N C² to join heads."""
         n, c = height * width, self.embedding + self.channels
         pairs = math.prod(
-            sum(positions * size for positions, size in _cuts(length, self.window, self.shift))
-            for length in (height, width)
+            sum(positions * size for positions, size in cuts)
+            for cuts in (window_cuts(side, self.window, self.shift) for side in (height, width))
         )
         return Cost(
             projections=n * self.channels * (2 * self.embedding + self.channels),

@@ -184,6 +184,12 @@ def attend_to_neighbours(m: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return reference.nlrn.neighbourhood_attention(q, k, v, 2 * m.reach + 1)
 
 
+def attend_to_cells(m: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    k, v = convolve(m.key, k), convolve(m.value, v)
+    out = reference.permuted_window.permuted_window_attention(q, k, v, m.bias, m.window)
+    return convolve(m.output, out)
+
+
 def trunk_times_mask(m: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return reference.rnan.trunk_times_mask(q, k, v, dict(m.named_parameters()), m.blocks)
 
@@ -356,6 +362,18 @@ ORACLES: dict[str, Oracle] = {
         options={"m": 6},
         drawn=FEATURES,
         defaults=False,
+    ),
+    "permuted-window": replace(
+        WINDOW,
+        attend=attend_to_cells,
+        gflops="0.369",
+        label="Permuted window-w4",
+        options={"window": 4},
+        drawn={
+            "window": st.integers(1, 8).map(lambda cells: 2 * cells),
+            "heads": st.sampled_from([4, 8]),
+        },
+        memory=(128, 2**21, {}),
     ),
     # With references see test_oracle.py.
     "reference-mean": Oracle(
