@@ -35,18 +35,18 @@ def attend_windows(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
         return _Windows.apply(q, k, v, bias)
 
 
-def bias_of_pairs(bias: Tensor, keys: int) -> Tensor:
-    """The bias of every pair of positions in a window, of which it is known by offset.
+def bias_of_pairs(bias: Tensor, keys: tuple[int, int]) -> Tensor:
+    """The bias of every pair of positions in a window, which is known by offset.
 
     Args:
-        bias: by offset (query − key + keys − 1) of rows and of columns, ``[heads, S, S]``.
-        keys: rows and columns of keys in a window.
+        bias: by offset (query − key + keys − 1) of rows and of columns, ``[heads, S, T]``.
+        keys: rows and columns of keys in a window, h and w.
 
     Returns:
-        ``[heads, L, L, keys, keys]`` for L = S + 1 − keys rows and columns of queries.
+        ``[heads, S + 1 − h, T + 1 − w, h, w]``.
     """
     # Offsets grow with the query and shrink with the key.
-    return bias.flip(1, 2).unfold(1, keys, 1).unfold(2, keys, 1).flip(1, 2)
+    return bias.flip(1, 2).unfold(1, keys[0], 1).unfold(2, keys[1], 1).flip(1, 2)
 
 
 def to_windows(

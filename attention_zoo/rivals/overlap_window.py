@@ -57,7 +57,7 @@ def overlap_window_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, wind
     heads = len(bias)
     check_heads(heads, q.shape[1], v.shape[1])
     dtype = sum_dtype(v)
-    pairs = bias_of_pairs(bias.to(dtype), window + 2 * reach)
+    pairs = bias_of_pairs(bias.to(dtype), (window + 2 * reach,) * 2)
     # Keys of several windows are the same: their gradients are summed in this dtype.
     keys, values = k.to(dtype), v.to(dtype)
     down, across = (_runs(length, window, reach) for length in v.shape[2:])

@@ -64,7 +64,7 @@ def permuted_window_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> 
         raise AttentionError(f"bias must be [heads, M - 1, M - 1], M even, got {list(bias.shape)}")
     heads, cells = len(bias), (bias.shape[1] + 1) // 2
     check_heads(heads, q.shape[1], 4 * v.shape[1])
-    pairs = bias_of_pairs(bias.to(sum_dtype(v)), cells)
+    pairs = bias_of_pairs(bias.to(sum_dtype(v)), (cells, cells))
     pairs = pairs.repeat_interleave(2, 1).repeat_interleave(2, 2)
     maps = q, cells_of(k), cells_of(v)
     down, across = (window_cuts(length, 2 * cells, 0) for length in v.shape[2:])

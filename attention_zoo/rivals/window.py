@@ -62,7 +62,7 @@ def window_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, shift: int =
     check_heads(heads, q.shape[1], v.shape[1])
     if not 0 <= shift < window:
         raise AttentionError(f"shift must be 0 … {window - 1} for windows of {window}, got {shift}")
-    pairs = bias_of_pairs(bias.to(sum_dtype(v)), window)
+    pairs = bias_of_pairs(bias.to(sum_dtype(v)), (window, window))
     down, across = (window_cuts(length, window, shift) for length in v.shape[2:])
     strips = []
     for (_, h), *rows in zip(down, *(_split(t, down, 2) for t in (q, k, v)), strict=True):

@@ -314,6 +314,21 @@ ORACLES: dict[str, Oracle] = {
         drawn={"heads": st.sampled_from([1, 2, 3, 8])},
         prepare=lambda m, q, k: m.temperature.data.mul_(1.5)[1:].mul_(-1),
     ),
+    "neighbourhood": replace(
+        WINDOW,
+        attend=by(reference.neighbourhood.nearest_window_attention, "bias", "dilation"),
+        gflops="0.125",
+        label="Neighbourhood-3x3",
+        options={"window": 3, "heads": 2},
+        drawn={
+            "window": st.integers(0, 5).map(lambda reach: 2 * reach + 1),
+            "dilation": st.integers(1, 4),
+            "heads": HEADS,
+            **SOME,
+        },
+        sizes=[*SIZES, (13, 11)],
+        memory=(128, 2**19, {}),
+    ),
     "nla": NON_LOCAL,
     "nla-flash": replace(NON_LOCAL, label="NLA (flash)"),
     "nlrn": Oracle(

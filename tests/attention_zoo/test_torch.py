@@ -286,7 +286,10 @@ ONE_GRAPH = {
     "oracle",
 }
 #: Modules that have only tiles: no implementation of plain operations.
-TILES_ONLY = {"atd", "nlrn", "overlap-window", "permuted-window", "shifted-window", "window"}
+TILES_ONLY = {
+    *("atd", "neighbourhood", "nlrn", "overlap-window", "permuted-window", "shifted-window"),
+    "window",
+}
 #: For torch.func.
 NO_PLAIN_FORM = TILES_ONLY | {"csnln", "nla-flash"}
 OWN_BACKWARD = {
