@@ -1,7 +1,7 @@
 """Overlapping cross-attention of HAT: windows of queries, and larger windows of keys around them.
 
-Paper: Activating More Pixels in Image Super-Resolution Transformer (HAT), Chen et al., CVPR 2023,
-Section 3.2, Eq. 4-6 (OCAB).
+Paper: Activating More Pixels in Image Super-Resolution Transformer (HAT), Chen et al., CVPR 2023
+(overlapping cross-attention block, OCAB).
 Equation: ``softmax(Q Kᵀ / sqrt(d) + bias) V`` of the M x M queries of a window and the
 (1 + γ) M x (1 + γ) M keys centred on it, with a learned bias per relative position and a head of d
 channels; then a 1x1 convolution joins the heads.
@@ -133,7 +133,7 @@ class OverlapWindowAttention(WindowAttention):
     """
 
     label_format: ClassVar[str] = "Overlap window-w{window}"
-    source: ClassVar[str] = "HAT, Chen et al., CVPR 2023, Eq. 4-6 (OCAB)"
+    source: ClassVar[str] = "HAT, Chen et al., CVPR 2023 (OCAB)"
 
     def __init__(
         self,

@@ -1,6 +1,6 @@
 """Permuted self-attention of SRFormer: large windows, keys and values of cells of 2x2 positions.
 
-Paper: SRFormer, Zhou et al., ICCV 2023, Section 3.2, Eq. 1-2.
+Paper: SRFormer, Zhou et al., ICCV 2023 (permuted self-attention, PSA).
 Equation: ``softmax(Q K_pᵀ / sqrt(d) + bias) V_p`` within a window of M x M positions and a head of
 d channels. K and V have C / 4 channels; K_p and V_p are those of a cell of 2x2 positions side by
 side, C channels again, so that scores are M² x (M / 2)². The learned bias is of the cell of the
@@ -121,7 +121,7 @@ class PermutedWindowAttention(Attention):
     """
 
     label_format: ClassVar[str] = "Permuted window-w{window}"
-    source: ClassVar[str] = "SRFormer, Zhou et al., ICCV 2023, Section 3.2"
+    source: ClassVar[str] = "SRFormer, Zhou et al., ICCV 2023 (PSA)"
     complexity: ClassVar[str] = "O(N)"
 
     def __init__(

@@ -190,6 +190,11 @@ def attend_to_cells(m: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return convolve(m.output, out)
 
 
+def convolve_some(m: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    layers = tuple((layer.weight, layer.bias) for layer in (m.down, m.up))
+    return convolve(m.output, reference.large_kernel.convolutional_attention(v, m.large, layers))
+
+
 def trunk_times_mask(m: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return reference.rnan.trunk_times_mask(q, k, v, dict(m.named_parameters()), m.blocks)
 
@@ -304,6 +309,17 @@ ORACLES: dict[str, Oracle] = {
         drawn={"focus": st.floats(1, 6), **MORE},
         refused={"focus": [0.5, 0.0, -3.0, math.nan]},
         prepare=share_a_feature,
+    ),
+    "large-kernel": Oracle(
+        convolve_some,
+        gflops="0.868",
+        label="Large kernel-3x3",
+        options={"kernel": 3},
+        drawn={
+            "kernel": st.integers(0, 4).map(lambda reach: 2 * reach + 1),
+            "split": st.integers(1, 6),
+        },
+        memory=(64, 2**20, {}),
     ),
     "mean": Oracle(by(reference.mean.mean_of_values), gflops="0.00", label="Mean"),
     "mdta": Oracle(
