@@ -12,8 +12,7 @@ of query times norm of key over sqrt(d), plus the largest relative position bias
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -25,13 +24,10 @@ from ..base import (
     check_heads,
     check_qkv,
     embedding_channels,
-    no_autocast,
     require_at_least,
-    split_heads,
     sum_dtype,
 )
-from ..cores.softmax import LOG2_E, refuse_second_derivative, tile_size, tile_workers
-from ..cores.tiles import num_workers, scratch, share_tiles, step_length
+from ..cores.windows import attend_windows, bias_of_pairs, from_windows, to_windows
 from ..implementations import outside_graphs, refuse_transforms
 from ..registry import register_attention
 
@@ -66,9 +62,8 @@ def window_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, shift: int =
     check_heads(heads, q.shape[1], v.shape[1])
     if not 0 <= shift < window:
         raise AttentionError(f"shift must be 0 … {window - 1} for windows of {window}, got {shift}")
-    # By query and key, [heads, M, M, M, M]: offsets grow with the query and shrink with the key.
-    pairs = bias.to(sum_dtype(v)).flip(1, 2).unfold(1, window, 1).unfold(2, window, 1).flip(1, 2)
-    down, across = (_cuts(length, window, shift) for length in v.shape[2:])
+    pairs = bias_of_pairs(bias.to(sum_dtype(v)), (window, window))
+    down, across = (window_cuts(length, window, shift) for length in v.shape[2:])
     strips = []
     for (_, h), *rows in zip(down, *(_split(t, down, 2) for t in (q, k, v)), strict=True):
         parts = zip(across, *(_split(t, across, 3) for t in rows), strict=True)
@@ -76,7 +71,7 @@ def window_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, shift: int =
     return torch.cat([torch.cat(strip, dim=3) for strip in strips], dim=2)
 
 
-def _cuts(length: int, window: int, shift: int) -> list[tuple[int, int]]:
+def window_cuts(length: int, window: int, shift: int) -> list[tuple[int, int]]:
     """(positions, length of a window) of each run of windows that are of one length."""
     first = min(shift, length)
     last = (length - first) % window
@@ -91,107 +86,16 @@ def _split(x: Tensor, cuts: list[tuple[int, int]], dim: int) -> tuple[Tensor, ..
 def _attend_alike(bias: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Bias ``[heads, h, w, h, w]``; maps that windows of h x w fill."""
     heads, (h, w) = len(bias), bias.shape[1:3]
-    # Positions come last: products are slow whose results have rows of a head's few channels.
-    windows = (
-        split_heads(t, heads)
-        .unflatten(4, (-1, w))
-        .unflatten(3, (-1, h))
-        .permute(0, 3, 5, 1, 2, 4, 6)
-        .reshape(-1, t.shape[1] // heads, h * w)
-        for t in (q, k, v)
-    )
-    with no_autocast(v):
-        out = _Windows.apply(*windows, bias.reshape(heads, h * w, h * w))
-    down, across = v.shape[2] // h, v.shape[3] // w
-    out = out.view(-1, down, across, heads, v.shape[1] // heads, h, w)
-    return out.permute(0, 3, 4, 1, 5, 2, 6).reshape(v.shape)
+    queries, keys, values = (to_windows(t, heads, (h, w)) for t in (q, k, v))
+    out = attend_windows(queries, keys, values, bias.reshape(heads, h * w, h * w))
+    return from_windows(out, v, heads, (h, w))
 
 
-class _Windows(torch.autograd.Function):
-    """Softmax attention of W windows with ``heads`` heads each; the heads of one stand together.
-
-    q, k, v are ``[W · heads, d, L]``, contiguous; the bias is ``[heads, L, L]``, in the dtype of
-    the sums. A tile has a few windows; the backward pass computes their weights again.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
-        out = torch.empty_like(v)
-        lse = bias.new_empty(len(v), v.shape[2], 1)
-        tiles, size = _tiles(q, bias)
-        log2_bias = bias * LOG2_E
-
-        def worker(_: int) -> Callable[[slice], None]:
-            workspace = scratch("scores", bias, size)
-
-            def attend(i: slice) -> None:
-                queries, keys, values = (t[i].to(bias.dtype) for t in (q, k, v))
-                weights = _scores(queries, keys, log2_bias, workspace)
-                top = weights.amax(-1, keepdim=True)
-                norm = weights.sub_(top).exp2_().sum(-1, keepdim=True)
-                torch.div(torch.bmm(values, weights.mT), norm.mT, out=out[i])
-                torch.add(norm.log2_(), top, out=lse[i])
-
-            return attend
-
-        share_tiles(tiles, v.device, worker)
-        ctx.save_for_backward(q, k, v, bias, out, lse)
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
-        refuse_second_derivative("window_attention")
-        q, k, v, bias, out, lse = ctx.saved_tensors
-        grad_out = grads[0].contiguous()  # else torch multiplies window by window
-        tiles, size = _tiles(q, bias)
-        log2_bias, scale = bias * LOG2_E, 1 / math.sqrt(q.shape[1])
-        found = [torch.empty_like(t) for t in (q, k, v)]
-        # Windows share the bias: each worker has its own sum.
-        sums = [
-            torch.zeros_like(bias) for _ in range(max(1, min(len(tiles), num_workers(v.device))))
-        ]
-
-        def worker(number: int) -> Callable[[slice], None]:
-            workspace = scratch("scores", bias, 2, size)
-            grad_bias = sums[number]
-
-            def add(i: slice) -> None:
-                queries, keys, values, grad = (t[i].to(bias.dtype) for t in (q, k, v, grad_out))
-                # Rounding of a huge score must not lift it above the sum that holds it.
-                weights = _scores(queries, keys, log2_bias, workspace[0])
-                weights.sub_(lse[i]).clamp_max_(0).exp2_()
-                grad_scores = workspace[1, : weights.numel()].view_as(weights)
-                torch.bmm(grad.mT, values, out=grad_scores)
-                grad_scores.sub_((grad * out[i]).sum(1).unsqueeze(2)).mul_(weights)
-                grad_bias.add_(grad_scores.unflatten(0, (-1, len(bias))).sum(0))
-                parts = keys @ grad_scores.mT, queries @ grad_scores, grad @ weights
-                for whole, part, factor in zip(found, parts, (scale, scale, 1.0), strict=True):
-                    torch.mul(part, factor, out=whole[i])
-
-            return add
-
-        share_tiles(tiles, v.device, worker, fixed=True)
-        for other in sums[1:]:
-            sums[0] += other
-        return *found, sums[0]
-
-
-def _scores(q: Tensor, k: Tensor, log2_bias: Tensor, workspace: Tensor) -> Tensor:
-    """Scores ``[W · heads, L, L]`` in ``workspace``, in units of log 2."""
-    positions = q.shape[2]
-    scores = workspace[: len(q) * positions**2].view(len(q), positions, positions)
-    scores.view(-1, *log2_bias.shape).copy_(log2_bias)
-    factor = LOG2_E / math.sqrt(q.shape[1])
-    # Not in place by name: torch's counter of operations does not know that.
-    return torch.baddbmm(scores, q.mT, k, alpha=factor, out=scores)
-
-
-def _tiles(q: Tensor, bias: Tensor) -> tuple[list[slice], int]:
-    """Tiles of whole windows, and the scores of one; the backward pass holds two such buffers."""
-    heads, size = len(bias), bias.numel()
-    workers = tile_workers(len(q) // heads * size, q.device)
-    step = step_length(len(q) // heads, size, tile_size(q.device, buffers=2), workers)
-    return [slice(i, i + step * heads) for i in range(0, len(q), step * heads)], step * size
+def position_bias(heads: int, side: int) -> nn.Parameter:
+    """A bias for each head and each offset of rows and of columns, ``[heads, side, side]``."""
+    bias = nn.Parameter(torch.empty(heads, side, side))
+    nn.init.trunc_normal_(bias, std=0.02)
+    return bias
 
 
 @register_attention("window")
@@ -233,8 +137,7 @@ class WindowAttention(Attention):
         self.key = nn.Conv2d(channels, self.embedding, 1)
         self.value = nn.Conv2d(channels, channels, 1)
         self.output = nn.Conv2d(channels, channels, 1)
-        self.bias = nn.Parameter(torch.empty(heads, 2 * window - 1, 2 * window - 1))
-        nn.init.trunc_normal_(self.bias, std=0.02)
+        self.bias = position_bias(heads, 2 * window - 1)
 
     @property
     def shift(self) -> int:
@@ -253,8 +156,8 @@ class WindowAttention(Attention):
         """Core N M² (c + C) MACs; executed: windows cut by the border, plus N C² to join heads."""
         n, c = height * width, self.embedding + self.channels
         pairs = math.prod(
-            sum(positions * size for positions, size in _cuts(length, self.window, self.shift))
-            for length in (height, width)
+            sum(positions * size for positions, size in cuts)
+            for cuts in (window_cuts(side, self.window, self.shift) for side in (height, width))
         )
         return Cost(
             projections=n * self.channels * (2 * self.embedding + self.channels),

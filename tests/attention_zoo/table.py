@@ -184,6 +184,17 @@ def attend_to_neighbours(m: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return reference.nlrn.neighbourhood_attention(q, k, v, 2 * m.reach + 1)
 
 
+def attend_to_cells(m: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    k, v = convolve(m.key, k), convolve(m.value, v)
+    out = reference.permuted_window.permuted_window_attention(q, k, v, m.bias, m.window)
+    return convolve(m.output, out)
+
+
+def convolve_some(m: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    layers = tuple((layer.weight, layer.bias) for layer in (m.down, m.up))
+    return convolve(m.output, reference.large_kernel.convolutional_attention(v, m.large, layers))
+
+
 def trunk_times_mask(m: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return reference.rnan.trunk_times_mask(q, k, v, dict(m.named_parameters()), m.blocks)
 
@@ -322,6 +333,17 @@ ORACLES: dict[str, Oracle] = {
         drawn={"k": st.integers(1, 4) | st.integers(1, 60), **SOME},
         dtypes=[torch.float64, torch.float32],
     ),
+    "large-kernel": Oracle(
+        convolve_some,
+        gflops="0.868",
+        label="Large kernel-3x3",
+        options={"kernel": 3},
+        drawn={
+            "kernel": st.integers(0, 4).map(lambda reach: 2 * reach + 1),
+            "split": st.integers(1, 6),
+        },
+        memory=(64, 2**20, {}),
+    ),
     "mean": Oracle(by(reference.mean.mean_of_values), gflops="0.00", label="Mean"),
     "mdta": Oracle(
         by(reference.mdta.transposed_attention, "temperature"),
@@ -330,6 +352,21 @@ ORACLES: dict[str, Oracle] = {
         options={"heads": 2},
         drawn={"heads": st.sampled_from([1, 2, 3, 8])},
         prepare=lambda m, q, k: m.temperature.data.mul_(1.5)[1:].mul_(-1),
+    ),
+    "neighbourhood": replace(
+        WINDOW,
+        attend=by(reference.neighbourhood.nearest_window_attention, "bias", "dilation"),
+        gflops="0.125",
+        label="Neighbourhood-3x3",
+        options={"window": 3, "heads": 2},
+        drawn={
+            "window": st.integers(0, 5).map(lambda reach: 2 * reach + 1),
+            "dilation": st.integers(1, 4),
+            "heads": HEADS,
+            **SOME,
+        },
+        sizes=[*SIZES, (13, 11)],
+        memory=(128, 2**19, {}),
     ),
     "nla": NON_LOCAL,
     "nla-flash": replace(NON_LOCAL, label="NLA (flash)"),
@@ -362,6 +399,16 @@ ORACLES: dict[str, Oracle] = {
     ),
     # Its references are tested in test_oracle.py; without them every position is its own.
     "oracle": Oracle(lambda m, q, k, v: 1 * v, gflops="0.00", label="Oracle"),
+    "overlap-window": replace(
+        WINDOW,
+        attend=by(reference.overlap_window.overlap_window_attention, "bias", "window"),
+        gflops="1.475",
+        label="Overlap window-w4",
+        options={"window": 4, "heads": 2},
+        drawn={**WINDOW.drawn, "overlap": st.floats(0, 3)},
+        refused={"overlap": [-0.5, math.inf, math.nan]},
+        memory=(128, 2**21, {}),
+    ),
     "performer": Oracle(
         by(reference.performer.positive_feature_attention, "projection"),
         gflops="0.66",
@@ -369,6 +416,18 @@ ORACLES: dict[str, Oracle] = {
         options={"m": 6},
         drawn=FEATURES,
         defaults=False,
+    ),
+    "permuted-window": replace(
+        WINDOW,
+        attend=attend_to_cells,
+        gflops="0.369",
+        label="Permuted window-w4",
+        options={"window": 4},
+        drawn={
+            "window": st.integers(1, 8).map(lambda cells: 2 * cells),
+            "heads": st.sampled_from([4, 8]),
+        },
+        memory=(128, 2**21, {}),
     ),
     # With references see test_oracle.py.
     "reference-mean": Oracle(

@@ -232,7 +232,9 @@ def test_tiles_fit_the_cache(
     assert in_cache() == expected
 
 
-@pytest.mark.parametrize("name", ["nla", "nlsa", "criss-cross", "enla", "nlrn", "window"])
+@pytest.mark.parametrize(
+    "name", ["nla", "nlsa", "criss-cross", "enla", "neighbourhood", "nlrn", "window"]
+)
 def test_both_ways_give_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     module = create_attention(name, channels=8).eval().double()
