@@ -184,6 +184,23 @@ def attend_to_neighbours(m: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return reference.nlrn.neighbourhood_attention(q, k, v, 2 * m.reach + 1)
 
 
+def attend_to_cluster(m: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    oracle = reference.token_cluster
+    features = oracle.features_of(q, k)
+    if m.training:
+        kept = list(m.start.double())
+        start = kept if m.started else oracle.around_the_mean(features, m.start)
+        centres = oracle.fitted(features, start, kept, m.iterations)
+    else:
+        centres = list(m.average.double())
+    clusters = [[oracle.nearest(u, centres) for u in image] for image in features]
+    keys, values = (
+        [layer.weight @ t + layer.bias for t in centres] for layer in (m.centre_key, m.centre_value)
+    )
+    out = oracle.group_attention(q, k, v, clusters, m.heads, m.group_size)
+    return convolve(m.output, out + oracle.centre_attention(q, keys, values, m.heads))
+
+
 def trunk_times_mask(m: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return reference.rnan.trunk_times_mask(q, k, v, dict(m.named_parameters()), m.blocks)
 
@@ -366,5 +383,20 @@ ORACLES: dict[str, Oracle] = {
         memory=(64, 2**21, {}),
     ),
     "shifted-window": replace(WINDOW, label="Shifted window-w3"),
+    "token-cluster": Oracle(
+        attend_to_cluster,
+        gflops="0.819",
+        label="CATANet-g8",
+        options={"centres": 5, "group_size": 8, "heads": 2},
+        drawn={
+            "centres": st.integers(1, 40),
+            "group_size": st.integers(1, 14) | st.integers(1, 200),
+            "heads": HEADS,
+            **SOME,
+        },
+        refused={"decay": [-0.1, 1.5, math.nan]},
+        dtypes=[torch.float64, torch.float32],
+        defaults=False,
+    ),
     "window": WINDOW,
 }
