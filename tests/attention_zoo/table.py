@@ -273,6 +273,17 @@ ORACLES: dict[str, Oracle] = {
         options={"squeeze": 2},
         drawn={"squeeze": st.integers(1, 70)},
     ),
+    "cluster-landmarks": Oracle(
+        by(reference.cluster_landmarks.landmark_attention, "share", "sample"),
+        gflops="1.336",
+        label="SAT-0.2",
+        options={"share": 0.2},
+        drawn={"share": st.floats(0.01, 1), "sample": st.integers(1, 6), **SOME},
+        refused={"share": [0.0, -0.1, 1.5, math.nan]},
+        dtypes=[torch.float64, torch.float32],
+        condition=3,
+        memory=(112, 2**21, {}),
+    ),
     "conv": Oracle(lambda m, q, k, v: convolve(m.conv, v), gflops="0.74", label="Conv"),
     "criss-cross": Oracle(
         by(reference.criss_cross.criss_cross_attention),
