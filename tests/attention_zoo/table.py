@@ -201,6 +201,12 @@ def attend_to_cluster(m: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return convolve(m.output, out + oracle.centre_attention(q, keys, values, m.heads))
 
 
+def merge_neighbours(m: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    temperature = m.log_temperature.exp()
+    found = reference.patch_knn.nearest_neighbours(q, k, v, temperature, m.k, m.window)
+    return convolve(m.output, found.flatten(1, 2))
+
+
 def trunk_times_mask(m: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return reference.rnan.trunk_times_mask(q, k, v, dict(m.named_parameters()), m.blocks)
 
@@ -367,6 +373,16 @@ ORACLES: dict[str, Oracle] = {
     ),
     # Its references are tested in test_oracle.py; without them every position is its own.
     "oracle": Oracle(lambda m, q, k, v: 1 * v, gflops="0.00", label="Oracle"),
+    "patch-knn": Oracle(
+        merge_neighbours,
+        gflops="16.32",
+        label="N3Net-k3",
+        options={"k": 3, "window": 5},
+        drawn={"k": st.integers(1, 5), "window": ODD.map(lambda side: side + 2), **MORE},
+        refused={"window": [4, 1]},
+        sizes=[*SIZES, (12, 4)],
+        memory=(64, 100 * 54**2, {}),  # as nlrn
+    ),
     "performer": Oracle(
         by(reference.performer.positive_feature_attention, "projection"),
         gflops="0.66",

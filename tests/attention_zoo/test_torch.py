@@ -286,7 +286,9 @@ ONE_GRAPH = {
     "oracle",
 }
 #: Modules that have only tiles: no implementation of plain operations.
-TILES_ONLY = {"atd", "cluster-landmarks", "nlrn", "shifted-window", "token-cluster", "window"}
+TILES_ONLY = {
+    *("atd", "cluster-landmarks", "nlrn", "patch-knn", "shifted-window", "token-cluster", "window"),
+}
 #: For torch.func.
 NO_PLAIN_FORM = TILES_ONLY | {"csnln", "nla-flash"}
 OWN_BACKWARD = {
