@@ -53,21 +53,21 @@ def nearest_centres(features: Tensor, centres: Tensor) -> Tensor:
         return torch.matmul(normalise_keys(centres), features.mT).argmax(1)
 
 
-def moved_centres(features: Tensor, centres: Tensor, empty: Tensor) -> Tensor:
+def moved_centres(directions: Tensor, centres: Tensor, empty: Tensor) -> Tensor:
     """One step of spherical k-means: each centre becomes the mean direction of its features.
 
     The gradient flows through the mean.
 
     Args:
-        features: ``[B, N, d]``; all images share the centres.
+        directions: features of length 1, ``[B, N, d]``; all images share the centres.
         centres: ``[M, d]``, of the same dtype.
         empty: ``[M, d]``, for centres without features.
     """
-    clusters = nearest_centres(features, centres).flatten()
-    with no_autocast(features):
+    clusters = nearest_centres(directions, centres).flatten()
+    with no_autocast(directions):
         # A product, not an addition by index, whose order is open on a GPU.
         member = torch.arange(len(centres), device=clusters.device)[:, None] == clusters
-        sums = torch.mm(member.to(features.dtype), normalise_keys(features.flatten(0, 1)))
+        sums = torch.mm(member.to(directions.dtype), directions.flatten(0, 1))
         return torch.where(member.any(1, keepdim=True), normalise_keys(sums), empty)
 
 
@@ -277,16 +277,16 @@ class TokenClusterAttention(Attention):
 
     def fit(self, features: Tensor) -> Tensor:
         """The centres ``[M, 2 c]`` of a batch ``[B, N, 2 c]``, which join the moving average."""
+        directions = normalise_keys(features)
         with torch.no_grad():
-            directions = normalise_keys(features).flatten(0, 1)
-            mean = directions.mean(0)
-            spread = (directions - mean).square().sum(1).mean().sqrt()
+            mean = directions.mean((0, 1))
+            spread = (directions - mean).square().sum(2).mean().sqrt()
             start = self.start.to(features.dtype)
             centres = torch.where(self.started, start, normalise_keys(mean + spread * start))
             for _ in range(self.iterations - 1):
-                centres = moved_centres(features, centres, centres)
+                centres = moved_centres(directions, centres, centres)
         # Of the last step's centres none may depend on the batch without a gradient.
-        centres = moved_centres(features, centres, start)
+        centres = moved_centres(directions, centres, start)
         if not is_repeated():
             with torch.no_grad():
                 moved = torch.lerp(centres.to(self.average), self.average, self.decay)

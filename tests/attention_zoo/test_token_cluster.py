@@ -58,15 +58,16 @@ def test_centres_are_keys_and_values_of_an_attention() -> None:
 
 
 def test_k_means_finds_directions_and_leaves_empty_centres() -> None:
-    """Two bundles of directions, of any length; a third centre is nearest to nobody."""
+    """Two bundles of directions; a third centre is nearest to nobody. Length does not matter."""
     generator = torch.Generator().manual_seed(0)
     axes = torch.eye(3, dtype=torch.float64)[:2].repeat_interleave(20, 0)
     noise = 0.01 * torch.randn(40, 3, generator=generator, dtype=torch.float64)
     length = 10 * torch.rand(40, 1, generator=generator, dtype=torch.float64) + 0.1
     features = ((axes + noise) * length).view(2, 20, 3)
+    directions = torch.nn.functional.normalize(features, dim=2)
     start = torch.tensor([[1.0, 0.9, 0.0], [0.9, 1.0, 0.0], [0.0, -1.0, -1.0]]).double()
     empty = 7 * start
-    found = moved_centres(features, start, empty)
+    found = moved_centres(directions, start, empty)
     assert_close(found[:2], torch.eye(3, dtype=torch.float64)[:2], 0.01)
     assert torch.equal(found[2], empty[2])
     clusters = nearest_centres(features, found)
