@@ -62,10 +62,10 @@ def _reach(window: int) -> int:
     return window // 2
 
 
-_Cut = tuple[slice, slice]
+Cut = tuple[slice, slice]
 
 
-def _cuts(length: int, reach: int) -> list[_Cut]:
+def side_cuts(length: int, reach: int) -> list[Cut]:
     """(queries, keys within reach of any of them) of each tile along one side of the map."""
     return [
         (
@@ -94,19 +94,19 @@ class _Neighbourhood(torch.autograd.Function):
         ctx.reach = reach
         out, lse = torch.empty_like(v), torch.empty_like(v[..., :1])
 
-        def worker(_: int) -> Callable[[_Tile], None]:
-            def attend(tile: _Tile) -> None:
-                scores = _scores(q, k, tile)
+        def worker(_: int) -> Callable[[Tile], None]:
+            def attend(tile: Tile) -> None:
+                scores = window_scores(q, k, tile)
                 top = scores.amax(-1, keepdim=True)
                 weights = scores.sub_(top).exp2_()
                 norm = weights.sum(-1, keepdim=True)
-                means = torch.bmm(weights, _take(v, tile.keys)).div_(norm)
-                _put(out, tile.queries, means)
-                _put(lse, tile.queries, norm.log2_().add_(top))
+                means = torch.bmm(weights, take_block(v, tile.keys)).div_(norm)
+                put_block(out, tile.queries, means)
+                put_block(lse, tile.queries, norm.log2_().add_(top))
 
             return attend
 
-        share_tiles(_tiles(q, reach), q.device, worker)
+        share_tiles(window_tiles(q, reach), q.device, worker)
         ctx.save_for_backward(q, k, v, out, lse)
         return out
 
@@ -119,23 +119,25 @@ class _Neighbourhood(torch.autograd.Function):
         grad_q = torch.empty_like(q)
         sums: dict[int, tuple[Tensor, Tensor]] = {}  # keys of several tiles are the same
 
-        def worker(number: int) -> Callable[[_Tile], None]:
+        def worker(number: int) -> Callable[[Tile], None]:
             grad_k, grad_v = sums[number] = torch.zeros_like(k), torch.zeros_like(v)
 
-            def attend(tile: _Tile) -> None:
+            def attend(tile: Tile) -> None:
                 queries, keys = tile.queries, tile.keys
                 # Rounding of a huge score must not lift it above the sum that holds it.
-                weights = _scores(q, k, tile).sub_(_take(lse, queries)).clamp_max_(0).exp2_()
-                grad_out = _take(grad, queries)
-                _add(grad_v, keys, torch.bmm(weights.mT, grad_out))
-                grad_weights = torch.bmm(grad_out, _take(v, keys).mT)
-                grad_scores = grad_weights.sub_(_take(deltas, queries)).mul_(weights)
-                _put(grad_q, queries, torch.bmm(grad_scores, _take(k, keys)))
-                _add(grad_k, keys, torch.bmm(grad_scores.mT, _take(q, queries)))
+                weights = (
+                    window_scores(q, k, tile).sub_(take_block(lse, queries)).clamp_max_(0).exp2_()
+                )
+                grad_out = take_block(grad, queries)
+                add_block(grad_v, keys, torch.bmm(weights.mT, grad_out))
+                grad_weights = torch.bmm(grad_out, take_block(v, keys).mT)
+                grad_scores = grad_weights.sub_(take_block(deltas, queries)).mul_(weights)
+                put_block(grad_q, queries, torch.bmm(grad_scores, take_block(k, keys)))
+                add_block(grad_k, keys, torch.bmm(grad_scores.mT, take_block(q, queries)))
 
             return attend
 
-        share_tiles(_tiles(q, ctx.reach), q.device, worker, fixed=True)
+        share_tiles(window_tiles(q, ctx.reach), q.device, worker, fixed=True)
         (grad_k, grad_v), *others = (sums[number] for number in sorted(sums))
         for of_k, of_v in others:
             grad_k += of_k
@@ -144,21 +146,22 @@ class _Neighbourhood(torch.autograd.Function):
 
 
 #: Images, rows and columns.
-_Block = tuple[slice, slice, slice]
+Block = tuple[slice, slice, slice]
 
 
-class _Tile(NamedTuple):
+class Tile(NamedTuple):
     """What attends to what; ``far`` is of rows and of columns, see :func:`_out_of_reach`."""
 
-    queries: _Block
-    keys: _Block
+    queries: Block
+    keys: Block
     far: tuple[Tensor, Tensor]
 
 
-def _tiles(q: Tensor, reach: int) -> list[_Tile]:
+def window_tiles(q: Tensor, reach: int) -> list[Tile]:
+    """Tiles of all queries ``[B, H, W, c]``, each with the keys within reach of any of them."""
     batch, height, width, _ = q.shape
     down, across = (
-        [(*cut, _out_of_reach(*cut, reach, q)) for cut in _cuts(length, reach)]
+        [(*cut, _out_of_reach(*cut, reach, q)) for cut in side_cuts(length, reach)]
         for length in (height, width)
     )
     workers = num_workers(q.device)
@@ -170,13 +173,13 @@ def _tiles(q: Tensor, reach: int) -> list[_Tile]:
             for b in range(0, batch, group):
                 images = slice(b, min(b + group, batch))
                 queries, keys = (images, rows, columns), (images, key_rows, key_columns)
-                tiles.append(_Tile(queries, keys, (far_rows, far_columns)))
+                tiles.append(Tile(queries, keys, (far_rows, far_columns)))
     return tiles
 
 
-def _scores(q: Tensor, k: Tensor, tile: _Tile) -> Tensor:
+def window_scores(q: Tensor, k: Tensor, tile: Tile) -> Tensor:
     """``[images, queries, keys]`` in units of log 2, in memory that the thread keeps."""
-    queries, keys = _take(q, tile.queries) * LOG2_E, _take(k, tile.keys)
+    queries, keys = take_block(q, tile.queries) * LOG2_E, take_block(k, tile.keys)
     (h, key_h), (w, key_w) = (far.shape for far in tile.far)
     workspace = scratch("scores", q, len(queries), h, w, key_h, key_w)
     torch.add(tile.far[0][:, None, :, None], tile.far[1][:, None], out=workspace[0])
@@ -186,17 +189,19 @@ def _scores(q: Tensor, k: Tensor, tile: _Tile) -> Tensor:
     return torch.baddbmm(scores, queries, keys.mT, out=scores)
 
 
-def _take(x: Tensor, block: _Block) -> Tensor:
+def take_block(x: Tensor, block: Block) -> Tensor:
     """A block of rows ``[B, H, W, c]`` as ``[images, positions, c]``."""
     return x[block].flatten(1, 2)
 
 
-def _put(x: Tensor, block: _Block, part: Tensor) -> None:
+def put_block(x: Tensor, block: Block, part: Tensor) -> None:
+    """The reverse of :func:`take_block`, also of rows ``[B, H, W, k, c]``."""
     into = x[block]
     into.copy_(part.view(into.shape))
 
 
-def _add(x: Tensor, block: _Block, part: Tensor) -> None:
+def add_block(x: Tensor, block: Block, part: Tensor) -> None:
+    """As :func:`put_block`, added to what is there."""
     into = x[block]
     into.add_(part.view(into.shape))
 
@@ -251,7 +256,7 @@ class NeighbourhoodAttention(NonLocalAttention):
             )
             scored *= sum(
                 (queries.stop - queries.start) * (keys.stop - keys.start)
-                for queries, keys in _cuts(length, self.reach)
+                for queries, keys in side_cuts(length, self.reach)
             )
         width_of_all = self.embedding + self.channels
         return Cost(

@@ -193,6 +193,27 @@ def attend_to_cells(m: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 def convolve_some(m: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     layers = tuple((layer.weight, layer.bias) for layer in (m.down, m.up))
     return convolve(m.output, reference.large_kernel.convolutional_attention(v, m.large, layers))
+def attend_to_cluster(m: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    oracle = reference.token_cluster
+    features = oracle.features_of(q, k)
+    if m.training:
+        kept = list(m.start.double())
+        start = kept if m.started else oracle.around_the_mean(features, m.start)
+        centres = oracle.fitted(features, start, kept, m.iterations)
+    else:
+        centres = list(m.average.double())
+    clusters = [[oracle.nearest(u, centres) for u in image] for image in features]
+    keys, values = (
+        [layer.weight @ t + layer.bias for t in centres] for layer in (m.centre_key, m.centre_value)
+    )
+    out = oracle.group_attention(q, k, v, clusters, m.heads, m.group_size)
+    return convolve(m.output, out + oracle.centre_attention(q, keys, values, m.heads))
+
+
+def merge_neighbours(m: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    temperature = m.log_temperature.exp()
+    found = reference.patch_knn.nearest_neighbours(q, k, v, temperature, m.k, m.window)
+    return convolve(m.output, found.flatten(1, 2))
 
 
 def trunk_times_mask(m: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -266,6 +287,17 @@ ORACLES: dict[str, Oracle] = {
         label="RCAN CA",
         options={"squeeze": 2},
         drawn={"squeeze": st.integers(1, 70)},
+    ),
+    "cluster-landmarks": Oracle(
+        by(reference.cluster_landmarks.landmark_attention, "share", "sample"),
+        gflops="1.336",
+        label="SAT-0.2",
+        options={"share": 0.2},
+        drawn={"share": st.floats(0.01, 1), "sample": st.integers(1, 6), **SOME},
+        refused={"share": [0.0, -0.1, 1.5, math.nan]},
+        dtypes=[torch.float64, torch.float32],
+        condition=3,
+        memory=(112, 2**21, {}),
     ),
     "conv": Oracle(lambda m, q, k, v: convolve(m.conv, v), gflops="0.74", label="Conv"),
     "criss-cross": Oracle(
@@ -409,6 +441,16 @@ ORACLES: dict[str, Oracle] = {
         refused={"overlap": [-0.5, math.inf, math.nan]},
         memory=(128, 2**21, {}),
     ),
+    "patch-knn": Oracle(
+        merge_neighbours,
+        gflops="16.32",
+        label="N3Net-k3",
+        options={"k": 3, "window": 5},
+        drawn={"k": st.integers(1, 5), "window": ODD.map(lambda side: side + 2), **MORE},
+        refused={"window": [4, 1]},
+        sizes=[*SIZES, (12, 4)],
+        memory=(64, 100 * 54**2, {}),  # as nlrn
+    ),
     "performer": Oracle(
         by(reference.performer.positive_feature_attention, "projection"),
         gflops="0.66",
@@ -455,6 +497,21 @@ ORACLES: dict[str, Oracle] = {
         options={"k": 4},
         drawn={"k": st.integers(1, 4) | st.integers(1, 60), **SOME},
         dtypes=[torch.float64, torch.float32],
+    ),
+    "token-cluster": Oracle(
+        attend_to_cluster,
+        gflops="0.819",
+        label="CATANet-g8",
+        options={"centres": 5, "group_size": 8, "heads": 2},
+        drawn={
+            "centres": st.integers(1, 40),
+            "group_size": st.integers(1, 14) | st.integers(1, 200),
+            "heads": HEADS,
+            **SOME,
+        },
+        refused={"decay": [-0.1, 1.5, math.nan]},
+        dtypes=[torch.float64, torch.float32],
+        defaults=False,
     ),
     "window": WINDOW,
 }

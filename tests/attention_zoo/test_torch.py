@@ -30,8 +30,11 @@ from tests.reference.cases import assert_close, perturb, random_map, random_weig
 
 CHANNELS = 16
 SIZE = (9, 8)
-#: So many chunks that NLSA has more than two buckets.
-SMALL: dict[str, dict[str, object]] = {"nlsa": {"chunk_size": 8}}
+#: So many chunks that NLSA has more than two buckets, and several groups.
+SMALL: dict[str, dict[str, object]] = {
+    "nlsa": {"chunk_size": 8},
+    "token-cluster": {"group_size": 16},
+}
 
 every_module = pytest.mark.parametrize("name", list_attentions())
 
