@@ -192,6 +192,18 @@ def weigh_channels(m: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return reference.rcan.channel_attention(v, *([f.weight, f.bias] for f in (m.down, m.up)))
 
 
+def gated_delta_rule(m: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    beta = torch.sigmoid(convolve(m.strength, v))
+    steps = softplus(convolve(m.decay, v))
+    log_alpha = -torch.exp(m.log_rate).view(-1, 1, 1) * steps
+    out = reference.scans.gated_delta_rule(q, k, v, log_alpha, beta, m.directions)
+    return convolve(m.output, out)
+
+
+def softplus(x: Tensor) -> Tensor:
+    return torch.log(1 + torch.exp(x))
+
+
 def share_a_feature(m: Any, q: Tensor, k: Tensor) -> None:
     """Focused linear attention weighs pairs that share none by 1e-18."""
     m.query.bias.data[0] = m.key.bias.data[0] = 3.0
@@ -209,6 +221,9 @@ GRID: Drawn = {"grid": st.integers(1, 9), **MORE}
 FEATURES: Drawn = {"m": st.integers(1, 40), **MORE}
 ODD = (st.integers(0, 6) | st.integers(0, 25)).map(lambda reach: 2 * reach + 1)
 HEADS = st.sampled_from([1, 2, 4])
+DIRECTIONS = st.sampled_from([2, 4])
+#: The last one has two chunks, and one position of a third.
+SCANNED = [*SIZES, (5, 13)]
 
 NON_LOCAL = Oracle(
     by(reference.nla.non_local_attention),
@@ -298,6 +313,16 @@ ORACLES: dict[str, Oracle] = {
         drawn={"focus": st.floats(1, 6), **MORE},
         refused={"focus": [0.5, 0.0, -3.0, math.nan]},
         prepare=share_a_feature,
+    ),
+    "gated-delta": Oracle(
+        gated_delta_rule,
+        gflops="0.492",
+        label="Gated DeltaNet-s3",
+        options={"state": 3, "heads": 2},
+        drawn={"state": st.integers(1, 9), "heads": HEADS, "directions": DIRECTIONS},
+        refused={"directions": [1, 3, 8, True, 2.0]},
+        sizes=SCANNED,
+        memory=(64, 2**19, {}),
     ),
     "mean": Oracle(by(reference.mean.mean_of_values), gflops="0.00", label="Mean"),
     "mdta": Oracle(
