@@ -200,6 +200,12 @@ def gated_delta_rule(m: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return convolve(m.output, out)
 
 
+def selective_scan(m: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    steps, rates = softplus(convolve(m.step, v)), torch.exp(m.log_rate)
+    out = reference.scans.selective_scan(q, k, v, steps, rates, m.skip, m.directions)
+    return convolve(m.output, out)
+
+
 def softplus(x: Tensor) -> Tensor:
     return torch.log(1 + torch.exp(x))
 
@@ -389,6 +395,16 @@ ORACLES: dict[str, Oracle] = {
         options={"reduction": 1},
         drawn={"blocks": st.integers(1, 2), **MORE},
         memory=(64, 2**21, {}),
+    ),
+    "selective-scan": Oracle(
+        selective_scan,
+        gflops="0.164",
+        label="Selective scan-s3",
+        options={"state": 3, "heads": 2},
+        drawn={"state": st.integers(1, 9), "heads": HEADS, "directions": DIRECTIONS},
+        refused={"directions": [1, 3, 8, True, 4.0]},
+        sizes=SCANNED,
+        memory=(64, 2**20, {}),
     ),
     "shifted-window": replace(WINDOW, label="Shifted window-w3"),
     "window": WINDOW,

@@ -42,6 +42,37 @@ def gated_delta_rule(
     return torch.stack(images)
 
 
+def selective_scan(
+    q: Tensor, k: Tensor, v: Tensor, steps: Tensor, rates: Tensor, skip: Tensor, directions: int
+) -> Tensor:
+    """``h = e^(−a Δ) h + (1 − e^(−a Δ)) / a · x bᵀ``, ``y = h c``, the mean; plus ``skip · x``.
+
+    Steps are ``[B, directions · heads, H, W]``, rates a ``[directions · heads]``, skip ``[heads]``;
+    b and c are the key and the query over their norms, the same for all heads.
+    """
+    heads = len(skip)
+    images = []
+    for b in range(len(v)):
+        outs: dict[tuple[int, int, int], Tensor] = {}
+        for head in range(heads):
+            values = v[b].double().chunk(heads)[head]
+            for y, x in orders(*v.shape[2:], 1)[0]:
+                outs[head, y, x] = skip[head].double() * values[:, y, x]
+            for direction, order in enumerate(orders(*v.shape[2:], directions)):
+                gate = direction * heads + head
+                rate = rates[gate].double()
+                state = torch.zeros(len(values), k.shape[1], dtype=torch.float64)
+                for y, x in order:
+                    decay = torch.exp(-rate * steps[b, gate, y, x])
+                    key = divided_by_norm(k[b, :, y, x].double())
+                    query = divided_by_norm(q[b, :, y, x].double())
+                    state = decay * state
+                    state = state + (1 - decay) / rate * torch.outer(values[:, y, x], key)
+                    outs[head, y, x] = outs[head, y, x] + state @ query / directions
+        images.append(_to_map(outs, heads, *v.shape[2:]))
+    return torch.stack(images)
+
+
 def _to_map(
     outs: dict[tuple[int, int, int], Tensor], heads: int, height: int, width: int
 ) -> Tensor:
