@@ -224,6 +224,24 @@ def weigh_channels(m: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return reference.rcan.channel_attention(v, *([f.weight, f.bias] for f in (m.down, m.up)))
 
 
+def gated_delta_rule(m: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    beta = torch.sigmoid(convolve(m.strength, v))
+    steps = softplus(convolve(m.decay, v))
+    log_alpha = -torch.exp(m.log_rate).view(-1, 1, 1) * steps
+    out = reference.scans.gated_delta_rule(q, k, v, log_alpha, beta, m.directions)
+    return convolve(m.output, out)
+
+
+def selective_scan(m: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    steps, rates = softplus(convolve(m.step, v)), torch.exp(m.log_rate)
+    out = reference.scans.selective_scan(q, k, v, steps, rates, m.skip, m.directions)
+    return convolve(m.output, out)
+
+
+def softplus(x: Tensor) -> Tensor:
+    return torch.log(1 + torch.exp(x))
+
+
 def share_a_feature(m: Any, q: Tensor, k: Tensor) -> None:
     """Focused linear attention weighs pairs that share none by 1e-18."""
     m.query.bias.data[0] = m.key.bias.data[0] = 3.0
@@ -241,6 +259,9 @@ GRID: Drawn = {"grid": st.integers(1, 9), **MORE}
 FEATURES: Drawn = {"m": st.integers(1, 40), **MORE}
 ODD = (st.integers(0, 6) | st.integers(0, 25)).map(lambda reach: 2 * reach + 1)
 HEADS = st.sampled_from([1, 2, 4])
+DIRECTIONS = st.sampled_from([2, 4])
+#: The last one has two chunks, and one position of a third.
+SCANNED = [*SIZES, (5, 13)]
 
 NON_LOCAL = Oracle(
     by(reference.nla.non_local_attention),
@@ -376,6 +397,16 @@ ORACLES: dict[str, Oracle] = {
         },
         memory=(64, 2**20, {}),
     ),
+    "gated-delta": Oracle(
+        gated_delta_rule,
+        gflops="0.492",
+        label="Gated DeltaNet-s3",
+        options={"state": 3, "heads": 2},
+        drawn={"state": st.integers(1, 9), "heads": HEADS, "directions": DIRECTIONS},
+        refused={"directions": [1, 3, 8, True, 2.0]},
+        sizes=SCANNED,
+        memory=(64, 2**19, {}),
+    ),
     "mean": Oracle(by(reference.mean.mean_of_values), gflops="0.00", label="Mean"),
     "mdta": Oracle(
         by(reference.mdta.transposed_attention, "temperature"),
@@ -488,6 +519,16 @@ ORACLES: dict[str, Oracle] = {
         options={"reduction": 1},
         drawn={"blocks": st.integers(1, 2), **MORE},
         memory=(64, 2**21, {}),
+    ),
+    "selective-scan": Oracle(
+        selective_scan,
+        gflops="0.164",
+        label="Selective scan-s3",
+        options={"state": 3, "heads": 2},
+        drawn={"state": st.integers(1, 9), "heads": HEADS, "directions": DIRECTIONS},
+        refused={"directions": [1, 3, 8, True, 4.0]},
+        sizes=SCANNED,
+        memory=(64, 2**20, {}),
     ),
     "shifted-window": replace(WINDOW, label="Shifted window-w3"),
     "top-k": Oracle(
