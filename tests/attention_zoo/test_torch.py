@@ -283,7 +283,7 @@ def test_a_value_of_another_kernel_is_called() -> None:
 #: Modules whose operations are all torch's own: one graph, which torch.export takes too.
 ONE_GRAPH = {
     *("agent", "channel-attention", "conv", "focused-linear", "mdta", "mean", "none", "nystrom"),
-    "oracle",
+    *("hedgehog", "oracle", "rela"),
 }
 #: Modules that have only tiles: no implementation of plain operations.
 TILES_ONLY = {"atd", "nlrn", "shifted-window", "window"}
