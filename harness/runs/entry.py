@@ -256,6 +256,7 @@ def _unnamed(record: Record) -> list[str]:
         "processor": machine.cpu and machine.cpu.model,
         "GPU": machine.device != "cuda" or (machine.gpu or {}).get("name"),
         "version of torch": (machine.packages or {}).get("torch"),
+        "version of attention-zoo": machine.code and machine.code.version,
     }
     return [what for what, value in known.items() if not value]
 
