@@ -3,7 +3,8 @@
 ``python -m harness.check my_package.my_module:MyAttention [--my-option 3]`` prints a verdict for
 each check of :mod:`attention_zoo.contract`, and how time grows with the number of positions.
 ``python -m harness.check --task my_package.my_task:MyTask`` does so for the checks of
-:mod:`harness.measuring.contract`.
+:mod:`harness.measuring.contract`. ``python -m harness.check --entry FOLDER`` says whether a folder
+is a complete entry for the leaderboard (docs/leaderboard.md).
 """
 
 from __future__ import annotations
@@ -11,14 +12,15 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from rich.console import Console
 from rich.text import Text
 
-from attention_zoo import find_attention
+from attention_zoo import AttentionError, find_attention
 from attention_zoo.contract import Subject, Verdict, judge
 
-from .base.commands import command_line
+from .base.commands import command_line, usage_errors
 from .base.errors import UserError
 from .base.names import nearest
 from .config.options import own_options, parse
@@ -37,13 +39,14 @@ _MARKS = {True: ("ok", "green"), False: ("FAILED", "bold red"), None: ("skipped"
 
 @dataclass(kw_only=True)
 class Options:
-    """Run the suite's contract on a module (shapes, gradients, determinism, precision, cost), or
-    on a task (shapes, determinism, references, scores).
+    """Run the suite's contract on a module (shapes, gradients, determinism, precision, cost), on
+    a task (shapes, determinism, references, scores), or on an entry for the leaderboard.
 
     Examples:
       python -m harness.check my_package.my_module:MyAttention --my-option 3
       python -m harness.check nlsa --rounds 2
       python -m harness.check --task my_package.my_task:MyTask --train
+      python -m harness.check --entry entries/my_attention
     """
 
     channels: int = 16
@@ -60,6 +63,8 @@ class Options:
     """With --task: train none and oracle too; they must reach floor and ceiling. Minutes."""
     steps: int | None = None
     """With --train: training steps; the preset's by default."""
+    entry: Path | None = None
+    """Folder of an entry for the leaderboard: a module's file and its records/. Its code is run."""
 
 
 def growth(variant: Variant) -> Verdict:
@@ -101,6 +106,35 @@ def examine(variant: Variant, options: Options, console: Console) -> bool:
     return _conclude(failed, console)
 
 
+def examine_entry(argv: Sequence[str], console: Console) -> bool:
+    """Print the contract's verdict on an entry's module, then yes, or what the entry lacks."""
+    import tyro
+
+    with usage_errors(Options):
+        options = tyro.cli(Options, args=argv, prog="python -m harness.check")
+    others = ("attn", "rows", "task", "train", "steps")
+    refuse(argv, others, "modules and tasks, not to --entry")
+    _require_channels(options)
+    assert options.entry is not None
+    if not options.entry.is_dir():
+        raise UserError(f"{options.entry} is no folder: --entry takes that of an entry")
+    from .runs.entry import Entry
+    from .runs.probe import find_cells
+
+    lines: list[str] = []
+    try:
+        entry = Entry(options.entry, find_cells)
+        good = [examine(variant, options, console) for variant in entry.variants]
+        lines += [] if all(good) else ["the contract: a check failed, see above"]
+        lines += entry.missing()
+    except (UserError, AttentionError) as error:
+        lines.append(str(error))
+    for line in lines:
+        console.print(Text.assemble(("missing  ", "bold red"), line))
+    console.print("Yes, the entry is complete." if not lines else f"{len(lines)} missing")
+    return not lines
+
+
 def examine_task(argv: Sequence[str], console: Console) -> bool:
     """Print the verdicts on the task that a command line names; gives whether all passed."""
     options, task = parse_with_task(Options, argv, "harness.check")
@@ -117,6 +151,11 @@ def examine_task(argv: Sequence[str], console: Console) -> bool:
     if options.train and not failed:
         failed += _report(read_instrument(task, steps=options.steps), console)
     return _conclude(failed, console)
+
+
+def _require_channels(options: Options) -> None:
+    if options.channels < 1:
+        raise UserError(f"--channels must be at least 1, got {options.channels}")
 
 
 def _report(verdicts: Iterable[Verdict], console: Console) -> int:
@@ -164,14 +203,17 @@ def _refuse_unknown(word: str) -> None:
 def main() -> None:
     """Entry point of ``python -m harness.check``; exit status 1 if a check failed."""
     argv, console = sys.argv[1:], Console(soft_wrap=True, highlight=False)
+    if any(word.partition("=")[0] == "--entry" for word in argv):
+        if not examine_entry(argv, console):
+            raise SystemExit(1)
+        return
     if has_task(argv):
         if not examine_task(argv, console):
             raise SystemExit(1)
         return
     options, variants = parse(Options, _arguments(argv), "harness.check")
     refuse(argv, ("train", "steps"), "--task")
-    if options.channels < 1:
-        raise UserError(f"--channels must be at least 1, got {options.channels}")
+    _require_channels(options)
     for variant in variants:  # a bad option shows before any check
         variant.create(options.channels)
     good = [examine(variant, options, console) for variant in variants]

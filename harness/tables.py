@@ -5,7 +5,8 @@ measured ones; ``--latex`` adds LaTeX. A cell that was not measured is empty. No
 GPU is used, and the same records give the same bytes.
 
 By default these are tables of the user's own records, with published runs of the same settings
-beside them. ``--results results`` builds the published tables again.
+beside them. ``--results results`` builds the published tables again, and writes the leaderboard
+into its page.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .base.commands import command_line, usage_errors
-from .base.folders import OWN, sources
+from .base.folders import OWN, PUBLISHED, sources
 from .base.printing import aligned
 
 if TYPE_CHECKING:
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 #: Paths that are printed.
 _SHOWN = 6
+#: Page of the published leaderboard.
+PAGE = PUBLISHED.parent / "docs" / "leaderboard.md"
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,7 @@ def main() -> None:
         task=options.task,
     )
     _summarise(written, options.output or options.results / "tables")
+    _update_page([table for table, _ in written], options)
     _name_published(options.results)
     if table4 := next((table for table, _ in written if table.name == "table4"), None):
         print(f"\n{table4.caption}\n\n{aligned(table4.markdown_grid())}", end="")
@@ -75,6 +79,17 @@ def _summarise(written: Sequence[tuple[Table, Sequence[Path]]], folder: Path) ->
         print(path)
     if len(readable) > _SHOWN:
         print(f"... and {len(readable) - _SHOWN} more")
+
+
+def _update_page(tables: Sequence[Table], options: Options) -> None:
+    """Write the leaderboard of all published records into its page."""
+    from .reporting.tables.leaderboard import write_page
+
+    board = next((table for table in tables if table.name == "leaderboard"), None)
+    partial = options.preset or options.task or options.output
+    if board and not partial and options.results.resolve() == PUBLISHED.resolve():
+        write_page(PAGE, board)
+        print(f"The leaderboard stands in {PAGE}, too.")
 
 
 def _name_published(results: Path) -> None:

@@ -17,7 +17,9 @@ from harness.base.printing import Fitted
 from harness.records.shapes import Cost, Latency, Run
 from harness.records.store import load_records
 from harness.reporting.tables.all import write_tables
+from harness.reporting.tables.leaderboard import BEGIN, END, page_block
 from harness.reporting.tables.printed import summary
+from harness.reporting.tables.render import Table
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -87,19 +89,37 @@ def test_ci_runs_the_readmes_test_command() -> None:
     assert "<!-- test command -->" in script.read_text()
 
 
-def test_published_tables_are_those_of_the_records(tmp_path: Path) -> None:
-    """Rebuilt from the committed records alone, to the last byte."""
+@pytest.fixture(scope="module")
+def rebuilt(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[Path, list[tuple[Table, list[Path]]]]:
+    """All tables of the committed records alone: their folder, and each with its files."""
+    folder = tmp_path_factory.mktemp("rebuilt")
     for record in committed("results/records"):
-        copy = tmp_path / record
+        copy = folder / record
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(ROOT / record, copy)
-    output = tmp_path / "tables"
-    built = write_tables(tmp_path / "results", output=output)
+    return folder / "tables", write_tables(folder / "results", output=folder / "tables")
+
+
+def test_published_tables_are_those_of_the_records(
+    rebuilt: tuple[Path, list[tuple[Table, list[Path]]]],
+) -> None:
+    """To the last byte."""
+    output, built = rebuilt
     paths = {p.relative_to(output) for _, files in built for p in files}
     published = Path("results/tables")
     assert paths == {p.relative_to(published) for p in committed(published)}
     for path in paths:
         assert (ROOT / published / path).read_bytes() == (output / path).read_bytes(), path
+
+
+def test_the_page_of_the_leaderboard_is_that_of_the_records(
+    rebuilt: tuple[Path, list[tuple[Table, list[Path]]]],
+) -> None:
+    (board,) = [table for table, _ in rebuilt[1] if table.name == "leaderboard"]
+    page = (ROOT / "docs" / "leaderboard.md").read_text(encoding="utf-8")
+    assert page.partition(BEGIN)[2].partition(END)[0] == f"\n\n{page_block(board)}\n"
 
 
 def test_tables_in_the_text_are_the_published_ones() -> None:

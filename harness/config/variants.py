@@ -150,14 +150,22 @@ class Variant:
         """Of the file that holds the class; None for the suite's own, whose version is recorded."""
         from attention_zoo import is_built_in
 
-        cls = _class(self.name)
-        if is_built_in(cls):
+        path = self.source_file
+        if path is None or is_built_in(_class(self.name)):
             return None
         try:
-            path = inspect.getsourcefile(cls)
-            return hashlib.sha256(Path(path).read_bytes()).hexdigest() if path else None
-        except (OSError, TypeError):  # typed in, or in an archive
+            return hashlib.sha256(path.read_bytes()).hexdigest()
+        except OSError:  # in an archive
             return None
+
+    @property
+    def source_file(self) -> Path | None:
+        """The file that holds the class; None if it was typed in."""
+        try:
+            path = inspect.getsourcefile(_class(self.name))
+        except (OSError, TypeError):
+            return None
+        return Path(path) if path else None
 
     def create(self, channels: int, **overrides: Any) -> Attention:
         """Build the module for maps of ``channels`` channels.
@@ -192,14 +200,15 @@ class Variant:
         """:meth:`to_dict`, and what tables say of the module: see ``records.shapes``."""
         from attention_zoo import is_built_in
 
-        cls = _class(self.name)
-        return self.to_dict() | {
+        cls, digest = _class(self.name), self.source_sha256
+        described = self.to_dict() | {
             "row_label": self.row_label,
             "changed": self.changed,
             "source": cls.source,
             "growth": cls.complexity,
             "built_in": is_built_in(cls),
         }
+        return described if digest is None else described | {"source_sha256": digest}
 
     def _not_shown(self) -> dict[str, Any]:
         """Options that are not at their defaults and that the label does not show."""

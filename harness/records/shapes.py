@@ -110,6 +110,8 @@ class RecordedVariant(_Shape, frozen=True, kw_only=True):
     growth: str = ""
     #: Whether it is one of attention_zoo's own.
     built_in: bool | None = None
+    #: Of the file of somebody else's module; records from before 2026-12 lack it.
+    source_sha256: str | None = None
 
     def __post_init__(self) -> None:
         if self.changed is None:

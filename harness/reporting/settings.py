@@ -219,6 +219,19 @@ def image_task_settings(runs: Sequence[Run]) -> list[Setting]:
     return sorted(found, key=lambda setting: setting.label)
 
 
+def photographs(settings: Sequence[Setting]) -> Setting | None:
+    """The setting with the most runs among those at x4 with Urban100 and a baseline."""
+    return max(
+        (
+            s
+            for s in settings
+            if s.runs and s.config.scale == 4 and PAPER_SET in s.test_sets and s.baseline
+        ),
+        key=lambda s: (len(s.runs), s.label),
+        default=None,
+    )
+
+
 def _settings(runs: Sequence[Run], costs: Sequence[Cost]) -> list[Setting]:
     groups: dict[str, list[Run]] = {}
     for run in runs:

@@ -243,7 +243,7 @@ def softplus(x: Tensor) -> Tensor:
 
 
 def share_a_feature(m: Any, q: Tensor, k: Tensor) -> None:
-    """Focused linear attention weighs pairs that share none by 1e-18."""
+    """Rectified features weigh pairs that share none by 1e-18, or by 0."""
     m.query.bias.data[0] = m.key.bias.data[0] = 3.0
     for t in (q, k):
         t.data[:, 0] = t.data[:, 0].abs() + 0.25
@@ -407,6 +407,22 @@ ORACLES: dict[str, Oracle] = {
         sizes=SCANNED,
         memory=(64, 2**19, {}),
     ),
+    "hedgehog": Oracle(
+        by(
+            reference.hedgehog.learned_feature_attention,
+            *("query_weight", "query_bias", "key_weight", "key_bias", "softmax"),
+        ),
+        gflops="0.493",
+        label="Hedgehog-m6",
+        options={"m": 6},
+        drawn={
+            "m": st.integers(1, 20).map(lambda half: 2 * half),
+            "softmax": st.booleans(),
+            **MORE,
+        },
+        refused={"m": [7]},
+        defaults=False,
+    ),
     "mean": Oracle(by(reference.mean.mean_of_values), gflops="0.00", label="Mean"),
     "mdta": Oracle(
         by(reference.mdta.transposed_attention, "temperature"),
@@ -511,6 +527,14 @@ ORACLES: dict[str, Oracle] = {
         gflops="6.40",
         label="Region-2x2",
         drawn=GRID,
+    ),
+    "rela": Oracle(
+        by(reference.rela.rectified_linear_attention),
+        gflops="0.197",
+        label="RELA-5x5",
+        drawn={"kernel": st.integers(0, 3).map(lambda reach: 2 * reach + 1), **MORE},
+        refused={"kernel": [2, 4]},
+        prepare=share_a_feature,
     ),
     "rnan": Oracle(
         trunk_times_mask,

@@ -30,10 +30,11 @@ from ..figures.all import Drawn, draw_all
 from ..figures.style import COLUMN, figure_bytes, glyphs_told
 from ..profile import Profile
 from ..settings import Setting, find_settings, image_task_settings, of_task, super_resolution
+from ..tables.aggregate import profile_text
 from ..tables.all import all_tables
 from ..tables.claims import VERDICTS, find_claims
 from ..tables.joined import MARK, NOTE, joined_runs
-from ..tables.profile import PROFILE_TABLES, profile_text
+from ..tables.profile import PROFILE_TABLES
 from ..tables.render import Table, minus
 from ..tables.tasks import task_settings
 from .blocks import (
@@ -61,7 +62,10 @@ _TEMPLATES = Path(__file__).parent / "templates"
 _PROFILE = "Capability profile"
 _FILTERS = {"preset": "Preset", "data": "Training data", "device": "Device"}
 #: Beginnings of the main tables' names; those that belong to no training.
-MEASURED = ("table5", "latency", "speed", "methods", "modules", "profile", "gpu")
+MEASURED = (
+    *("table5", "latency", "speed", "methods", "modules"),
+    *("profile", "leaderboard", "gpu"),
+)
 MAIN = ("table", "claims", *MEASURED)
 #: Dots per inch and colours of pictures, and methods of the first screen.
 PICTURE_DPI, COLOURS, RANKED = 120, 64, 8

@@ -16,6 +16,7 @@ from .claims import claims_table
 from .gpu import gpu_tables
 from .joined import joined_runs, mark_joined
 from .latency import latency_details, table5
+from .leaderboard import leaderboard_table
 from .methods import methods_table
 from .modules import modules_table
 from .operations import table4
@@ -60,7 +61,12 @@ def build(
         folder = bench.folder
         tables += [(folder, table5(bench, nearest)), (folder, latency_details(bench))]
     tables += build_tasks(runs, costs, latency, joined)
-    overviews = (modules_table(settings, benches), methods_table(costs, latency))
+    board = leaderboard_table(runs, costs, latency, settings)
+    overviews = (
+        modules_table(settings, benches),
+        methods_table(costs, latency),
+        board and mark_joined(board, runs, joined),
+    )
     return tables + [("", table) for table in overviews if table]
 
 

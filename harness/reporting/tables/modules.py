@@ -9,7 +9,7 @@ from ...records.origin import describe_machine
 from ...records.shapes import LatencyRow, RecordedVariant
 from ..benches import Bench
 from ..cells import difference_cell, milliseconds, setting_text, variant_columns
-from ..settings import PAPER_SET, Setting
+from ..settings import PAPER_SET, Setting, photographs
 from .render import Table
 
 _SIZE = 100
@@ -19,8 +19,7 @@ def modules_table(settings: Sequence[Setting], benches: Sequence[Bench]) -> Tabl
     """A row for each module of ``attention_zoo`` that some record measured at its defaults.
 
     GFLOPs come from its cost record. Latency comes from the bench of a CPU in float32 with the most
-    of these rows, then the newest. The PSNR difference comes from the setting with the most runs
-    among those at x4 with Urban100 and a baseline.
+    of these rows, then the newest. The PSNR difference comes from :func:`.settings.photographs`.
 
     Args:
         settings: all; they share the cost records.
@@ -41,15 +40,7 @@ def modules_table(settings: Sequence[Setting], benches: Sequence[Bench]) -> Tabl
         ),
         default=None,
     )
-    setting = max(
-        (
-            s
-            for s in settings
-            if s.runs and s.config.scale == 4 and PAPER_SET in s.test_sets and s.baseline
-        ),
-        key=lambda s: (len(s.runs), s.label),
-        default=None,
-    )
+    setting = photographs(settings)
     rows, data = [], []
     for variant, module in recorded.items():
         cost = costs.get(variant)

@@ -30,6 +30,7 @@ from ..profile import (
 )
 from ..settings import Setting
 from ..statistics import Estimate
+from .aggregate import AGGREGATE, profile_text, score_cell
 from .render import Table
 
 #: Names of the tables.
@@ -38,11 +39,6 @@ PROFILE_TABLES = ("profile", "profile-details", "profile-findings")
 LEARNED = PROFILE[0]
 #: Behind the rate of a cell that no CPU trained.
 ELSEWHERE = "°"
-AGGREGATE = (
-    "Aggregate: the score of each setting is the mean over its test sets of 2n and 4n of (score - "
-    "floor) / (ceiling - floor), clipped to 0 ... 1; the aggregate is the plain mean over the "
-    f"{len(PROFILE)} settings, of rows that have all."
-)
 
 
 def profile_table(
@@ -226,14 +222,6 @@ def profile_summary(
     return table
 
 
-def score_cell(found: Estimate | None, digits: int = 2) -> str:
-    """Mean, and half of the interval where there are several seeds; "" for None."""
-    if found is None:
-        return ""
-    reach = "" if found.high is None else f" ± {found.reach:.{digits}f}"
-    return f"{found.mean:.{digits}f}{reach}"
-
-
 def steps_cell(cell: ProfileCell | None, level: float) -> str:
     """Mean steps over the seeds that came there, and how many did if not all; see the notes."""
     if cell is None:
@@ -262,18 +250,6 @@ def _steps_columns(profile: Profile) -> list[tuple[float, str]]:
     if LEARNED not in profile.tasks:
         return []
     return [(level, f"{level}") for level in LEVELS]
-
-
-def profile_text(profile: Profile) -> str:
-    """Sizes, steps, seeds, device and dtype of the profile's runs."""
-    configs = [run.config for runs in profile.runs.values() for run in runs]
-    config = configs[0]
-    devices = " and ".join(sorted({one.device for one in configs}))
-    dtype = config.precision or "float32"
-    seeds = sorted({len(cell.chosen) for row in profile.rows for cell in row.cells.values()})
-    count = plural(seeds[0], "seed") if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]} seeds"
-    size = f"{config.blocks} blocks × {config.channels} channels, {config.steps} steps"
-    return f"{size}, {count}, device {devices}, {dtype}"
 
 
 def _devices(profile: Profile) -> list[str]:

@@ -234,8 +234,13 @@ def _lines(note: str) -> list[str]:
     return [line for line in lines if line]
 
 
+def escaped(text: str) -> str:
+    """Text in which Markdown's special characters stand for themselves."""
+    return text.translate(_MARKDOWN)
+
+
 def _bullets(notes: Sequence[str]) -> str:
-    return "".join(f"- {note.translate(_MARKDOWN)}\n" for note in notes)
+    return "".join(f"- {escaped(note)}\n" for note in notes)
 
 
 def latex_escape(text: str) -> str:
