@@ -193,6 +193,8 @@ def attend_to_cells(m: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 def convolve_some(m: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     layers = tuple((layer.weight, layer.bias) for layer in (m.down, m.up))
     return convolve(m.output, reference.large_kernel.convolutional_attention(v, m.large, layers))
+
+
 def attend_to_cluster(m: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     oracle = reference.token_cluster
     features = oracle.features_of(q, k)

@@ -285,11 +285,14 @@ def test_a_value_of_another_kernel_is_called() -> None:
 
 #: Modules whose operations are all torch's own: one graph, which torch.export takes too.
 ONE_GRAPH = {
-    *("agent", "channel-attention", "conv", "focused-linear", "large-kernel", "mdta", "mean"),
-    *("none", "nystrom", "oracle"),
+    *("agent", "channel-attention", "conv", "focused-linear", "hedgehog", "large-kernel", "mdta"),
+    *("mean", "none", "nystrom", "oracle", "rela"),
 }
 #: Modules that have only tiles: no implementation of plain operations.
-TILES_ONLY = {"atd", "hspa", "nlrn", "shifted-window", "top-k", "window"}
+TILES_ONLY = {
+    *("atd", "cluster-landmarks", "hspa", "neighbourhood", "nlrn", "overlap-window", "patch-knn"),
+    *("permuted-window", "shifted-window", "token-cluster", "top-k", "window"),
+}
 #: For torch.func.
 NO_PLAIN_FORM = TILES_ONLY | {"csnln", "nla-flash"}
 OWN_BACKWARD = {
