@@ -306,6 +306,45 @@ REQUIREMENTS = (
 )
 
 #: The predictions of docs/tasks.md as conditions, at D = 4 if not told.
+#: Of the modules of today: scores at 2n and 4n, one setting after the other, and how near they are.
+_TODAY = {
+    "top-k": ((0.92, 0.91), (0.72, 0.62), (0.60, 0.58), (0.62, 0.55)),
+    "hspa": ((0.94, 0.93), (0.80, 0.70), (0.62, 0.60), (0.65, 0.55)),
+    "differential": ((0.88, 0.80), (0.50, 0.35), (0.45, 0.35), (0.35, 0.25)),
+    "token-cluster": ((0.15, 0.05), (0.05, 0.02), (0.35, 0.30), (0.35, 0.25)),
+    "cluster-landmarks": ((0.10, 0.05), (0.03, 0.03), (0.10, 0.10), (0.25, 0.30)),
+    "neighbourhood": ((0.0, 0.0), (0.0, 0.0), (0.0, 0.0), (0.0, 0.0)),
+    "overlap-window": ((0.28, 0.05), (0.15, 0.0), (0.0, -0.1), (0.35, 0.28)),
+    "permuted-window": ((0.75, 0.05), (0.45, 0.0), (0.45, -0.1), (0.50, 0.25)),
+    "patch-knn": ((0.60, 0.10), (0.80, 0.15), (0.60, 0.0), (0.60, 0.45)),
+    "gated-delta": ((0.75, 0.60), (0.50, 0.35), (0.30, 0.25), (0.25, 0.15)),
+    "selective-scan": ((0.50, 0.30), (0.20, 0.10), (0.20, 0.12), (0.20, 0.10)),
+    "rela": ((0.40, 0.38), (0.10, 0.09), (0.12, 0.12), (0.0, 0.0)),
+    "hedgehog": ((0.65, 0.55), (0.30, 0.22), (0.25, 0.25), (0.15, 0.15)),
+    "large-kernel": ((0.0, 0.0), (0.0, 0.0), (0.0, 0.0), (0.0, 0.0)),
+}
+_WITHIN = 0.15
+
+
+def _of_today() -> list[Prediction]:
+    settings = [task.label for task in PROFILE]
+
+    def conditions(profile: Profile, name: str) -> list[Condition]:
+        return [
+            _near(_Reader(profile, setting)(name, size), Compared("predicted", value), _WITHIN)
+            for setting, values in zip(settings, _TODAY[name], strict=True)
+            for size, value in zip((1, 2), values, strict=True)
+        ]
+
+    return [
+        Prediction(
+            f"{name}: within {_WITHIN} of the predicted scores at 2n and 4n, on every setting",
+            lambda profile, name=name: conditions(profile, name),  # type: ignore[misc]
+        )
+        for name in _TODAY
+    ]
+
+
 PREDICTIONS = (
     Prediction(
         "none, conv, channel-attention: 0",
@@ -425,6 +464,7 @@ PREDICTIONS = (
         ],
     ),
     Prediction("D = 16: every row is lower than at D = 4", _lower),
+    *_of_today(),
 )
 
 
