@@ -28,6 +28,7 @@ class Options:
       python -m harness.speed --threads 2
       python -m harness.speed --only core-nla step --seconds 5
       python -m harness.speed --attn enlca:m=16 enlca:m=256
+      python -m harness.speed --implementations --sides 32 100 --threads 1
     """
 
     attn: tuple[str, ...] = ()
@@ -37,6 +38,10 @@ class Options:
 
     only: tuple[str, ...] = ()
     """Cases whose names begin so, e.g. core-nla or step; all by default."""
+    implementations: bool = False
+    """Instead: all implementations of the paper's cores side by side, but for the released ones."""
+    sides: tuple[int, ...] = (32, 64, 100, 150, 256)
+    """Height and width of the maps, with --implementations."""
     seconds: float = 10.0
     """Seconds for each case and pass; each runs at least five times."""
     device: str = "cpu"
@@ -61,6 +66,13 @@ def main() -> None:
             options = tyro.cli(
                 Options, prog="python -m harness.speed", description=inspect.getdoc(Options)
             )
+    if not options.seconds > 0:
+        raise UserError(f"seconds must be above 0, got {options.seconds}")
+    if options.implementations:
+        if chosen or options.only:
+            raise UserError("--implementations is all cores: leave out --attn, --rows and --only")
+        _compare_implementations(options, argv)
+        return
     from .config.options import describe_command
     from .measuring.speed import cases_of, choose, measure
     from .records.store import save_record
@@ -69,8 +81,6 @@ def main() -> None:
     if chosen and options.only:
         raise UserError("--only chooses among the cases of --help: leave it out with --attn")
     comparisons = cases_of(variants) if chosen else choose(options.only)
-    if not options.seconds > 0:
-        raise UserError(f"seconds must be above 0, got {options.seconds}")
     device = machine.pick_device(options.device)
     machine.use_threads(options.threads)
     planned = options.seconds * sum(len(one.targets) for one in comparisons)
@@ -87,6 +97,31 @@ def main() -> None:
     for session in find_speeds([record]):
         table = speed_table(session)
         print(f"{table.caption}\n\n{aligned(table.markdown_grid())}\n{table.notes[0]}\n")
+    print(f"Record: {path}")
+
+
+def _compare_implementations(options: Options, argv: list[str]) -> None:
+    from .config.options import describe_command
+    from .measuring.implementations import measure
+    from .records.store import save_record
+    from .reporting.tables.implementations import implementation_table
+
+    if not options.sides or min(options.sides) < 1:
+        raise UserError(f"sides must be whole numbers from 1 on, got {list(options.sides)}")
+    machine.use_threads(options.threads)
+    device = machine.pick_device(options.device)
+    planned = options.seconds * 2 * 4 * len(options.sides)
+    with timing_bar(planned) as on_run:
+        record = measure(
+            options.sides,
+            device=device,
+            max_seconds=options.seconds,
+            command=describe_command("harness.speed", argv),
+            on_run=on_run,
+        )
+    path = save_record(options.results, record)
+    table = implementation_table(record)
+    print(f"{table.caption}\n\n{aligned(table.markdown_grid())}\n{table.notes[0]}\n")
     print(f"Record: {path}")
 
 

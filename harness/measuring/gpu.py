@@ -24,9 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from attention_zoo import AttentionError
 from attention_zoo.implementations import (
-    list_implementations,
     use_implementation,
     watch_implementations,
 )
@@ -46,9 +44,10 @@ from ..training.graphs import captured
 from ..training.trainer import Trainer
 from . import latency, scaling
 from .flops import Core
+from .implementations import CORES, by_implementation
 from .latency import DTYPES, PASSES, SCALE, Case, precision
 from .load import watch_load
-from .speed import Comparison, machine_limits
+from .speed import limit_ms, machine_limits
 from .timing import MAX_RUNS, time_in_turn
 
 _PRESETS = ("base", "paper")
@@ -56,8 +55,6 @@ _PRESETS = ("base", "paper")
 _TARGETS = {"ENLCA-m128": 0.06, "NLSA-r4": 0.5}
 # Target: time of NLA over that of the plain flash kernel, at 100x100 in bfloat16.
 _FLASH_TARGET = 1.5
-# Cores with several implementations, and the modules that have them.
-_CORES = {"nla": "nla", "nlsa": "nlsa", "enla": "enlca", "criss-cross": "criss-cross"}
 # Steps of training that are not timed: workspaces, tuning, compilation.
 _WARMUP_STEPS = 5
 Rows = list[dict[str, Any]]
@@ -125,7 +122,8 @@ def _limits(conditions: Conditions, dtype: str) -> Rows:
                 "passes": passes,
                 "dtype": dtype,
             }
-            row |= _limit(variant, height, width, passes, dtype, rates)
+            size = DTYPES[dtype].itemsize
+            row |= {"limit_ms": limit_ms(variant, height, passes, rates, size), **rates}
             try:
                 case = Case("core", passes, height, width, dtype=dtype, device=device)
                 with watch_implementations() as row["implementation"]:
@@ -154,16 +152,6 @@ def _limits(conditions: Conditions, dtype: str) -> Rows:
             rows.append(row)
             _release(device)
     return rows
-
-
-def _limit(
-    variant: Variant, height: int, width: int, passes: str, dtype: str, rates: dict[str, float]
-) -> dict[str, Any]:
-    """The roofline: matrix products at the measured rate, or every number moved once."""
-    flops, touched = Comparison("core", variant, {}, side=height).work(passes)
-    touched *= DTYPES[dtype].itemsize / 4
-    times = (flops / rates["matmul_gflops"] / 1e6, touched / rates["copy_gb_per_s"] / 1e6)
-    return {"limit_ms": max(times), **rates}
 
 
 def _add_graph(functions: dict[str, Callable[[], Any]], device: torch.device) -> dict[str, Any]:
@@ -275,31 +263,19 @@ def _implementations(conditions: Conditions, dtype: str) -> Rows:
     Median times in ms by implementation, of a call and of its CUDA graph.
     """
     device, rows = conditions.device, []
-    variants = {core: Variant(name) for core, name in _CORES.items()}
+    variants = {core: Variant(name) for core, name in CORES.items()}
     cases = list(itertools.product(variants, conditions.sizes, PASSES))
     seconds = conditions.seconds / 2 / len(cases)
     with precision(dtype, device):
         for core, (height, width), passes in cases:
             case = Case("core", passes, height, width, dtype=dtype, device=device)
-            functions, notes = {}, {}
-            for name in list_implementations()[core]:
-                if name == "auto":
-                    continue
-                try:
-                    with use_implementation(f"{core}={name}"):
-                        function = case.function(variants[core])
-                    functions[name] = _fixed(function, f"{core}={name}")
-                    functions[name]()
-                    if device.type == "cuda":
+            functions, notes = by_implementation(core, variants[core], case)
+            if device.type == "cuda":
+                for name in list(functions):
+                    try:
                         functions[f"{name} graph"] = captured(functions[name], device)
-                except AttentionError as error:
-                    functions.pop(name, None)
-                    notes[name] = str(error).partition("cannot run here: ")[2]
-                except (RuntimeError, MemoryError) as error:
-                    notes[name] = str(error).splitlines()[0][:200]
-                    if is_out_of_memory(error):
-                        functions.pop(name, None)
-                        notes[name] = "out of memory"
+                    except RuntimeError as error:
+                        notes[name] = str(error).splitlines()[0][:200]
             times = time_in_turn(
                 functions, device, warmup=3, min_runs=3, max_runs=MAX_RUNS, max_seconds=seconds
             )
@@ -319,16 +295,6 @@ def _implementations(conditions: Conditions, dtype: str) -> Rows:
             del functions
             _release(device)
     return rows
-
-
-def _fixed(function: Callable[[], Any], choice: str) -> Callable[[], Any]:
-    """The call under a choice of implementations."""
-
-    def run() -> Any:
-        with use_implementation(choice):
-            return function()
-
-    return run
 
 
 def _train(conditions: Conditions, preset: str, dtype: str) -> Rows:

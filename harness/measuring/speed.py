@@ -397,16 +397,36 @@ def _out_of_memory() -> dict[str, Any]:
 def machine_limits(
     device: torch.device, dtype: torch.dtype = torch.float32, max_seconds: float = 2.0
 ) -> dict[str, float]:
-    """Best measured rates: of a large matrix product of torch's, and of copying (read + write)."""
+    """Best measured rates: of large matrix products, and of copying (read + write).
+
+    On a CPU products are torch's and oneDNN's, whichever are faster: on some processors torch's own
+    take twice the time.
+    """
     side = _MATMUL_SIDE.get(device.type, 2048)
     a, out = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
     source, copy = (torch.randn(_COPY_NUMBERS, device=device, dtype=dtype) for _ in range(2))
-    functions = {
+    functions: dict[str, Callable[[], Any]] = {
         "matmul": lambda: torch.mm(a, a, out=out),
         "copy": lambda: copy.copy_(source),
     }
-    times = time_in_turn(functions, device, max_seconds=max_seconds)
+    if device.type == "cpu" and torch.backends.mkldnn.is_available():
+        packed = a.to_mkldnn()
+        functions["onednn"] = lambda: F.linear(packed, packed)
+    with torch.inference_mode():
+        times = time_in_turn(functions, device, max_seconds=max_seconds)
+    products = min(times[name].min_ms for name in functions if name != "copy")
     return {
-        "matmul_gflops": 2 * side**3 / times["matmul"].min_ms / 1e6,
+        "matmul_gflops": 2 * side**3 / products / 1e6,
         "copy_gb_per_s": 2 * dtype.itemsize * _COPY_NUMBERS / times["copy"].min_ms / 1e6,
     }
+
+
+def limit_ms(
+    variant: Variant, side: int, passes: str, rates: Mapping[str, float], itemsize: int = 4
+) -> float:
+    """Least time of a core on square maps: its products, or every number moved once."""
+    flops, touched = Comparison("core", variant, {}, side=side).work(passes)
+    return max(
+        flops / rates["matmul_gflops"] / 1e6,
+        touched * itemsize / 4 / rates["copy_gb_per_s"] / 1e6,
+    )

@@ -539,6 +539,38 @@ class Speed(Record, frozen=True, kw_only=True):
     other_cores: Number | UnsetType = UNSET
 
 
+class ImplementationRow(_Shape, frozen=True, kw_only=True):
+    """A core by every implementation; ``auto`` names the one that is chosen if none is."""
+
+    variant: RecordedVariant
+    passes: str
+    height: int
+    width: int
+    dtype: str
+    device: str
+    auto: str
+    limit_ms: Number
+    times: dict[str, Times]
+
+
+class ImplementationSettings(_Shape, frozen=True, kw_only=True):
+    """How implementations were timed."""
+
+    max_seconds: Number
+    min_runs: int
+    max_runs: int
+    seed: int
+
+
+class Implementations(Record, frozen=True, kw_only=True):
+    """Implementations of the cores side by side; ``other_cores`` as before."""
+
+    settings: ImplementationSettings
+    machine_limits: MachineLimits
+    rows: list[ImplementationRow]
+    other_cores: Number
+
+
 class RedrawRow(_Shape, frozen=True, kw_only=True):
     """Quality under one draw; ``m`` is None where the method has none."""
 
@@ -631,6 +663,7 @@ KINDS: dict[str, type[Record]] = {
     "cost": Cost,
     "latency": Latency,
     "speed": Speed,
+    "implementations": Implementations,
     "approximation": Approximation,
     "scaling": Scaling,
     "gpu": Gpu,

@@ -27,6 +27,7 @@ FOLDERS = {
     "cost": "costs",
     "latency": "latency",
     "speed": "speed",
+    "implementations": "implementations",
     "approximation": "approximation",
     "scaling": "scaling",
     "gpu": "gpu",

@@ -22,7 +22,7 @@ from attention_zoo.cores import native, nlsa_native
 from attention_zoo.cores.softmax_rows import softmax_attention_native
 from attention_zoo.criss_cross import criss_cross_attention
 from attention_zoo.enla import orthogonal_gaussian, random_feature_attention
-from attention_zoo.enlca import contrastive_loss
+from attention_zoo.enlca import contrast_groups, contrastive_loss
 from attention_zoo.implementations import use_implementation, watch_implementations
 from attention_zoo.nla import non_local_attention
 from attention_zoo.nlsa import hash_codes, sparse_attention
@@ -272,7 +272,7 @@ def _contrast(q: Tensor, k: Tensor, name: str, **options: float) -> list[Tensor]
 
 
 @needs_compiler
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=100)
 @given(
     batch=st.integers(1, 3),
     size=st.tuples(st.integers(1, 30), st.integers(1, 30)),
@@ -289,10 +289,26 @@ def test_contrastive_loss_agrees_with_the_reference_in_float64(
     q, k, _ = random_qkv(c, size, c=c, batch=batch, dtype=torch.float32)
     found = _contrast(q, k, "native", **options)
     wanted = _contrast(q.double(), k.double(), "reference", **options)
-    # Entries nearer than float32 tells apart may change places; each is one of many.
-    for one, two, tolerance in zip(found, wanted, (1e-5, 1e-4, 1e-4), strict=True):
-        scale = max(float(two.abs().max()), 1e-2)
-        assert_close(one.double() / scale, two / scale, tolerance * options["amplification"])
+    clear = _clear_rows(q, k, options["n1"], options["n2"])
+    for place, (one, two) in enumerate(zip(found, wanted, strict=True)):
+        if place == 2 and not clear.all():  # every row adds to the keys' gradients
+            continue
+        if place == 1:
+            one, two = (t.flatten(2).mT[clear] for t in (one, two))
+        if two.numel():
+            scale = max(float(two.abs().max()), 1e-2)
+            tolerance = 1e-4 * options["amplification"]
+            assert_close(one.double() / scale, two / scale, tolerance)
+
+
+def _clear_rows(q: Tensor, k: Tensor, n1: float, n2: float) -> Tensor:
+    """Rows ``[B, N]`` in which float32 cannot take one entry for another where a group ends."""
+    rows = (torch.nn.functional.normalize(t.double().flatten(2), dim=1) for t in (q, k))
+    scores = torch.einsum("bcn,bcm->bnm", *rows).sort(dim=-1, descending=True).values
+    count, start = contrast_groups(scores.shape[-1], n1, n2)
+    ends = [end for end in (count, start, start + count) if 0 < end < scores.shape[-1]]
+    gaps = [scores[..., end - 1] - scores[..., end] for end in ends]
+    return torch.stack([torch.ones_like(scores[..., 0]), *gaps]).amin(0) > 3e-6
 
 
 @needs_compiler

@@ -67,7 +67,8 @@ def hash_codes(x: Tensor, rotations: Tensor, codes: Tensor, rows: int, workers: 
         workers=workers,
     )
     size = int(_functions().nlsa_workspace(c, half))
-    _functions().nlsa_hash(job, scratch("native", x, workers * size).data_ptr())
+    memory = scratch("native", x, workers * size)  # alive until the call has ended
+    _functions().nlsa_hash(job, memory.data_ptr())
 
 
 def gather(slots: Tensor, places: Tensor, out: Tensor, rows: int, workers: int) -> None:

@@ -7,13 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from ...base.errors import UserError
-from ...records.shapes import Cost, Gpu, Latency, Redraw, Run, Scaling, Speed
+from ...records.shapes import Cost, Gpu, Implementations, Latency, Redraw, Run, Scaling, Speed
 from ...records.store import load_records
 from ..benches import find_benches
 from ..scaling import find_scalings
 from ..settings import Setting, find_settings, image_task_settings, of_task
 from .claims import claims_table
 from .gpu import gpu_tables
+from .implementations import implementation_tables
 from .joined import joined_runs, mark_joined
 from .latency import latency_details, table5
 from .leaderboard import leaderboard_table
@@ -105,9 +106,9 @@ def all_tables(
     runs, costs = load_records(results, Run), load_records(results, Cost)
     latency, scaling = load_records(results, Latency), load_records(results, Scaling)
     speed, redraws = load_records(results, Speed), load_records(results, Redraw)
-    gpu = load_records(results, Gpu)
+    gpu, implementations = load_records(results, Gpu), load_records(results, Implementations)
     joined = joined_runs(results, runs)
-    if not (runs or costs or latency or scaling or speed or redraws or gpu):
+    if not (runs or costs or latency or scaling or speed or redraws or gpu or implementations):
         raise UserError(f"no records under {results / 'records'}; run python -m harness.run first")
     if preset is not None:
         found = sorted({run.config.preset for run in runs})
@@ -125,6 +126,7 @@ def all_tables(
     tables += [(one.folder, scaling_table(one)) for one in find_scalings(scaling)]
     tables += [(session.folder, speed_table(session)) for session in find_speeds(speed)]
     tables += [("", table) for table in gpu_tables(gpu)]
+    tables += [("", table) for table in implementation_tables(implementations)]
     return tables + ([("", redraw_table(redraws))] if redraws else [])
 
 

@@ -1,0 +1,164 @@
+"""Every implementation of the paper's cores, timed in turn: the records that ``auto`` follows."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from attention_zoo import AttentionError
+from attention_zoo.implementations import (
+    list_implementations,
+    use_implementation,
+    watch_implementations,
+)
+
+from ..base import machine
+from ..base.errors import is_out_of_memory
+from ..base.progress import OnRun
+from ..config.variants import Variant
+from ..records.shapes import Implementations
+from ..records.store import new_record, record_id
+from .latency import PASSES, Case
+from .load import warn_of_load, watch_load
+from .memory import peak_memory
+from .speed import limit_ms, machine_limits
+from .timing import MAX_RUNS, Timing, sample_in_turn
+
+#: Cores with several implementations, and the modules that have them.
+CORES = {"nla": "nla", "nlsa": "nlsa", "enla": "enlca", "criss-cross": "criss-cross"}
+#: Implementations that hold whole matrices: oracles, not candidates.
+WHOLE = ("reference", "released")
+#: Sides of the maps.
+SIDES = (32, 64, 100, 150, 256)
+
+
+def by_implementation(
+    core: str, variant: Variant, case: Case, without: Sequence[str] = ()
+) -> tuple[dict[str, Callable[[], Any]], dict[str, str]]:
+    """The call by each implementation that can run, and why the others cannot."""
+    functions, notes = {}, {}
+    for name in list_implementations()[core]:
+        if name == "auto" or name in without:
+            continue
+        choice = f"{core}={name}"
+        try:
+            with use_implementation(choice):
+                function = case.function(variant)
+            functions[name] = _under(choice, function)
+            functions[name]()
+        except AttentionError as error:
+            functions.pop(name, None)
+            notes[name] = str(error).partition("cannot run here: ")[2]
+        except (RuntimeError, MemoryError) as error:
+            functions.pop(name, None)
+            if not is_out_of_memory(error):
+                raise
+            notes[name] = "out of memory"
+    return functions, notes
+
+
+def _under(choice: str, function: Callable[[], Any]) -> Callable[[], Any]:
+    def run() -> Any:
+        with use_implementation(choice):
+            return function()
+
+    return run
+
+
+def measure(
+    sides: Sequence[int] = SIDES,
+    *,
+    device: torch.device,
+    max_seconds: float = 2.0,
+    min_runs: int = 3,
+    max_runs: int = MAX_RUNS,
+    seed: int = 0,
+    command: str = "",
+    on_run: OnRun | None = None,
+) -> Implementations:
+    """Time all implementations of each core in turn, in float32, forward and with backward.
+
+    Oracles are left out, see :data:`WHOLE`. Memory is the peak of one call above its start, in MB.
+
+    Args:
+        sides: of square maps of 64 channels, one image.
+        device: where.
+        max_seconds: for each core, size and pass.
+        min_runs: least number of runs of each.
+        max_runs: largest number of runs of each.
+        seed: of inputs and orders.
+        command: the command to record.
+        on_run: told about progress.
+    """
+    cases = list(itertools.product(sides, CORES, PASSES))
+    work = [side**3 for side, *_ in cases]  # for the progress alone
+    rows = []
+    load = watch_load()
+    random = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
+    with machine.use_tf32(False), random:
+        described, rates = machine.describe(device), machine_limits(device)
+        for index, (side, core, passes) in enumerate(cases):
+            variant = Variant(CORES[core])
+            case = Case("core", passes, side, side, device=device, seed=seed)
+
+            def report(share: float, name: str, index: int = index, text: str = core) -> None:
+                if on_run:
+                    done = sum(work[:index]) + share * work[index]
+                    on_run(done / sum(work), f"{text} {cases[index][0]}: {name}")
+
+            report(0.0, "")
+            functions, notes = by_implementation(core, variant, case, WHOLE)
+            with watch_implementations() as seen:
+                case.function(variant)()
+            peaks = {name: peak_memory(function, device) for name, function in functions.items()}
+            samples = sample_in_turn(
+                functions,
+                device,
+                warmup=0,
+                min_runs=min_runs,
+                max_runs=max_runs,
+                max_seconds=max_seconds,
+                seed=seed,
+                on_run=report,
+            )
+            times: dict[str, Any] = {}
+            for name, found in samples.items():
+                peak = peaks[name]
+                memory = None if peak is None else peak / 1e6
+                times[name] = dataclasses.asdict(Timing.of(found)) | {"peak_memory_mb": memory}
+            for name, note in notes.items():
+                times[name] = {"median_ms": None, "runs": None, "peak_memory_mb": None}
+                times[name]["note"] = note
+            rows.append(
+                {
+                    "variant": variant.describe(),
+                    "passes": passes,
+                    "height": side,
+                    "width": side,
+                    "dtype": "float32",
+                    "device": device.type,
+                    "auto": seen[core],
+                    "limit_ms": limit_ms(variant, side, passes, rates),
+                    "times": times,
+                }
+            )
+    others = load()
+    warn_of_load(others)
+    content = {
+        "command": command,
+        "machine": described,
+        "machine_limits": rates,
+        "settings": {
+            "max_seconds": max_seconds,
+            "min_runs": min_runs,
+            "max_runs": max_runs,
+            "seed": seed,
+        },
+        "rows": rows,
+        "other_cores": others,
+    }
+    return new_record(Implementations, record_id(f"{device.type}-float32", content), content)
