@@ -6,6 +6,7 @@ Command line: ``python -m harness.speed`` writes a speed record and prints its t
 from __future__ import annotations
 
 import inspect
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +49,8 @@ class Options:
     """auto, cpu, cuda, cuda:<n> or mps; the targets are for a CPU."""
     threads: int | None = None
     """CPU threads; all cores by default, the targets are for 2."""
+    keep_memory: bool = True
+    """glibc keeps what is freed: page faults for large temporaries would flatter ours."""
     results: Path = OWN
     """Folder for the record."""
 
@@ -68,6 +71,9 @@ def main() -> None:
             )
     if not options.seconds > 0:
         raise UserError(f"seconds must be above 0, got {options.seconds}")
+    if options.keep_memory:
+        for name in machine.KEEP_MEMORY:  # the processes that measure are started after this
+            os.environ.setdefault(name, "8000000000")
     if options.implementations:
         if chosen or options.only:
             raise UserError("--implementations is all cores: leave out --attn, --rows and --only")

@@ -30,10 +30,11 @@ R = TypeVar("R")
 
 #: More than the cores of any machine; OpenMP ends the process when it cannot start its threads.
 MAX_THREADS = 1024
+#: Variables with which glibc keeps what is freed, if they are large when a process begins.
+KEEP_MEMORY = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
 # Settings of glibc and torch that decide whether large blocks of memory are new or reused.
 _ALLOCATION = (
-    "MALLOC_MMAP_THRESHOLD_",
-    "MALLOC_TRIM_THRESHOLD_",
+    *KEEP_MEMORY,
     "MALLOC_TOP_PAD_",
     "GLIBC_TUNABLES",
     "THP_MEM_ALLOC_ENABLE",
