@@ -14,6 +14,7 @@ from .base import machine
 from .base.commands import command_line
 from .base.errors import UserError
 from .base.folders import tables_command
+from .base.phases import Phases
 from .base.printing import print_table
 from .base.signals import resumable
 from .config.network import MODULES
@@ -42,6 +43,7 @@ def main() -> None:
     options, variants = parse(found, argv, "harness.run")
     from attention_zoo.implementations import choose_implementation
 
+    phases = Phases()
     task = create_task(task_class, options, argv)
     network_of(options, task)  # an unknown preset shows before the device is looked for
     device = distributed.start(options.device)
@@ -53,14 +55,15 @@ def main() -> None:
     if not options.seeds:
         raise UserError("--seeds needs at least one number")
     if isinstance(task, ImageTask):
-        table = _images(options, task, variants, device, command)
+        table = _images(options, task, variants, device, command, phases)
     else:
         variants = [weighted(variant, task, argv) for variant in variants]
-        table = _synthetic(options, task, variants, device, command)
+        table = _synthetic(options, task, variants, device, command, phases)
     if table is not None:
         print_table(table)
         records = options.results / "records"
         print(f"Records: {records}; tables: {tables_command(options.results)}")
+        print(f"Time: {phases}")
 
 
 def _images(
@@ -69,6 +72,7 @@ def _images(
     variants: Sequence[Variant],
     device: torch.device,
     command: str,
+    phases: Phases,
 ) -> Table | None:
     """Train and evaluate, in super-resolution count and time too.
 
@@ -81,8 +85,9 @@ def _images(
     from .runs.run import measure_cost, measure_latency, run
 
     network = network_of(options, task)
-    for variant in variants:  # a bad option or module shows before any work is done
-        check_cost(variant, network.channels)
+    with phases.phase("counting"):
+        for variant in variants:  # a bad option or module shows before any work is done
+            check_cost(variant, network.channels)
     runs = []
     if not options.skip_training:
         configure(options, task, variants[0], 0, device, decode=False)
@@ -100,7 +105,7 @@ def _images(
         # The baseline of a warm start has a record too, of another setting than the runs.
         baselines = {c.baseline.run_id: c.baseline for c in configs if c.start}
         for config in [*baselines.values(), *configs]:
-            done = run(config, task, options.results, device, command, options.save_every)
+            done = run(config, task, options.results, device, command, options.save_every, phases)
             if config.run_id not in baselines:
                 runs.append(done)
     first = distributed.is_main()
@@ -109,13 +114,15 @@ def _images(
         return None
     if not isinstance(task, SuperResolution):
         return summary(runs, [], None)
-    costs = [measure_cost(variant, options.results, command) for variant in variants]
+    with phases.phase("counting"):
+        costs = [measure_cost(variant, options.results, command) for variant in variants]
     latency = None
     # Networks are timed with five modules, whatever was trained.
     if not options.skip_latency and options.modules == MODULES:
-        latency = measure_latency(
-            variants, network, options.scale, device, options.results, command
-        )
+        with phases.phase("timing"):
+            latency = measure_latency(
+                variants, network, options.scale, device, options.results, command
+            )
     return summary(runs, costs, latency)
 
 
@@ -125,6 +132,7 @@ def _synthetic(
     variants: Sequence[Variant],
     device: torch.device,
     command: str,
+    phases: Phases,
 ) -> Table | None:
     """Train and score; the table to print, None in all processes but the first."""
     from .measuring.flops import check_cost
@@ -142,7 +150,7 @@ def _synthetic(
     check_reach(task, configs[0].network.reach)
     distributed.check_batch(configs[0].batch)
     runs = [
-        run(config, task, options.results, device, command, options.save_every)
+        run(config, task, options.results, device, command, options.save_every, phases)
         for config in configs
     ]
     first = distributed.is_main()

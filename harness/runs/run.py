@@ -19,6 +19,7 @@ from ..base import machine
 from ..base.errors import UserError
 from ..base.files import make_folder, read_json, remove_leftovers, write_json
 from ..base.locks import lock
+from ..base.phases import Phases
 from ..base.progress import timing_bar
 from ..config.network import NetworkConfig
 from ..config.run import SAVE_EVERY, RunConfig
@@ -26,6 +27,7 @@ from ..config.sources import check_source
 from ..config.variants import Variant
 from ..measuring import flops, latency
 from ..measuring.evaluated import EvaluatedImages, discard_evaluated
+from ..measuring.load import MOST_LOAD
 from ..measuring.quality import evaluate
 from ..measuring.tasks import score, validation
 from ..network.edsr import learned_weights
@@ -39,11 +41,12 @@ from ..network.weights import (
     weights_path,
 )
 from ..records.changed import changed_sets
-from ..records.origin import origin_note
+from ..records.origin import by_age, origin_note
 from ..records.shapes import Cost, Evaluation, Latency, Machine, Quality, Run, untyped
 from ..records.store import (
     find_record,
     load_record,
+    load_records,
     lock_path,
     new_record,
     record_id,
@@ -67,6 +70,7 @@ def run(
     device: torch.device,
     command: str,
     save_every: float = SAVE_EVERY,
+    phases: Phases | None = None,
 ) -> Run:
     """Train and evaluate one variant with one seed; a finished run is only read.
 
@@ -81,6 +85,7 @@ def run(
         UserError: the folder holds another configuration, training diverged, an image or the
             disk is at fault.
     """
+    phases = phases or Phases()
     what = f"{config.variant.label} seed {config.seed}"
     if not distributed.agree(_is_known(config, task, results)):
         with hold(results, config.run_id, what):
@@ -88,16 +93,18 @@ def run(
             if not distributed.agree(_is_known(config, task, results)):
                 if distributed.is_main():
                     make_folder(record_path(results, Run, config.run_id).parent)
-                trainer = train(config, task, results, device, save_every)
-                if distributed.is_main():
-                    _finish(trainer, results, device, command)
-                distributed.wait()
+                with phases.phase("training"):
+                    trainer = train(config, task, results, device, save_every)
+                with phases.phase("evaluation"):
+                    if distributed.is_main():
+                        _finish(trainer, results, device, command)
+                    distributed.wait()
                 return load_record(results, Run, config.run_id)
     path = find_record(results, Run, config.run_id)
     record = load_record(results, Run, config.run_id)
     check_source(record.source_sha256, config.variant, path)
     if isinstance(task, ImageTask) and distributed.agree(changed_sets(record, task)):
-        with hold(results, config.run_id, what):
+        with hold(results, config.run_id, what), phases.phase("evaluation"):
             if distributed.is_main():
                 _evaluate_again(config, task, results, device, command, save_every)
             distributed.wait()
@@ -350,7 +357,15 @@ def measure_latency(
     results: Path,
     command: str,
 ) -> Latency:
-    """Latencies of the variants beside NLA's, in turn, as a record under ``records/latency``."""
+    """Latencies of the variants beside NLA's, in turn, as a record under ``records/latency``.
+
+    What the same command measured on this machine, with this version of the code, is only read.
+    """
+    known = _find_latency(device, results, command)
+    if known is not None:
+        path = find_record(results, Latency, known.id)
+        print(f"Timed before: read from {path}; harness.latency times again.")
+        return known
     # The baseline has no core and no module to time; the printed table compares with NLA.
     chosen = [variant for variant in variants if variant.name != "none"]
     if Variant("nla") not in chosen:
@@ -369,3 +384,19 @@ def measure_latency(
         )
     save_record(results, record)
     return record
+
+
+def _find_latency(device: torch.device, results: Path, command: str) -> Latency | None:
+    """The newest latency record of this command, machine and code, that is not in doubt."""
+    with machine.use_tf32(False):  # as it is described while it is timed
+        here = convert(machine.describe(device), Machine)
+    folder = record_path(results, Latency, "").parent
+    for record in reversed(by_age(load_records(results, Latency)) if folder.exists() else []):
+        there, others = record.machine, record.other_cores
+        same = all(
+            getattr(there, name) == getattr(here, name)
+            for name in ("gpu", "cpu", "torch", "packages", "code")
+        )
+        if same and record.command == command and not (others and others > MOST_LOAD):
+            return record
+    return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -55,8 +56,9 @@ def test_main_job_leaves_records_and_prints_a_table(
     printed = cli("run", *words).out
     assert "ENLCA-m16" in printed
     assert "bicubic" in printed
-    last = printed.splitlines()[-1]
+    *_, last, times = printed.splitlines()
     assert last.endswith(f"tables: python -m harness.tables --results {results}")
+    assert re.search("start-up .* counting .* training .* evaluation .* timing .* rest", times)
 
     (record,) = load_records(results, Run)
     assert record.variant.options["m"] == 16
@@ -88,6 +90,24 @@ def test_main_job_leaves_records_and_prints_a_table(
     written = {p.name for p in (results / "tables").rglob("*.csv")}
     assert {"table6.csv", "quality.csv"} <= written
     assert any(name.startswith("table5") for name in written)
+
+
+@pytest.mark.usefixtures("quick_timing")
+@pytest.mark.parametrize("busy", [0.0, 0.5])
+def test_a_finished_job_reads_its_times(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, tiny: list[str], results: Path, busy: float
+) -> None:
+    """Unless other processes were busy meanwhile, or the machine or command is another."""
+    monkeypatch.setattr("harness.measuring.latency.watch_load", lambda: lambda: busy)
+    words = ["--attn", "conv", *tiny]
+    cli("run", *words)
+    (first,) = load_records(results, Latency)
+    again = cli("run", *words).out
+    assert ("Timed before: read from" in again) == (busy == 0.0)
+    assert len(load_records(results, Latency)) == (1 if busy == 0.0 else 2)
+    cli("run", *words, "--seeds", 1)
+    assert first in load_records(results, Latency)
+    assert len(load_records(results, Latency)) == (2 if busy == 0.0 else 3)
 
 
 def test_a_users_manga109_joins_table_1(
