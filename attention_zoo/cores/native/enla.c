@@ -22,7 +22,7 @@ struct feature_map {
    has less than half its square. Positions up to the next vector have features of 0. */
 static void embed(const struct feature_map *map, const float *x, size count, float *u, float *norm, float *less) {
     size c = map->c, end = (count + W - 1) / W * W;
-    transpose_padded(x, count, c, u, LINE);
+    transpose_padded(x, c, count, c, u, LINE);
     for (size i = 0; i < end; i += W) {
         vec even = (vec){0}, odd = (vec){0};
         size j = 0;
@@ -198,7 +198,7 @@ static void query_gradients(const struct feature_map *map, const float *q, size 
             grad_normaliser[i] = -along;
             grad_eps[d] -= along;
         }
-        transpose_padded(grad_rows, count, d, grads, LINE);
+        transpose_padded(grad_rows, d, count, d, grads, LINE);
         for (size x = 0; x < vectors; x += now) {
             now = next_vectors(vectors - x);
             feature(now, map, u + x * W, less + x * W, grad_normaliser + x * W, norms, NULL, NULL, features + x * W);
@@ -225,7 +225,7 @@ static void key_gradients(const struct feature_map *map, const float *k, const f
         size count = n - g < POSITIONS ? n - g : POSITIONS, vectors = (count + W - 1) / W;
         int now;
         embed(map, k + g * c, count, u, lengths, less);
-        transpose_padded(v + g * d, count, d, values, LINE);
+        transpose_padded(v + g * d, d, count, d, values, LINE);
         for (size x = 0; x < vectors; x += now) {
             now = next_vectors(vectors - x);
             feature(now, map, u + x * W, less + x * W, NULL, NULL, NULL, NULL, features + x * W);

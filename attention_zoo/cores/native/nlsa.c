@@ -14,7 +14,7 @@ static void hash(const float *x, const float *rotations, size n, size c, size ro
     float *columns = workspace, *rotated = columns + c * LINE, *code = rotated + half * LINE;
     for (size g = 0; g < n; g += POSITIONS) {
         size count = n - g < POSITIONS ? n - g : POSITIONS, vectors = (count + W - 1) / W;
-        transpose_padded(x + g * c, count, c, columns, LINE);
+        transpose_padded(x + g * c, c, count, c, columns, LINE);
         for (size r = 0; r < rounds; r++) {
             int now;
             for (size j = 0; j < vectors; j += now) {

@@ -10,7 +10,9 @@ static const float MOST_ABOVE = 40;
 static const float LEFT_OUT = -1.2e38f;
 
 /* Floats of memory for each worker. */
-size softmax_workspace(size c, size d) { return (2 * c + d + 2 * KEYS + 2) * LINE + (KEYS + QUERIES) * (c + d); }
+size softmax_workspace(size c, size d) {
+    return (2 * c + d + 2 * KEYS + 2) * LINE + (KEYS + QUERIES) * (pitch(c) + pitch(d));
+}
 
 /* The score of row i and column i + first becomes LEFT_OUT, before high is taken. */
 INLINE void leave_out_diagonal(float *scores, size first, size rows, size columns) {
@@ -67,12 +69,13 @@ static void attend(const struct lines *q, const struct lines *k, const struct li
                     const struct lines *top_of, const struct lines *norm_of, size m, size c, size d, int before,
                     int finish, int leave_out, size first_line, size lines, size first, size n, float *workspace) {
     float *queries = workspace, *sums = queries + c * LINE, *scores = sums + d * LINE, *top = scores + KEYS * LINE;
-    float *norm = top + LINE, *rows_k = norm + LINE, *rows_v = rows_k + KEYS * c, *rows = rows_v + KEYS * d;
+    float *norm = top + LINE, *rows_k = norm + LINE, *rows_v = rows_k + KEYS * pitch(c), *rows = rows_v + KEYS * pitch(d);
+    size by_c = pitch(c), by_d = pitch(d);
     float high[MOST_VECTORS * W];
     for (size line = first_line; line < first_line + lines; line++)
         for (size g = first; g < first + n; g += QUERIES) {
             size count = first + n - g < QUERIES ? first + n - g : QUERIES, vectors = (count + W - 1) / W;
-            transpose_padded(in_one_piece(q, line, g, count, c, rows), count, c, queries, LINE);
+            transpose_padded(in_one_piece(q, line, g, count, c, rows), by_c, count, c, queries, LINE);
             for (size i = 0; i < c; i++)
                 for (size x = 0; x < vectors; x++)
                     store(queries + i * LINE + x * W, load(queries + i * LINE + x * W) * LOG2_E);
@@ -85,13 +88,13 @@ static void attend(const struct lines *q, const struct lines *k, const struct li
                     now = next_vectors(vectors - x);
                     float *s = scores + x * W, *o = sums + x * W;
                     for (int l = 0; l < now; l++) store(high + l * W, all(LEFT_OUT));
-                    product_and_top(key, c, 1, queries + x * W, LINE, s, LINE, keys, c, now, high);
+                    product_and_top(key, by_c, 1, queries + x * W, LINE, s, LINE, keys, c, now, high);
                     if (leave_out) leave_out_diagonal(s, j - g - x * W, keys, now * W);
                     weigh(now, s, keys, high, top + x * W, norm + x * W, o, d, j == 0);
-                    product(value, 1, d, s, LINE, o, LINE, d, keys, now, j > 0);
+                    product(value, 1, by_d, s, LINE, o, LINE, d, keys, now, j > 0);
                 }
             }
-            transpose(sums, LINE, d, count, rows, d);
+            transpose(sums, LINE, d, count, rows, by_d);
             for (size i = 0; i < count; i++) {
                 float *to = row(out, line, g + i), *to_top = row(top_of, line, g + i);
                 float *to_norm = row(norm_of, line, g + i), all_top = top[i], all_norm = norm[i];
@@ -103,9 +106,9 @@ static void attend(const struct lines *q, const struct lines *k, const struct li
                 }
                 if (finish) own /= all_norm, of_before /= all_norm;
                 if (before)
-                    for (size e = 0; e < d; e++) to[e] = rows[i * d + e] * own + to[e] * of_before;
+                    for (size e = 0; e < d; e++) to[e] = rows[i * by_d + e] * own + to[e] * of_before;
                 else
-                    for (size e = 0; e < d; e++) to[e] = rows[i * d + e] * own;
+                    for (size e = 0; e < d; e++) to[e] = rows[i * by_d + e] * own;
                 *to_top = finish ? log2f(all_norm) + all_top : all_top;
                 if (!finish) *to_norm = all_norm;
             }
@@ -148,22 +151,23 @@ static void gradients(const struct lines *q, const struct lines *k, const struct
                        size n, float *workspace) {
     float *queries = workspace, *grad_queries = queries + c * LINE, *grads = grad_queries + c * LINE;
     float *scores = grads + d * LINE, *grad_scores = scores + KEYS * LINE, *lse = grad_scores + KEYS * LINE;
-    float *delta = lse + LINE, *rows_k = delta + LINE, *rows_v = rows_k + KEYS * c, *rows_q = rows_v + KEYS * d;
-    float *rows_grad = rows_q + QUERIES * c;
+    float *delta = lse + LINE, *rows_k = delta + LINE, *rows_v = rows_k + KEYS * pitch(c);
+    float *rows_q = rows_v + KEYS * pitch(d), *rows_grad = rows_q + QUERIES * pitch(c);
+    size by_c = pitch(c), by_d = pitch(d);
     for (size line = first_line; line < first_line + lines; line++)
         for (size g = first; g < first + n; g += QUERIES) {
             size count = first + n - g < QUERIES ? first + n - g : QUERIES, vectors = (count + W - 1) / W;
             const float *query = in_one_piece(q, line, g, count, c, rows_q);
             const float *grad_out = in_one_piece(grad, line, g, count, d, rows_grad);
-            transpose_padded(query, count, c, queries, LINE);
+            transpose_padded(query, by_c, count, c, queries, LINE);
             for (size i = 0; i < c; i++)
                 for (size x = 0; x < vectors; x++)
                     store(queries + i * LINE + x * W, load(queries + i * LINE + x * W) * LOG2_E);
-            transpose_padded(grad_out, count, d, grads, LINE);
+            transpose_padded(grad_out, by_d, count, d, grads, LINE);
             store(lse + (vectors - 1) * W, (vec){0});
             store(delta + (vectors - 1) * W, (vec){0});
             for (size i = 0; i < count; i++) {
-                delta[i] = dot(row(out, line, g + i), grad_out + i * d, d);
+                delta[i] = dot(row(out, line, g + i), grad_out + i * by_d, d);
                 lse[i] = *row(lse_of, line, g + i);
             }
             for (size j = 0; j < m; j += KEYS) {
@@ -174,14 +178,14 @@ static void gradients(const struct lines *q, const struct lines *k, const struct
                 for (size x = 0; x < vectors; x += now) {
                     now = next_vectors(vectors - x);
                     float *s = scores + x * W, *b = grad_scores + x * W;
-                    product(key, c, 1, queries + x * W, LINE, s, LINE, keys, c, now, 0);
-                    product(value, d, 1, grads + x * W, LINE, b, LINE, keys, d, now, 0);
+                    product(key, by_c, 1, queries + x * W, LINE, s, LINE, keys, c, now, 0);
+                    product(value, by_d, 1, grads + x * W, LINE, b, LINE, keys, d, now, 0);
                     if (leave_out) leave_out_diagonal(s, j - g - x * W, keys, now * W);
                     weigh_gradients(now, s, b, keys, lse + x * W, delta + x * W);
-                    product(key, 1, c, b, LINE, grad_queries + x * W, LINE, c, keys, now, j > 0);
+                    product(key, 1, by_c, b, LINE, grad_queries + x * W, LINE, c, keys, now, j > 0);
                 }
-                wide_product(scores, LINE, 1, grad_out, d, row(grad_v, line, j), grad_v->by_row, keys, count, d, add);
-                wide_product(grad_scores, LINE, 1, query, c, row(grad_k, line, j), grad_k->by_row, keys, count, c, add);
+                wide_product(scores, LINE, 1, grad_out, by_d, row(grad_v, line, j), grad_v->by_row, keys, count, d, add);
+                wide_product(grad_scores, LINE, 1, query, by_c, row(grad_k, line, j), grad_k->by_row, keys, count, c, add);
             }
             transpose(grad_queries, LINE, c, count, queries, c);
             for (size i = 0; i < count; i++) {

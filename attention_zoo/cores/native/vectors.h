@@ -171,12 +171,16 @@ INLINE float *row(const struct lines *x, size line, size i) {
     return x->at + line * x->by_line + i * x->by_row;
 }
 
-/* count rows of a line, from first on, in one piece: where they are, or a copy in space. */
+/* Distance of rows of a width: rows a multiple of 1 KB apart share few places of the first-level cache. */
+INLINE size pitch(size width) { return width % 256 ? width : width + W; }
+
+/* count rows of a line, from first on, pitch(width) apart: where they are, or a copy in space. */
 INLINE const float *in_one_piece(const struct lines *x, size line, size first, size count, size width, float *space) {
-    if (!x->which && x->by_row == width) return row(x, line, first);
+    size apart = pitch(width);
+    if (!x->which && x->by_row == apart) return row(x, line, first);
     for (size i = 0; i < count; i++) {
         const float *from = row(x, line, first + i);
-        for (size j = 0; j < width; j++) space[i * width + j] = from[j];
+        for (size j = 0; j < width; j++) space[i * apart + j] = from[j];
     }
     return space;
 }
@@ -208,8 +212,8 @@ static void transpose(const float *from, size by_from, size rows, size columns, 
 }
 
 /* As transpose, and 0 up to the next multiple of W. */
-INLINE void transpose_padded(const float *from, size rows, size columns, float *to, size by_to) {
+INLINE void transpose_padded(const float *from, size by_from, size rows, size columns, float *to, size by_to) {
     size last = (rows - 1) / W * W;
     for (size j = 0; j < columns; j++) store(to + j * by_to + last, (vec){0});
-    transpose(from, columns, rows, columns, to, by_to);
+    transpose(from, by_from, rows, columns, to, by_to);
 }
