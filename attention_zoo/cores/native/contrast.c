@@ -35,11 +35,10 @@ size contrast_workspace(size n, size rows, size count) {
     return rows * n + 2 * (n + W) + 4 * (padded(count) + W);
 }
 
+#if !defined(__AVX512F__)
 /* A bit for every lane that holds. */
 INLINE uint32_t lanes_of(ivec x) {
-#if defined(__AVX512F__)
-    return _mm512_test_epi32_mask((__m512i)x, (__m512i)x);
-#elif defined(__AVX__)
+#if defined(__AVX__)
     return (uint32_t)_mm256_movemask_ps((__m256)x);
 #else
     uint32_t bits = 0;
@@ -47,6 +46,7 @@ INLINE uint32_t lanes_of(ivec x) {
     return bits;
 #endif
 }
+#endif
 
 /* Write those of W entries whose bits are set, and their places, one after the other; gives their number. What stands
    behind them, up to W, is overwritten. */
@@ -70,18 +70,32 @@ INLINE ivec first_places(void) {
     return places;
 }
 
-/* How many of x [n], n a multiple of W, are no smaller than the bound. */
+/* A bit for every lane that is no smaller than the bound's. */
+INLINE uint32_t reach(vec x, vec bound) {
+#if defined(__AVX512F__)
+    return _mm512_cmp_ps_mask((__m512)x, (__m512)bound, _CMP_GE_OQ);
+#else
+    return lanes_of(x >= bound);
+#endif
+}
+
+/* How many of x [n], n a multiple of W, reach the bound. */
 INLINE size count_from(const float *x, size n, float bound) {
     vec least = all(bound);
-    size count = 0;
-    for (size i = 0; i < n; i += W) {
 #if defined(__AVX512F__)
-        count += __builtin_popcount(_mm512_cmp_ps_mask((__m512)load(x + i), (__m512)least, _CMP_GE_OQ));
-#else
-        count += __builtin_popcount(lanes_of(load(x + i) >= least));
-#endif
+    __m512i even = _mm512_setzero_si512(), odd = even, ones = _mm512_set1_epi32(1);
+    size i = 0;
+    for (; i + 2 * W <= n; i += 2 * W) {
+        even = _mm512_mask_add_epi32(even, (__mmask16)reach(load(x + i), least), even, ones);
+        odd = _mm512_mask_add_epi32(odd, (__mmask16)reach(load(x + i + W), least), odd, ones);
     }
+    if (i < n) even = _mm512_mask_add_epi32(even, (__mmask16)reach(load(x + i), least), even, ones);
+    return _mm512_reduce_add_epi32(_mm512_add_epi32(even, odd));
+#else
+    size count = 0;
+    for (size i = 0; i < n; i += W) count += __builtin_popcount(reach(load(x + i), least));
     return count;
+#endif
 }
 
 /* A bound, and how many entries reach it. */
@@ -90,14 +104,31 @@ struct bound {
     size reached;
 };
 
+/* Nearly log2(n + 1/2): scores thin out towards the largest, about as an exponential. */
+INLINE float log_of(size n) {
+    union {
+        float number;
+        int32_t bits;
+    } x = {n + 0.5f};
+    return x.bits * 0x1p-23f;
+}
+
 /* A bound that wanted to wanted + slack of x [n] reach; more only where the entries at it are equal. All of them are
-   from low on, and below high; wanted is at least 1. */
-static struct bound find_bound(const float *x, size n, size wanted, size slack, struct bound low, float high) {
+   from low on, and below high; wanted is at least 1. The guess, if between, is tried first, and replaced by what is found:
+   rows beside one another are alike. */
+static struct bound find_bound(const float *x, size n, size wanted, size slack, struct bound low, float high,
+                               float *guess) {
     size above = 0; /* that reach high */
     for (int turn = 0; low.reached > wanted + slack; turn++) {
-        /* In turn by a straight line between the counts, and in the middle. */
-        float share = turn % 2 ? 0.5f : (low.reached - (wanted + 0.5f * slack)) / (float)(low.reached - above);
+        /* By a straight line between the counts, of many entries between their logs; then again in the middle. */
+        float share = (low.reached - wanted) / (float)(low.reached - above);
+        if (slack) {
+            float most = log_of(low.reached);
+            share = (most - log_of(wanted + slack / 2)) / (most - log_of(above));
+        }
+        if (turn % (slack ? 3 : 2) == (slack ? 2 : 1)) share = 0.5f;
         float middle = low.at + (high - low.at) * share;
+        if (turn == 0 && *guess > low.at && *guess < high) middle = *guess;
         if (!(middle > low.at && middle < high)) middle = low.at + (high - low.at) / 2;
         if (!(middle > low.at && middle < high)) break; /* no number lies between */
         size reached = count_from(x, n, middle);
@@ -106,6 +137,7 @@ static struct bound find_bound(const float *x, size n, size wanted, size slack, 
         else
             low.at = middle, low.reached = reached;
     }
+    *guess = low.at;
     return low;
 }
 
@@ -117,7 +149,7 @@ static void collect(const float *x, const int32_t *places, size n, size first, s
     if (upper.reached == first && lower.reached == first + count) {
         for (size i = 0; i < n; i += W) {
             vec some = load(x + i);
-            uint32_t bits = lanes_of((some >= all(lower.at)) & (some < all(upper.at)));
+            uint32_t bits = reach(some, all(lower.at)) & ~reach(some, all(upper.at));
             group->n += keep(some, *(const ivec *)(places + i), bits, group->x + group->n, group->at + group->n);
         }
         return;
@@ -156,19 +188,21 @@ static float softmax(struct group *group) {
 static void add_gradients(const struct contrast *of, const struct group *group, float rate, const float *q,
                           const float *k, float *grad_q, float *grad_k) {
     size c = of->c;
-    for (size e = 0; e < group->n; e++) {
-        const float *key = k + group->at[e] * c;
-        float *grad_key = grad_k + group->at[e] * c, weight = rate * group->x[e];
-        for (size j = 0; j < c; j += W) {
-            store(grad_q + j, load(grad_q + j) + weight * load(key + j));
-            store(grad_key + j, load(grad_key + j) + weight * LN_2 * load(q + j));
+    for (size j = 0; j < c; j += W) {
+        vec sum = load(grad_q + j), query = load(q + j) * LN_2;
+        for (size e = 0; e < group->n; e++) {
+            size at = group->at[e] * c + j;
+            float weight = rate * group->x[e];
+            sum += weight * load(k + at);
+            store(grad_k + at, load(grad_k + at) + weight * query);
         }
+        store(grad_q + j, sum);
     }
 }
 
-/* One row: its scores x [n], whose padding is overwritten; gives its loss. */
+/* One row: its scores x [n], whose padding is overwritten; gives its loss. The guesses are of its four bounds. */
 static float rank_row(const struct contrast *of, float *x, const float *q, const float *k, float *grad_q,
-                      float *grad_k, float *spare) {
+                      float *grad_k, float *spare, float *guesses) {
     size n = of->positions, c = of->c, end = of->n;
     float *found = spare;
     int32_t *places = (int32_t *)(spare + end + W);
@@ -179,11 +213,15 @@ static float rank_row(const struct contrast *of, float *x, const float *q, const
     }
     if (of->needs_grad)
         for (size j = 0; j < c; j += W) store(grad_q + j, (vec){0});
-    vec high = load(x), low = high, nothing = (vec){0};
-    for (size i = 0; i < end; i += W) {
-        vec one = load(x + i);
+    vec high = load(x), low = high, nothing = (vec){0}, high_2 = high, low_2 = low, nothing_2 = nothing;
+    size i = 0;
+    for (; i + 2 * W <= end; i += 2 * W) {
+        vec one = load(x + i), two = load(x + i + W);
         high = larger(high, one), low = -larger(-low, -one), nothing += one - one;
+        high_2 = larger(high_2, two), low_2 = -larger(-low_2, -two), nothing_2 += two - two;
     }
+    if (i < end) high = larger(high, load(x + i)), low = -larger(-low, -load(x + i)), nothing += load(x + i) - load(x + i);
+    high = larger(high, high_2), low = -larger(-low, -low_2), nothing += nothing_2;
     float most = high[0], least = low[0], lanes[W];
     for (int l = 1; l < W; l++) {
         most = high[l] > most ? high[l] : most;
@@ -193,24 +231,24 @@ static float rank_row(const struct contrast *of, float *x, const float *q, const
     if (sum_of(lanes) != 0) { /* some are no numbers */
         if (of->needs_grad)
             for (size j = 0; j < c; j += W) store(grad_q + j, all(NAN));
-        for (size i = 0; of->needs_grad && i < n * c; i += W) store(grad_k + i, all(NAN));
+        for (i = 0; of->needs_grad && i < n * c; i += W) store(grad_k + i, all(NAN));
         return NAN;
     }
-    for (size i = n; i < end; i++) x[i] = -INFINITY;
+    for (i = n; i < end; i++) x[i] = -INFINITY;
     size wanted = of->start + of->count, kept = 0;
     float top = nextafterf(most, INFINITY);
-    struct bound lowest = find_bound(x, end, wanted, wanted / 8 + W, (struct bound){least, n}, top);
+    struct bound lowest = find_bound(x, end, wanted, wanted / 8 + W, (struct bound){least, n}, top, guesses);
     ivec here = first_places();
-    for (size i = 0; i < end; i += W, here += W) {
+    for (i = 0; i < end; i += W, here += W) {
         vec some = load(x + i);
-        kept += keep(some, here, lanes_of(some >= all(lowest.at)), found + kept, places + kept);
+        kept += keep(some, here, reach(some, all(lowest.at)), found + kept, places + kept);
     }
-    for (size i = kept; i < padded(kept); i++) found[i] = -INFINITY;
+    for (i = kept; i < padded(kept); i++) found[i] = -INFINITY;
     kept = padded(kept);
-    struct bound end_of_first = find_bound(found, kept, of->count, 0, lowest, top);
-    struct bound end_of_second = find_bound(found, kept, wanted, 0, lowest, top);
+    struct bound end_of_first = find_bound(found, kept, of->count, 0, lowest, top, guesses + 1);
+    struct bound end_of_second = find_bound(found, kept, wanted, 0, lowest, top, guesses + 2);
     struct bound begin_of_second = {top, 0};
-    if (of->start) begin_of_second = find_bound(found, kept, of->start, 0, lowest, top);
+    if (of->start) begin_of_second = find_bound(found, kept, of->start, 0, lowest, top, guesses + 3);
     collect(found, places, kept, 0, of->count, (struct bound){top, 0}, end_of_first, &groups[0]);
     collect(found, places, kept, of->start, of->count, begin_of_second, end_of_second, &groups[1]);
     float first = softmax(&groups[0]), loss = (softmax(&groups[1]) - first) * LN_2 + of->margin;
@@ -262,10 +300,11 @@ static void rank_tile(const void *job, size tile, size worker, float *memory) {
     size n = of->positions, c = of->c, image, first, count = place(of, tile, &image, &first), at = image * n + first;
     float *grad_q = of->grad_q + at * c, *grad_k = of->grad_k + (worker * of->images + image) * n * c;
     const float *q = of->q + at * c, *columns = of->columns + image * c * of->n;
+    float guesses[4] = {NAN, NAN, NAN, NAN};
     wide_product(q, c, 1, columns, of->n, memory, of->n, count, of->width, of->n, 0);
     for (size i = 0; i < count; i++)
         of->losses[at + i] = rank_row(of, memory + i * of->n, q + i * c, of->k + image * n * c, grad_q + i * c, grad_k,
-                                      memory + of->rows * of->n);
+                                      memory + of->rows * of->n, guesses);
 }
 
 /* Gradients of normalised rows become those of the embeddings: only what is orthogonal to a row counts. */

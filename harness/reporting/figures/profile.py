@@ -41,6 +41,16 @@ _CAPACITIES: Mapping[str, tuple[str, Callable[[Mapping[str, Any]], float]]] = {
     "atd": ("tokens", lambda o: o["tokens"]),
     "mdta": ("heads", lambda o: o["heads"]),
     "performer": ("features", lambda o: o["m"]),
+    "hedgehog": ("features", lambda o: o["m"]),
+    "top-k": ("entries", lambda o: o["k"]),
+    "hspa": ("entries", lambda o: o["k"]),
+    "token-cluster": ("group", lambda o: o["group_size"]),
+    "neighbourhood": ("window area", lambda o: o["window"] ** 2),
+    "overlap-window": ("window area", lambda o: ((1 + o["overlap"]) * o["window"]) ** 2),
+    "permuted-window": ("window area", lambda o: o["window"] ** 2),
+    "patch-knn": ("window area", lambda o: o["window"] ** 2),
+    "gated-delta": ("state", lambda o: o["state"]),
+    "selective-scan": ("state", lambda o: o["state"]),
 }
 # Below it no score is drawn: a network that diverged says nothing by how much.
 _FLOOR = -0.25

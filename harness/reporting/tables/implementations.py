@@ -32,7 +32,8 @@ def _place(record: Implementations) -> str:
 
 def implementation_table(record: Implementations) -> Table:
     """Median times; the fastest against ``auto``, and its share of the machine's limit."""
-    names = list(dict.fromkeys(name for row in record.rows for name in row.times))
+    ran = (name for row in record.rows for name, one in row.times.items() if one.median_ms)
+    names = list(dict.fromkeys(ran))
     limits = record.machine_limits
     return Table(
         name=f"implementations-{_place(record)}",
