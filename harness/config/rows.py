@@ -27,8 +27,8 @@ _DEFAULTS = {"m": 128, "k": 6.0, "n1": 0.02, "n2": 0.08, "window": 8} | {
     "chunk_size": 144,
     "recurrence": 1,
 }
-# Published from 2023 on, or named beside such; the last is a control without attention.
-_TODAY = (
+#: Published from 2023 on, or named beside such; the last is a control without attention.
+TODAY = (
     *("top-k", "hspa", "differential", "token-cluster", "cluster-landmarks", "neighbourhood"),
     *("overlap-window", "permuted-window", "patch-knn", "gated-delta", "selective-scan", "rela"),
     *("hedgehog", "large-kernel"),
@@ -81,7 +81,7 @@ def table_rows(table: str) -> list[Variant]:
             Variant("atd"),
             Variant("mdta"),
             Variant("channel-attention"),
-            *map(Variant, _TODAY),
+            *map(Variant, TODAY),
         ],
         "controls": controls,
         "profile": [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import re
 import shutil
 import sys
@@ -15,6 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
+from harness.base import machine
 from tests.harness.tiny import TINY_WORDS
 
 
@@ -103,6 +105,15 @@ class Cli:
 @pytest.fixture
 def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
     return Cli(monkeypatch, capsys)
+
+
+@pytest.fixture(autouse=True)
+def allocator(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What ``harness.speed`` sets for the processes that it starts does not outlive a test."""
+    for name in machine.KEEP_MEMORY:
+        if name not in os.environ:
+            monkeypatch.setenv(name, "")
+            monkeypatch.delenv(name)
 
 
 @pytest.fixture

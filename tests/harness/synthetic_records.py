@@ -18,6 +18,7 @@ from harness.records.shapes import (
     Approximation,
     Cost,
     Gpu,
+    Implementations,
     Latency,
     Record,
     Redraw,
@@ -302,6 +303,34 @@ def speed(rows: list[dict[str, Any]], identifier: str = "cpu-float32-2", **chang
         "rows": rows,
     }
     return _record(Speed, "speed", identifier, content | changes)
+
+
+def implementations(**changes: Any) -> Implementations:
+    """NLA by two implementations; a third cannot run."""
+    none = {"mean_ms": None, "median_ms": None, "iqr_ms": None, "min_ms": None}
+    times = {
+        "native": {"median_ms": 2.0, "runs": 3, "peak_memory_mb": 1.0},
+        "tiled": {"median_ms": 4.0, "runs": 3, "peak_memory_mb": 2.0},
+        "triton": none | {"runs": None, "peak_memory_mb": None, "note": "needs CUDA"},
+    }
+    row = {
+        "variant": VARIANTS["NLA"],
+        "passes": "forward",
+        "height": 32,
+        "width": 32,
+        "dtype": "float32",
+        "device": "cpu",
+        "auto": "native",
+        "limit_ms": 1.0,
+        "times": times,
+    }
+    content = {
+        "settings": {"max_seconds": 1.0, "min_runs": 2, "max_runs": 1000, "seed": 0},
+        "machine_limits": {"matmul_gflops": 80.0, "copy_gb_per_s": 10.0},
+        "rows": [row],
+        "other_cores": 0.0,
+    }
+    return _record(Implementations, "implementations", "cpu-float32-9", content | changes)
 
 
 def scaling(

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ...config.rows import TableName, table_rows
+from ...config.rows import TODAY, TableName, table_rows
 from ...config.variants import Variant
 from ...records.shapes import UNSET
 from ..approximation import Row
@@ -22,7 +22,9 @@ _PAPER = ("enlca", "nla", "nlsa", "criss-cross", "conv", "enla")
 _TABLES = [table for table in get_args(TableName) if table not in ("controls", "profile")]
 # Apart from the modules that stand beside them.
 _CONTROLS = {"mean": 27, "reference-mean": 28, "oracle": 29}
-_NAMES = {variant.name for table in _TABLES for variant in table_rows(table)}
+_NAMES = {variant.name for table in _TABLES for variant in table_rows(table)} - {*TODAY}
+# Modules of today came later: the others keep their looks.
+_FIRST_OF_TODAY = 30
 #: Modules in the order of their colours and markers, the same in all figures.
 FAMILIES = (*_PAPER, *sorted(_NAMES - {*_PAPER}))
 #: Most modules of a figure in colours of their own; all others are grey and labelled directly.
@@ -48,13 +50,16 @@ def style_of(name: str, among: Iterable[str] = ()) -> int:
         return _CONTROLS[name]
     if name in FAMILIES:
         return FAMILIES.index(name)
-    own = sorted({*among} - {*FAMILIES, *_CONTROLS})
+    if name in TODAY:
+        return _FIRST_OF_TODAY + TODAY.index(name)
+    own = sorted({*among} - {*FAMILIES, *TODAY, *_CONTROLS})
     return len(FAMILIES) + (own.index(name) if name in own else 0)
 
 
 def highlighted(names: Iterable[str]) -> set[str]:
     """The modules that are drawn in colour: users' own first, then the paper's, then others."""
-    found = sorted({*names} - {"none"}, key=lambda name: (name in FAMILIES, style_of(name), name))
+    ours = {*FAMILIES, *TODAY}
+    found = sorted({*names} - {"none"}, key=lambda name: (name in ours, style_of(name), name))
     return {*found[:HIGHLIGHTS]}
 
 

@@ -217,8 +217,9 @@ def glyphs_told() -> Iterator[None]:
 
 
 def look(index: int) -> dict[str, Any]:
-    """Colour and marker of the line of this index; they repeat after 40 lines."""
-    return {"color": COLOURS[index % len(COLOURS)], "marker": MARKERS[index % len(MARKERS)]}
+    """Colour and marker of the line of this index; they repeat after 80 lines."""
+    marker = index + index // 40  # pairs of 10 and 8 repeat after 40
+    return {"color": COLOURS[index % len(COLOURS)], "marker": MARKERS[marker % len(MARKERS)]}
 
 
 def log_scale(axis: Axes, side: Literal["x", "y"], base: float = 10) -> None:

@@ -97,8 +97,8 @@ def test_every_module_is_a_row_and_windows_are_of_both_sizes() -> None:
 
 
 def test_a_new_module_is_a_rival_without_a_row_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("harness.config.rows.built_in_attentions", lambda: ["nla", "top-k"])
-    assert rows_to_run("rivals") == [*table_rows("rivals"), Variant("top-k")]
+    monkeypatch.setattr("harness.config.rows.built_in_attentions", lambda: ["nla", "new-one"])
+    assert rows_to_run("rivals") == [*table_rows("rivals"), Variant("new-one")]
     assert rows_to_run("table4") == table_rows("table4")
 
 

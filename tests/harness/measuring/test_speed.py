@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from attention_zoo.implementations import watch_implementations
-from harness.base import machine
 from harness.base.errors import UserError
 from harness.config.variants import Variant
 from harness.measuring.apart import ProcessEnded
@@ -38,9 +37,6 @@ TINY = [
 def small_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("harness.measuring.speed._MATMUL_SIDE", {"cpu": 64})
     monkeypatch.setattr("harness.measuring.speed._COPY_NUMBERS", 2**12)
-    for name in machine.KEEP_MEMORY:  # which the command sets for good
-        monkeypatch.setenv(name, "")
-        monkeypatch.delenv(name)
 
 
 def test_the_cases_are_those_of_the_plan() -> None:

@@ -40,6 +40,7 @@ RECORDS: dict[str, Record] = {
     "speed": synthetic.speed([synthetic.speed_row("core-nla-100", 12.0, 3.0)]),
     "approximation": synthetic.approximation("enlca-k2"),
     "scaling": synthetic.scaling({"NLA": (2.0, 1.0)}),
+    "implementations": synthetic.implementations(),
     "gpu": synthetic.gpu([{"name": "compile-enla", "milliseconds": 1.5}]),
     "redraw": synthetic.redraw([27.0, 27.1]),
 }

@@ -136,7 +136,7 @@ def test_paired_differences_need_a_baseline_of_the_same_seed() -> None:
 
 def test_no_two_modules_look_alike() -> None:
     assert {*FAMILIES} <= {*list_attentions()}
-    looks = [look(style_of(name)) for name in (*FAMILIES, "my.module:My")]
+    looks = [look(style_of(name)) for name in (*list_attentions(), "my.module:My")]
     assert all(looks.count(one) == 1 for one in looks)
     own = ["my.module:My", "other.module:Other", "nla"]
     assert len({style_of(name, own) for name in own}) == 3

@@ -34,6 +34,7 @@ def every_kind(results: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("every-kind")
     shutil.copytree(results, folder, dirs_exist_ok=True)
     save_record(folder, synthetic.speed([synthetic.speed_row("core-nla-100", 12.0, 3.0)]))
+    save_record(folder, synthetic.implementations())
     save_record(folder, synthetic.redraw([27.0, 27.1, 26.9]))
     save_record(folder, synthetic.gpu([{"name": "compile-enla", "milliseconds": 1.5}]))
     assert {type(record) for record in load_all_records(folder)} == {*KINDS.values()}

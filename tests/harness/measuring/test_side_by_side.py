@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from attention_zoo.implementations import list_implementations, use_implementation
-from harness.base import machine
 from harness.config.variants import Variant
 from harness.measuring.implementations import CORES, WHOLE, by_implementation, measure
 from harness.measuring.latency import Case
@@ -25,9 +24,6 @@ CPU = torch.device("cpu")
 def small_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("harness.measuring.speed._MATMUL_SIDE", {"cpu": 64})
     monkeypatch.setattr("harness.measuring.speed._COPY_NUMBERS", 2**12)
-    for name in machine.KEEP_MEMORY:  # which the command sets for good
-        monkeypatch.setenv(name, "")
-        monkeypatch.delenv(name)
 
 
 @pytest.mark.parametrize("core", CORES)
