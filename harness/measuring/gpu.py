@@ -43,8 +43,8 @@ from ..tasks.sr import SuperResolution
 from ..training.graphs import captured
 from ..training.trainer import Trainer
 from . import latency, scaling
+from .choices import CORES, by_implementation
 from .flops import Core
-from .implementations import CORES, by_implementation
 from .latency import DTYPES, PASSES, SCALE, Case, precision
 from .load import watch_load
 from .speed import limit_ms, machine_limits

@@ -4,70 +4,30 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from attention_zoo import AttentionError
-from attention_zoo.implementations import (
-    list_implementations,
-    use_implementation,
-    watch_implementations,
-)
+from attention_zoo.implementations import watch_implementations
 
 from ..base import machine
-from ..base.errors import is_out_of_memory
 from ..base.progress import OnRun
 from ..config.variants import Variant
 from ..records.shapes import Implementations
 from ..records.store import new_record, record_id
 from .apart import run_in_subprocess
+from .choices import CORES, by_implementation
 from .latency import PASSES, Case
 from .load import warn_of_load, watch_load
 from .memory import peak_memory
 from .speed import limit_ms, machine_limits
 from .timing import MAX_RUNS, Timing, sample_in_turn
 
-#: Cores with several implementations, and the modules that have them.
-CORES = {"nla": "nla", "nlsa": "nlsa", "enla": "enlca", "criss-cross": "criss-cross"}
 #: Implementations that hold whole matrices: oracles, not candidates.
 WHOLE = ("reference", "released")
 #: Sides of the maps.
 SIDES = (32, 64, 100, 150, 256)
-
-
-def by_implementation(
-    core: str, variant: Variant, case: Case, without: Sequence[str] = ()
-) -> tuple[dict[str, Callable[[], Any]], dict[str, str]]:
-    """The call by each implementation that can run, and why the others cannot."""
-    functions, notes = {}, {}
-    for name in list_implementations()[core]:
-        if name == "auto" or name in without:
-            continue
-        choice = f"{core}={name}"
-        try:
-            with use_implementation(choice):
-                function = case.function(variant)
-            functions[name] = _under(choice, function)
-            functions[name]()
-        except AttentionError as error:
-            functions.pop(name, None)
-            notes[name] = str(error).partition("cannot run here: ")[2]
-        except (RuntimeError, MemoryError) as error:
-            functions.pop(name, None)
-            if not is_out_of_memory(error):
-                raise
-            notes[name] = "out of memory"
-    return functions, notes
-
-
-def _under(choice: str, function: Callable[[], Any]) -> Callable[[], Any]:
-    def run() -> Any:
-        with use_implementation(choice):
-            return function()
-
-    return run
 
 
 def measure(

@@ -9,7 +9,8 @@ import torch
 
 from attention_zoo.implementations import list_implementations, use_implementation
 from harness.config.variants import Variant
-from harness.measuring.implementations import CORES, WHOLE, by_implementation, measure
+from harness.measuring.choices import CORES, by_implementation
+from harness.measuring.implementations import WHOLE, measure
 from harness.measuring.latency import Case
 from harness.records.shapes import Implementations
 from harness.records.store import load_records, save_record
