@@ -224,7 +224,7 @@ def test_tasks_mix_with_no_table_of_super_resolution(
     tables.main()
     after = _tables(tmp_path)
     assert before.items() <= after.items()
-    stems = ("profile", "profile-details", "profile-findings", "recall", "recall")
+    stems = ("leaderboard", "profile", "profile-details", "profile-findings", "recall", "recall")
     names = [f"{stem}.{suffix}" for stem in stems for suffix in ("csv", "md")]
     assert sorted(p.name for p in after if p not in before) == sorted(names)
     assert len(after) == tables_before + len(names)
