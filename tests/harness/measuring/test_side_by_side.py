@@ -47,7 +47,7 @@ def test_a_record_and_its_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     )
     shares: list[float] = []
     record = measure(
-        [5, 6],
+        [5],
         device=CPU,
         max_seconds=0.0,
         min_runs=2,
@@ -59,7 +59,7 @@ def test_a_record_and_its_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     save_record(tmp_path, record)
     (loaded,) = load_records(tmp_path, Implementations)
     assert loaded == record
-    assert len(record.rows) == 2 * len(CORES) * 2
+    assert len(record.rows) == len(CORES) * 2
     for row in record.rows:
         assert not {*row.times} & {*WHOLE}
         assert row.times[row.auto].runs == 2
@@ -71,7 +71,8 @@ def test_a_record_and_its_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert {row["implementation"] for row in table.data} >= {"tiled", "sdpa"}
 
 
-def test_the_newest_record_of_each_number_of_threads() -> None:
+def test_the_newest_record_of_each_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("harness.measuring.implementations.CORES", {"enla": "enlca"})
     old, new = (
         measure([3], device=CPU, max_seconds=0.0, min_runs=1, max_runs=1, command=text)
         for text in ("old", "new")

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from harness.base.errors import UserError
 from harness.config.options import describe_command
+from harness.measuring import latency
 from harness.records.shapes import Cost, Latency, Run, untyped
 from harness.records.store import load_records
 from harness.runs.run import _claim
@@ -99,6 +100,10 @@ def test_a_finished_job_reads_its_times(
 ) -> None:
     """Unless other processes were busy meanwhile, or the machine or command is another."""
     monkeypatch.setattr("harness.measuring.latency.watch_load", lambda: lambda: busy)
+    timed = latency.measure
+    monkeypatch.setattr(
+        latency, "measure", lambda *args, **named: timed(*args, **named | {"sizes": ((8, 8),)})
+    )
     words = ["--attn", "conv", *tiny]
     cli("run", *words)
     (first,) = load_records(results, Latency)
