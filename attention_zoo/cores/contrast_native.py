@@ -14,8 +14,8 @@ from torch import Tensor
 from ..base import to_rows
 from ..enla import MIN_NORM
 from ..implementations import implementation, register_core
-from .native import WIDTH, float_rows, why_not_native
 from .native import contrast as native
+from .native import float_rows, padded, why_not_native
 from .softmax import refuse_second_derivative, tile_workers
 from .tiles import scratch
 
@@ -66,7 +66,7 @@ class _ContrastiveLoss(torch.autograd.Function):
         needs_grad = any(ctx.needs_input_grad[:2])
         rows_q, rows_k = (float_rows(t) for t in (q, k))
         new = rows_q.new_empty
-        c, n = (-(-size // WIDTH) * WIDTH for size in (width, positions))
+        c, n = padded(width), padded(positions)
         rows = min(max(1, _TILE // n), _MOST_ROWS)
         tiles = batch * math.ceil(positions / rows)
         workers = min(tiles, tile_workers(batch * positions**2, q.device, own_threads=True))

@@ -13,14 +13,10 @@ from torch import Tensor
 from ..enla import MIN_NORM
 from ..implementations import implementation
 from .enla import FEW_FEATURES, FeatureMap, attend_rows, can_stay_unshifted
-from .native import WIDTH, float_rows, why_not_native
+from .native import WIDTH, float_rows, padded, why_not_native
 from .native import enla as native
 from .softmax import LOG2_E, refuse_second_derivative
 from .tiles import num_workers, pieces_of_image, scratch
-
-
-def _padded(width: int) -> int:
-    return width + -width % WIDTH
 
 
 class _Call:
@@ -42,7 +38,7 @@ class _Call:
         batch, n, c = q.shape
         m, c_in = projection.shape[0], v.shape[2]
         self.c_out = c_in if weight is None else weight.shape[0]
-        d, d_out = _padded(c_in), _padded(self.c_out)
+        d, d_out = padded(c_in), padded(self.c_out)
         many = batch * n * m >= FEW_FEATURES
         workers = num_workers(q.device, own_threads=True) if many else 1
         rows = math.ceil(n / pieces_of_image(batch, workers))
@@ -51,8 +47,8 @@ class _Call:
         self.tensors = {"q": float_rows(q), "k": float_rows(k), "v": float_rows(v, WIDTH)}
         self._scaled = (feature_map.projection * LOG2_E).contiguous()
         if weight is not None and bias is not None:
-            padded = F.pad(float_rows(weight, WIDTH), (0, 0, 0, d_out - self.c_out))
-            of_map = {"weight": padded, "turned": padded.T.contiguous()}
+            filled = F.pad(float_rows(weight, WIDTH), (0, 0, 0, d_out - self.c_out))
+            of_map = {"weight": filled, "turned": filled.T.contiguous()}
             self.tensors |= of_map | {"bias": float_rows(bias, WIDTH)}
         self._numbers: dict[str, Any] = {
             "map": native.FeatureMap(

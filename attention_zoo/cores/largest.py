@@ -20,7 +20,7 @@ from torch.utils import _python_dispatch
 
 from ..base import no_autocast, sum_dtype, to_map, to_rows
 from .softmax import refuse_second_derivative, tile_size, tile_workers
-from .tiles import num_workers, scratch, share_tiles, split_tiles
+from .tiles import added_up, num_workers, scratch, share_tiles, split_tiles
 
 # Scores of a row that share a maximum.
 _GROUP = 8
@@ -195,10 +195,7 @@ class _Largest(torch.autograd.Function):
             return add
 
         share_tiles(tiles, q.device, worker, fixed=True)
-        for other in sums[1:]:
-            for whole, part in zip(sums[0], other, strict=True):
-                whole += part
-        grad_k, grad_v = (t[:, :n] for t in sums[0])
+        grad_k, grad_v = (t[:, :n] for t in added_up(sums))
         return grad_q, grad_k, grad_v, None, None
 
 

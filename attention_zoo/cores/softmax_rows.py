@@ -29,7 +29,7 @@ from .softmax import (
     tile_size,
     tile_workers,
 )
-from .tiles import num_workers, scratch, share_tiles, split_tiles
+from .tiles import added_up, num_workers, scratch, share_tiles, split_tiles
 
 _BFLOAT16_CAPABILITY = (8, 0)
 _FUSED = (
@@ -239,7 +239,7 @@ def _gradients(
         return add
 
     share_tiles(tiles, v.device, worker, fixed=True)
-    grad_k, grad_v = _added_up(sums)
+    grad_k, grad_v = added_up(sums)
     return grad_q, grad_k.to(k.dtype), grad_v.to(v.dtype)
 
 
@@ -250,14 +250,6 @@ def _tiles(q: Tensor, k: Tensor, buffers: int = 1) -> tuple[list[_Tile], int]:
     workers = tile_workers(batch * n * m, q.device)
     tiles, group, rows = split_tiles(batch, n, keys, tile_size(q.device, buffers), workers)
     return tiles, group * rows * keys
-
-
-def _added_up(sums: list[list[Tensor]]) -> list[Tensor]:
-    """The sums of all workers, added up in the first one's memory."""
-    for other in sums[1:]:
-        for whole, part in zip(sums[0], other, strict=True):
-            whole += part
-    return sums[0]
 
 
 class _NativeAttention(torch.autograd.Function):

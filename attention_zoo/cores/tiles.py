@@ -190,6 +190,15 @@ def share_tiles(
         _pool(count).run(run)
 
 
+def added_up(sums: Sequence[Sequence[Tensor]]) -> Sequence[Tensor]:
+    """The sums of all workers, in the order of their numbers, in the first one's memory."""
+    first, *others = sums
+    for other in others:
+        for whole, part in zip(first, other, strict=True):
+            whole += part
+    return first
+
+
 def scratch(name: str, like: Tensor, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
     """Memory that the calling thread keeps from one call to the next: fresh pages are expensive.
 

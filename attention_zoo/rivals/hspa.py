@@ -14,11 +14,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..base import Cost, check_qkv, require_at_least
-from ..cores.largest import Rule, attend_to_largest, executed_macs, weights_of_largest
+from ..base import check_qkv, require_at_least
+from ..cores.largest import Rule, attend_to_largest
 from ..implementations import outside_graphs, refuse_transforms
-from ..nla import NonLocalAttention, position_scores
 from ..registry import register_attention
+from .top_k import TopKAttention
 
 
 @outside_graphs
@@ -73,7 +73,7 @@ _SPARSEMAX = Rule(sparsemax, _sparsemax_gradient)
 
 
 @register_attention("hspa")
-class HighSimilarityPassAttention(NonLocalAttention):
+class HighSimilarityPassAttention(TopKAttention):
     """HSPA with 1x1 embeddings: NLA with the soft threshold (sparsemax) in place of the softmax.
 
     The released code doubles k for rows in which k positions pass, so that its result is the
@@ -88,30 +88,15 @@ class HighSimilarityPassAttention(NonLocalAttention):
         res_scale: weight of the attention in ``y = x + res_scale · attention``.
     """
 
+    rule: ClassVar[Rule] = _SPARSEMAX
     label_format: ClassVar[str] = "HSPA-k{k}"
     source: ClassVar[str] = "High-Similarity-Pass Attention, Su et al., IEEE TIP 2024"
-    complexity: ClassVar[str] = "O(N²)"
 
     def __init__(
         self, channels: int, *, k: int = 128, reduction: int = 4, res_scale: float = 0.1
     ) -> None:
-        super().__init__(channels, reduction=reduction, res_scale=res_scale)
-        require_at_least("k", k, 1)
-        self.k = k
+        super().__init__(channels, k=k, reduction=reduction, res_scale=res_scale)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """:func:`high_similarity_attention`."""
         return high_similarity_attention(q, k, v, self.k)
-
-    def attention_weights(self, q: Tensor, k: Tensor, row: int, col: int) -> Tensor:
-        """Weights ``[B, H, W]`` of the query at (row, col); most are zero."""
-        return weights_of_largest(position_scores(q, k, row, col), self.k, _SPARSEMAX)
-
-    def cost(self, height: int, width: int) -> Cost:
-        """Core N² c + N min(k, N) C MACs; executed: N (c + C) for each key, in whole eights."""
-        n, c, channels = height * width, self.embedding, self.channels
-        return Cost(
-            projections=super().cost(height, width).projections,
-            core=n * (n * c + min(self.k, n) * channels),
-            executed=executed_macs(n, c, channels),
-        )

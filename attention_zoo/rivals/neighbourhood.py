@@ -31,7 +31,7 @@ from ..base import (
     sum_dtype,
 )
 from ..cores.softmax import LOG2_E, refuse_second_derivative, tile_size
-from ..cores.tiles import num_workers, scratch, share_tiles, step_length
+from ..cores.tiles import added_up, num_workers, scratch, share_tiles, step_length
 from ..cores.windows import bias_of_pairs, window_gradients, window_softmax
 from ..implementations import outside_graphs, refuse_transforms
 from ..registry import register_attention
@@ -322,11 +322,7 @@ class _NearestWindow(torch.autograd.Function):
             return attend
 
         share_tiles(tiles, q.device, worker, fixed=True)
-        first, *others = (sums[number] for number in sorted(sums))
-        for other in others:
-            for total, part in zip(first, other, strict=True):
-                total += part
-        return grad_q, *first
+        return grad_q, *added_up([sums[number] for number in sorted(sums)])
 
 
 def _put(into: Tensor, part: Tensor) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..base import AttentionError, Cost, check_qkv, no_autocast, require_at_least, sum_dtype
 from ..cores.softmax import LOG2_E, refuse_second_derivative, tile_size
-from ..cores.tiles import num_workers, scratch, share_tiles, step_length
+from ..cores.tiles import added_up, num_workers, scratch, share_tiles, step_length
 from ..implementations import outside_graphs, refuse_transforms
 from ..nla import NonLocalAttention, position_scores
 from ..registry import register_attention
@@ -138,10 +138,7 @@ class _Neighbourhood(torch.autograd.Function):
             return attend
 
         share_tiles(window_tiles(q, ctx.reach), q.device, worker, fixed=True)
-        (grad_k, grad_v), *others = (sums[number] for number in sorted(sums))
-        for of_k, of_v in others:
-            grad_k += of_k
-            grad_v += of_v
+        grad_k, grad_v = added_up([sums[number] for number in sorted(sums)])
         return grad_q, grad_k, grad_v, None
 
 

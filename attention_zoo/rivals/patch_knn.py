@@ -27,7 +27,7 @@ from ..base import (
     sum_dtype,
 )
 from ..cores.softmax import LOG2_E, refuse_second_derivative
-from ..cores.tiles import scratch, share_tiles
+from ..cores.tiles import added_up, scratch, share_tiles
 from ..implementations import outside_graphs, refuse_transforms
 from ..registry import register_attention
 from .nlrn import Tile, add_block, put_block, side_cuts, take_block, window_scores, window_tiles
@@ -150,11 +150,7 @@ class _Neighbours(torch.autograd.Function):
             return attend
 
         share_tiles(window_tiles(q, ctx.reach), q.device, worker, fixed=True)
-        first, *others = (sums[number] for number in sorted(sums))
-        for other in others:
-            for whole, part in zip(first, other, strict=True):
-                whole += part
-        return grad_q, *first, None, None
+        return grad_q, *added_up([sums[number] for number in sorted(sums)]), None, None
 
 
 def _logits(q: Tensor, k: Tensor, tile: Tile) -> Tensor:

@@ -74,6 +74,8 @@ class TopKAttention(NonLocalAttention):
         res_scale: weight of the attention in ``y = x + res_scale · attention``.
     """
 
+    #: How the k largest scores become weights.
+    rule: ClassVar[Rule] = _SOFTMAX
     label_format: ClassVar[str] = "Top-{k}"
     source: ClassVar[str] = (
         "Explicit Sparse Transformer, Zhao et al., 2019; "
@@ -93,8 +95,8 @@ class TopKAttention(NonLocalAttention):
         return top_k_attention(q, k, v, self.k)
 
     def attention_weights(self, q: Tensor, k: Tensor, row: int, col: int) -> Tensor:
-        """Softmax weights ``[B, H, W]`` of the query at (row, col), zero but for the k largest."""
-        return weights_of_largest(position_scores(q, k, row, col), self.k, _SOFTMAX)
+        """Weights ``[B, H, W]`` of the query at (row, col), zero but for the k largest."""
+        return weights_of_largest(position_scores(q, k, row, col), self.k, self.rule)
 
     def cost(self, height: int, width: int) -> Cost:
         """Core N² c + N min(k, N) C MACs; executed: N (c + C) for each key, in whole eights."""

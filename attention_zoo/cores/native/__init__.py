@@ -97,6 +97,11 @@ class Job(ctypes.Structure):
         )
 
 
+def padded(width: int) -> int:
+    """The next multiple of :data:`WIDTH`."""
+    return width + -width % WIDTH
+
+
 def float_rows(x: Tensor, multiple: int = 1) -> Tensor:
     """Rows ``[…, w]`` in float32, contiguous, padded with zeros to a multiple of the width."""
     missing = -x.shape[-1] % multiple

@@ -260,15 +260,6 @@ static float rank_row(const struct contrast *of, float *x, const float *q, const
     return loss;
 }
 
-/* Images and rows of a tile: gives the first row of all, and the number of rows. */
-static size place(const struct contrast *of, size tile, size *image, size *first) {
-    size tiles = (of->positions + of->rows - 1) / of->rows, left;
-    *image = tile / tiles;
-    *first = tile % tiles * of->rows;
-    left = of->positions - *first;
-    return left < of->rows ? left : of->rows;
-}
-
 /* Embeddings [count][width] of a length, times scale, become rows [count][c]. */
 static void normalise(const struct contrast *of, const float *given, size count, float scale, float *rows,
                       float *factors) {
@@ -284,7 +275,7 @@ static void normalise(const struct contrast *of, const float *given, size count,
 
 static void prepare_tile(const void *job, size tile, size worker, float *memory) {
     const struct contrast *of = job;
-    size image, first, count = place(of, tile, &image, &first), at = image * of->positions + first;
+    size image, first, count = positions_of(tile, of->positions, of->rows, &image, &first), at = image * of->positions + first;
     float *columns = of->columns + image * of->c * of->n + first, *k = of->k + at * of->c;
     (void)worker, (void)memory;
     normalise(of, of->given_q + at * of->width, count, LOG2_E, of->q + at * of->c, of->factor_q + at);
@@ -297,7 +288,7 @@ static void prepare_tile(const void *job, size tile, size worker, float *memory)
 
 static void rank_tile(const void *job, size tile, size worker, float *memory) {
     const struct contrast *of = job;
-    size n = of->positions, c = of->c, image, first, count = place(of, tile, &image, &first), at = image * n + first;
+    size n = of->positions, c = of->c, image, first, count = positions_of(tile, of->positions, of->rows, &image, &first), at = image * n + first;
     float *grad_q = of->grad_q + at * c, *grad_k = of->grad_k + (worker * of->images + image) * n * c;
     const float *q = of->q + at * c, *columns = of->columns + image * c * of->n;
     float guesses[4] = {NAN, NAN, NAN, NAN};
@@ -317,7 +308,7 @@ static void finish(const struct contrast *of, const float *rows, float unit, con
 
 static void finish_tile(const void *job, size tile, size worker, float *memory) {
     const struct contrast *of = job;
-    size image, first, count = place(of, tile, &image, &first), at = image * of->positions + first, c = of->c;
+    size image, first, count = positions_of(tile, of->positions, of->rows, &image, &first), at = image * of->positions + first, c = of->c;
     size all_rows = of->images * of->positions;
     (void)worker, (void)memory;
     for (size i = at; i < at + count; i++) {

@@ -265,10 +265,9 @@ static size parts_of(const struct enla *of) { return (of->positions + of->rows -
 
 /* Image, first position of all images, and number of positions of a part. */
 static size place(const struct enla *of, size tile, size *image, size *at) {
-    size first = tile % parts_of(of) * of->rows, left = of->positions - first;
-    *image = tile / parts_of(of);
-    *at = *image * of->positions + first;
-    return left < of->rows ? left : of->rows;
+    size n = positions_of(tile, of->positions, of->rows, image, at);
+    *at += *image * of->positions;
+    return n;
 }
 
 static void sum_tile(const void *job, size tile, size worker, float *memory) {

@@ -45,8 +45,7 @@ struct hashing {
 
 static void hash_tile(const void *job, size tile, size worker, float *memory) {
     const struct hashing *of = job;
-    size n = of->positions, tiles = (n + of->rows - 1) / of->rows, image = tile / tiles, first = tile % tiles * of->rows;
-    size count = n - first < of->rows ? n - first : of->rows;
+    size n = of->positions, image, first, count = positions_of(tile, n, of->rows, &image, &first);
     (void)worker;
     hash(of->x + (image * n + first) * of->c, of->rotations, count, of->c, of->rounds, of->half,
          of->codes + image * of->rounds * n + first, n, memory);
@@ -66,10 +65,9 @@ struct gathering {
 
 static void gather_tile(const void *job, size tile, size worker, float *memory) {
     const struct gathering *of = job;
-    size n = of->positions, w = of->width, tiles = (n + of->rows - 1) / of->rows, image = tile / tiles;
-    size first = tile % tiles * of->rows, end = first + of->rows < n ? first + of->rows : n;
+    size n = of->positions, w = of->width, image, first, count = positions_of(tile, n, of->rows, &image, &first);
     (void)worker, (void)memory;
-    for (size i = image * n + first; i < image * n + end; i++)
+    for (size i = image * n + first; i < image * n + first + count; i++)
         for (size r = 0; r < of->rounds; r++) {
             const float *from = of->from + (image * of->slots + of->places[i * of->rounds + r]) * w;
             float *to = of->to + i * w;

@@ -9,3 +9,13 @@ typedef void (*tile_function)(const void *job, size tile, size worker, float *me
    memory: by_worker floats for each worker. */
 void share_tiles(tile_function function, const void *job, size tiles, size workers, int fixed, float *memory,
                  size by_worker);
+
+/* Of a tile of rows positions, tiles of one image standing together: its image, its first position in it, and how many
+   positions it has. */
+INLINE size positions_of(size tile, size positions, size rows, size *image, size *first) {
+    size tiles = (positions + rows - 1) / rows, left;
+    *image = tile / tiles;
+    *first = tile % tiles * rows;
+    left = positions - *first;
+    return left < rows ? left : rows;
+}
