@@ -37,13 +37,14 @@ from ..config.run import PRECISIONS, DataConfig, RunConfig
 from ..config.variants import CORE_CHANNELS, Variant, create_core
 from ..images.cache import TrainingCache
 from ..network.edsr import build_network
+from ..records.origin import made_here
 from ..records.shapes import Gpu, Latency, Machine, Scaling
 from ..records.store import load_records, new_record, record_id
 from ..tasks.sr import SuperResolution
 from ..training.graphs import captured
 from ..training.trainer import Trainer
 from . import latency, scaling
-from .choices import CORES, by_implementation
+from .by_implementation import CORES, by_implementation
 from .flops import Core
 from .latency import DTYPES, PASSES, SCALE, Case, precision
 from .load import watch_load
@@ -526,9 +527,6 @@ def find_record(
 
     wanted = plain(_command(piece, conditions))
     for record in load_records(results, kind):
-        there = record.machine
-        if plain(record.command) == wanted and (
-            (there.gpu, there.packages, there.code) == (here.gpu, here.packages, here.code)
-        ):
+        if plain(record.command) == wanted and made_here(record, here):
             return record
     return None

@@ -17,7 +17,7 @@ from ..config.variants import Variant
 from ..records.shapes import Implementations
 from ..records.store import new_record, record_id
 from .apart import run_in_subprocess
-from .choices import CORES, by_implementation
+from .by_implementation import CORES, by_implementation
 from .latency import PASSES, Case
 from .load import warn_of_load, watch_load
 from .memory import peak_memory

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from datetime import UTC
 from typing import Any, TypeVar
 
-from .shapes import Code, Cpu, Record, Torch
+from .shapes import Code, Cpu, Machine, Record, Torch
 
 R = TypeVar("R", bound=Record)
 
@@ -32,6 +32,19 @@ def describe_machine(record: Record) -> str:
     gpu = (machine.gpu or {}).get("name")
     version = (machine.packages or {}).get("torch")
     return (f"{gpu} ({text})" if gpu else text) + (f", torch {version}" if version else "")
+
+
+def made_here(record: Record, here: Machine) -> bool:
+    """Whether times of a record stand for this machine, its threads, memory, packages and code."""
+    one, two = (
+        (
+            *(machine.gpu, machine.cpu, machine.packages, machine.code),
+            *(torch.threads, torch.wait_policy, torch.allocator),
+        )
+        for machine in (record.machine, here)
+        for torch in (machine.torch or Torch(),)
+    )
+    return one == two
 
 
 def rounding_of(record: Record) -> tuple[Any, ...]:

@@ -41,7 +41,7 @@ from ..network.weights import (
     weights_path,
 )
 from ..records.changed import changed_sets
-from ..records.origin import by_age, origin_note
+from ..records.origin import by_age, made_here, origin_note
 from ..records.shapes import Cost, Evaluation, Latency, Machine, Quality, Run, untyped
 from ..records.store import (
     find_record,
@@ -388,15 +388,10 @@ def measure_latency(
 
 def _find_latency(device: torch.device, results: Path, command: str) -> Latency | None:
     """The newest latency record of this command, machine and code, that is not in doubt."""
-    with machine.use_tf32(False):  # as it is described while it is timed
-        here = convert(machine.describe(device), Machine)
+    here = convert(machine.describe(device), Machine)
     folder = record_path(results, Latency, "").parent
     for record in reversed(by_age(load_records(results, Latency)) if folder.exists() else []):
-        there, others = record.machine, record.other_cores
-        same = all(
-            getattr(there, name) == getattr(here, name)
-            for name in ("gpu", "cpu", "torch", "packages", "code")
-        )
-        if same and record.command == command and not (others and others > MOST_LOAD):
+        doubtful = record.other_cores and record.other_cores > MOST_LOAD
+        if record.command == command and made_here(record, here) and not doubtful:
             return record
     return None

@@ -9,7 +9,7 @@ import torch
 
 from attention_zoo.implementations import list_implementations, use_implementation
 from harness.config.variants import Variant
-from harness.measuring.choices import CORES, by_implementation
+from harness.measuring.by_implementation import CORES, by_implementation
 from harness.measuring.implementations import WHOLE, measure
 from harness.measuring.latency import Case
 from harness.records.shapes import Implementations
