@@ -121,6 +121,27 @@ def unit_length(x: Tensor, dim: int) -> Tensor:
     return x * x.square().sum(dim, keepdim=True).clamp_min(MIN_NORM**2).rsqrt()
 
 
+def unit_triangular_inverse(x: Tensor) -> Tensor:
+    """Inverses of upper triangular matrices ``[M, chunk, chunk]`` whose diagonal counts as 1.
+
+    Blocks on the diagonal grow from 2 x 2 on: the corner of ``[[A, C], [0, B]]⁻¹`` is ``−A⁻¹ C
+    B⁻¹``. These are matrix products: torch solves each small system with all threads. Sums of
+    powers would be products too, but lose all digits where keys are alike.
+    """
+    count, size = len(x), 1
+    found = x.new_ones(count * CHUNK, 1, 1)
+    while size < CHUNK:
+        blocks = x.unflatten(2, (-1, 2 * size)).unflatten(1, (-1, 2 * size))
+        corner = blocks.diagonal(dim1=1, dim2=3)[:, :size, size:].movedim(3, 1).flatten(0, 1)
+        first, last = found.unflatten(0, (-1, 2)).unbind(1)
+        if size > 1:
+            corner = torch.bmm(torch.bmm(first, corner), last)
+        top = torch.cat([first, -corner], 2)
+        found = torch.cat([top, torch.cat([torch.zeros_like(corner), last], 2)], 1)
+        size *= 2
+    return found
+
+
 def draw_log_rates(count: int) -> Tensor:
     """Logarithms of rates a in exp(−a Δ), uniform in 1 … 16 as Mamba draws them."""
     return torch.empty(count).uniform_(1, 16).log()

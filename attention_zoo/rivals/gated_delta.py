@@ -45,6 +45,7 @@ from ..cores.scans import (
     sum_of_passes,
     to_chunks,
     unit_length,
+    unit_triangular_inverse,
 )
 from ..implementations import outside_graphs
 from ..layers import call_in_dtype
@@ -175,10 +176,9 @@ def _write_one(
     left = (sums - sums.mT).masked_fill(~(later.mT if backward else later), -math.inf).exp()
     of_keys, of_queries = products
     system, decayed = left * of_keys * beta, sums.exp()
-    keys, values = (
-        torch.linalg.solve_triangular(system, t, upper=not backward, left=False, unitriangular=True)
-        for t in (k * (beta * decayed), v * beta)
-    )
+    inverse = unit_triangular_inverse(system.mT if backward else system)
+    inverse = inverse.mT if backward else inverse
+    keys, values = (torch.bmm(t, inverse) for t in (k * (beta * decayed), v * beta))
     kept = (k * (whole - sums).exp()).mT
     change = torch.diag_embed(whole.squeeze(1).exp().expand(-1, k.shape[1]))
     change = torch.baddbmm(change, keys, kept, alpha=-1)
@@ -274,14 +274,16 @@ class GatedDeltaAttention(Attention):
     def cost(self, height: int, width: int) -> Cost:
         """Core 3 N state C MACs a direction: a product with k, an update, a product with q.
 
-        Executed: the products of the chunked form, the gates, and N C² to join the heads. The
-        triangular systems, N · chunk/2 · (heads·state + C) a direction, are no matrix products.
+        Executed: the products of the chunked form with the inverses of its triangular systems, the
+        gates, and N C² to join the heads.
         """
         n, c, channels = height * width, self.heads * self.state, self.channels
         d, e, chunks = self.state, channels // self.heads, num_chunks(n)
         rows, passes = chunks * CHUNK, self.directions // 2
+        inverse = (CHUNK**2 - 1) // 3 - 1  # for each position: squares of 2, 4, … chunk / 2
         per_direction = (
-            rows * (d * (d + e) + 2 * d * e + CHUNK * e) + max(0, chunks - 1) * d * d * e
+            rows * (d * (d + e) + 2 * d * e + CHUNK * e + inverse + CHUNK * (d + e))
+            + max(0, chunks - 1) * d * d * e
         )
         scan = self.heads * (self.directions * per_direction + passes * rows * CHUNK * 2 * d)
         outside = n * channels * (2 * self.directions * self.heads + channels)

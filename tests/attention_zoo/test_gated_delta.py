@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from attention_zoo import AttentionError
-from attention_zoo.cores.scans import CHUNK
+from attention_zoo.cores.scans import CHUNK, unit_triangular_inverse
 from attention_zoo.rivals.gated_delta import gated_delta_rule
 from tests.attention_zoo.table import assert_attend_agrees
 from tests.reference.cases import assert_close, random_map, random_qkv
@@ -76,6 +76,21 @@ def test_a_state_that_is_forgotten_at_once_leaves_the_own_value() -> None:
     cosines = torch.cosine_similarity(q, k, dim=1).unsqueeze(1)
     out = gated_delta_rule(q, k, v, *gates(1e-200, 0.3, (5, 8)))
     assert_close(out, 0.3 * cosines * v, 1e-12)
+
+
+@pytest.mark.parametrize("kind", ["random", "all alike"])
+def test_inverses_of_triangular_matrices(kind: str) -> None:
+    """The diagonal counts as 1. Equal keys give matrices whose powers reach 10^8."""
+    x = torch.ones(3, CHUNK, CHUNK).triu_()
+    if kind == "random":
+        x *= torch.randn(x.shape, generator=torch.Generator().manual_seed(0)) / 4
+    x.requires_grad_()
+    unit = x.double().triu(1) + torch.eye(CHUNK, dtype=torch.float64)
+    found, wanted = unit_triangular_inverse(x), torch.linalg.inv(unit)
+    assert_close(found, wanted, 1e-5)
+    weights = torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
+    slopes = [torch.autograd.grad((y * weights).sum(), x)[0] for y in (found, wanted)]
+    assert_close(*slopes, 1e-5)
 
 
 def test_a_turned_map_gives_the_turned_result() -> None:
