@@ -67,18 +67,20 @@ class _ContrastiveLoss(torch.autograd.Function):
         rows_q, rows_k = (float_rows(t) for t in (q, k))
         new = rows_q.new_empty
         c, n = padded(width), padded(positions)
-        rows = min(max(1, _TILE // n), _MOST_ROWS)
-        tiles = batch * math.ceil(positions / rows)
+        parts = math.ceil(positions / min(max(1, _TILE // n), _MOST_ROWS))
+        rows = math.ceil(positions / parts)  # tiles of equal size: workers are done together
+        tiles = batch * parts
         workers = min(tiles, tile_workers(batch * positions**2, q.device, own_threads=True))
         losses = new(batch, positions)
-        results: dict[str, Tensor] = {}
+        results = new(2, *rows_q.shape) if needs_grad else new(0)  # gradients of q and k
         sums: dict[str, Tensor] = {}
         if needs_grad:
-            results = {name: torch.empty_like(rows_q) for name in ("to_q", "to_k")}
-            # Rows share their keys: each worker has sums of its own.
             sums = {
+                "to_q": results[0],
+                "to_k": results[1],
                 "grad_q": new(batch, positions, c),
-                "grad_k": rows_k.new_zeros(workers, batch, positions, c),
+                # Rows share their keys: each worker has sums of its own.
+                "grad_k": new(workers, batch, positions, c),
             }
         normalised = {
             "q": new(batch, positions, c),
@@ -102,7 +104,6 @@ class _ContrastiveLoss(torch.autograd.Function):
             given_q=rows_q,
             given_k=rows_k,
             losses=losses,
-            **results,
             **normalised,
             **sums,
             **sizes,
@@ -115,15 +116,16 @@ class _ContrastiveLoss(torch.autograd.Function):
         )
         size = native.workspace_size(n, rows, count)
         native.rank(job, scratch("native", rows_q, workers * size))
-        ctx.save_for_backward(*results.values())
+        ctx.save_for_backward(results)
         ctx.dtypes = q.dtype, k.dtype
         return losses.mean()
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         refuse_second_derivative("contrastive_loss")
-        found = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
-        return *((t * grads[0]).to(dtype) for t, dtype in found), *[None] * 5
+        (results,) = ctx.saved_tensors
+        found = zip((results * grads[0]).unbind(), ctx.dtypes, strict=True)
+        return *(t.to(dtype) for t, dtype in found), *[None] * 5
 
 
 def _rule(*args: Any) -> str:

@@ -9,8 +9,8 @@ struct contrast {
     float *losses;                  /* [B][N] */
     float *to_q, *to_k;             /* receive gradients like the embeddings */
     float *q, *k, *columns;         /* normalised: [B][N][c], q in units of log 2; k; and k as [B][c][n] */
-    float *factor_q, *factor_k;     /* that embeddings were multiplied by [B][N]; below 0 where the norm was too short */
-    float *grad_q, *grad_k;         /* [B][N][c]; of each worker [B][N][c], which grows */
+    float *factor_q, *factor_k;     /* that embeddings were multiplied by [B][N]; below 0 where too short */
+    float *grad_q, *grad_k;         /* [B][N][c]; of each worker [B][N][c] */
     size images, positions, width;
     size c, n;                      /* width and N, up to multiples of W */
     size rows;                      /* of a tile */
@@ -27,6 +27,11 @@ struct group {
     int32_t *at;
     size n;
 };
+
+typedef int32_t ifour __attribute__((vector_size(16), aligned(4), may_alias));
+
+/* Ends of the two groups, and where the second begins. */
+enum { BOUNDS = 3, FIRST = 0, SECOND = 1, BEGIN = 2 };
 
 static size padded(size n) { return (n + W - 1) / W * W; }
 
@@ -114,19 +119,15 @@ INLINE float log_of(size n) {
 }
 
 /* A bound that wanted to wanted + slack of x [n] reach; more only where the entries at it are equal. All of them are
-   from low on, and below high; wanted is at least 1. The guess, if between, is tried first, and replaced by what is found:
-   rows beside one another are alike. */
+   from low on, and below high; wanted is at least 1. The guess, if between, is tried first, and replaced by what is
+   found: rows beside one another are alike. */
 static struct bound find_bound(const float *x, size n, size wanted, size slack, struct bound low, float high,
                                float *guess) {
     size above = 0; /* that reach high */
     for (int turn = 0; low.reached > wanted + slack; turn++) {
-        /* By a straight line between the counts, of many entries between their logs; then again in the middle. */
-        float share = (low.reached - wanted) / (float)(low.reached - above);
-        if (slack) {
-            float most = log_of(low.reached);
-            share = (most - log_of(wanted + slack / 2)) / (most - log_of(above));
-        }
-        if (turn % (slack ? 3 : 2) == (slack ? 2 : 1)) share = 0.5f;
+        /* By a straight line between the logs of the counts; every third time in the middle. */
+        float most = log_of(low.reached), share = (most - log_of(wanted + slack / 2)) / (most - log_of(above));
+        if (turn % 3 == 2) share = 0.5f;
         float middle = low.at + (high - low.at) * share;
         if (turn == 0 && *guess > low.at && *guess < high) middle = *guess;
         if (!(middle > low.at && middle < high)) middle = low.at + (high - low.at) / 2;
@@ -139,6 +140,51 @@ static struct bound find_bound(const float *x, size n, size wanted, size slack, 
     }
     *guess = low.at;
     return low;
+}
+
+/* How many of x [n], n a multiple of W, reach each of the bounds. */
+INLINE four count_from_each(const float *x, size n, four bounds) {
+    four counts = (four){0};
+#if defined(__AVX512F__)
+    __m512i sums[BOUNDS], ones = _mm512_set1_epi32(1);
+    vec least[BOUNDS];
+    UNROLL for (int b = 0; b < BOUNDS; b++) sums[b] = _mm512_setzero_si512(), least[b] = all(bounds[b]);
+    for (size i = 0; i < n; i += W) {
+        vec some = load(x + i);
+        UNROLL for (int b = 0; b < BOUNDS; b++)
+            sums[b] = _mm512_mask_add_epi32(sums[b], (__mmask16)reach(some, least[b]), sums[b], ones);
+    }
+    UNROLL for (int b = 0; b < BOUNDS; b++) counts[b] = (float)_mm512_reduce_add_epi32(sums[b]);
+#else
+    for (int b = 0; b < BOUNDS; b++) counts[b] = (float)count_from(x, n, bounds[b]);
+#endif
+    return counts;
+}
+
+INLINE four chosen(ifour which, four yes, four no) { return (four)((which & (ifour)yes) | (~which & (ifour)no)); }
+
+/* As find_bound without slack, of several bounds at once, one in each lane: a search waits for its counts, and so do
+   the others with it. Of wanted 0 the bound is high. */
+static void find_bounds(const float *x, size n, four wanted, struct bound low, float high, four *guesses,
+                        struct bound *found) {
+    four none = (four){0}, at = low.at - none, reached = (float)low.reached - none, top = high - none, above = none;
+    ifour without = wanted == none, open;
+    at = chosen(without, top, at), reached = chosen(without, none, reached);
+    open = reached > wanted;
+    for (int turn = 0; open[0] | open[1] | open[2]; turn++) {
+        /* By a straight line between the counts, or in the middle. */
+        four share = turn % 2 ? 0.5f - none : (reached - wanted) / (reached - above), middle = at + (top - at) * share;
+        if (turn == 0) middle = chosen((*guesses > at) & (*guesses < top), *guesses, middle);
+        middle = chosen((middle > at) & (middle < top), middle, at + (top - at) / 2);
+        open &= (middle > at) & (middle < top); /* else no number lies between */
+        four counts = count_from_each(x, n, middle);
+        ifour fewer = counts < wanted, lower = open & fewer, raise = open & ~fewer;
+        top = chosen(lower, middle, top), above = chosen(lower, counts, above);
+        at = chosen(raise, middle, at), reached = chosen(raise, counts, reached);
+        open &= reached > wanted;
+    }
+    *guesses = at;
+    for (int b = 0; b < BOUNDS; b++) found[b] = (struct bound){at[b], (size)reached[b]};
 }
 
 /* The entries of x [n], and their places, of ranks first to first + count - 1: first entries are above the one bound
@@ -167,19 +213,18 @@ static void collect(const float *x, const int32_t *places, size n, size first, s
 
 /* Values become 2^x over the sum of these; gives log2 of the sum. */
 static float softmax(struct group *group) {
-    float top = group->x[0], lanes[W];
     size end = padded(group->n);
-    for (size i = 1; i < group->n; i++) top = group->x[i] > top ? group->x[i] : top;
-    for (size i = group->n; i < end; i++) group->x[i] = top - 1000;
-    vec sum = (vec){0};
+    for (size i = group->n; i < end; i++) group->x[i] = -INFINITY;
+    vec high = load(group->x), sum = (vec){0};
+    for (size i = W; i < end; i += W) high = larger(high, load(group->x + i));
+    float top = largest_of(high);
     for (size i = 0; i < end; i += W) {
         vec x = load(group->x + i) - top;
         vec y = (vec)((ivec)power_of_2(x) & (x > all(-126)));
         store(group->x + i, y);
         sum += y;
     }
-    store(lanes, sum);
-    float norm = sum_of(lanes);
+    float norm = sum_of(sum);
     for (size i = 0; i < end; i += W) store(group->x + i, load(group->x + i) * (1 / norm));
     return log2f(norm) + top;
 }
@@ -200,9 +245,15 @@ static void add_gradients(const struct contrast *of, const struct group *group, 
     }
 }
 
-/* One row: its scores x [n], whose padding is overwritten; gives its loss. The guesses are of its four bounds. */
+/* Bounds of the row before. */
+struct guesses {
+    float lowest;
+    four others;
+};
+
+/* One row: its scores x [n], whose padding is overwritten; gives its loss. */
 static float rank_row(const struct contrast *of, float *x, const float *q, const float *k, float *grad_q,
-                      float *grad_k, float *spare, float *guesses) {
+                      float *grad_k, float *spare, struct guesses *guesses) {
     size n = of->positions, c = of->c, end = of->n;
     float *found = spare;
     int32_t *places = (int32_t *)(spare + end + W);
@@ -220,24 +271,22 @@ static float rank_row(const struct contrast *of, float *x, const float *q, const
         high = larger(high, one), low = -larger(-low, -one), nothing += one - one;
         high_2 = larger(high_2, two), low_2 = -larger(-low_2, -two), nothing_2 += two - two;
     }
-    if (i < end) high = larger(high, load(x + i)), low = -larger(-low, -load(x + i)), nothing += load(x + i) - load(x + i);
-    high = larger(high, high_2), low = -larger(-low, -low_2), nothing += nothing_2;
-    float most = high[0], least = low[0], lanes[W];
-    for (int l = 1; l < W; l++) {
-        most = high[l] > most ? high[l] : most;
-        least = low[l] < least ? low[l] : least;
+    if (i < end) {
+        vec one = load(x + i);
+        high = larger(high, one), low = -larger(-low, -one), nothing += one - one;
     }
-    store(lanes, nothing);
-    if (sum_of(lanes) != 0) { /* some are no numbers */
+    high = larger(high, high_2), low = -larger(-low, -low_2), nothing += nothing_2;
+    if (sum_of(nothing) != 0) { /* some are no numbers */
         if (of->needs_grad)
             for (size j = 0; j < c; j += W) store(grad_q + j, all(NAN));
         for (i = 0; of->needs_grad && i < n * c; i += W) store(grad_k + i, all(NAN));
         return NAN;
     }
+    float most = largest_of(high), least = -largest_of(-low);
     for (i = n; i < end; i++) x[i] = -INFINITY;
     size wanted = of->start + of->count, kept = 0;
     float top = nextafterf(most, INFINITY);
-    struct bound lowest = find_bound(x, end, wanted, wanted / 8 + W, (struct bound){least, n}, top, guesses);
+    struct bound lowest = find_bound(x, end, wanted, wanted / 4 + W, (struct bound){least, n}, top, &guesses->lowest);
     ivec here = first_places();
     for (i = 0; i < end; i += W, here += W) {
         vec some = load(x + i);
@@ -245,12 +294,11 @@ static float rank_row(const struct contrast *of, float *x, const float *q, const
     }
     for (i = kept; i < padded(kept); i++) found[i] = -INFINITY;
     kept = padded(kept);
-    struct bound end_of_first = find_bound(found, kept, of->count, 0, lowest, top, guesses + 1);
-    struct bound end_of_second = find_bound(found, kept, wanted, 0, lowest, top, guesses + 2);
-    struct bound begin_of_second = {top, 0};
-    if (of->start) begin_of_second = find_bound(found, kept, of->start, 0, lowest, top, guesses + 3);
-    collect(found, places, kept, 0, of->count, (struct bound){top, 0}, end_of_first, &groups[0]);
-    collect(found, places, kept, of->start, of->count, begin_of_second, end_of_second, &groups[1]);
+    struct bound bounds[BOUNDS];
+    four ranks = {(float)of->count, (float)wanted, (float)of->start, 0};
+    find_bounds(found, kept, ranks, lowest, top, &guesses->others, bounds);
+    collect(found, places, kept, 0, of->count, (struct bound){top, 0}, bounds[FIRST], &groups[0]);
+    collect(found, places, kept, of->start, of->count, bounds[BEGIN], bounds[SECOND], &groups[1]);
     float first = softmax(&groups[0]), loss = (softmax(&groups[1]) - first) * LN_2 + of->margin;
     if (of->hinge && loss <= 0) return 0;
     if (of->needs_grad) {
@@ -275,9 +323,13 @@ static void normalise(const struct contrast *of, const float *given, size count,
 
 static void prepare_tile(const void *job, size tile, size worker, float *memory) {
     const struct contrast *of = job;
-    size image, first, count = positions_of(tile, of->positions, of->rows, &image, &first), at = image * of->positions + first;
+    size image, first, count = positions_of(tile, of->positions, of->rows, &image, &first);
+    size at = image * of->positions + first;
     float *columns = of->columns + image * of->c * of->n + first, *k = of->k + at * of->c;
     (void)worker, (void)memory;
+    for (size w = 0; of->needs_grad && w < of->workers; w++)
+        for (size i = 0; i < count * of->c; i += W)
+            store(of->grad_k + (w * of->images * of->positions + at) * of->c + i, (vec){0});
     normalise(of, of->given_q + at * of->width, count, LOG2_E, of->q + at * of->c, of->factor_q + at);
     normalise(of, of->given_k + at * of->width, count, 1, k, of->factor_k + at);
     transpose(k, of->c, count, of->width, columns, of->n);
@@ -288,14 +340,15 @@ static void prepare_tile(const void *job, size tile, size worker, float *memory)
 
 static void rank_tile(const void *job, size tile, size worker, float *memory) {
     const struct contrast *of = job;
-    size n = of->positions, c = of->c, image, first, count = positions_of(tile, of->positions, of->rows, &image, &first), at = image * n + first;
+    size n = of->positions, c = of->c, image, first, count = positions_of(tile, n, of->rows, &image, &first);
+    size at = image * n + first;
     float *grad_q = of->grad_q + at * c, *grad_k = of->grad_k + (worker * of->images + image) * n * c;
     const float *q = of->q + at * c, *columns = of->columns + image * c * of->n;
-    float guesses[4] = {NAN, NAN, NAN, NAN};
+    struct guesses guesses = {NAN, {NAN, NAN, NAN, NAN}};
     wide_product(q, c, 1, columns, of->n, memory, of->n, count, of->width, of->n, 0);
     for (size i = 0; i < count; i++)
         of->losses[at + i] = rank_row(of, memory + i * of->n, q + i * c, of->k + image * n * c, grad_q + i * c, grad_k,
-                                      memory + of->rows * of->n, guesses);
+                                      memory + of->rows * of->n, &guesses);
 }
 
 /* Gradients of normalised rows become those of the embeddings: only what is orthogonal to a row counts. */
@@ -308,7 +361,8 @@ static void finish(const struct contrast *of, const float *rows, float unit, con
 
 static void finish_tile(const void *job, size tile, size worker, float *memory) {
     const struct contrast *of = job;
-    size image, first, count = positions_of(tile, of->positions, of->rows, &image, &first), at = image * of->positions + first, c = of->c;
+    size image, first, count = positions_of(tile, of->positions, of->rows, &image, &first);
+    size at = image * of->positions + first, c = of->c;
     size all_rows = of->images * of->positions;
     (void)worker, (void)memory;
     for (size i = at; i < at + count; i++) {

@@ -81,8 +81,8 @@ static void feature(int vectors, const struct feature_map *map, const float *u, 
 
 /* Of n keys k [n][c] and values v [n][d]: sums of features times values [m][d], of features [m], of values [d].
    d is a multiple of W. */
-static void sum_keys(const struct feature_map *map, const float *k, const float *v, size n, size d, float *sums, float *norm,
-              float *total, float *workspace) {
+static void sum_keys(const struct feature_map *map, const float *k, const float *v, size n, size d, float *sums,
+                     float *norm, float *total, float *workspace) {
     size m = map->m, c = map->c;
     float *features = workspace, *u = features + m * LINE, *lengths = u + c * LINE, *less = lengths + LINE;
     float *norms = less + LINE;
@@ -100,7 +100,7 @@ static void sum_keys(const struct feature_map *map, const float *k, const float 
         for (size i = 0; i < count; i++)
             for (size e = 0; e < d; e++) total[e] += v[(g + i) * d + e];
     }
-    for (size i = 0; i < m; i++) norm[i] = sum_of(norms + i * W);
+    for (size i = 0; i < m; i++) norm[i] = sum_of(load(norms + i * W));
 }
 
 /* Output [n][d] and its normaliser [n] of n queries q [n][c], given sums over keys [m][d], by their norm [m], and what
@@ -208,7 +208,7 @@ static void query_gradients(const struct feature_map *map, const float *q, size 
         times_features(features, m, vectors * W, norm, grad_normaliser, grad_features);
         embedding_gradients(map, grad_features, u, lengths, count, grad_u, grad_q + g * c);
     }
-    for (size i = 0; i < m; i++) grad_norm[i] = sum_of(norms + i * W);
+    for (size i = 0; i < m; i++) grad_norm[i] = sum_of(load(norms + i * W));
 }
 
 /* Gradients of n keys [n][c] and values [n][d], given those of the sums [m][d] and norm [m] over them and of the sum of

@@ -54,7 +54,8 @@ INLINE void weigh_of(const int vectors, float *scores, size keys, const float *h
     UNROLL for (int j = 0; j < vectors; j++) store(norm + j * W, total[j]);
 }
 
-static void weigh(int vectors, float *scores, size keys, const float *high, float *top, float *norm, float *sums, size d, int first) {
+static void weigh(int vectors, float *scores, size keys, const float *high, float *top, float *norm, float *sums,
+                  size d, int first) {
     if (vectors == 3) weigh_of(3, scores, keys, high, top, norm, sums, d, first);
     if (vectors == 2) weigh_of(2, scores, keys, high, top, norm, sums, d, first);
     if (vectors == 1) weigh_of(1, scores, keys, high, top, norm, sums, d, first);
@@ -69,7 +70,8 @@ static void attend(const struct lines *q, const struct lines *k, const struct li
                     const struct lines *top_of, const struct lines *norm_of, size m, size c, size d, int before,
                     int finish, int leave_out, size first_line, size lines, size first, size n, float *workspace) {
     float *queries = workspace, *sums = queries + c * LINE, *scores = sums + d * LINE, *top = scores + KEYS * LINE;
-    float *norm = top + LINE, *rows_k = norm + LINE, *rows_v = rows_k + KEYS * pitch(c), *rows = rows_v + KEYS * pitch(d);
+    float *norm = top + LINE, *rows_k = norm + LINE, *rows_v = rows_k + KEYS * pitch(c);
+    float *rows = rows_v + KEYS * pitch(d);
     size by_c = pitch(c), by_d = pitch(d);
     float high[MOST_VECTORS * W];
     for (size line = first_line; line < first_line + lines; line++)
@@ -184,8 +186,9 @@ static void gradients(const struct lines *q, const struct lines *k, const struct
                     weigh_gradients(now, s, b, keys, lse + x * W, delta + x * W);
                     product(key, 1, by_c, b, LINE, grad_queries + x * W, LINE, c, keys, now, j > 0);
                 }
-                wide_product(scores, LINE, 1, grad_out, by_d, row(grad_v, line, j), grad_v->by_row, keys, count, d, add);
-                wide_product(grad_scores, LINE, 1, query, by_c, row(grad_k, line, j), grad_k->by_row, keys, count, c, add);
+                float *to_v = row(grad_v, line, j), *to_k = row(grad_k, line, j);
+                wide_product(scores, LINE, 1, grad_out, by_d, to_v, grad_v->by_row, keys, count, d, add);
+                wide_product(grad_scores, LINE, 1, query, by_c, to_k, grad_k->by_row, keys, count, c, add);
             }
             transpose(grad_queries, LINE, c, count, queries, c);
             for (size i = 0; i < count; i++) {
@@ -198,8 +201,9 @@ static void gradients(const struct lines *q, const struct lines *k, const struct
         }
 }
 
-/* Attention of all lines of all images, or its gradients, tile by tile. Lines of an image are by_image further than those
-   of the one before. What tiles of an image, or workers, must not share is by_tile, by_worker further for the next. */
+/* Attention of all lines of all images, or its gradients, tile by tile. Lines of an image are by_image further than
+   those of the one before. What tiles of an image, or workers, must not share is by_tile, by_worker further for the
+   next. */
 struct softmax {
     struct lines rows[9]; /* what attend, or gradients, takes */
     size images, lines, queries, last_queries; /* of each line; of the last line of an image */

@@ -24,6 +24,7 @@ typedef float vec __attribute__((vector_size(4 * W), aligned(4), may_alias));
 typedef int32_t ivec __attribute__((vector_size(4 * W), aligned(4), may_alias));
 
 #define INLINE static inline __attribute__((always_inline))
+#define UNUSED __attribute__((unused)) /* not every file calls it */
 #if defined(__clang__)
 #define UNROLL _Pragma("unroll")
 #else
@@ -71,20 +72,33 @@ INLINE vec power_of_2(vec x) {
     return y * (vec)((ivec)whole << 23);
 }
 
-INLINE float sum_of(const float *x) {
-    float sum = 0;
-    for (int l = 0; l < W; l++) sum += x[l];
+INLINE float sum_of(vec x) {
+#if defined(__AVX512F__)
+    return _mm512_reduce_add_ps((__m512)x);
+#else
+    float sum = x[0];
+    for (int l = 1; l < W; l++) sum += x[l];
     return sum;
+#endif
+}
+
+INLINE float largest_of(vec x) {
+#if defined(__AVX512F__)
+    return _mm512_reduce_max_ps((__m512)x);
+#else
+    float top = x[0];
+    for (int l = 1; l < W; l++) top = x[l] > top ? x[l] : top;
+    return top;
+#endif
 }
 
 INLINE float dot(const float *a, const float *b, size n) {
-    float lanes[W], rest = 0;
+    float rest = 0;
     vec sum = (vec){0};
     size i = 0;
     for (; i + W <= n; i += W) sum += load(a + i) * load(b + i);
     for (; i < n; i++) rest += a[i] * b[i];
-    store(lanes, sum);
-    return sum_of(lanes) + rest;
+    return sum_of(sum) + rest;
 }
 
 INLINE void product_of(const int rows, const int vectors, const float *a, size by_i, size by_k, const float *b,
@@ -138,8 +152,8 @@ static void product(const float *a, size by_i, size by_k, const float *b, size b
 }
 
 /* As product, not adding; top[j] rises to the largest of what is in column j. */
-__attribute__((unused)) static void product_and_top(const float *a, size by_i, size by_k, const float *b, size by_b, float *c, size by_c,
-                            size rows, size n, int vectors, float *top) {
+UNUSED static void product_and_top(const float *a, size by_i, size by_k, const float *b, size by_b, float *c, size by_c,
+                                   size rows, size n, int vectors, float *top) {
     if (vectors == 3) product_rows(3, ROWS_3, a, by_i, by_k, b, by_b, c, by_c, rows, n, 0, top);
     if (vectors == 2) product_rows(2, ROWS_2, a, by_i, by_k, b, by_b, c, by_c, rows, n, 0, top);
     if (vectors == 1) product_rows(1, ROWS_1, a, by_i, by_k, b, by_b, c, by_c, rows, n, 0, top);
@@ -149,8 +163,8 @@ __attribute__((unused)) static void product_and_top(const float *a, size by_i, s
 INLINE int next_vectors(size left) { return left == 4 ? 2 : left < 3 ? (int)left : 3; }
 
 /* As product, for j < columns, a multiple of W. */
-__attribute__((unused)) static void wide_product(const float *a, size by_i, size by_k, const float *b, size by_b, float *c, size by_c,
-                         size rows, size n, size columns, int add) {
+UNUSED static void wide_product(const float *a, size by_i, size by_k, const float *b, size by_b, float *c, size by_c,
+                                size rows, size n, size columns, int add) {
     for (int vectors; columns > 0; columns -= vectors * W, b += vectors * W, c += vectors * W) {
         vectors = next_vectors(columns / W);
         product(a, by_i, by_k, b, by_b, c, by_c, rows, n, vectors, add);
