@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from .base import Attention, Cost, check_qkv, embedding_channels, require_at_least
 from .implementations import run
+from .layers import call_together
 from .nla import position_scores
 from .registry import register_attention
 
@@ -77,7 +78,7 @@ class CrissCrossAttention(Attention):
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """``[B, C, H, W]`` to q, k ``[B, C/reduction, H, W]`` and v ``[B, C, H, W]``."""
-        return self.query(x), self.key(x), self.value(x)
+        return call_together(x, self.query, self.key, self.value)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """:func:`criss_cross_attention`, one pass."""

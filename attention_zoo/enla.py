@@ -54,7 +54,7 @@ from .base import (
     to_rows,
 )
 from .implementations import outside_graphs, run
-from .layers import projects_sums, weight_and_bias
+from .layers import call_together, projects_sums, weight_and_bias
 from .nla import softmax_weights
 from .registry import register_attention
 
@@ -250,7 +250,7 @@ class EfficientNonLocalAttention(Attention):
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """``[B, C, H, W]`` to raw q, k ``[B, C/reduction, H, W]`` and v ``[B, C, H, W]``."""
-        return self.query(x), self.key(x), self.value(x)
+        return call_together(x, self.query, self.key, self.value)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Normalise q and k (Eq. 3), then :func:`random_feature_attention`."""
@@ -260,7 +260,8 @@ class EfficientNonLocalAttention(Attention):
         """As the base's; the values' projection maps m sums instead of N values if that is less."""
         if not projects_sums(self, EfficientNonLocalAttention, self.m, x.shape[2] * x.shape[3]):
             return super().attended(x)
-        q, k, value_map = self.query(x), self.key(x), weight_and_bias(self.value)
+        q, k = call_together(x, self.query, self.key)
+        value_map = weight_and_bias(self.value)
         return q, k, random_feature_attention(q, k, x, self.projection, self.eps, self.k, value_map)
 
     def forward(self, x: Tensor) -> Tensor:

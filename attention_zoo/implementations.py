@@ -42,7 +42,8 @@ _FUNC = "torch.func"
 P = ParamSpec("P")
 R = TypeVar("R")
 
-Core = Callable[..., Tensor]
+#: Gives a tensor, or several, as its formula file says.
+Core = Callable[..., Any]
 #: Takes what the core takes; why the implementation cannot run on that, None if it can.
 WhyNot = Callable[..., str | None]
 
@@ -139,7 +140,8 @@ def run(core: str, *args: Any) -> Tensor:
     watch = _watch.get()
     if watch is not None:
         watch[core] = name
-    return known.functions[name](*args)
+    found: Tensor = known.functions[name](*args)
+    return found
 
 
 def plain_operations_only() -> str | None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any, overload
+
 import torch
 from torch import Tensor, nn
 
 from .base import Attention
+from .implementations import plain_operations_only, run
 
 
 def is_plain(layer: nn.Module) -> bool:
@@ -55,6 +58,25 @@ def _is_matrix(layer: object, channels: int) -> bool:
         and layer.bias is not None
         and layer.weight.shape[1:] == (channels, 1, 1)
     )
+
+
+@overload
+def call_together(x: Tensor, one: nn.Module, two: nn.Module, /) -> tuple[Tensor, Tensor]: ...
+@overload
+def call_together(
+    x: Tensor, one: nn.Module, two: nn.Module, three: nn.Module, /
+) -> tuple[Tensor, Tensor, Tensor]: ...
+def call_together(x: Tensor, *layers: nn.Module) -> tuple[Tensor, ...]:
+    """The layers' outputs of x; those of 1x1 convolutions in one pass over x, where C kernels can.
+
+    Such kernels are the implementation ``native`` of ``projections``.
+    """
+    plain = all(_is_matrix(layer, x.shape[1]) for layer in layers)
+    if not plain or torch.compiler.is_compiling() or plain_operations_only():
+        return tuple(layer(x) for layer in layers)
+    tensors = (t for layer in layers for t in weight_and_bias(layer))  # type: ignore[arg-type]
+    found: Any = run("projections", x, *tensors)
+    return tuple(found)
 
 
 def weight_and_bias(convolution: nn.Conv2d) -> tuple[Tensor, Tensor]:

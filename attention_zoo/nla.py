@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from .base import Attention, Cost, check_qkv, embedding_channels, no_autocast, weighted_sum
 from .implementations import run
+from .layers import call_together
 from .registry import register_attention
 
 #: Up to this width the fused CPU kernel gets queries, keys and values of one width, see
@@ -76,7 +77,7 @@ class NonLocalAttention(Attention):
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """``[B, C, H, W]`` to q, k ``[B, C/reduction, H, W]`` and v ``[B, C, H, W]``."""
-        return self.query(x), self.key(x), self.value(x)
+        return call_together(x, self.query, self.key, self.value)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """:func:`non_local_attention`."""

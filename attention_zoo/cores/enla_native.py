@@ -130,13 +130,13 @@ class _Native(torch.autograd.Function):
         native.backward(call.job(**kept, **passing, **of_inputs), call.workspace)
         grad_weight = grad_bias = None
         if weight is not None:
-            of_outputs = grad_mapped[..., : call.c_out]
+            of_outputs = grad_mapped.flatten(0, 1).T  # sums over images and features
             if ctx.needs_input_grad[4]:
-                of_weight = torch.bmm(of_outputs.mT, kept["context"]).sum(0)
-                grad_weight = of_weight[:, : v.shape[2]].to(weight.dtype)
+                of_weight = torch.mm(of_outputs, kept["context"].flatten(0, 1))
+                grad_weight = of_weight[: call.c_out, : v.shape[2]].to(weight.dtype)
             if ctx.needs_input_grad[5]:
-                grad_bias = torch.bmm(of_outputs.mT, kept["norm"].unsqueeze(2)).sum((0, 2))
-                grad_bias = grad_bias.to(bias.dtype)
+                of_bias = torch.mv(of_outputs, kept["norm"].flatten())
+                grad_bias = of_bias[: call.c_out].to(bias.dtype)
         found = zip(of_inputs.values(), (q, k, v), strict=True)
         of_rows = (t[..., : x.shape[2]].to(x.dtype) for t, x in found)
         return *of_rows, None, grad_weight, grad_bias, None, None

@@ -6,6 +6,7 @@ Like all others they compute in float32 at least and return the dtype of v.
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..base import no_autocast, sum_dtype, to_map, to_rows
@@ -82,6 +83,14 @@ def random_feature_attention(
         sums = torch.matmul(phi_q, torch.matmul(phi_k.mT, values))
         normaliser = torch.matmul(phi_q, phi_k.sum(1).unsqueeze(-1))
         return to_map((sums / normaliser).to(v.dtype), like=v)
+
+
+@implementation("projections", "released")
+@implementation("projections", "reference")
+def project(x: Tensor, *layers: Tensor) -> tuple[Tensor, ...]:
+    """A 1x1 convolution for each weight and bias."""
+    pairs = zip(layers[::2], layers[1::2], strict=True)
+    return tuple(F.conv2d(x, weight[:, :, None, None], bias) for weight, bias in pairs)
 
 
 @implementation("contrast", "reference")

@@ -33,7 +33,7 @@ from ..base import (
 )
 from ..cores.softmax_rows import softmax_attention_lse
 from ..implementations import outside_graphs, refuse_transforms
-from ..layers import call_in_dtype
+from ..layers import call_in_dtype, call_together
 from ..nlsa import normalise_keys
 from ..registry import register_attention
 
@@ -182,7 +182,7 @@ class AdaptiveTokenDictionaryAttention(Attention):
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """``[B, C, H, W]`` to q, k ``[B, C/reduction, H, W]`` and v ``[B, C, H, W]``."""
-        return self.query(x), self.key(x), self.value(x)
+        return call_together(x, self.query, self.key, self.value)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """:func:`token_attention` plus :func:`category_attention` with its heads joined."""

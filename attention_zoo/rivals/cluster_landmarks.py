@@ -32,6 +32,7 @@ from ..base import (
 from ..cores.softmax_rows import softmax_attention_lse
 from ..cores.tiles import split_tiles
 from ..implementations import outside_graphs, refuse_transforms
+from ..layers import call_together
 from ..nlsa import normalise_keys
 from ..registry import register_attention
 
@@ -237,7 +238,7 @@ class ClusterLandmarkAttention(Attention):
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """``[B, C, H, W]`` to q, k ``[B, C/reduction, H, W]`` and v ``[B, C, H, W]``."""
-        return self.query(x), self.key(x), self.value(x)
+        return call_together(x, self.query, self.key, self.value)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """:func:`landmark_attention`."""

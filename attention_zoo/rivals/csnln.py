@@ -31,6 +31,7 @@ from ..base import (
 from ..cores.softmax import refuse_second_derivative
 from ..cores.tiles import step_length
 from ..implementations import outside_graphs, refuse_transforms
+from ..layers import call_together
 from ..nlsa import MIN_NORM
 from ..registry import register_attention
 
@@ -246,7 +247,7 @@ class CrossScaleAttention(Attention):
         v at a position is the convolution of the block that begins there, zeros beyond the map.
         """
         beyond = self.scale - 1
-        return self.query(x), self.key(x), self.value(F.pad(x, (0, beyond, 0, beyond)))
+        return *call_together(x, self.query, self.key), self.value(F.pad(x, (0, beyond, 0, beyond)))
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """:func:`cross_scale_attention`."""

@@ -26,6 +26,7 @@ from ..base import (
     split_heads,
     sum_dtype,
 )
+from ..layers import call_together
 from ..nla import non_local_attention, softmax_macs
 from ..registry import register_attention
 
@@ -120,7 +121,7 @@ class DifferentialAttention(Attention):
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """``[B, C, H, W]`` to q, k ``[B, C/reduction, H, W]`` and v ``[B, C, H, W]``."""
-        return self.query(x), self.key(x), self.value(x)
+        return call_together(x, self.query, self.key, self.value)
 
     def weight(self, dtype: torch.dtype) -> Tensor:
         """The weight l of the second softmax, a scalar."""

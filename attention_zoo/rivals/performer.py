@@ -21,7 +21,7 @@ from ..enla import (
     random_feature_attention,
     require_features,
 )
-from ..layers import projects_sums, weight_and_bias
+from ..layers import call_together, projects_sums, weight_and_bias
 from ..nla import softmax_weights
 from ..registry import register_attention
 
@@ -109,7 +109,7 @@ class PerformerAttention(Attention):
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """``[B, C, H, W]`` to q, k ``[B, C/reduction, H, W]`` and v ``[B, C, H, W]``."""
-        return self.query(x), self.key(x), self.value(x)
+        return call_together(x, self.query, self.key, self.value)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """:func:`positive_feature_attention`."""
@@ -119,7 +119,7 @@ class PerformerAttention(Attention):
         """As the base's; the values' projection maps m sums instead of N values if that is less."""
         if not projects_sums(self, PerformerAttention, self.m, x.shape[2] * x.shape[3]):
             return super().attended(x)
-        q, k = self.query(x), self.key(x)
+        q, k = call_together(x, self.query, self.key)
         value_map = weight_and_bias(self.value)
         return q, k, positive_feature_attention(q, k, x, self.projection, value_map)
 

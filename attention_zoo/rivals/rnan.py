@@ -26,7 +26,7 @@ from ..base import (
     require_at_least,
     sum_dtype,
 )
-from ..layers import call_in_dtype
+from ..layers import call_in_dtype, call_together
 from ..nla import non_local_attention, softmax_macs
 from ..registry import register_attention
 
@@ -96,7 +96,7 @@ class ResidualNonLocalAttention(Attention):
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """``[B, C, H, W]`` to q, k ``[B, C/reduction, H, W]``, and x itself."""
-        return self.query(x), self.key(x), x
+        return *call_together(x, self.query, self.key), x
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Both branches: ``trunk(v) · mask(q, k, v)``, ``[B, C, H, W]``."""

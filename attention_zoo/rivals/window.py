@@ -29,6 +29,7 @@ from ..base import (
 )
 from ..cores.windows import attend_windows, bias_of_pairs, from_windows, to_windows
 from ..implementations import outside_graphs, refuse_transforms
+from ..layers import call_together
 from ..registry import register_attention
 
 
@@ -146,7 +147,7 @@ class WindowAttention(Attention):
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """``[B, C, H, W]`` to q, k ``[B, C/reduction, H, W]`` and v ``[B, C, H, W]``."""
-        return self.query(x), self.key(x), self.value(x)
+        return call_together(x, self.query, self.key, self.value)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """:func:`window_attention`, then the 1x1 convolution that joins the heads."""

@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
+import copy
 import multiprocessing
 import stat
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from attention_zoo import AttentionError
-from attention_zoo.cores import native, nlsa_native
+from attention_zoo.cores import native, nlsa_native, projections_native
 from attention_zoo.cores.softmax_rows import softmax_attention_native
 from attention_zoo.criss_cross import criss_cross_attention
 from attention_zoo.enla import orthogonal_gaussian, random_feature_attention
 from attention_zoo.enlca import contrast_groups, contrastive_loss
 from attention_zoo.implementations import use_implementation, watch_implementations
+from attention_zoo.layers import call_together
 from attention_zoo.nla import non_local_attention
 from attention_zoo.nlsa import hash_codes, sparse_attention
 from tests.reference import softmax as oracle
@@ -368,3 +371,82 @@ def test_threads_of_a_forked_process_are_its_own() -> None:
 
 def _in_child(rows: list[Tensor], send: Any) -> None:
     send.send(softmax_attention_native(*rows).tolist())
+
+
+def _layer(channels: int, width: int, size: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(channels, width, size, padding=size // 2, dtype=torch.float32)
+
+
+def _map(*shape: int) -> Tensor:
+    return torch.randn(shape, dtype=torch.float32).to(memory_format=torch.channels_last)
+
+
+def _project(x: Tensor, layers: Sequence[nn.Conv2d], name: str) -> list[Tensor]:
+    x = x.detach().requires_grad_()
+    with use_implementation(f"projections={name}"), watch_implementations() as seen:
+        outs = call_together(x, *layers)  # type: ignore[call-overload]
+    assert seen == {"projections": name}
+    parameters = [p for layer in layers for p in layer.parameters()]
+    grads = torch.autograd.grad([out.square().sum() for out in outs], [x, *parameters])
+    return [out.detach() for out in outs] + list(grads)
+
+
+@needs_compiler
+@settings(deadline=None, max_examples=50)
+@given(
+    batch=st.integers(1, 3),
+    size=st.tuples(st.integers(1, 30), st.integers(1, 30)),
+    channels=st.sampled_from([16, 48, 64]),
+    widths=st.lists(st.integers(1, 70), min_size=1, max_size=3),
+    threads=st.integers(1, 3),
+)
+def test_projections_agree_with_convolutions_in_float64(
+    batch: int, size: tuple[int, int], channels: int, widths: list[int], threads: int
+) -> None:
+    layers = [_layer(channels, width) for width in widths]
+    x = _map(batch, channels, *size)
+    with (
+        patch.object(projections_native, "num_workers", lambda *_, **__: threads),
+        patch.object(projections_native, "_FEW_PRODUCTS", 1),
+    ):
+        found = _project(x, layers, "native")
+    wanted = _project(x.double(), [copy.deepcopy(layer).double() for layer in layers], "reference")
+    for one, two in zip(found, wanted, strict=True):
+        scale = max(float(two.abs().max()), 1.0)
+        torch.testing.assert_close(one / scale, two / scale, rtol=0, atol=1e-5, check_dtype=False)
+
+
+@needs_compiler
+def test_projections_leave_to_torch_what_the_kernels_do_not_take() -> None:
+    """Each is asked of the layers themselves, or of torch's convolutions."""
+    layers = [_layer(16, width) for width in (4, 5)]
+    x = _map(2, 16, 6, 5)
+
+    def seen(x: Tensor, layers: Sequence[nn.Module]) -> str | None:
+        with watch_implementations() as found:
+            outs = call_together(x, *layers)  # type: ignore[call-overload]
+        for out, layer in zip(outs, layers, strict=True):
+            torch.testing.assert_close(out, layer(x), rtol=1e-5, atol=1e-5)
+        return found.get("projections")
+
+    assert seen(x, layers) == "native"
+    assert seen(x.contiguous(), layers) == "reference"
+    assert seen(x.double(), [copy.deepcopy(layer).double() for layer in layers]) == "reference"
+    assert seen(x, layers * 2) == "reference"
+    assert seen(x[:, :8], [_layer(8, 4)]) == "reference"
+    assert seen(x, [_layer(16, 4, 3), layers[0]]) is None
+    assert seen(x, [nn.utils.parametrizations.weight_norm(_layer(16, 4))]) is None
+    with torch.autocast("cpu", dtype=torch.bfloat16), watch_implementations() as found:
+        outs = call_together(x, layers[0], layers[1])
+    assert found == {"projections": "reference"}
+    assert {out.dtype for out in outs} == {torch.bfloat16}
+
+
+@needs_compiler
+def test_projections_need_no_gradient_of_the_map() -> None:
+    layers = [_layer(16, 4), _layer(16, 4)]
+    x = _map(1, 16, 6, 5)
+    one, two = call_together(x, layers[0], layers[1])
+    (one.sum() + two.sum()).backward()
+    assert all(p.grad is not None for layer in layers for p in layer.parameters())
+    assert x.grad is None

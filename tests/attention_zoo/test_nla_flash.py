@@ -60,10 +60,15 @@ def test_the_fused_kernel_is_taken(
     """And nothing multiplies matrices beside it, whatever implementation is chosen."""
     module = create_attention("nla-flash", channels=64, reduction=reduction).to(dtype).eval()
     x = random_map(0, 64, (6, 7), dtype=dtype, memory_format=memory_format).detach()
-    with torch.no_grad(), use_implementation("reference"), watch_implementations() as seen:
+    with torch.no_grad():
         q, k, v = module.project(x)
-        with Operations() as operations:
-            module.attend(q, k, v)
+    with (
+        torch.no_grad(),
+        use_implementation("reference"),
+        watch_implementations() as seen,
+        Operations() as operations,
+    ):
+        module.attend(q, k, v)
     assert seen == {"nla": "sdpa"}
     assert "_scaled_dot_product_flash_attention_for_cpu" in operations.names
     assert not {"bmm", "mm", "matmul", "baddbmm", "_softmax"} & operations.names

@@ -109,18 +109,13 @@ struct bound {
     size reached;
 };
 
-/* Nearly log2(n + 1/2): scores thin out towards the largest, about as an exponential. */
-INLINE float log_of(size n) {
-    union {
-        float number;
-        int32_t bits;
-    } x = {n + 0.5f};
-    return x.bits * 0x1p-23f;
-}
+/* Nearly log2(n + 1/2) and a constant: scores thin out towards the largest, about as an exponential. */
+INLINE four logs_of(four n) { return __builtin_convertvector((ifour)(n + 0.5f), four) * 0x1p-23f; }
+INLINE float log_of(size n) { return logs_of((four){(float)n})[0]; }
 
 /* A bound that wanted to wanted + slack of x [n] reach; more only where the entries at it are equal. All of them are
    from low on, and below high; wanted is at least 1. The guess, if between, is tried first, and replaced by what is
-   found: rows beside one another are alike. */
+   found. */
 static struct bound find_bound(const float *x, size n, size wanted, size slack, struct bound low, float high,
                                float *guess) {
     size above = 0; /* that reach high */
@@ -168,16 +163,23 @@ INLINE four chosen(ifour which, four yes, four no) { return (four)((which & (ifo
 static void find_bounds(const float *x, size n, four wanted, struct bound low, float high, four *guesses,
                         struct bound *found) {
     four none = (four){0}, at = low.at - none, reached = (float)low.reached - none, top = high - none, above = none;
+    four first = *guesses, of_first = none, logs = logs_of(reached), logs_wanted = logs_of(wanted);
     ifour without = wanted == none, open;
     at = chosen(without, top, at), reached = chosen(without, none, reached);
     open = reached > wanted;
     for (int turn = 0; open[0] | open[1] | open[2]; turn++) {
-        /* By a straight line between the counts, or in the middle. */
-        four share = turn % 2 ? 0.5f - none : (reached - wanted) / (reached - above), middle = at + (top - at) * share;
-        if (turn == 0) middle = chosen((*guesses > at) & (*guesses < top), *guesses, middle);
+        /* By a straight line between the counts; every third time in the middle. */
+        four share = turn % 3 == 1 ? 0.5f - none : (reached - wanted) / (reached - above);
+        four middle = at + (top - at) * share;
+        if (turn == 0) middle = chosen((first > at) & (first < top), first, middle);
+        if (turn == 1) { /* from the first, as the logs of the counts fall from low to it */
+            four of_this = logs_of(of_first);
+            middle = first + (first - low.at) * ((of_this - logs_wanted) / (logs - of_this));
+        }
         middle = chosen((middle > at) & (middle < top), middle, at + (top - at) / 2);
         open &= (middle > at) & (middle < top); /* else no number lies between */
         four counts = count_from_each(x, n, middle);
+        if (turn == 0) first = middle, of_first = counts;
         ifour fewer = counts < wanted, lower = open & fewer, raise = open & ~fewer;
         top = chosen(lower, middle, top), above = chosen(lower, counts, above);
         at = chosen(raise, middle, at), reached = chosen(raise, counts, reached);
@@ -211,8 +213,13 @@ static void collect(const float *x, const int32_t *places, size n, size first, s
     }
 }
 
-/* Values become 2^x over the sum of these; gives log2 of the sum. */
-static float softmax(struct group *group) {
+/* A sum of 2^x over 2^top. */
+struct sum {
+    float over_top, top;
+};
+
+/* Values become 2^x over the sum of these. */
+INLINE struct sum softmax(struct group *group) {
     size end = padded(group->n);
     for (size i = group->n; i < end; i++) group->x[i] = -INFINITY;
     vec high = load(group->x), sum = (vec){0};
@@ -226,7 +233,7 @@ static float softmax(struct group *group) {
     }
     float norm = sum_of(sum);
     for (size i = 0; i < end; i += W) store(group->x + i, load(group->x + i) * (1 / norm));
-    return log2f(norm) + top;
+    return (struct sum){norm, top};
 }
 
 /* The row's score with every key of a group grows with it, at this rate. */
@@ -245,7 +252,7 @@ static void add_gradients(const struct contrast *of, const struct group *group, 
     }
 }
 
-/* Bounds of the row before. */
+/* Bounds of the row before, less its mean, over its deviation: rows of an image are alike. */
 struct guesses {
     float lowest;
     four others;
@@ -264,29 +271,33 @@ static float rank_row(const struct contrast *of, float *x, const float *q, const
     }
     if (of->needs_grad)
         for (size j = 0; j < c; j += W) store(grad_q + j, (vec){0});
-    vec high = load(x), low = high, nothing = (vec){0}, high_2 = high, low_2 = low, nothing_2 = nothing;
-    size i = 0;
+    /* Padding is 0, which sums do not see and the range may have. */
+    vec high = load(x), low = high, sum = high, squares = high * high, high_2 = high, low_2 = low;
+    vec sum_2 = (vec){0}, squares_2 = sum_2;
+    size i = W;
     for (; i + 2 * W <= end; i += 2 * W) {
         vec one = load(x + i), two = load(x + i + W);
-        high = larger(high, one), low = -larger(-low, -one), nothing += one - one;
-        high_2 = larger(high_2, two), low_2 = -larger(-low_2, -two), nothing_2 += two - two;
+        high = larger(high, one), low = -larger(-low, -one), sum += one, squares += one * one;
+        high_2 = larger(high_2, two), low_2 = -larger(-low_2, -two), sum_2 += two, squares_2 += two * two;
     }
     if (i < end) {
         vec one = load(x + i);
-        high = larger(high, one), low = -larger(-low, -one), nothing += one - one;
+        high = larger(high, one), low = -larger(-low, -one), sum += one, squares += one * one;
     }
-    high = larger(high, high_2), low = -larger(-low, -low_2), nothing += nothing_2;
-    if (sum_of(nothing) != 0) { /* some are no numbers */
+    float most = largest_of(larger(high, high_2)), least = -largest_of(larger(-low, -low_2));
+    float mean = sum_of(sum + sum_2) / n, deviation = sqrtf(sum_of(squares + squares_2) / n - mean * mean);
+    if (!(mean - mean == 0)) { /* some are no numbers */
         if (of->needs_grad)
             for (size j = 0; j < c; j += W) store(grad_q + j, all(NAN));
         for (i = 0; of->needs_grad && i < n * c; i += W) store(grad_k + i, all(NAN));
         return NAN;
     }
-    float most = largest_of(high), least = -largest_of(-low);
     for (i = n; i < end; i++) x[i] = -INFINITY;
     size wanted = of->start + of->count, kept = 0;
     float top = nextafterf(most, INFINITY);
-    struct bound lowest = find_bound(x, end, wanted, wanted / 4 + W, (struct bound){least, n}, top, &guesses->lowest);
+    float guess = mean + guesses->lowest * deviation;
+    struct bound lowest = find_bound(x, end, wanted, wanted / 4 + W, (struct bound){least, n}, top, &guess);
+    guesses->lowest = (guess - mean) / deviation;
     ivec here = first_places();
     for (i = 0; i < end; i += W, here += W) {
         vec some = load(x + i);
@@ -296,10 +307,13 @@ static float rank_row(const struct contrast *of, float *x, const float *q, const
     kept = padded(kept);
     struct bound bounds[BOUNDS];
     four ranks = {(float)of->count, (float)wanted, (float)of->start, 0};
-    find_bounds(found, kept, ranks, lowest, top, &guesses->others, bounds);
+    four others = mean + guesses->others * deviation;
+    find_bounds(found, kept, ranks, lowest, top, &others, bounds);
+    guesses->others = (others - mean) / deviation;
     collect(found, places, kept, 0, of->count, (struct bound){top, 0}, bounds[FIRST], &groups[0]);
     collect(found, places, kept, of->start, of->count, bounds[BEGIN], bounds[SECOND], &groups[1]);
-    float first = softmax(&groups[0]), loss = (softmax(&groups[1]) - first) * LN_2 + of->margin;
+    struct sum first = softmax(&groups[0]), second = softmax(&groups[1]);
+    float loss = (log2f(second.over_top / first.over_top) + second.top - first.top) * LN_2 + of->margin;
     if (of->hinge && loss <= 0) return 0;
     if (of->needs_grad) {
         add_gradients(of, &groups[0], -1, q, k, grad_q, grad_k);

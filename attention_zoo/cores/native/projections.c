@@ -1,0 +1,60 @@
+/* Up to three 1x1 convolutions of one map, which is read once, and their gradients. */
+#include "threads.h"
+
+enum { LAYERS = 3 };
+
+struct projections {
+    const float *x;                         /* [N][c] */
+    const float *weights, *turned, *bias;   /* of all layers, one behind the other: [w][c], [c][w], [w] */
+    const float *grads[LAYERS];             /* of the outputs */
+    float *outs[LAYERS];                    /* [N][width] */
+    float *grad_x;                          /* or NULL */
+    float *grad_weights, *grad_bias;        /* of each worker, which grow: [w][c], [w] */
+    size positions, c, w;                   /* c and w are multiples of W; w is at least all widths */
+    size widths[LAYERS];                    /* 0 where there is no layer */
+    size rows, workers;                     /* of a tile; how many share the tiles */
+};
+
+/* Floats of memory for each worker. */
+size projections_workspace(size rows, size w) { return rows * w; }
+
+static void project_tile(const void *job, size tile, size worker, float *memory) {
+    const struct projections *of = job;
+    size image, first, count = positions_of(tile, of->positions, of->rows, &image, &first), from = 0;
+    (void)worker;
+    wide_product(of->x + first * of->c, of->c, 1, of->turned, of->w, memory, of->w, count, of->c, of->w, 0);
+    for (int l = 0; l < LAYERS; from += of->widths[l++]) {
+        float *out = of->outs[l] + first * of->widths[l];
+        for (size i = 0; i < count; i++, out += of->widths[l])
+            for (size j = 0; j < of->widths[l]; j++) out[j] = memory[i * of->w + from + j] + of->bias[from + j];
+    }
+}
+
+static void gradients_of_tile(const void *job, size tile, size worker, float *memory) {
+    const struct projections *of = job;
+    size image, first, count = positions_of(tile, of->positions, of->rows, &image, &first), c = of->c, w = of->w;
+    const float *x = of->x + first * c;
+    float *sums = of->grad_bias + worker * w;
+    size from = 0;
+    for (int l = 0; l < LAYERS; from += of->widths[l++]) {
+        const float *grad = of->grads[l] + first * of->widths[l];
+        for (size i = 0; i < count; i++, grad += of->widths[l])
+            for (size j = 0; j < of->widths[l]; j++) memory[i * w + from + j] = grad[j];
+    }
+    for (size i = 0; i < count; i++) {
+        float *row = memory + i * w;
+        for (size j = from; j < w; j++) row[j] = 0;
+        for (size j = 0; j < w; j += W) store(sums + j, load(sums + j) + load(row + j));
+    }
+    if (of->grad_x) wide_product(memory, w, 1, of->weights, c, of->grad_x + first * c, c, count, w, c, 0);
+    wide_product(memory, 1, w, x, c, of->grad_weights + worker * w * c, c, w, count, c, 1);
+}
+
+static void share(tile_function function, const struct projections *of, float *workspace) {
+    size tiles = (of->positions + of->rows - 1) / of->rows;
+    share_tiles(function, of, tiles, of->workers, 1, workspace, projections_workspace(of->rows, of->w));
+}
+
+void projections_forward(const struct projections *of, float *workspace) { share(project_tile, of, workspace); }
+
+void projections_backward(const struct projections *of, float *workspace) { share(gradients_of_tile, of, workspace); }
