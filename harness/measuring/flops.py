@@ -114,6 +114,7 @@ def count(variant: Variant, height: int = 100, width: int = 100) -> dict[str, An
                 "core": _count_part("core", Core(core), qkv, core, height, width, notes),
                 "module": _count_part("module", module, (x,), module, height, width, notes),
             }
+        seen.pop("projections", None)  # convolutions to every counter
         if seen:
             ran = ", ".join(f"{core}={name}" for core, name in sorted(seen.items()))
             notes.insert(0, f"counters ran the implementation {ran}")

@@ -141,7 +141,10 @@ def test_limits_and_errors(dtype: str, tmp_path: Path) -> None:
             assert row["gradient_rms_error"] < 2 * tolerance
     by_name = {row["name"]: row for row in rows}
     nla = by_name["NLA, 6x6, forward"]
-    assert nla["implementation"] == {"nla": "native" if COMPILED else "sdpa"}
+    used = {"nla": "native", "projections": "native"}
+    assert nla["implementation"] == (
+        used if COMPILED else {"nla": "sdpa", "projections": "reference"}
+    )
     # 2 N² (c + c_out) FLOPs, or 4 c N numbers.
     itemsize = 4 if dtype == "float32" else 2
     flops, touched = 2 * 36**2 * 128, itemsize * 4 * 64 * 36
@@ -184,7 +187,8 @@ def test_training_rates() -> None:
         assert row["steps_per_gpu_hour"] == pytest.approx(3600 / seconds)
         assert row["projected_gpu_hours"] == pytest.approx(50_000 * seconds / 3600)
     enla = "native" if COMPILED else "tiled"
-    used = {"enla": enla, "contrast": enla, "conv3x3": "reference"}
+    convolutions = {"conv3x3": "reference", "projections": "reference"}  # of 8 channels
+    used = {"enla": enla, "contrast": enla} | convolutions
     assert rows[3]["implementation"] == used
 
 
