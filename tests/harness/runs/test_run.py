@@ -161,6 +161,7 @@ def test_the_rows_of_a_table(
 
 
 @pytest.mark.usefixtures("quick_timing")
+@pytest.mark.usefixtures("quick_timing")
 def test_skip_training_needs_no_images(cli: Cli, results: Path) -> None:
     """And an option of zero is given."""
     words = ["--attn", "conv", "--skip-training", "--block-res-scale", "0", "--results", results]
