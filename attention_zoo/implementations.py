@@ -69,7 +69,8 @@ def register_core(core: str, rule: Callable[..., str], *, auxiliary: bool = Fals
         rule: takes what the core takes; gives the name of the implementation that ``auto`` means
             for it, which can run on it.
         auxiliary: whether it runs beside an attention, as a loss or a convolution does. A name
-            chosen for all cores is not asked of it.
+            chosen for all cores is not asked of it where it has none of that name, or that cannot
+            run.
     """
     known = _registered(core)
     known.rule, known.auxiliary = rule, auxiliary
@@ -121,6 +122,8 @@ def run(core: str, *args: Any) -> Tensor:
     known = _cores[core]
     choice = _choice.get()
     name = AUTO if choice == AUTO else _parse(choice).get(core, AUTO)
+    if known.auxiliary and name == choice and why_not(core, name, *args):
+        name = AUTO  # chosen for all cores
     if name == AUTO:
         name = known.rule(*args)
     elif name not in known.functions:

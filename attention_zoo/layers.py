@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module
 
 from .base import Attention
-from .implementations import plain_operations_only, run
+from .implementations import outside_graphs, plain_operations_only, run
 
 
 def is_plain(layer: nn.Module) -> bool:
@@ -57,6 +59,8 @@ def _is_matrix(layer: object, channels: int) -> bool:
         and is_plain(layer)
         and layer.bias is not None
         and layer.weight.shape[1:] == (channels, 1, 1)
+        and layer.stride == (1, 1)
+        and layer.padding in ((0, 0), "valid", "same")
     )
 
 
@@ -69,10 +73,18 @@ def call_together(
 def call_together(x: Tensor, *layers: nn.Module) -> tuple[Tensor, ...]:
     """The layers' outputs of x; those of 1x1 convolutions in one pass over x, where C kernels can.
 
-    Such kernels are the implementation ``native`` of ``projections``.
+    The kernels, ``native`` of the core ``projections``, have no second derivative and no forward
+    mode, so modules of plain operations call their layers one by one.
     """
+    if torch.compiler.is_compiling() and not x.is_contiguous(memory_format=torch.channels_last):
+        return tuple(layer(x) for layer in layers)  # the graph's: kernels in C do not take x
+    return _call_together(x, layers)
+
+
+@outside_graphs
+def _call_together(x: Tensor, layers: Sequence[nn.Module]) -> tuple[Tensor, ...]:
     plain = all(_is_matrix(layer, x.shape[1]) for layer in layers)
-    if not plain or torch.compiler.is_compiling() or plain_operations_only():
+    if not plain or module._has_any_global_hook() or plain_operations_only():
         return tuple(layer(x) for layer in layers)
     tensors = (t for layer in layers for t in weight_and_bias(layer))  # type: ignore[arg-type]
     found: Any = run("projections", x, *tensors)

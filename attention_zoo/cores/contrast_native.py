@@ -22,10 +22,15 @@ from .tiles import scratch
 # Scores that a tile holds at once, and its most rows: they stay in the second-level cache.
 _TILE = 2**17
 _MOST_ROWS = 144
+_MOST_AMPLIFICATION = 1e20
 
 
-def why_not(q: Tensor, k: Tensor, *_: object) -> str | None:
-    """As :func:`.native.why_not_native`, of what the core takes."""
+def why_not(q: Tensor, k: Tensor, amplification: float, *_: object) -> str | None:
+    """As :func:`.native.why_not_native`; besides, sums of scores must be finite."""
+    if amplification > _MOST_AMPLIFICATION:
+        return f"the loss in C takes amplifications up to {_MOST_AMPLIFICATION:g}"
+    if q.numel() == 0:
+        return "the loss in C takes no empty batch"
     return why_not_native(q, k)
 
 

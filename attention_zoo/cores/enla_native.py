@@ -111,7 +111,8 @@ class _Native(torch.autograd.Function):
         refuse_second_derivative("random_feature_attention")
         saved = ctx.saved_tensors  # read once: torch's checkpoint allows no more
         q, k, v, _, weight, bias = given = saved[:6]
-        kept = dict(zip(ctx.names, saved[6:], strict=True))
+        # Hooks of saved tensors may change the layout.
+        kept = {name: t.contiguous() for name, t in zip(ctx.names, saved[6:], strict=True)}
         call = _Call(*given, *ctx.numbers)
         batch, parts, m, d, d_out = call.sizes
         new = call.new

@@ -30,6 +30,8 @@ def why_not(x: Tensor, *layers: Tensor) -> str | None:
     """As :func:`.native.why_not_native`; besides, maps are channels-last, in float32."""
     if reason := why_not_native(*layers, x):
         return reason
+    if any(t.device.type != "cpu" for t in layers):
+        return "the projections in C take weights on the CPU only"
     if any(t.dtype != torch.float32 for t in (x, *layers)) or torch.is_autocast_enabled("cpu"):
         return "the projections in C take float32 only"
     if x.shape[1] % WIDTH or not x.is_contiguous(memory_format=torch.channels_last):
@@ -78,6 +80,10 @@ class _Project(torch.autograd.Function):
         weights, biases = layers[::2], layers[1::2]
         call = _Call(x, weights)
         outs = tuple(x.new_empty(*x.shape[:2], width) for width in call.widths)
+        needed = ctx.needs_input_grad
+        learned = [needed[0] or any(needed[i : i + 2]) for i in range(1, len(needed), 2)]
+        ctx.mark_non_differentiable(*(o for o, one in zip(outs, learned, strict=True) if not one))
+        ctx.set_materialize_grads(False)
         turned, bias = call.weights.T.contiguous(), _together(biases)
         job = call.job(turned=turned, bias=bias, outs=native.pointers(outs))
         native.forward(job, call.workspace())
@@ -87,17 +93,26 @@ class _Project(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         refuse_second_derivative("the projections")
-        x, *weights = ctx.saved_tensors
+        x, *weights = (t.contiguous() for t in ctx.saved_tensors)  # hooks may change the layout
         call = _Call(x, weights)
-        given = [t.contiguous() for t in grads]
+        shape = x.shape[:2]
+        given = [
+            x.new_zeros(*shape, width) if t is None else t.contiguous()
+            for t, width in zip(grads, call.widths, strict=True)
+        ]
         of_x = {"grad_x": torch.empty_like(x)} if ctx.needs_input_grad[0] else {}
-        of_weights = x.new_zeros(call.workers, *call.weights.shape)
-        of_biases = x.new_zeros(call.workers, len(call.weights))
+        # Of the last tiles, and of those before: long sums would lose digits.
+        of_weights = x.new_zeros(2 * call.workers, *call.weights.shape)
+        of_biases = x.new_zeros(2 * call.workers, len(call.weights))
         sums = {"grad_weights": of_weights, "grad_bias": of_biases}
         native.backward(call.job(grads=native.pointers(given), **of_x, **sums), call.workspace())
         width = sum(call.widths)
         found = (t.sum(0)[:width].split(call.widths) for t in (of_weights, of_biases))
-        of_layers = (t for layer in zip(*found, strict=True) for t in layer)
+        of_layers = (
+            None if grad is None else t
+            for grad, *layer in zip(grads, *found, strict=True)
+            for t in layer
+        )
         return of_x.get("grad_x"), *of_layers
 
 

@@ -27,7 +27,6 @@ from ..base import (
     require_at_least,
     sum_dtype,
 )
-from ..layers import call_together
 from ..registry import register_attention
 
 
@@ -100,7 +99,7 @@ class AgentAttention(Attention):
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """``[B, C, H, W]`` to q, k ``[B, C/reduction, H, W]`` and v ``[B, C, H, W]``."""
-        return call_together(x, self.query, self.key, self.value)
+        return self.query(x), self.key(x), self.value(x)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """:func:`agent_attention` plus the depthwise convolution of v."""

@@ -25,7 +25,6 @@ from ..base import (
     require_at_least,
     sum_dtype,
 )
-from ..layers import call_together
 from ..registry import register_attention
 
 #: What ReLU leaves counts as this at least; the released code adds it.
@@ -118,7 +117,7 @@ class FocusedLinearAttention(Attention):
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """``[B, C, H, W]`` to q, k ``[B, C/reduction, H, W]`` and v ``[B, C, H, W]``."""
-        return call_together(x, self.query, self.key, self.value)
+        return self.query(x), self.key(x), self.value(x)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """:func:`focused_linear_attention` plus the depthwise convolution of v."""

@@ -48,7 +48,7 @@ from ..cores.scans import (
     unit_triangular_inverse,
 )
 from ..implementations import outside_graphs
-from ..layers import call_in_dtype, call_together
+from ..layers import call_in_dtype
 from ..registry import register_attention
 
 
@@ -255,7 +255,7 @@ class GatedDeltaAttention(Attention):
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """``[B, C, H, W]`` to q, k ``[B, heads·state, H, W]`` and v ``[B, C, H, W]``."""
-        return call_together(x, self.query, self.key, self.value)
+        return self.query(x), self.key(x), self.value(x)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """The gates of v, :func:`gated_delta_rule`, and the convolution that joins the heads."""

@@ -26,7 +26,6 @@ from ..base import (
     to_rows,
 )
 from ..enla import orthogonal_gaussian, require_features
-from ..layers import call_together
 from ..registry import register_attention
 
 #: Features after the softmax are at least this, so that a sum of weights is not 0.
@@ -154,7 +153,7 @@ class HedgehogAttention(Attention):
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """``[B, C, H, W]`` to q, k ``[B, C/reduction, H, W]`` and v ``[B, C, H, W]``."""
-        return call_together(x, self.query, self.key, self.value)
+        return self.query(x), self.key(x), self.value(x)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """:func:`learned_feature_attention`."""

@@ -24,7 +24,6 @@ from ..base import (
     require_at_least,
     sum_dtype,
 )
-from ..layers import call_together
 from ..registry import register_attention
 
 #: Added to the sum of a query's weights, which is 0 where it shares no feature with any key.
@@ -96,7 +95,7 @@ class RankEnhancedLinearAttention(Attention):
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """``[B, C, H, W]`` to q, k ``[B, C/reduction, H, W]`` and v ``[B, C, H, W]``."""
-        return call_together(x, self.query, self.key, self.value)
+        return self.query(x), self.key(x), self.value(x)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """:func:`rectified_linear_attention` plus the depthwise convolution of v."""

@@ -46,7 +46,7 @@ from ..cores.scans import (
     unit_length,
 )
 from ..implementations import outside_graphs
-from ..layers import call_in_dtype, call_together
+from ..layers import call_in_dtype
 from ..registry import register_attention
 
 #: Weights of inputs are at least this: they are multiplied as logarithms.
@@ -259,7 +259,7 @@ class SelectiveScanAttention(Attention):
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """``[B, C, H, W]`` to c, b ``[B, state, H, W]`` and the inputs ``[B, C, H, W]``."""
-        return call_together(x, self.query, self.key, self.value)
+        return self.query(x), self.key(x), self.value(x)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """The steps of v, :func:`selective_scan`, and the convolution that joins the heads."""

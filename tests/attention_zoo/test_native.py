@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from attention_zoo import AttentionError
+from attention_zoo import AttentionError, create_attention
 from attention_zoo.cores import native, nlsa_native, projections_native
 from attention_zoo.cores.softmax_rows import softmax_attention_native
 from attention_zoo.criss_cross import criss_cross_attention
@@ -450,3 +450,125 @@ def test_projections_need_no_gradient_of_the_map() -> None:
     (one.sum() + two.sum()).backward()
     assert all(p.grad is not None for layer in layers for p in layer.parameters())
     assert x.grad is None
+
+
+@needs_compiler
+def test_projections_tell_what_learns_as_layers_do() -> None:
+    """A frozen layer's output needs no gradient; what the loss does not use has none, not zeros."""
+    frozen, one, two = (_layer(16, width) for width in (4, 5, 6))
+    frozen.requires_grad_(False)
+    outs = call_together(_map(2, 16, 6, 5), frozen, one, two)
+    assert [out.requires_grad for out in outs] == [False, True, True]
+    outs[1].sum().backward()
+    assert one.weight.grad is not None
+    assert frozen.weight.grad is two.weight.grad is two.bias.grad is None
+
+
+@needs_compiler
+@pytest.mark.parametrize("options", [{"stride": 2}, {"padding": 1}, {"padding": (0, 1)}])
+def test_projections_leave_other_convolutions_to_torch(options: dict[str, Any]) -> None:
+    other = nn.Conv2d(16, 4, 1, **options, dtype=torch.float32)
+    x = _map(2, 16, 6, 5)
+    out, _ = call_together(x, other, _layer(16, 4))
+    torch.testing.assert_close(out, other(x))
+
+
+@needs_compiler
+def test_global_hooks_see_layers_that_are_called_together() -> None:
+    seen = []
+    layers = [_layer(16, 4), _layer(16, 4)]
+    hook = nn.modules.module.register_module_forward_hook(lambda one, *_: seen.append(one))
+    try:
+        call_together(_map(1, 16, 3, 3), layers[0], layers[1])
+    finally:
+        hook.remove()
+    assert seen == layers
+
+
+@needs_compiler
+def test_projections_leave_weights_on_other_devices_to_torch() -> None:
+    layers = [_layer(16, 4).to("meta"), _layer(16, 4).to("meta")]
+    with watch_implementations() as seen:
+        call_together(_map(1, 16, 8, 8), layers[0], layers[1])
+    assert seen == {"projections": "reference"}
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", ["nla", "criss-cross", "enlca", "window"])
+def test_a_name_for_all_cores_leaves_maps_that_projections_do_not_take(name: str) -> None:
+    module = create_attention(name, channels=24).to(torch.float32)
+    with use_implementation("native"), watch_implementations() as seen:
+        module(torch.randn(1, 24, 8, 8, dtype=torch.float32))
+    assert seen["projections"] == "reference"
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", ["nla", "enlca", "token-cluster", "agent", "rela"])
+def test_compiled_modules_project_alike(name: str) -> None:
+    module, x = create_attention(name, channels=32).to(torch.float32), _map(2, 32, 12, 12)
+    compiled = torch.compile(module, backend="eager")
+    for mode in (True, False):
+        torch.manual_seed(0)
+        wanted = module.train(mode)(x)
+        torch.manual_seed(0)
+        assert torch.equal(compiled(x), wanted)
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", ["agent", "focused-linear", "gated-delta", "hedgehog", "rela"])
+def test_plain_modules_keep_second_derivatives(name: str) -> None:
+    module, x = create_attention(name, channels=16).to(torch.float32), _map(1, 16, 6, 6)
+    x.requires_grad_()
+    (grad,) = torch.autograd.grad(module(x).square().sum(), x, create_graph=True)
+    (second,) = torch.autograd.grad(grad.square().sum(), x)
+    assert second.isfinite().all()
+
+
+@needs_compiler
+def test_gradients_of_projections_of_large_maps() -> None:
+    """Sums over many positions of one sign keep their digits."""
+    layer, other = _layer(16, 4), _layer(16, 4)
+    x = torch.rand(1, 16, 400, 400, dtype=torch.float32).to(memory_format=torch.channels_last)
+    with patch.object(projections_native, "num_workers", lambda *_, **__: 1):
+        one, two = call_together(x, layer, other)
+    (one.sum() / 10 + two.sum()).backward()
+    wanted = x.double().sum((0, 2, 3))
+    grad = layer.weight.grad
+    assert grad is not None
+    torch.testing.assert_close(
+        grad[:, :, 0, 0].double(), wanted.expand(4, 16) / 10, rtol=3e-6, atol=0
+    )
+    torch.testing.assert_close(
+        layer.bias.grad.double(), torch.full((4,), 16_000.0, dtype=torch.float64), rtol=3e-6, atol=0
+    )
+
+
+@needs_compiler
+def test_saved_tensors_may_come_back_in_another_layout() -> None:
+    def turned(t: Tensor) -> Tensor:
+        return t.transpose(-1, -2).contiguous().transpose(-1, -2) if t.dim() > 1 else t
+
+    for name in ("nla", "enlca", "criss-cross"):
+        module = create_attention(name, channels=16).to(torch.float32).eval()
+        x = _map(1, 16, 6, 5).requires_grad_()
+        inputs = [x, module.query.weight]
+        wanted = torch.autograd.grad(module(x).square().sum(), inputs)
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: t, turned):
+            out = module(x)
+        for one, two in zip(torch.autograd.grad(out.square().sum(), inputs), wanted, strict=True):
+            torch.testing.assert_close(one, two)
+
+
+@needs_compiler
+def test_contrastive_loss_where_kernels_would_overflow() -> None:
+    q, k, _ = random_qkv(3, (6, 5), c=4, dtype=torch.float32)
+    with watch_implementations() as seen:
+        contrastive_loss(q, k, amplification=1.6e38)
+        assert seen == {"contrast": "tiled"}
+    zeros = torch.zeros(1, 4, 5, 4, dtype=torch.float32)
+    torch.set_flush_denormal(True)
+    try:
+        found = _contrast(zeros, zeros, "native", n1=20, n2=0)
+    finally:
+        torch.set_flush_denormal(False)
+    assert found[0] == 1

@@ -294,7 +294,7 @@ static float rank_row(const struct contrast *of, float *x, const float *q, const
     }
     for (i = n; i < end; i++) x[i] = -INFINITY;
     size wanted = of->start + of->count, kept = 0;
-    float top = nextafterf(most, INFINITY);
+    float top = most + fabsf(most) * 1e-6f + 1e-30f; /* above all, and no denormal */
     float guess = mean + guesses->lowest * deviation;
     struct bound lowest = find_bound(x, end, wanted, wanted / 4 + W, (struct bound){least, n}, top, &guess);
     guesses->lowest = (guess - mean) / deviation;

@@ -1,7 +1,7 @@
 /* Up to three 1x1 convolutions of one map, which is read once, and their gradients. */
 #include "threads.h"
 
-enum { LAYERS = 3 };
+enum { LAYERS = 3, TILES_OF_A_SUM = 8 };
 
 struct projections {
     const float *x;                         /* [N][c] */
@@ -9,7 +9,7 @@ struct projections {
     const float *grads[LAYERS];             /* of the outputs */
     float *outs[LAYERS];                    /* [N][width] */
     float *grad_x;                          /* or NULL */
-    float *grad_weights, *grad_bias;        /* of each worker, which grow: [w][c], [w] */
+    float *grad_weights, *grad_bias;        /* of each worker's last tiles, and of those before: [2][w][c], [2][w] */
     size positions, c, w;                   /* c and w are multiples of W; w is at least all widths */
     size widths[LAYERS];                    /* 0 where there is no layer */
     size rows, workers;                     /* of a tile; how many share the tiles */
@@ -30,24 +30,38 @@ static void project_tile(const void *job, size tile, size worker, float *memory)
     }
 }
 
+/* The first n numbers go to the next n, of which they become part. */
+static void move(float *x, size n) {
+    for (size i = 0; i < n; i += W) {
+        store(x + n + i, load(x + n + i) + load(x + i));
+        store(x + i, (vec){0});
+    }
+}
+
 static void gradients_of_tile(const void *job, size tile, size worker, float *memory) {
     const struct projections *of = job;
     size image, first, count = positions_of(tile, of->positions, of->rows, &image, &first), c = of->c, w = of->w;
     const float *x = of->x + first * c;
-    float *sums = of->grad_bias + worker * w;
+    float *sums = of->grad_bias + worker * 2 * w, *products = of->grad_weights + worker * 2 * w * c;
     size from = 0;
     for (int l = 0; l < LAYERS; from += of->widths[l++]) {
         const float *grad = of->grads[l] + first * of->widths[l];
         for (size i = 0; i < count; i++, grad += of->widths[l])
             for (size j = 0; j < of->widths[l]; j++) memory[i * w + from + j] = grad[j];
     }
-    for (size i = 0; i < count; i++) {
-        float *row = memory + i * w;
-        for (size j = from; j < w; j++) row[j] = 0;
-        for (size j = 0; j < w; j += W) store(sums + j, load(sums + j) + load(row + j));
+    for (size i = 0; i < count; i++)
+        for (size j = from; j < w; j++) memory[i * w + j] = 0;
+    for (size j = 0; j < w; j += W) {
+        vec sum = (vec){0};
+        for (size i = 0; i < count; i++) sum += load(memory + i * w + j);
+        store(sums + j, load(sums + j) + sum);
     }
     if (of->grad_x) wide_product(memory, w, 1, of->weights, c, of->grad_x + first * c, c, count, w, c, 0);
-    wide_product(memory, 1, w, x, c, of->grad_weights + worker * w * c, c, w, count, c, 1);
+    wide_product(memory, 1, w, x, c, products, c, w, count, c, 1);
+    if (tile / of->workers % TILES_OF_A_SUM == TILES_OF_A_SUM - 1) {
+        move(products, w * c);
+        move(sums, w);
+    }
 }
 
 static void share(tile_function function, const struct projections *of, float *workspace) {
