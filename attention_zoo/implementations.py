@@ -28,7 +28,6 @@ from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
 import torch
-from torch import Tensor
 
 from .base import AttentionError
 
@@ -113,8 +112,8 @@ def outside_graphs(function: Callable[P, R]) -> Callable[P, R]:
 
 
 @outside_graphs
-def run(core: str, *args: Any) -> Tensor:
-    """Run the chosen implementation of a core.
+def run(core: str, *args: Any) -> Any:
+    """Run the chosen implementation of a core; gives what its formula file says, mostly a tensor.
 
     Raises:
         AttentionError: the chosen one does not exist, or cannot run on these arguments.
@@ -143,8 +142,7 @@ def run(core: str, *args: Any) -> Tensor:
     watch = _watch.get()
     if watch is not None:
         watch[core] = name
-    found: Tensor = known.functions[name](*args)
-    return found
+    return known.functions[name](*args)
 
 
 def plain_operations_only() -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, overload
+from typing import overload
 
 import torch
 from torch import Tensor, nn
@@ -71,10 +71,20 @@ def call_together(
     x: Tensor, one: nn.Module, two: nn.Module, three: nn.Module, /
 ) -> tuple[Tensor, Tensor, Tensor]: ...
 def call_together(x: Tensor, *layers: nn.Module) -> tuple[Tensor, ...]:
-    """The layers' outputs of x; those of 1x1 convolutions in one pass over x, where C kernels can.
+    """The layers' outputs of a map, of 1x1 convolutions in one pass over it where C kernels can.
 
     The kernels, ``native`` of the core ``projections``, have no second derivative and no forward
     mode, so modules of plain operations call their layers one by one.
+
+    Args:
+        x: ``[B, C, H, W]``.
+        layers: two or three; each takes x.
+
+    Returns:
+        What each layer gives, of a 1x1 convolution ``[B, c, H, W]``.
+
+    Raises:
+        AttentionError: the implementation ``projections=native`` was chosen and cannot run on x.
     """
     if torch.compiler.is_compiling() and not x.is_contiguous(memory_format=torch.channels_last):
         return tuple(layer(x) for layer in layers)  # the graph's: kernels in C do not take x
@@ -87,8 +97,8 @@ def _call_together(x: Tensor, layers: Sequence[nn.Module]) -> tuple[Tensor, ...]
     if not plain or module._has_any_global_hook() or plain_operations_only():
         return tuple(layer(x) for layer in layers)
     tensors = (t for layer in layers for t in weight_and_bias(layer))  # type: ignore[arg-type]
-    found: Any = run("projections", x, *tensors)
-    return tuple(found)
+    outs: tuple[Tensor, ...] = run("projections", x, *tensors)
+    return outs
 
 
 def weight_and_bias(convolution: nn.Conv2d) -> tuple[Tensor, Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import graphlib
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,10 @@ def read_files() -> dict[str, str]:
     return files
 
 
+#: Trees by text: every test asks for most files again.
+parse = cache(ast.parse)
+
+
 def imports(files: Mapping[str, str], *, for_types: bool = True) -> dict[str, set[str]]:
     """Modules of both packages that each imports, wherever in its text.
 
@@ -56,7 +61,7 @@ def imports(files: Mapping[str, str], *, for_types: bool = True) -> dict[str, se
     found: dict[str, set[str]] = {}
     for name, text in files.items():
         found[name] = set()
-        tree = ast.parse(text)
+        tree = parse(text)
         if not for_types:
             blocks = (n for n in ast.walk(tree) if isinstance(n, ast.If))
             unread = {

@@ -63,8 +63,7 @@ class _Call:
     def job(self, **fields: Any) -> native.Projections:
         """The sizes, and these."""
         of = {"x": self.x, "weights": self.weights, "rows": _ROWS}
-        widths = native.sizes(self.widths)
-        return native.Projections.of(**self._sizes, **of, widths=widths, **fields)
+        return native.Projections.of(**self._sizes, **of, widths=self.widths, **fields)
 
     def workspace(self) -> Tensor:
         """Memory for all workers."""
@@ -85,7 +84,7 @@ class _Project(torch.autograd.Function):
         ctx.mark_non_differentiable(*(o for o, one in zip(outs, learned, strict=True) if not one))
         ctx.set_materialize_grads(False)
         turned, bias = call.weights.T.contiguous(), _together(biases)
-        job = call.job(turned=turned, bias=bias, outs=native.pointers(outs))
+        job = call.job(turned=turned, bias=bias, outs=outs)
         native.forward(job, call.workspace())
         ctx.save_for_backward(x, *weights)
         return outs
@@ -96,16 +95,16 @@ class _Project(torch.autograd.Function):
         x, *weights = (t.contiguous() for t in ctx.saved_tensors)  # hooks may change the layout
         call = _Call(x, weights)
         shape = x.shape[:2]
-        given = [
+        given = tuple(
             x.new_zeros(*shape, width) if t is None else t.contiguous()
             for t, width in zip(grads, call.widths, strict=True)
-        ]
+        )
         of_x = {"grad_x": torch.empty_like(x)} if ctx.needs_input_grad[0] else {}
         # Of the last tiles, and of those before: long sums would lose digits.
         of_weights = x.new_zeros(2 * call.workers, *call.weights.shape)
         of_biases = x.new_zeros(2 * call.workers, len(call.weights))
         sums = {"grad_weights": of_weights, "grad_bias": of_biases}
-        native.backward(call.job(grads=native.pointers(given), **of_x, **sums), call.workspace())
+        native.backward(call.job(grads=given, **of_x, **sums), call.workspace())
         width = sum(call.widths)
         found = (t.sum(0)[:width].split(call.widths) for t in (of_weights, of_biases))
         of_layers = (

@@ -88,7 +88,7 @@ def random_feature_attention(
 @implementation("projections", "released")
 @implementation("projections", "reference")
 def project(x: Tensor, *layers: Tensor) -> tuple[Tensor, ...]:
-    """A 1x1 convolution for each weight and bias."""
+    """1x1 convolutions of ``[B, C, H, W]``, each a weight ``[c, C]`` and a bias ``[c]``."""
     pairs = zip(layers[::2], layers[1::2], strict=True)
     return tuple(F.conv2d(x, weight[:, :, None, None], bias) for weight, bias in pairs)
 

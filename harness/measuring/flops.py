@@ -106,15 +106,10 @@ def count(variant: Variant, height: int = 100, width: int = 100) -> dict[str, An
                 f"core: queries have {c} channels, those of other modules {CORE_CHANNELS}: an "
                 "option named reduction, which is set to 1 there, would make them comparable"
             )
-        with (
-            use_implementation(_counted_implementations(Core(core), qkv)),
-            watch_implementations() as seen,
-        ):
-            parts = {
-                "core": _count_part("core", Core(core), qkv, core, height, width, notes),
-                "module": _count_part("module", module, (x,), module, height, width, notes),
-            }
-        seen.pop("projections", None)  # convolutions to every counter
+        with use_implementation(_counted_implementations(Core(core), qkv)):
+            with watch_implementations() as seen:
+                parts = {"core": _count_part("core", Core(core), qkv, core, height, width, notes)}
+            parts["module"] = _count_part("module", module, (x,), module, height, width, notes)
         if seen:
             ran = ", ".join(f"{core}={name}" for core, name in sorted(seen.items()))
             notes.insert(0, f"counters ran the implementation {ran}")

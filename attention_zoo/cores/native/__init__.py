@@ -88,13 +88,40 @@ class Job(ctypes.Structure):
 
     @classmethod
     def of(cls, **fields: Any) -> Self:
-        """From tensors and numbers by field; those that are left out are 0.
+        """From tensors and numbers by field, tuples of them for arrays; those left out are 0.
 
         It does not keep the tensors alive.
         """
+        types: dict[str, Any] = {name: kind for name, kind, *_ in cls._fields_}
         return cls(
-            **{name: x.data_ptr() if isinstance(x, Tensor) else x for name, x in fields.items()}
+            **{
+                name: types[name](*map(_plain, x)) if isinstance(x, tuple) else _plain(x)
+                for name, x in fields.items()
+            }
         )
+
+
+def _plain(x: Any) -> Any:
+    return x.data_ptr() if isinstance(x, Tensor) else x
+
+
+def call(name: str, job: Job, workspace: Tensor | None = None) -> None:
+    """Call a function of this folder's library that takes a job and, if given, memory.
+
+    Args:
+        name: of the C function.
+        job: what to do, and where results go.
+        workspace: :func:`workspace_of` numbers in float32 for each worker, overwritten.
+    """
+    memory = () if workspace is None else (ctypes.c_void_p(workspace.data_ptr()),)
+    getattr(library(), name)(ctypes.byref(job), *memory)
+
+
+def workspace_of(name: str, *sizes: int) -> int:
+    """Numbers of memory that each worker takes, which the C function of that name tells."""
+    function = getattr(library(), name)
+    function.restype = ctypes.c_ssize_t
+    return int(function(*map(ctypes.c_ssize_t, sizes)))
 
 
 def padded(width: int) -> int:

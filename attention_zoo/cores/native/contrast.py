@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import ctypes
-from functools import cache
-from typing import Any
 
 from torch import Tensor
 
-from . import Job, library
+from . import Job, call, workspace_of
 
 
 class Contrast(Job):
@@ -25,19 +23,9 @@ class Contrast(Job):
     )
 
 
-@cache
-def _functions() -> Any:
-    found = library()
-    size = ctypes.c_ssize_t
-    found.contrast_workspace.argtypes, found.contrast_workspace.restype = [size] * 3, size
-    found.contrast_rank.argtypes = [ctypes.POINTER(Contrast), ctypes.c_void_p]
-    found.contrast_rank.restype = None
-    return found
-
-
 def workspace_size(n: int, rows: int, count: int) -> int:
     """Numbers of memory for each worker."""
-    return int(_functions().contrast_workspace(n, rows, count))
+    return workspace_of("contrast_workspace", n, rows, count)
 
 
 def rank(job: Contrast, workspace: Tensor) -> None:
@@ -47,4 +35,4 @@ def rank(job: Contrast, workspace: Tensor) -> None:
         job: what to do, and where results go.
         workspace: :func:`workspace_size` for each worker, overwritten.
     """
-    _functions().contrast_rank(job, workspace.data_ptr())
+    call("contrast_rank", job, workspace)

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import ctypes
-from functools import cache
-from typing import Any
 
 from torch import Tensor
 
-from . import Job, library
+from . import Job, call, workspace_of
 
 
 class FeatureMap(ctypes.Structure):
@@ -54,19 +52,9 @@ class Enla(Job):
     )
 
 
-@cache
-def _functions() -> Any:
-    found = library()
-    size = ctypes.c_ssize_t
-    found.enla_workspace.argtypes, found.enla_workspace.restype = [size] * 3, size
-    for function in (found.enla_forward, found.enla_backward):
-        function.argtypes, function.restype = [ctypes.POINTER(Enla), ctypes.c_void_p], None
-    return found
-
-
 def workspace_size(m: int, c: int, width: int) -> int:
     """Numbers of memory for each worker; width is the larger of values and output."""
-    return int(_functions().enla_workspace(m, c, width))
+    return workspace_of("enla_workspace", m, c, width)
 
 
 def forward(job: Enla, workspace: Tensor) -> None:
@@ -76,7 +64,7 @@ def forward(job: Enla, workspace: Tensor) -> None:
         job: what to do, and where results go.
         workspace: :func:`workspace_size` for each worker, overwritten.
     """
-    _functions().enla_forward(job, workspace.data_ptr())
+    call("enla_forward", job, workspace)
 
 
 def backward(job: Enla, workspace: Tensor) -> None:
@@ -86,4 +74,4 @@ def backward(job: Enla, workspace: Tensor) -> None:
         job: as for :func:`forward`.
         workspace: likewise.
     """
-    _functions().enla_backward(job, workspace.data_ptr())
+    call("enla_backward", job, workspace)

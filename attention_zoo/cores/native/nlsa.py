@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import ctypes
-from functools import cache
-from typing import Any
 
 from torch import Tensor
 
 from ..tiles import scratch
-from . import Job, library
+from . import Job, call, workspace_of
 
 
 class _Hashing(Job):
@@ -30,16 +28,6 @@ class _Gathering(Job):
         *((name, ctypes.c_ssize_t) for name in ("images", "positions", "slots", "width")),
         *((name, ctypes.c_ssize_t) for name in ("rounds", "rows", "workers")),
     )
-
-
-@cache
-def _functions() -> Any:
-    found = library()
-    size, memory = ctypes.c_ssize_t, ctypes.c_void_p
-    found.nlsa_workspace.argtypes, found.nlsa_workspace.restype = [size] * 2, size
-    found.nlsa_hash.argtypes, found.nlsa_hash.restype = [ctypes.POINTER(_Hashing), memory], None
-    found.nlsa_gather.argtypes, found.nlsa_gather.restype = [ctypes.POINTER(_Gathering)], None
-    return found
 
 
 def hash_codes(x: Tensor, rotations: Tensor, codes: Tensor, rows: int, workers: int) -> None:
@@ -66,9 +54,9 @@ def hash_codes(x: Tensor, rotations: Tensor, codes: Tensor, rows: int, workers: 
         rows=rows,
         workers=workers,
     )
-    size = int(_functions().nlsa_workspace(c, half))
+    size = workspace_of("nlsa_workspace", c, half)
     memory = scratch("native", x, workers * size)  # alive until the call has ended
-    _functions().nlsa_hash(job, memory.data_ptr())
+    call("nlsa_hash", job, memory)
 
 
 def gather(slots: Tensor, places: Tensor, out: Tensor, rows: int, workers: int) -> None:
@@ -94,4 +82,4 @@ def gather(slots: Tensor, places: Tensor, out: Tensor, rows: int, workers: int) 
         rows=rows,
         workers=workers,
     )
-    _functions().nlsa_gather(job)
+    call("nlsa_gather", job)

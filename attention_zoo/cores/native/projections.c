@@ -31,7 +31,7 @@ static void project_tile(const void *job, size tile, size worker, float *memory)
 }
 
 /* The first n numbers go to the next n, of which they become part. */
-static void move(float *x, size n) {
+static void flush(float *x, size n) {
     for (size i = 0; i < n; i += W) {
         store(x + n + i, load(x + n + i) + load(x + i));
         store(x + i, (vec){0});
@@ -59,8 +59,8 @@ static void gradients_of_tile(const void *job, size tile, size worker, float *me
     if (of->grad_x) wide_product(memory, w, 1, of->weights, c, of->grad_x + first * c, c, count, w, c, 0);
     wide_product(memory, 1, w, x, c, products, c, w, count, c, 1);
     if (tile / of->workers % TILES_OF_A_SUM == TILES_OF_A_SUM - 1) {
-        move(products, w * c);
-        move(sums, w);
+        flush(products, w * c);
+        flush(sums, w);
     }
 }
 

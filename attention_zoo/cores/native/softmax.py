@@ -5,14 +5,13 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..tiles import scratch
-from . import Job, library
+from . import Job, call, workspace_of
 
 #: Queries that are done together: they share one reading of the keys.
 QUERIES = 144
@@ -77,16 +76,6 @@ class _Softmax(Job):
     )
 
 
-@cache
-def _functions() -> Any:
-    found = library()
-    size = ctypes.c_ssize_t
-    found.softmax_workspace.argtypes, found.softmax_workspace.restype = [size] * 2, size
-    found.share_softmax.argtypes = [ctypes.POINTER(_Softmax), ctypes.c_void_p]
-    found.share_softmax.restype = None
-    return found
-
-
 def attend(
     lines: Sequence[Lines],
     tiles: Tiles,
@@ -148,7 +137,7 @@ def _share(lines: Sequence[Lines], tiles: Tiles, flags: tuple[bool, bool, bool])
     keys = (k.rows if k.which is None else k.which).shape[2]
     c, d = q.rows.shape[-1], v.rows.shape[-1]
     job = _Softmax.of(
-        rows=(_Lines * 9)(*map(_described, lines)),
+        rows=tuple(map(_described, lines)),
         images=images,
         lines=count,
         queries=queries,
@@ -159,13 +148,13 @@ def _share(lines: Sequence[Lines], tiles: Tiles, flags: tuple[bool, bool, bool])
         m=keys,
         c=c,
         d=d,
-        flags=(ctypes.c_int * 3)(*flags),
+        flags=flags,
         gradients=len(lines) == 9,
         fixed=tiles.fixed,
     )
-    size = int(_functions().softmax_workspace(c, d))
+    size = workspace_of("softmax_workspace", c, d)
     memory = scratch("native", q.rows, tiles.workers * size)
-    _functions().share_softmax(job, memory.data_ptr())
+    call("share_softmax", job, memory)
 
 
 def _described(lines: Lines) -> _Lines:

@@ -71,7 +71,7 @@ def probe(**options: Any) -> Variant:
 def test_rows_and_record(tmp_path: Path) -> None:
     variants = [Variant("enlca", {"m": 4}), Variant("none")]
     network = {"network": NetworkConfig(4, 16), "scale": 2}
-    record = measure(variants, **QUICK, **network, sizes=((5, 6),), command="asked")
+    record = measure(variants, **QUICK, **network, sizes=((5, 6), (8, 3)), command="asked")
     path = save_record(tmp_path, record)
     assert load_records(tmp_path, Latency)[0].rows == record.rows
     assert path.name.startswith("cpu-float32-")
@@ -81,7 +81,7 @@ def test_rows_and_record(tmp_path: Path) -> None:
     sizes = {"blocks": 4, "channels": 16, "scale": 2, "block_res_scale": 1.0}
     assert record.settings.network == sizes
     rows = record.rows
-    assert len(rows) == 3 * 2 * 2
+    assert len(rows) == 3 * 2 * 2 * 2
     cells = {(r.variant.label, r.part, r.passes, r.height, r.width) for r in rows}
     assert len(cells) == len(rows)
     for row in rows:

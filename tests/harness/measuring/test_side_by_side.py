@@ -47,7 +47,7 @@ def test_a_record_and_its_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     )
     shares: list[float] = []
     record = measure(
-        [5],
+        [5, 6],
         device=CPU,
         max_seconds=0.0,
         min_runs=2,
@@ -59,7 +59,7 @@ def test_a_record_and_its_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     save_record(tmp_path, record)
     (loaded,) = load_records(tmp_path, Implementations)
     assert loaded == record
-    assert len(record.rows) == len(CORES) * 2
+    assert len(record.rows) == 2 * len(CORES) * 2
     for row in record.rows:
         assert not {*row.times} & {*WHOLE}
         assert row.times[row.auto].runs == 2
