@@ -43,25 +43,39 @@ def spread(places: Sequence[float], gap: float) -> list[float]:
     return found
 
 
-def label_ends(axis: Axes, ends: Sequence[tuple[float, float, str, Any]], size: float) -> None:
-    """Names (x, y, text, colour) at the right of an axis, each beside the end of its line."""
+def label_ends(
+    axis: Axes, ends: Sequence[tuple[float, float, str, Any]], size: float, width: float = 0.8
+) -> None:
+    """Names (x, y, text, colour) at the right of an axis, each beside the end of its line.
+
+    A leader of this width in points leads from one to the other.
+    """
     if not ends:
         return
     figure = axis.figure
     assert isinstance(figure, Figure)
     figure.draw_without_rendering()  # the layout, without which an axis has no height
     low, high = axis.get_ylim()
-    gap = _LINE * size / 72 * figure.dpi / axis.get_window_extent().height * (high - low)
+    gap = _LINE * size / 72 * figure.dpi / axis.get_window_extent().height
     shown = [min(max(y, low), high) for _, y, _, _ in ends]
-    for (x, _, text, colour), y, place in zip(ends, shown, spread(shown, gap), strict=True):
+    to_axis = axis.transData + axis.transAxes.inverted()  # whose scale may be logarithmic
+    heights = [float(to_axis.transform((end[0], y))[1]) for end, y in zip(ends, shown, strict=True)]
+    places = spread(heights, gap)
+    for (x, _, text, colour), y, place in zip(ends, shown, places, strict=True):
         axis.annotate(
             text,
             (x, y),
             (1.05, place),
-            textcoords=("axes fraction", "data"),
+            textcoords="axes fraction",
             va="center",
             fontsize=size,
-            arrowprops={"arrowstyle": "-", "lw": 0.8, "color": colour, "shrinkA": 0, "shrinkB": 2},
+            arrowprops={
+                "arrowstyle": "-",
+                "lw": width,
+                "color": colour,
+                "shrinkA": 0,
+                "shrinkB": 2,
+            },
             annotation_clip=False,
         )
 

@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 from ...records.origin import describe_machine
 from ...records.shapes import Scaling
 from ..scaling import methods, title
-from .labels import label_points
+from .labels import label_ends
 from .marks import GREY, highlighted, plot_line
 from .style import PAGE, house_style, log_scale, new_figure
 
@@ -33,7 +33,7 @@ def scaling_figure(record: Scaling) -> Figure:
         bright = highlighted(method.recorded.name for method in found)
         shown = [method.label for method in found if method.recorded.name in bright]
         styles = {label: style for style, label in enumerate(shown)}
-        ends: list[tuple[Axes, list[tuple[float, float, str]]]] = []
+        ends: list[tuple[Axes, list[tuple[float, float, str, str]]]] = []
         for axis, (quantity, label) in zip(axes, _LABELS.items(), strict=True):
             ends.append((axis, []))
             log_scale(axis, "x")
@@ -46,7 +46,7 @@ def scaling_figure(record: Scaling) -> Figure:
                 if method.recorded.name not in bright:
                     drawn = sorted((n, value) for n, value, _ in points)
                     axis.plot([n for n, _ in drawn], [value for _, value in drawn], **_OTHER)
-                    ends[-1][1].append((*drawn[-1], method.label))
+                    ends[-1][1].append((*drawn[-1], method.label, GREY))
                     continue
                 text = f"{method.label}: {method.exponents}{method.until(largest)}"
                 # In outline: memories lie close, and none may hide another.
@@ -65,5 +65,5 @@ def scaling_figure(record: Scaling) -> Figure:
             frameon=False,
         )
         for axis, places in ends:
-            label_points(axis, places, _SMALL)
+            label_ends(axis, places, _SMALL, width=0.3)
     return figure

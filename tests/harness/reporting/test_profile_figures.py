@@ -18,7 +18,7 @@ from scipy import optimize
 
 from harness.records.shapes import Run
 from harness.records.store import save_record
-from harness.reporting.figures.labels import label_points, spread
+from harness.reporting.figures.labels import label_ends, label_points, spread
 from harness.reporting.figures.marks import style_of
 from harness.reporting.figures.profile import highlighted, profile_figures
 from harness.reporting.figures.style import house_style, look, new_figure
@@ -158,6 +158,24 @@ def test_labels_of_crowded_points_do_not_overlap() -> None:
     extents = [Text.get_window_extent(text) for text in axis.texts]  # without their arrows
     assert len(extents) == 16
     assert not any(a.overlaps(b) for a, b in combinations(extents, 2))
+
+
+@pytest.mark.parametrize("scale", ["linear", "log"])
+def test_labels_of_lines_that_end_together_do_not_overlap(scale: str) -> None:
+    with house_style():
+        figure = new_figure(6.0, 4.0)
+        axis = figure.subplots()
+        axis.set_yscale(scale)
+        axis.set_ylim(1e-2, 1e4)
+        ends = [(1.0, 0.02 if i < 5 else 1e3 + i, f"label {i}", "0.5") for i in range(16)]
+        label_ends(axis, ends, 6)
+        figure.draw_without_rendering()
+    # Without their leaders, and a pixel of the space around letters.
+    extents = [Text.get_window_extent(text).padded(-0.5) for text in axis.texts]
+    assert len(extents) == 16
+    assert not any(a.overlaps(b) for a, b in combinations(extents, 2))
+    heights = {text.get_text(): extent.y0 for text, extent in zip(axis.texts, extents, strict=True)}
+    assert all(heights[f"label {i}"] > heights["label 4"] for i in range(5, 16))
 
 
 def test_files_of_one_task(cli: Cli, tmp_path: Path) -> None:
