@@ -21,7 +21,7 @@ from .config.network import MODULES
 from .config.options import describe_command, parse
 from .config.variants import Variant
 from .runs.options import RunOptions as Options
-from .runs.options import configure, network_of
+from .runs.options import configure, modules_of, network_of, res_scale_of
 from .tasks.images import ImageTask
 from .tasks.options import create_task, options_with_task, weighted
 from .tasks.sr import SuperResolution
@@ -54,10 +54,11 @@ def main() -> None:
         raise UserError(f"--save-every must be at least 0 seconds, got {options.save_every}")
     if not options.seeds:
         raise UserError("--seeds needs at least one number")
+    weight = res_scale_of(options, task)
+    variants = [weighted(variant, weight, argv) for variant in variants]
     if isinstance(task, ImageTask):
         table = _images(options, task, variants, device, command, phases)
     else:
-        variants = [weighted(variant, task, argv) for variant in variants]
         table = _synthetic(options, task, variants, device, command, phases)
     if table is not None:
         print_table(table)
@@ -118,7 +119,7 @@ def _images(
         costs = [measure_cost(variant, options.results, command) for variant in variants]
     latency = None
     # Networks are timed with five modules, whatever was trained.
-    if not options.skip_latency and options.modules == MODULES:
+    if not options.skip_latency and modules_of(options, task) == MODULES:
         with phases.phase("timing"):
             latency = measure_latency(
                 variants, network, options.scale, device, options.results, command

@@ -23,7 +23,7 @@ from .base.errors import UserError
 from .base.printing import print_table
 from .base.signals import resumable
 from .config.options import parse
-from .runs.options import TrainingOptions, configure, network_of
+from .runs.options import TrainingOptions, configure, network_of, res_scale_of
 from .tasks.images import ImageTask
 from .tasks.options import create_task, options_with_task, weighted
 
@@ -91,10 +91,11 @@ def main() -> None:
     network = network_of(options, task)
     for variant in variants:  # a bad option shows before any work is done
         variant.create(network.channels)
+    weight = res_scale_of(options, task)
+    variants = [weighted(variant, weight, argv) for variant in variants]
     if isinstance(task, ImageTask):
         configure(options, task, variants[0], 0, device, decode=False)
     else:
-        variants = [weighted(variant, task, argv) for variant in variants]
         check_reach(task, network.reach)
     jobs = find_jobs(options, variants, device, task)
     if isinstance(task, ImageTask):

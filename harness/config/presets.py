@@ -7,7 +7,7 @@ from typing import Literal
 
 from ..base.errors import UserError
 from ..base.names import did_you_mean
-from .network import NetworkConfig
+from .network import MODULES, NetworkConfig
 
 Schedule = Literal["halving", "one-cycle"]
 
@@ -20,6 +20,8 @@ class Preset:
         patch: side of an LR patch in pixels, by scale.
         batch: patches in a batch.
         steps_per_epoch: steps between redraws of random projections.
+        modules: number of attention modules in a task on images.
+        res_scale: their weight in a task on images; None for each module's own.
     """
 
     network: NetworkConfig
@@ -30,7 +32,13 @@ class Preset:
     learning_rate: float
     schedule: Schedule
     purpose: str
+    modules: int = MODULES
+    res_scale: float | None = None
 
+
+#: Name of the preset in which attention shows on photographs (docs/photographs.md); of the tasks
+#: that have it.
+PHOTOGRAPHS = "photographs"
 
 PRESETS = {
     "quick": Preset(

@@ -11,11 +11,15 @@ from statistics import fmean
 from typing import Any
 
 from ..base.names import canonical_json
+from ..config.network import quarters
 from ..config.variants import Variant
 from ..records.origin import describe_code, describe_machine, origin_note, plural, rounding_of
 from ..records.shapes import UNSET, RecordedVariant, Run
 from .settings import PAPER_SET, Setting
 from .statistics import Summary
+
+# Weight of the modules of attention_zoo, unless one is given.
+_RES_SCALE = 0.1
 
 PAPER_PSNR = f"{PAPER_SET} ×4 (paper)"
 
@@ -53,10 +57,26 @@ def setting_text(setting: Setting) -> str:
     return (
         f"{f'{task.label}, ' if task else ''}"
         f"preset {config.preset} ({config.blocks} blocks × {config.channels} channels), "
-        f"{_enlargement(config.scale, ', ')}protocol {config.protocol}, {steps}, trained on "
+        f"{_enlargement(config.scale, ', ')}{_attention_text(setting)}"
+        f"protocol {config.protocol}, {steps}, trained on "
         f"{' + '.join(data.train)} ({plural(data.train_images, 'image')} of {data.name}), "
         f"device {config.device}, {config.precision or 'float32'}, {setting.seed_count}"
     )
+
+
+def _attention_text(setting: Setting) -> str:
+    """``2 modules of weight 1, ``; nothing of what is usual: five modules of weight 0.1."""
+    config, weight = setting.config, setting.res_scale
+    places = config.positions if config.task is UNSET else config.task.positions
+    usual = UNSET if config.task is UNSET else [*quarters(config.blocks)]
+    parts = [] if places == usual else [plural(len(places or ()), "module")]
+    if config.learn_res_scale is True:
+        parts.append(f"learned weight from {weight:g}" if weight else "learned weight")
+    elif weight not in (None, _RES_SCALE):
+        parts.append(f"{'of ' if parts else 'modules of '}weight {weight:g}")
+    if config.attention_rate is not UNSET:
+        parts.append(f"rate of the modules ×{config.attention_rate:g}")
+    return f"{' '.join(parts)}, " if parts else ""
 
 
 def _enlargement(scale: int, after: str = "") -> str:
@@ -89,6 +109,8 @@ def setting_columns(setting: Setting) -> dict[str, Any]:
     }
 
 
+#: Row of what a network's input gives.
+INPUTS = {"bicubic": "Bicubic", "noisy": "Noisy image"}
 #: How to read a table of qualities, in a line.
 READ = "Differences to the baseline are paired, with 95 % intervals; ± is over seeds."
 _TRAINED = (
@@ -310,6 +332,15 @@ def measured_header(setting: Setting, test_set: str | None = None) -> str:
     if not setting.runs:
         return "measured"
     return f"{test_set or setting.test_set} {_enlargement(setting.config.scale)}".rstrip()
+
+
+def photographs_header(setting: Setting | None) -> str:
+    """Test set of the gain on photographs, with the scale or the task."""
+    if setting is None:
+        return PAPER_SET
+    task = setting.config.image_task
+    header = measured_header(setting, PAPER_SET)
+    return f"{header}, {task.label}" if task else header
 
 
 def quality_headers(setting: Setting, test_set: str | None = None) -> list[tuple[str, str]]:

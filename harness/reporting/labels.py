@@ -12,8 +12,6 @@ from ..records.shapes import Cost, RecordedVariant
 
 #: Weight of the attention in every synthetic task, unless a row's label names another.
 RES_SCALE = 1.0
-_SHOWN = rf"res_scale={RES_SCALE}"
-_HIDE = re.compile(rf" \({_SHOWN}\)|, {_SHOWN}(?=[,)])|(?<=\(){_SHOWN}, ")
 
 
 def variant_of(recorded: RecordedVariant) -> Variant:
@@ -44,28 +42,38 @@ def recorded_labels(recorded: Iterable[RecordedVariant]) -> dict[Variant, str]:
     }
 
 
-def task_variant(recorded: RecordedVariant) -> Variant:
-    """As :func:`variant_of`, in a synthetic task: ``res_scale`` is an option off :data:`RES_SCALE`.
+def task_variant(recorded: RecordedVariant, res_scale: float = RES_SCALE) -> Variant:
+    """As :func:`variant_of`, with ``res_scale`` an option where it is not the usual weight.
+
+    Args:
+        recorded: what a record says.
+        res_scale: the usual weight; that of every synthetic task.
 
     Modules without that option are as they are.
     """
     options = {o: v for o, v in variant_of(recorded).options.items() if o != "res_scale"}
-    if recorded.options.get("res_scale", RES_SCALE) != RES_SCALE:
+    if recorded.options.get("res_scale", res_scale) != res_scale:
         options["res_scale"] = recorded.options["res_scale"]
     return Variant(recorded.name, options)
 
 
-def task_labels(recorded: Iterable[RecordedVariant]) -> dict[Variant, str]:
-    """Row label of each :func:`task_variant`; of ``res_scale`` it shows what is not the tasks'."""
-    found = {task_variant(one): one for one in recorded}
+def task_labels(
+    recorded: Iterable[RecordedVariant], res_scale: float = RES_SCALE
+) -> dict[Variant, str]:
+    """Row label of each :func:`task_variant`; of ``res_scale`` it shows what is not usual."""
+    found = {task_variant(one, res_scale): one for one in recorded}
     labels = recorded_labels(found.values())
-    return {key: _task_label(labels[variant_of(one)], one) for key, one in found.items()}
+    return {key: _task_label(labels[variant_of(one)], one, res_scale) for key, one in found.items()}
 
 
-def _task_label(label: str, recorded: RecordedVariant) -> str:
-    if "res_scale" in recorded.options and "res_scale" not in (recorded.changed or {}):
-        return with_options(label, {"res_scale": recorded.options["res_scale"]})
-    return _HIDE.sub("", label)
+def _task_label(label: str, recorded: RecordedVariant, res_scale: float) -> str:
+    weight = recorded.options.get("res_scale", res_scale)
+    if weight == res_scale:
+        shown = re.escape(f"res_scale={weight}")
+        return re.sub(rf" \({shown}\)|, {shown}(?=[,)])|(?<=\(){shown}, ", "", label)
+    if "res_scale" not in (recorded.changed or {}):
+        return with_options(label, {"res_scale": weight})
+    return label
 
 
 def row_order(

@@ -6,6 +6,7 @@ Tables and figures start from here.
 from __future__ import annotations
 
 import csv
+from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
@@ -14,12 +15,12 @@ from typing import TypeVar
 
 from ..base.errors import UserError
 from ..base.names import canonical_json
-from ..config.presets import PRESETS
+from ..config.presets import PHOTOGRAPHS, PRESETS
 from ..config.variants import Variant
 from ..records.origin import by_age, plural
 from ..records.shapes import UNSET, Config, Cost, Record, RecordedVariant, Run, input_of
 from ..records.store import setting_label
-from .labels import paper_costs, recorded_labels, row_order, variant_of
+from .labels import paper_costs, recorded_labels, row_order, task_labels, task_variant, variant_of
 from .statistics import Summary, summarise
 
 R = TypeVar("R", bound=Record)
@@ -67,12 +68,35 @@ class Setting:
         return name if name in sets else next(iter(sets), None)
 
     @cached_property
+    def res_scale(self) -> float | None:
+        """The attention's weight in most rows of a task on images; None if no row has one.
+
+        A variant names it as an option only where its own is another. Synthetic tasks have tables
+        of their own, which know their weight.
+        """
+        weights = {
+            variant_of(run.variant): run.variant.options["res_scale"]
+            for run in self.runs
+            if "res_scale" in run.variant.options
+            and (run.config.task is UNSET or run.config.image_task)
+        }
+        # Of equally frequent ones the smallest, so that the order of the records changes nothing.
+        count = Counter(weights.values())
+        return min(count, key=lambda weight: (-count[weight], weight), default=None)
+
+    def variant_of(self, recorded: RecordedVariant) -> Variant:
+        """The row that a run of the setting belongs to."""
+        if self.res_scale is None:
+            return variant_of(recorded)
+        return task_variant(recorded, self.res_scale)
+
+    @cached_property
     def runs_of(self) -> dict[Variant, list[Run]]:
         """Runs by variant, one a seed, in the order of seeds; of repeats the newest."""
-        newest = {(variant_of(run.variant), run.config.seed): run for run in by_age(self.runs)}
+        newest = {(self.variant_of(run.variant), run.config.seed): run for run in by_age(self.runs)}
         groups: dict[Variant, list[Run]] = {}
         for run in sorted(newest.values(), key=_by_variant):
-            groups.setdefault(variant_of(run.variant), []).append(run)
+            groups.setdefault(self.variant_of(run.variant), []).append(run)
         return groups
 
     def only(self, variants: Collection[Variant | None]) -> Setting:
@@ -80,10 +104,11 @@ class Setting:
         kept = [
             run
             for run in self.runs
-            if run.variant.name == "none" or variant_of(run.variant) in variants
+            if run.variant.name == "none" or self.variant_of(run.variant) in variants
         ]
         setting = Setting(kept, self.costs)
-        vars(setting)["labels"] = self.labels  # rows keep their names
+        # Rows keep their names.
+        vars(setting).update(labels=self.labels, res_scale=self.res_scale)
         return setting
 
     @property
@@ -99,14 +124,20 @@ class Setting:
 
     @cached_property
     def recorded(self) -> dict[Variant, RecordedVariant]:
-        """What the newest record says of each variant."""
-        records: list[Run | Cost] = by_age([*self.costs, *self.runs])
-        return {variant_of(record.variant): record.variant for record in records}
+        """What the records say of each variant: the newest run, else the newest count."""
+        counted = {variant_of(cost.variant): cost.variant for cost in by_age(self.costs)}
+        return counted | {self.variant_of(run.variant): run.variant for run in by_age(self.runs)}
 
     @cached_property
     def labels(self) -> dict[Variant, str]:
         """Row label of every variant."""
-        return recorded_labels(self.recorded.values())
+        counted = recorded_labels(self.recorded.values())
+        if self.res_scale is None:
+            return counted
+        trained = [self.recorded[self.variant_of(run.variant)] for run in self.runs]
+        return {
+            variant: counted[variant_of(recorded)] for variant, recorded in self.recorded.items()
+        } | task_labels(trained, self.res_scale)
 
     @cached_property
     def counted_labels(self) -> dict[Variant, str]:
@@ -213,23 +244,22 @@ def find_settings(runs: Sequence[Run], costs: Sequence[Cost]) -> list[Setting]:
     return settings or ([Setting([], costs)] if costs else [])
 
 
-def image_task_settings(runs: Sequence[Run]) -> list[Setting]:
+def image_task_settings(runs: Sequence[Run], costs: Sequence[Cost]) -> list[Setting]:
     """One Setting for each configuration of a task on image files but the default, by label."""
-    found = _settings([run for run in runs if run.config.image_task], [])
+    found = _settings([run for run in runs if run.config.image_task], costs)
     return sorted(found, key=lambda setting: setting.label)
 
 
 def photographs(settings: Sequence[Setting]) -> Setting | None:
-    """The setting with the most runs among those at x4 with Urban100 and a baseline."""
-    return max(
-        (
-            s
-            for s in settings
-            if s.runs and s.config.scale == 4 and PAPER_SET in s.test_sets and s.baseline
-        ),
-        key=lambda s: (len(s.runs), s.label),
-        default=None,
-    )
+    """The setting that says what a module gains on photographs: with Urban100 and a baseline.
+
+    It is that of the preset of this name, else super-resolution at x4; of several the one with the
+    most runs.
+    """
+    found = [s for s in settings if s.runs and PAPER_SET in s.test_sets and s.baseline]
+    regime = [s for s in found if s.config.preset == PHOTOGRAPHS]
+    x4 = [s for s in found if s.config.task is UNSET and s.config.scale == 4]
+    return max(regime or x4, key=lambda s: (len(s.runs), s.label), default=None)
 
 
 def _settings(runs: Sequence[Run], costs: Sequence[Cost]) -> list[Setting]:

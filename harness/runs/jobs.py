@@ -29,10 +29,9 @@ from ..config.variants import Variant
 from ..records.changed import changed_sets
 from ..records.shapes import Run
 from ..records.store import find_record, load_record
-from ..tasks.base import SyntheticTask
 from ..tasks.images import ImageTask
 from ..tasks.registry import DEFAULT
-from .options import RunOptions, TrainingOptions, configure
+from .options import RunOptions, TrainingOptions, configure, res_scale_of
 from .warm import Forked, can_fork
 
 if TYPE_CHECKING:
@@ -101,7 +100,7 @@ def find_jobs(
 ) -> list[Job]:
     """The runs of a grid in the order of ``harness.run``; the baselines of warm starts first.
 
-    In a synthetic task the variants have its ``res_scale``: see ``tasks.options.weighted``.
+    The variants have the ``res_scale`` of task or preset: see ``tasks.options.weighted``.
 
     Raises:
         UserError, AttentionError: as :func:`.options.configure`.
@@ -116,7 +115,7 @@ def find_jobs(
         learn_res_scale=False,
         attention_rate=1.0,
     )
-    names = job_names((*variants, Variant("none")), task)
+    names = job_names((*variants, Variant("none")), res_scale_of(options, task))
     baselines, jobs = {}, {}
     for seed in dict.fromkeys(options.seeds):
         for variant in variants:
@@ -129,9 +128,9 @@ def find_jobs(
     return list((baselines | jobs).values())
 
 
-def job_names(variants: Sequence[Variant], task: AnyTask) -> dict[Variant, str]:
-    """Row label of each variant; the weight that all modules have in a task is not shown."""
-    if not isinstance(task, SyntheticTask):
+def job_names(variants: Sequence[Variant], res_scale: float | None) -> dict[Variant, str]:
+    """Row label of each variant; a weight that task or preset gives all modules is not shown."""
+    if res_scale is None:
         return row_labels(variants)
     plain = {v: Variant(v.name, _without_weight(v.options)) for v in variants}
     labels = row_labels(plain.values())
@@ -141,7 +140,8 @@ def job_names(variants: Sequence[Variant], task: AnyTask) -> dict[Variant, str]:
 def make_job(config: RunConfig, name: str, options: TrainingOptions, task: AnyTask) -> Job:
     """The job of a run that ``options`` lead to, apart from its variant, seed and task."""
     variant, resolved = config.variant, config.variant.resolved
-    if isinstance(task, SyntheticTask) and "res_scale" in resolved:  # else the task gives its own
+    # Else task or preset would give its own.
+    if res_scale_of(options, task) is not None and "res_scale" in resolved:
         variant = Variant(variant.name, {**variant.options, "res_scale": resolved["res_scale"]})
     words = ["--attn", variant.name, *option_words(variant), "--seeds", str(config.seed)]
     words += task_words(task)

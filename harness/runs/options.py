@@ -12,7 +12,7 @@ import tyro
 from ..base import machine
 from ..base.errors import UserError
 from ..base.folders import OWN
-from ..config.network import MODULES, NetworkConfig, quarters, spread
+from ..config.network import NetworkConfig, quarters, spread
 from ..config.options import Implementation
 from ..config.presets import PRESETS, Preset, Schedule, find_preset
 from ..config.rows import TableName
@@ -83,9 +83,9 @@ class TrainingOptions:
     """Feature channels."""
     block_res_scale: float | None = None
     """Residual scale of EDSR's blocks (--res-scale is the attention module's)."""
-    modules: int = MODULES
+    modules: int | None = None
     """Attention modules: five at each quarter of the blocks, another number in the middle of as
-    many equal parts of them."""
+    many equal parts of them; five by default, in the preset photographs two."""
     learn_res_scale: bool = False
     """Train the weight of every attention module, from its --res-scale."""
     attention_rate: float = 1.0
@@ -142,6 +142,30 @@ def network_of(options: TrainingOptions, task: AnyTask | None = None) -> Network
         UserError: unknown preset.
     """
     return _overridden(options, _preset_of(task, options.preset).network)
+
+
+def modules_of(options: TrainingOptions, task: ImageTask) -> int:
+    """Number of attention modules: the preset's, or what the command gives.
+
+    Raises:
+        UserError: unknown preset.
+    """
+    if options.modules is not None:
+        return options.modules
+    return _preset_of(task, options.preset).modules
+
+
+def res_scale_of(options: TrainingOptions, task: AnyTask) -> float | None:
+    """The attention's weight where the command gives none: the task's or the preset's.
+
+    None leaves each module its own.
+
+    Raises:
+        UserError: unknown preset.
+    """
+    if isinstance(task, SyntheticTask):
+        return task.res_scale
+    return _preset_of(task, options.preset).res_scale
 
 
 def _overridden(options: TrainingOptions, network: NetworkConfig) -> NetworkConfig:
@@ -249,7 +273,7 @@ def _configure_images(
     test = source.choose_tests(options.test_sets)
     cache = task.cache if decode else None
     chosen = None
-    places = spread(network.blocks, options.modules)
+    places = spread(network.blocks, modules_of(options, task))
     if variant.takes_references and options.tile is not None:
         raise UserError(f"{variant.name} takes matches of whole images: leave out --tile")
     if task.settings:

@@ -106,7 +106,9 @@ def find_cells(
         for setting, task in zip(settings, created, strict=True):
             assert isinstance(task, SyntheticTask)
             name = f"{names[variant]}, {setting.label}"
-            job = partial(_job, name, weighted(variant, task, argv), task, options, device)
+            job = partial(
+                _job, name, weighted(variant, task.res_scale, argv), task, options, device
+            )
             cells.append(Cell(tuple(job(rate, seed) for rate in RATES), tuple(others), job))
     return cells
 

@@ -205,12 +205,19 @@ def find_images(values: Any) -> DataSource:
     return find_data(values.data, train_sets=sets, holdout=values.holdout, holdout_crop=crop)
 
 
-def weighted(variant: Variant, task: SyntheticTask, argv: Sequence[str]) -> Variant:
-    """The variant with the task's ``res_scale``, where it has one and the command gives none.
+def weighted(variant: Variant, res_scale: float | None, argv: Sequence[str]) -> Variant:
+    """The variant with this ``res_scale``, where it has one and the command gives none.
 
     The command may give the module's default, which the variant does not hold.
+
+    Args:
+        variant: as the command names it.
+        res_scale: that of the task or of the preset; None leaves the module's own.
+        argv: the command line.
     """
-    if "res_scale" not in variant.resolved or "res_scale" in variant.options:
+    if res_scale is None or "res_scale" in variant.options:
+        return variant
+    if "res_scale" not in variant.resolved:
         return variant
     set_by = (
         e for e in typed_entries(argv) if e.name == variant.name and "res_scale" in e.settings
@@ -218,7 +225,7 @@ def weighted(variant: Variant, task: SyntheticTask, argv: Sequence[str]) -> Vari
     given = any(settings_of(e)["res_scale"] == variant.resolved["res_scale"] for e in set_by)
     if given or _flags(argv) & {"res_scale", "attn_res_scale"}:
         return variant
-    return Variant.of(variant.name, {**variant.options, "res_scale": task.res_scale})
+    return Variant.of(variant.name, {**variant.options, "res_scale": res_scale})
 
 
 #: Options of ``harness.run`` that a synthetic task has no use for.

@@ -535,7 +535,7 @@ def _other_sections(
                 if folder in tasks
             ],
         )
-    on_images = {setting.label for setting in image_task_settings(runs)}
+    on_images = {setting.label for setting in image_task_settings(runs, [])}
     if on_images:
         yield Section(
             "image-tasks",

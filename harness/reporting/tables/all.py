@@ -7,6 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from ...base.errors import UserError
+from ...config.rows import table_rows
+from ...config.variants import Variant
 from ...records.shapes import Cost, Gpu, Implementations, Latency, Redraw, Run, Scaling, Speed
 from ...records.store import load_records
 from ..benches import find_benches
@@ -62,9 +64,10 @@ def build(
         folder = bench.folder
         tables += [(folder, table5(bench, nearest)), (folder, latency_details(bench))]
     tables += build_tasks(runs, costs, latency, joined)
-    board = leaderboard_table(runs, costs, latency, settings)
+    of_images = [*settings, *image_task_settings(runs, costs)]
+    board = leaderboard_table(runs, costs, latency, of_images)
     overviews = (
-        modules_table(settings, benches),
+        modules_table(of_images, benches),
         methods_table(costs, latency),
         board and mark_joined(board, runs, joined),
     )
@@ -80,14 +83,27 @@ def build_tasks(
     """As :func:`build`, of all tasks but the default alone: settings, then the profile."""
     made = [
         (setting, table)
-        for setting in image_task_settings(runs)
-        for table in (quality_table(setting), per_image_table(setting))
+        for setting in image_task_settings(runs, costs)
+        for table in (
+            claims_table(setting),
+            *(make(setting) for rows, make in _OF_PAPER.items() if _has_rows(setting, rows)),
+            quality_table(setting),
+            per_image_table(setting),
+        )
         if table
     ]
     made += [(setting, task_table(setting)) for setting in task_settings(runs)]
     tables = [(one.label, mark_joined(table, one.runs, joined)) for one, table in made]
     profile = (profile_table(runs, costs, latency), profile_details(runs), findings_table(runs))
     return tables + [("", mark_joined(table, runs, joined)) for table in profile if table]
+
+
+#: Tables of the paper's rows that another task on images has too, where it has two of the rows.
+_OF_PAPER = {"table4": table4, "table6": table6}
+
+
+def _has_rows(setting: Setting, table: str) -> bool:
+    return len(setting.runs_of.keys() & {*table_rows(table)} - {Variant("none")}) > 1
 
 
 def all_tables(

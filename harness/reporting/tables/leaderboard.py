@@ -13,7 +13,13 @@ from ...config.rows import table_rows
 from ...config.variants import Variant
 from ...records.origin import describe_machine, origin_note
 from ...records.shapes import Cost, Latency, Run
-from ..cells import difference_cell, milliseconds, setting_text, variant_columns
+from ..cells import (
+    difference_cell,
+    milliseconds,
+    photographs_header,
+    setting_text,
+    variant_columns,
+)
 from ..labels import natural
 from ..profile import SIDE, ProfileRow, RowCost, find_profile, row_costs
 from ..settings import PAPER_SET, Setting, photographs
@@ -42,7 +48,7 @@ def leaderboard_table(
         runs: of all tasks.
         costs: cost records.
         latency: latency records.
-        settings: of super-resolution, of which one gives the gain on photographs.
+        settings: of tasks on images, of which one gives the gain on photographs.
     """
     profile = find_profile(runs)
     if not profile.rows:
@@ -94,8 +100,8 @@ def leaderboard_table(
         *([f"Lacking: {', '.join(lacking)}."] if lacking else []),
         *(
             [
-                f"Gain: PSNR on {PAPER_SET} ×4 minus the baseline's, with its 95 % interval; "
-                f"{setting_text(photos)}."
+                f"Gain: PSNR on {photographs_header(photos)} minus the baseline's, with its "
+                f"95 % interval; {setting_text(photos)}."
             ]
             if photos
             else []
@@ -112,7 +118,7 @@ def leaderboard_table(
         notes=notes,
         headers=[
             *(("", header) for header in ("Method", "rank", "aggregate")),
-            (f"{PAPER_SET} ×4", "gain (dB)"),
+            (photographs_header(photos), "gain (dB)"),
             *(("", header) for header in ("core GFLOPs", "core ms", "parameters")),
         ],
         rows=cells,

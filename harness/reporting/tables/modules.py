@@ -8,7 +8,13 @@ from ...config.variants import CORE_CHANNELS, Variant
 from ...records.origin import describe_machine
 from ...records.shapes import LatencyRow, RecordedVariant
 from ..benches import Bench
-from ..cells import difference_cell, milliseconds, setting_text, variant_columns
+from ..cells import (
+    difference_cell,
+    milliseconds,
+    photographs_header,
+    setting_text,
+    variant_columns,
+)
 from ..settings import PAPER_SET, Setting, photographs
 from .render import Table
 
@@ -81,8 +87,8 @@ def modules_table(settings: Sequence[Setting], benches: Sequence[Bench]) -> Tabl
         )
     if setting:
         notes.append(
-            f"PSNR is the difference to the baseline on {PAPER_SET} ×4 with its 95 % interval; "
-            f"{setting_text(setting)}; see {setting.label}."
+            f"PSNR is the difference to the baseline on {photographs_header(setting)} with "
+            f"its 95 % interval; {setting_text(setting)}; see {setting.label}."
         )
     return Table(
         name="modules",
@@ -95,7 +101,7 @@ def modules_table(settings: Sequence[Setting], benches: Sequence[Bench]) -> Tabl
             ("", "Growth"),
             ("Core", "GFLOPs"),
             ("Core", "ms"),
-            (f"PSNR (dB) {PAPER_SET} ×4", "difference to baseline"),
+            (f"PSNR (dB) {photographs_header(setting)}", "difference to baseline"),
             ("", "seeds"),
         ],
         rows=rows,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from ...records.origin import origin_note
 from ...records.shapes import Cost, Counts
 from ..cells import (
+    INPUTS,
     PAPER_PSNR,
     READ,
     TRAINING_HEADERS,
@@ -49,7 +50,7 @@ def inserted_cell(cost: Cost | None) -> str:
 
 
 def table4(setting: Setting) -> Table:
-    """Operation counts and quality: the paper's rows, then further variants, then bicubic."""
+    """Operation counts and quality: the paper's rows, then further variants, then the input."""
     paper = {row["method"]: row for row in paper_table(4)}
     rows, data, summaries = [], [], []
     order = row_order(setting.counted_labels, list(paper))
@@ -101,11 +102,12 @@ def table4(setting: Setting) -> Table:
     if setting.cost_of:
         notes.append(origin_note(list(setting.cost_of.values()), "Operation counts"))
     if setting.test_set:
+        untrained = INPUTS[setting.input_name]
         psnr, ssim = (
             setting.input_quality(setting.test_set, metric) for metric in ("psnr", "ssim")
         )
-        rows.append(["Bicubic", *[""] * 8, *quality_cells(psnr, ssim, seeds=False), "", ""])
-        empty = dict.fromkeys(data[0]) | {"method": "Bicubic"}
+        rows.append([untrained, *[""] * 8, *quality_cells(psnr, ssim, seeds=False), "", ""])
+        empty = dict.fromkeys(data[0]) | {"method": untrained}
         data.append(empty | measured_columns(setting, psnr, ssim, seeds=False))
     return Table(
         name="table4",

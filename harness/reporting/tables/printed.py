@@ -12,12 +12,11 @@ from rich.text import Text
 
 from ...records.shapes import Cost, Gpu, Latency, LatencyRow, Run
 from ...records.store import setting_label
-from ..cells import PAPER_NOTE, difference_cell, fixed, milliseconds, training_cells
+from ..cells import INPUTS, PAPER_NOTE, difference_cell, fixed, milliseconds, training_cells
 from ..labels import recorded_labels, row_order, variant_of
 from ..settings import PAPER_SET, Setting, paper_table
 from ..statistics import Summary
 from .operations import inserted_cell
-from .quality import INPUTS
 from .render import minus
 from .tasks import task_summary
 

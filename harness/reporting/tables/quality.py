@@ -10,6 +10,7 @@ from ...config.rows import TableName, table_rows
 from ...config.variants import Variant, with_options
 from ...records.origin import plural
 from ..cells import (
+    INPUTS,
     PAPER_PSNR,
     READ,
     TRAINING_HEADERS,
@@ -48,8 +49,6 @@ _TABLE6 = {
     "NLSA": "NLSA-r4",
     "ENLCA": "ENLCA-m128",
 }
-#: Row of what a network's input gives.
-INPUTS = {"bicubic": "Bicubic", "noisy": "Noisy image"}
 _IN_CSV = "The CSV also has the differences to the baseline in PSNR and SSIM, with their intervals."
 
 

@@ -134,7 +134,7 @@ def typed_run(words: Sequence[str]) -> Any:
     task = create_task(task_class, options, words)
     assert isinstance(task, Recall)
     (seed,) = options.seeds
-    return configure(options, task, weighted(variant, task, words), seed, CPU)
+    return configure(options, task, weighted(variant, task.res_scale, words), seed, CPU)
 
 
 def test_a_training_is_the_run_that_a_user_types() -> None:

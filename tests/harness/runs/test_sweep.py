@@ -32,10 +32,9 @@ from harness.runs import sweep as runs_sweep
 from harness.runs.engines import EngineOptions, Local
 from harness.runs.jobs import Job, find_jobs, run_job
 from harness.runs.options import RunOptions as Options
-from harness.runs.options import TrainingOptions, configure
+from harness.runs.options import TrainingOptions, configure, res_scale_of
 from harness.runs.plan import calibrate
 from harness.runs.sweep import BUDGET_STATUS, Report, seconds_of
-from harness.tasks.base import SyntheticTask
 from harness.tasks.options import AnyTask, create_task, options_with_task, weighted
 from harness.tasks.sr import SuperResolution
 from tests.harness.conftest import Cli, until
@@ -100,8 +99,8 @@ def typed(
     found, task_class = options_with_task(options, argv)
     values, variants = parse(found, argv, "harness.run")
     task = create_task(task_class, values, argv)
-    if isinstance(task, SyntheticTask):
-        variants = [weighted(variant, task, argv) for variant in variants]
+    weight = res_scale_of(values, task)
+    variants = [weighted(variant, weight, argv) for variant in variants]
     return values, variants, task
 
 

@@ -195,7 +195,7 @@ def test_res_scale_is_that_of_the_task_unless_given() -> None:
     def variants(*words: str) -> list[dict[str, Any]]:
         argv = ["--task", "recall", *words]
         found = parse(options_with_task(Options, argv)[0], argv, "harness.run")[1]
-        return [dict(weighted(variant, task, argv).options) for variant in found]
+        return [dict(weighted(variant, task.res_scale, argv).options) for variant in found]
 
     assert variants("--attn", "nla", "criss-cross", "none") == [{"res_scale": 1.0}, {}, {}]
     assert variants("--attn", "nla", "--res-scale", "0.1") == [{}]
