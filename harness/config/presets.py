@@ -22,6 +22,7 @@ class Preset:
         steps_per_epoch: steps between redraws of random projections.
         modules: number of attention modules in a task on images.
         res_scale: their weight in a task on images; None for each module's own.
+        tile: side in LR pixels of the tiles that test images are cut into; None for whole images.
     """
 
     network: NetworkConfig
@@ -34,6 +35,7 @@ class Preset:
     purpose: str
     modules: int = MODULES
     res_scale: float | None = None
+    tile: int | None = None
 
 
 #: Name of the preset in which attention shows on photographs (docs/photographs.md); of the tasks

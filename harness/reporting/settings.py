@@ -119,8 +119,13 @@ class Setting:
 
     @cached_property
     def cost_of(self) -> dict[Variant, Cost]:
-        """Operation counts at the paper's sizes by variant; the newest."""
-        return paper_costs(by_age(self.costs))
+        """Operation counts at the paper's sizes by variant; the newest.
+
+        They do not depend on the weight: counts of a variant with the usual one are its row's too.
+        """
+        found = paper_costs(by_age(self.costs))
+        weighted = {self.variant_of(cost.variant): cost for cost in found.values()}
+        return weighted | found
 
     @cached_property
     def recorded(self) -> dict[Variant, RecordedVariant]:

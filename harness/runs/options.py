@@ -50,7 +50,8 @@ class TrainingOptions:
     task: str = "sr"
     """What to learn: sr, denoise, recall, or package.module:Class of your own; options follow."""
     preset: str = "quick"
-    """quick, small, base or paper: sizes and schedule; the values below override it."""
+    """quick, small, base or paper, in denoise also photographs: sizes and schedule; the values
+    below override it."""
     data: Path | None = None
     """Folder of images (docs/data.md); else SR_DATA, else images that ship with scikit-image."""
     train_sets: tuple[str, ...] = ()
@@ -101,7 +102,8 @@ class TrainingOptions:
     precision: Precision = "float32"
     """Precision of training: float32, tf32 (CUDA) or bfloat16 (autocast). Evaluation is float32."""
     tile: int | None = None
-    """Evaluate in tiles of this many LR pixels; whole images by default."""
+    """Evaluate in tiles of this many LR pixels, 0 for whole images; whole ones by default, in the
+    preset photographs tiles of 32."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:<n> or mps."""
     impl: Implementation = AUTO
@@ -274,8 +276,10 @@ def _configure_images(
     cache = task.cache if decode else None
     chosen = None
     places = spread(network.blocks, modules_of(options, task))
-    if variant.takes_references and options.tile is not None:
-        raise UserError(f"{variant.name} takes matches of whole images: leave out --tile")
+    # No command gives None: 0 stands for whole images.
+    tile = (preset.tile if options.tile is None else options.tile) or None
+    if variant.takes_references and tile is not None:
+        raise UserError(f"{variant.name} takes matches of whole images: give --tile 0")
     if task.settings:
         chosen = TaskConfig(task.name, task.settings, task.loss, places)
     return RunConfig.of_preset(
@@ -289,7 +293,7 @@ def _configure_images(
         patch=options.patch,
         device=device.type,
         **_overrides(options),
-        tile=options.tile,
+        tile=tile,
         data=DataConfig(
             name=source.name,
             train=source.train_sets,

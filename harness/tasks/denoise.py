@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import ClassVar
 
-from ..config.presets import PRESETS, Preset
+from ..config.network import NetworkConfig
+from ..config.presets import PHOTOGRAPHS, PRESETS, Preset
 from ..images.cache import TrainingCache
 from ..images.degradation import GreyNoise
 from ..images.sources import DataSource
@@ -32,10 +33,26 @@ class Denoise(ImageTask):
     name: ClassVar[str] = "denoise"
     fixed_scale: ClassVar[int | None] = 1
     grey: ClassVar[bool] = True
-    #: Those of super-resolution with larger patches, and on the CPU with half as many of them.
+    #: Those of super-resolution with larger patches, and on the CPU with half as many of them; and
+    #: the one that docs/photographs.md chooses. Its tiles, with their borders, are of the patch's
+    #: size: on larger ones softmax attention is diluted.
     presets: ClassVar[Mapping[str, Preset]] = {
         name: replace(PRESETS[name], patch={1: 48}, batch=batch)
         for name, batch in (("quick", 8), ("small", 8), ("base", 16))
+    } | {
+        PHOTOGRAPHS: Preset(
+            network=NetworkConfig(blocks=4, channels=32),
+            patch={1: 48},
+            batch=8,
+            steps=3000,
+            steps_per_epoch=100,
+            learning_rate=1e-3,
+            schedule="one-cycle",
+            purpose="a real image folder: attention shows within minutes of a core",
+            modules=2,
+            res_scale=1.0,
+            tile=32,
+        )
     }
 
     def __init__(

@@ -13,7 +13,7 @@ from rich.text import Text
 from ...records.shapes import Cost, Gpu, Latency, LatencyRow, Run
 from ...records.store import setting_label
 from ..cells import INPUTS, PAPER_NOTE, difference_cell, fixed, milliseconds, training_cells
-from ..labels import recorded_labels, row_order, variant_of
+from ..labels import recorded_labels, row_order, task_labels, variant_of
 from ..settings import PAPER_SET, Setting, paper_table
 from ..statistics import Summary
 from .operations import inserted_cell
@@ -38,13 +38,14 @@ def summary(runs: Sequence[Run], costs: Sequence[Cost], latency: Latency | None)
     printed = task is None
     rows = latency.rows if latency else []
     times = {
-        variant_of(row.variant): row.mean_ms
+        setting.variant_of(row.variant): row.mean_ms
         for row in rows
         if (row.part, row.passes, row.height, row.width, row.batch)
         == ("core", "forward", 100, 100, 1)
     }
     described: list[Run | Cost | LatencyRow] = [*runs, *costs, *rows]
-    labels = recorded_labels(one.variant for one in described)
+    variants, weight = [one.variant for one in described], setting.res_scale
+    labels = recorded_labels(variants) if weight is None else task_labels(variants, weight)
     paper = {row["method"]: row for row in paper_table(4)}
     names = setting.test_sets
     inputs = {

@@ -268,6 +268,26 @@ def test_held_out_images_and_chosen_sets(main: Main, tmp_path: Path) -> None:
     assert record.config.data.train_images == 2
 
 
+def test_preset_photographs_fixes_weight_number_and_tiles(main: Main, tmp_path: Path) -> None:
+    words = ["--task", "denoise", "--preset", "photographs", "--steps", "1", "--batch", "1"]
+    words += ["--channels", "8", "--patch", "8", "--test-sets", "Tiny"]
+    assert main(*words, "--attn", "none", "nla", "criss-cross") == 0
+    assert main(*words, "--attn", "nla", "--res-scale", "0.1", "--tile", "0", "--modules", "5") == 0
+    found = {(one.variant.name, one.config.tile): one for one in load_records(tmp_path, Run)}
+    none, nla, cross = (found[name, 32] for name in ("none", "nla", "criss-cross"))
+    other = found["nla", None]
+    for one in (none, nla, cross):
+        assert one.config.task is not UNSET
+        assert one.config.task.positions == [1, 3]
+        assert (one.config.tile, one.config.blocks) == (32, 4)
+    assert nla.variant.changed == {"res_scale": 1.0}
+    assert none.variant.changed == cross.variant.changed == {}  # they have no weight
+    assert other.variant.changed == {}
+    assert other.config.tile is None
+    assert other.config.task is not UNSET
+    assert other.config.task.positions == [0, 1, 2, 3, 4]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
