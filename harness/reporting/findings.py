@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from ..config.rows import table_rows
 from ..config.variants import Variant
+from .cells import photographs_header
 from .laws import FittedLaw, exponent, fit_with_intervals, kendall, kendall_interval, paired
 from .predictions import (
     NOT_MEASURED,
@@ -23,7 +24,7 @@ from .predictions import (
     checked,
 )
 from .profile import Profile, ProfileCell, ProfileRow
-from .settings import paper_table
+from .settings import PAPER_SET, Setting, paper_table
 from .statistics import Estimate
 
 #: Least number of points of a fit.
@@ -31,14 +32,20 @@ _POINTS = 3
 _D4, _D16 = PAIRS
 
 
-def find_findings(profile: Profile) -> list[Finding]:
-    """All findings; those without a record say so. None without recall, which they are about."""
+def find_findings(profile: Profile, photos: Setting | None = None) -> list[Finding]:
+    """All findings; those without a record say so. None without recall, which they are about.
+
+    Args:
+        profile: of all runs.
+        photos: setting that gives the gains on photographs (:func:`.settings.photographs`).
+    """
     if not any(task.label in PAIRS for task in profile.tasks):
         return []
     return [
         *_laws(profile),
         *_effects(profile),
         *_orders(profile),
+        *(_order_on_photographs(profile, photos) if photos else ()),
         *(checked(profile, "requirement", one) for one in REQUIREMENTS),
         *(checked(profile, "prediction", one) for one in (*PREDICTIONS, SAME_ORDER)),
     ]
@@ -133,14 +140,34 @@ def _effects(profile: Profile) -> Iterator[Finding]:
             yield Finding("effect", what, NOT_MEASURED, "no two rows differ in it alone")
 
 
+#: Scores of the profile that orders compare with something else.
+_MEASURES: dict[str, Callable[[ProfileRow], Estimate | None]] = {
+    f"{_D4} at 2n": lambda row: row.score(_D4, 1),
+    "aggregate": lambda row: row.aggregate,
+}
+
+
+def _order_on_photographs(profile: Profile, photos: Setting) -> Iterator[Finding]:
+    """Whether probing predicts what a module gains on photographs."""
+    gains = {
+        variant: summary.difference
+        for variant in photos.runs_of
+        if (summary := photos.summary(variant, PAPER_SET)) and summary.difference is not None
+    }
+    for what, measure in _MEASURES.items():
+        rows = [
+            (found, gains[row.variant])
+            for row in profile.rows
+            if row.variant in gains and (found := measure(row))
+        ]
+        statement = f"Kendall's tau: {what} and gain on {photographs_header(photos)}"
+        yield _tau("order", statement, [one for one, _ in rows], [gain for _, gain in rows])
+
+
 def _orders(profile: Profile) -> Iterator[Finding]:
     """Agreement with the paper's orders, and of the two D."""
-    measures: dict[str, Callable[[ProfileRow], Estimate | None]] = {
-        f"{_D4} at 2n": lambda row: row.score(_D4, 1),
-        "aggregate": lambda row: row.aggregate,
-    }
     for number, printed in ((4, _paper_psnr(4)), (6, _paper_psnr(6))):
-        for what, measure in measures.items():
+        for what, measure in _MEASURES.items():
             rows = [
                 (found, printed[row.variant])
                 for row in profile.rows

@@ -3,8 +3,9 @@
 Every claim compares two variants on the paper's test set, paired over the same images and seeds.
 Claims are decided at 5 % after Holm's correction over the setting's claims. With one seed none is
 decided, because the noise of training is unknown. A claim that is not decided is refuted in its
-size alone where the interval excludes the paper's difference. "Within" says something only of a
-method that gains: it is not judged where the method does not beat the baseline.
+size alone where the interval excludes the paper's difference; in super-resolution, as the paper's
+differences are of it. "Within" says something only of a method that gains: it is not judged where
+the method does not beat the baseline.
 """
 
 from __future__ import annotations
@@ -180,6 +181,8 @@ def find_claims(setting: Setting) -> list[Finding]:
     ]
     decided = iter(zip(tested, holm(tested), strict=True))
     printed = _paper_psnr()
+    # Of another task the paper's difference in dB says nothing.
+    enlarges = setting.config.scale > 1
     findings = []
     for claim, summary, for_it, against, judged in compared:
         better, than = setting.labels[claim.better], setting.labels[claim.than]
@@ -195,7 +198,7 @@ def find_claims(setting: Setting) -> list[Finding]:
             verdict = UNDECIDED
             if adjusted < 1 - CONFIDENCE:
                 verdict = REPRODUCED if for_it < against else CONTRADICTED
-            elif claim.margin is None and _excludes(summary, paper):
+            elif claim.margin is None and enlarges and _excludes(summary, paper):
                 verdict = SMALLER
         findings.append(Finding(claim, better, than, summary, p, adjusted, verdict, paper))
     return findings
@@ -268,8 +271,13 @@ def claims_table(setting: Setting) -> Table | None:
         label=f"{setting.label}-claims",
         caption=caption("The paper's claims", setting),
         notes=[
-            "Reproduced and not reproduced: at 5 % after Holm's correction. No effect of that size "
-            "here: the 95 % interval excludes the paper's difference. Not decided is neither.",
+            "Reproduced and not reproduced: at 5 % after Holm's correction. "
+            + (
+                "No effect of that size here: the 95 % interval excludes the paper's difference. "
+                if setting.config.scale > 1
+                else "The paper's differences are of super-resolution. "
+            )
+            + "Not decided is neither.",
             f"Differences in PSNR on {setting.test_set} ×{setting.config.scale} are paired over "
             "the same images and seeds; the paper's are on Urban100 ×4. Brackets hold the 95 % "
             "interval of the crossed bootstrap over images and seeds, or of Student's t of the "

@@ -28,7 +28,7 @@ from ..profile import (
     row_costs,
     steps_to,
 )
-from ..settings import Setting
+from ..settings import Setting, image_task_settings, photographs
 from ..statistics import Estimate
 from .aggregate import AGGREGATE, profile_text, score_cell
 from .render import Table
@@ -161,7 +161,7 @@ def profile_details(runs: Sequence[Run]) -> Table | None:
 def findings_table(runs: Sequence[Run]) -> Table | None:
     """Laws, effects, orders, and which predictions held; None without a run of recall."""
     profile = find_profile(runs)
-    findings = find_findings(profile)
+    findings = find_findings(profile, photographs(image_task_settings(runs, [])))
     if not findings:
         return None
     return Table(

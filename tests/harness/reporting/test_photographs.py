@@ -15,6 +15,8 @@ from harness.records.shapes import Run
 from harness.reporting.cells import setting_text
 from harness.reporting.settings import Setting, find_settings, image_task_settings, photographs
 from harness.reporting.tables.all import build, build_tasks
+from harness.reporting.tables.claims import SMALLER, UNDECIDED, find_claims
+from harness.reporting.tables.profile import findings_table
 
 DENOISE: dict[str, Any] = {
     "scale": 1,
@@ -96,6 +98,22 @@ def test_tables_of_the_papers_rows(runs: list[Run]) -> None:
         assert nla[difference].startswith("+0.100")
 
 
+def test_the_papers_differences_are_no_measure_of_another_task() -> None:
+    gains = {"none": 0.0, "nla": 0.0, "enlca": 0.001}  # the paper has +0.23 for both
+
+    def verdicts(**config: Any) -> set[str]:
+        runs = [
+            denoised(named(name), seed, gain + 1e-4 * seed * index, **config)
+            for index, (name, gain) in enumerate(gains.items())
+            for seed in (0, 1, 2)
+        ]
+        return {found.verdict for found in find_claims(Setting(runs, []))}
+
+    assert UNDECIDED in verdicts()
+    assert SMALLER not in verdicts()
+    assert SMALLER in verdicts(scale=4)
+
+
 def test_gain_on_photographs_is_of_the_preset_of_this_name() -> None:
     sr = [synthetic.run(name, seed) for name in ("Baseline", "NLA") for seed in range(9)]
     runs = [*sr, *weighted()]
@@ -112,3 +130,34 @@ def test_gain_on_photographs_is_of_the_preset_of_this_name() -> None:
     assert ("PSNR (dB) Urban100, denoise sigma 50", "difference to baseline") in table.headers
     nla = next(row for row in table.rows if row[0] == "nla")
     assert nla[-2].startswith("+0.100")
+
+
+def test_the_profile_is_compared_with_the_gain() -> None:
+    scores = {"nla": 0.3, "enlca": 0.6, "enlca m16": 0.9}
+    runs = [
+        synthetic.task_run(
+            named(name.split()[0], res_scale=1.0, **({"m": 16} if "m16" in name else {})),
+            scores=(score,) * 3,
+            seed=seed,
+        )
+        for name, score in scores.items()
+        for seed in (0, 1)
+    ]
+
+    def taus(gain: float) -> list[str]:
+        table = findings_table([*runs, *weighted(gain, preset=PHOTOGRAPHS)])
+        assert table is not None
+        found = {row[0]: row[-1] for row in table.rows if "gain on Urban100" in row[0]}
+        assert [key.partition(": ")[2] for key in found] == [
+            f"{what} and gain on Urban100, denoise sigma 50"
+            for what in ("recall D=4 at 2n", "aggregate")
+        ]
+        return [*found.values()]
+
+    rising, aggregate = taus(0.1)
+    assert rising.startswith("1.00 ")
+    assert aggregate == "0 common rows"
+    assert taus(-0.1)[0].startswith("−1.00 ")
+    table = findings_table(runs)
+    assert table is not None
+    assert not any("gain on" in row[0] for row in table.rows)
