@@ -334,15 +334,6 @@ def measured_header(setting: Setting, test_set: str | None = None) -> str:
     return f"{test_set or setting.test_set} {_enlargement(setting.config.scale)}".rstrip()
 
 
-def photographs_header(setting: Setting | None) -> str:
-    """Test set of the gain on photographs, with the scale or the task."""
-    if setting is None:
-        return PAPER_SET
-    task = setting.config.image_task
-    header = measured_header(setting, PAPER_SET)
-    return f"{header}, {task.label}" if task else header
-
-
 def quality_headers(setting: Setting, test_set: str | None = None) -> list[tuple[str, str]]:
     """Headers of :func:`quality_cells`, which name the measured test set."""
     name = measured_header(setting, test_set)

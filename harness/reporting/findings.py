@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Sequence
 
 from ..config.rows import table_rows
 from ..config.variants import Variant
-from .cells import photographs_header
 from .laws import FittedLaw, exponent, fit_with_intervals, kendall, kendall_interval, paired
 from .predictions import (
     NOT_MEASURED,
@@ -24,7 +23,7 @@ from .predictions import (
     checked,
 )
 from .profile import Profile, ProfileCell, ProfileRow
-from .settings import PAPER_SET, Setting, paper_table
+from .settings import PAPER_SET, Setting, paper_table, photographs_header
 from .statistics import Estimate
 
 #: Least number of points of a fit.

@@ -267,6 +267,14 @@ def photographs(settings: Sequence[Setting]) -> Setting | None:
     return max(regime or x4, key=lambda s: (len(s.runs), s.label), default=None)
 
 
+def photographs_header(setting: Setting | None) -> str:
+    """Test set of the gain on photographs, with the scale or the task."""
+    if setting is None:
+        return PAPER_SET
+    task, scale = setting.config.image_task, setting.config.scale
+    return f"{PAPER_SET}{f' ×{scale}' if scale > 1 else ''}{f', {task.label}' if task else ''}"
+
+
 def _settings(runs: Sequence[Run], costs: Sequence[Cost]) -> list[Setting]:
     groups: dict[str, list[Run]] = {}
     for run in runs:

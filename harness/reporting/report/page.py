@@ -12,7 +12,7 @@ from ... import __version__
 from ...base.errors import UserError
 from ...base.extras import install_extra
 from ...base.files import read_json, write_text
-from ...base.names import slug
+from ...base.names import canonical_json, slug
 from ...records.origin import describe_code, describe_machine, plural
 from ...records.shapes import UNSET, Approximation, Cost, Latency, Record, Run, Scaling, untyped
 from ...records.store import load_all_records, setting_label
@@ -682,10 +682,21 @@ def _flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, s
 
 
 def _records_table(records: Sequence[Record]) -> TableBlock:
-    """A row for each record: what it is, when, where, by which command."""
+    """A row for each record: what it is, when, where, by which command.
+
+    Runs of a variant in a synthetic task, which has hundreds, share a row for each machine and
+    version of the code.
+    """
     headers = ("Record", "Command", "Kind", "Setting", "Measured", "Machine", "Code")
-    rows = []
+    groups: dict[tuple[str, ...], list[Record]] = {}
     for record in records:
+        key: tuple[str, ...] = (record.kind, record.id)
+        if isinstance(record, Run) and record.scores:
+            row = canonical_json([record.variant.name, record.variant.options])
+            key = (setting_label(record), row, describe_machine(record), describe_code(record))
+        groups.setdefault(key, []).append(record)
+    rows = []
+    for record, *others in groups.values():
         cells = [
             _KINDS.get(record.kind, record.kind),
             setting_label(record) if isinstance(record, Run) else "",
@@ -696,7 +707,7 @@ def _records_table(records: Sequence[Record]) -> TableBlock:
         rows.append(
             Row(
                 [
-                    Cell(record.id),
+                    Cell(f"{record.id} and {len(others)} more" if others else record.id),
                     Cell(record.command, code=True),
                     *(Cell(text) for text in cells),
                 ],
@@ -706,7 +717,7 @@ def _records_table(records: Sequence[Record]) -> TableBlock:
     return TableBlock(
         anchor="records-table",
         title="All records",
-        about="By kind and id",
+        about="By kind and id; of runs in a row the first one's command and time",
         head=table_head([("", header) for header in headers], ["text"] * len(headers)),
         rows=rows,
     )

@@ -16,13 +16,12 @@ from ...records.shapes import Cost, Latency, Run
 from ..cells import (
     difference_cell,
     milliseconds,
-    photographs_header,
     setting_text,
     variant_columns,
 )
 from ..labels import natural
 from ..profile import SIDE, ProfileRow, RowCost, find_profile, row_costs
-from ..settings import PAPER_SET, Setting, photographs
+from ..settings import PAPER_SET, Setting, photographs, photographs_header
 from .aggregate import AGGREGATE, profile_text, score_cell
 from .render import Table, escaped
 

@@ -11,11 +11,10 @@ from ..benches import Bench
 from ..cells import (
     difference_cell,
     milliseconds,
-    photographs_header,
     setting_text,
     variant_columns,
 )
-from ..settings import PAPER_SET, Setting, photographs
+from ..settings import PAPER_SET, Setting, photographs, photographs_header
 from .render import Table
 
 _SIZE = 100
