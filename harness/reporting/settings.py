@@ -258,13 +258,21 @@ def image_task_settings(runs: Sequence[Run], costs: Sequence[Cost]) -> list[Sett
 def photographs(settings: Sequence[Setting]) -> Setting | None:
     """The setting that says what a module gains on photographs: with Urban100 and a baseline.
 
-    It is that of the preset of this name, else super-resolution at x4; of several the one with the
-    most runs.
+    It is of the preset of this name or of super-resolution at x4; of several the one with the most
+    rows, of these that of the preset, then the one with the most runs.
     """
-    found = [s for s in settings if s.runs and PAPER_SET in s.test_sets and s.baseline]
-    regime = [s for s in found if s.config.preset == PHOTOGRAPHS]
-    x4 = [s for s in found if s.config.task is UNSET and s.config.scale == 4]
-    return max(regime or x4, key=lambda s: (len(s.runs), s.label), default=None)
+
+    def counts(setting: Setting) -> bool:
+        config = setting.config
+        x4 = config.task is UNSET and config.scale == 4
+        wanted = x4 or config.preset == PHOTOGRAPHS
+        return wanted and PAPER_SET in setting.test_sets and bool(setting.baseline)
+
+    return max(
+        (s for s in settings if s.runs and counts(s)),
+        key=lambda s: (len(s.runs_of), s.config.preset == PHOTOGRAPHS, len(s.runs), s.label),
+        default=None,
+    )
 
 
 def photographs_header(setting: Setting | None) -> str:

@@ -126,6 +126,10 @@ def test_gain_on_photographs_is_of_the_preset_of_this_name() -> None:
     found = photographs(settings)
     assert found is not None
     assert found.runs == regime
+    more = [synthetic.run(name, 0) for name in ("NLSA-r4", "Criss-Cross", "User_Attention-8")]
+    found = photographs([*find_settings([*sr, *more], []), *image_task_settings(regime, [])])
+    assert found is not None
+    assert found.config.scale == 4  # more rows
     table = next(t for _, t in build([*runs, *regime], [], []) if t.name == "modules")
     assert ("PSNR (dB) Urban100, denoise sigma 50", "difference to baseline") in table.headers
     nla = next(row for row in table.rows if row[0] == "nla")
