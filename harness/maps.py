@@ -30,16 +30,18 @@ class Options:
 
     Examples:
       python -m harness.maps --image photo.png --hr --at 240,256 --runs nla-small enlca-m16-small
+      python -m harness.maps --image photo.png --hr --at 60,60 --runs nla-denoise nlsa-r4-denoise
     """
 
     image: Path
-    """An LR image (or an HR image with --hr)."""
+    """An LR image or a noisy one (with --hr, an HR image)."""
     at: str
     """ROW,COL of the position in the image, from 0."""
     runs: tuple[str, ...]
-    """Run ids (or unambiguous prefixes), run folders or weight files, all of one scale."""
+    """Run ids (or unambiguous prefixes), run folders or weight files, all of one task and scale."""
     hr: bool = False
-    """The image is an HR image; bicubic makes its LR image at the networks' scale."""
+    """The image is an HR image, from which the networks' task makes their input: bicubic's LR
+    image, or noise."""
     module: int | None = None
     """Number of the attention module, from 1; the last by default."""
     results: Path = OWN
@@ -70,16 +72,18 @@ def main() -> None:
     marked = parse_position(options.at)
     output = options.output and output_stem(options.output)
     from .config.options import describe_command
+    from .images.degradation import BICUBIC
     from .images.saved import read_upright
-    from .pictures.maps import correlation_maps, draw, low_resolution, module_number
+    from .pictures.maps import correlation_maps, draw, module_number, network_input
     from .reporting.figures.style import save_figure
-    from .runs.stored import load_networks
+    from .runs.stored import load_of_images
 
     image = read_upright(options.image)
-    runs = load_networks(options.runs, options.results, "harness.maps")
+    runs, task = load_of_images(options.runs, options.results, "harness.maps")
     module, count = module_number(runs, options.module)
     name, scale = options.image.name, runs[0].architecture.scale
-    lr, position = low_resolution(image, marked, name, scale, options.hr)
+    degrade = task.build_on(None, scale).degrade if task else BICUBIC
+    lr, position = network_input(image, marked, name, scale, degrade if options.hr else None)
     stem = output or (
         options.results / "figures" / f"maps-{options.image.stem}-{marked[0]}-{marked[1]}"
     )
@@ -90,6 +94,7 @@ def main() -> None:
         "lr_size": list(lr.shape[:2]),
         "lr_position": list(position),
         "scale": scale,
+        **({"task": task.label} if task else {}),
         "module": module,
         "runs": [run.name for run in runs],
     }

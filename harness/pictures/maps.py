@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..base.errors import UserError
-from ..images.bicubic import crop_to_multiple, downscale
+from ..images.bicubic import crop_to_multiple
+from ..images.degradation import Degradation, image_generator
 from ..network.edsr import EDSR, to_tensor
 from ..network.weights import TrainedNetwork
-from ..reporting.figures.style import PAGE, house_style, new_figure
+from ..reporting.figures.style import PAGE, Powers, house_style, new_figure
 from .networks import network_labels
 
 if TYPE_CHECKING:
@@ -74,42 +75,51 @@ class _Reached(Exception):
         self.features = features
 
 
-def low_resolution(
-    image: NDArray[np.uint8], position: tuple[int, int], name: str, scale: int, hr: bool
-) -> tuple[NDArray[np.uint8], tuple[int, int]]:
-    """The LR image and the position in it.
+def network_input(
+    image: NDArray[np.uint8],
+    position: tuple[int, int],
+    name: str,
+    scale: int,
+    degrade: Degradation | None,
+) -> tuple[NDArray[Any], tuple[int, int]]:
+    """The networks' input and the position in it.
 
     Args:
         image: uint8 ``[H, W, 3]``.
         position: row and column in ``image``.
-        name: the image's name, for the error.
+        name: the image's name, for the error; noise depends on it alone.
         scale: the networks' scale.
-        hr: whether ``image`` is an HR image, to be cropped to a multiple of the scale and reduced.
+        degrade: makes the input of an HR image, which is cropped to a multiple of the scale; None
+            if ``image`` is the input.
+
+    Returns:
+        ``[H/scale, W/scale, 3]``, uint8 or float32 where 1 stands for 255; row and column in it.
 
     Raises:
         UserError: the position lies outside the (cropped) image.
     """
-    if hr:
+    if degrade is not None:
         image = crop_to_multiple(image, scale)
     if not (position[0] < image.shape[0] and position[1] < image.shape[1]):
-        cropped = f", cropped to a multiple of {scale}" if hr else ""
+        cropped = f", cropped to a multiple of {scale}" if degrade and scale > 1 else ""
         raise UserError(
             f"position {position[0]},{position[1]} lies outside {name} "
             f"({image.shape[0]} rows, {image.shape[1]} columns{cropped})"
         )
-    if not hr:
+    if degrade is None:
         return image, position
-    return downscale(image, scale), (position[0] // scale, position[1] // scale)
+    lr, _ = degrade.pair(image, None, scale, image_generator("maps", name))
+    return lr, (position[0] // scale, position[1] // scale)
 
 
 @torch.inference_mode()
-def features_before(network: EDSR, module: nn.Module, lr: NDArray[np.uint8]) -> Tensor:
+def features_before(network: EDSR, module: nn.Module, lr: NDArray[Any]) -> Tensor:
     """Feature map ``[1, C, H, W]`` that a module of the network receives for an image.
 
     Args:
         network: in evaluation mode; it is run up to the module.
         module: one of ``network.attention_modules``.
-        lr: uint8 ``[H, W, 3]``.
+        lr: ``[H, W, 3]``, uint8 or float32 where 1 stands for 255.
     """
 
     def stop(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -127,7 +137,7 @@ def features_before(network: EDSR, module: nn.Module, lr: NDArray[np.uint8]) -> 
 
 def correlation_maps(
     runs: Sequence[TrainedNetwork],
-    lr: NDArray[np.uint8],
+    lr: NDArray[Any],
     position: tuple[int, int],
     module: int,
 ) -> list[CorrelationMap]:
@@ -138,7 +148,7 @@ def correlation_maps(
 
     Args:
         runs: networks in evaluation mode.
-        lr: uint8 ``[H, W, 3]``.
+        lr: ``[H, W, 3]``, uint8 or float32 where 1 stands for 255.
         position: row and column in ``lr``.
         module: number of the module, from 1; see :func:`module_number`.
 
@@ -203,7 +213,7 @@ def _weights(
 
 
 def draw(
-    lr: NDArray[np.uint8],
+    lr: NDArray[Any],
     position: tuple[int, int],
     maps: Sequence[CorrelationMap],
     module: str = "",
@@ -214,7 +224,7 @@ def draw(
     :attr:`CorrelationMap.effective_positions`.
 
     Args:
-        lr: uint8 ``[H, W, 3]``.
+        lr: uint8 ``[H, W, 3]``, or float32 where 1 stands for 255.
         position: row and column, marked by a red ring.
         maps: weights ``[H, W]`` each.
         module: text below the image.
@@ -237,14 +247,23 @@ def draw(
         axes = list(grid.flat)
         for unused in axes[len(maps) + 1 :]:
             unused.set_visible(False)
-        axes[0].imshow(lr, interpolation=interpolation)
+        # Noise may leave the range of colours.
+        shown = lr if lr.dtype == np.uint8 else lr.clip(0, 1)
+        axes[0].imshow(shown, interpolation=interpolation)
         _finish(axes[0], position, "Input", module)
         for ax, m in zip(axes[1:], maps, strict=False):
             colours = ax.imshow(m.weights * n, norm=norm, cmap=cmap, interpolation=interpolation)
             note = f"{m.effective_positions:,.0f} effective positions"
             _finish(ax, position, m.label + (f"\n{m.kind}" if m.kind else ""), note)
         bar = figure.colorbar(
-            colours, ax=grid, location="bottom", extend="min", shrink=0.5, aspect=40, pad=0.02
+            colours,
+            ax=grid,
+            location="bottom",
+            extend="min",
+            shrink=0.5,
+            aspect=40,
+            pad=0.02,
+            format=Powers(10),
         )
         bar.set_label(f"weight × N (1: uniform, N = {n:,})")
     return figure

@@ -19,7 +19,7 @@ from ..records.store import find_record, load_record
 from ..tasks.base import SyntheticTask, Task
 from ..tasks.images import ImageTask
 from ..tasks.options import build
-from ..tasks.registry import find_task
+from ..tasks.registry import DEFAULT, find_task
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,8 @@ class StoredTask:
             )
         return task
 
-    def build_on(self, source: DataSource, scale: int) -> ImageTask:
-        """The task on the source's images.
+    def build_on(self, source: DataSource | None, scale: int) -> ImageTask:
+        """The task on the source's images, or without any.
 
         Raises:
             UserError: there is no such task any more, or it refuses the options.
@@ -166,12 +166,46 @@ def load_networks(names: Sequence[str], results: Path, command: str) -> list[Tra
     Raises:
         UserError: no names, as :func:`load_sr`, or networks of different scales.
     """
+    networks = [load_sr(path, results, command) for path in _paths(names, results)]
+    _check_scales(networks)
+    return networks
+
+
+def load_of_images(
+    names: Sequence[str], results: Path, command: str
+) -> tuple[list[TrainedNetwork], StoredTask | None]:
+    """As :func:`load_networks`, of any one task on images; with the task, None for bicubic SR.
+
+    Raises:
+        UserError: as :func:`load_networks`, or runs of different or of synthetic tasks.
+    """
+    takes = f"{command} takes networks of tasks on images"
+    networks, learned = [], {}
+    for path in _paths(names, results):
+        trained = load_weights(path)
+        task = task_of(trained, path, results, takes)
+        if task and not issubclass(find_task(task.name), ImageTask):
+            raise UserError(f"{trained.name} learned task {task.label}: {takes}")
+        refuse_oracle(trained.network, trained.name, command)
+        networks.append(trained)
+        learned[trained.name] = task
+    _check_scales(networks)
+    labels = {name: task.label if task else DEFAULT for name, task in learned.items()}
+    if len({*labels.values()}) > 1:
+        found = ", ".join(f"{name} {label}" for name, label in labels.items())
+        raise UserError(f"the runs learned different tasks ({found}): give runs of one")
+    return networks, learned[networks[0].name]
+
+
+def _paths(names: Sequence[str], results: Path) -> list[Path]:
+    """Weight files of option ``--runs``, each once."""
     if not names:
         raise UserError("--runs needs at least one run")
-    paths = [find_weights(name, results) for name in dict.fromkeys(names)]
-    networks = [load_sr(path, results, command) for path in paths]
+    return [find_weights(name, results) for name in dict.fromkeys(names)]
+
+
+def _check_scales(networks: Sequence[TrainedNetwork]) -> None:
     scales = {network.name: network.architecture.scale for network in networks}
     if len({*scales.values()}) > 1:
         found = ", ".join(f"{name} x{scale}" for name, scale in scales.items())
         raise UserError(f"the runs are of different scales ({found}): give runs of one")
-    return networks

@@ -226,11 +226,11 @@ def log_scale(axis: Axes, side: Literal["x", "y"], base: float = 10) -> None:
     """Make an axis logarithmic, with powers such as 10² as plain text."""
     (axis.set_xscale if side == "x" else axis.set_yscale)("log", base=base)
     one = axis.xaxis if side == "x" else axis.yaxis
-    one.set_major_formatter(_Powers(base))
-    one.set_minor_formatter(_Powers(base))
+    one.set_major_formatter(Powers(base))
+    one.set_minor_formatter(Powers(base))
 
 
-class _Powers(LogFormatterSciNotation):
+class Powers(LogFormatterSciNotation):
     """matplotlib's labels of powers, which are formulas, as plain text."""
 
     _RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")

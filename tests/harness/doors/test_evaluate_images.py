@@ -192,8 +192,14 @@ def test_pictures_and_measurements_take_no_network_of_another_task(
         "nearest": "sr (degradation nearest, noise 10)",
         "recall": "recall (pairs 4, cells 6,",
     }
+    line = f"maps --image {image} --at 1,1 --runs {name} --output {tmp_path / 'a'}"
+    found = cli.refused(line, "--results", trained)
+    if label == "recall":
+        assert f"{name} learned task {learned[label]}" in found
+        assert found.endswith("harness.maps takes networks of tasks on images")
+    else:  # it is of a task on images
+        assert found.endswith(f"run {name} (Baseline) has no weights over positions: leave it out")
     for command, line in [
-        ("maps", f"--image {image} --at 1,1 --runs {name} --output {tmp_path / 'a'}"),
         ("visual", f"--data {image_folder} --runs {name} --output {tmp_path / 'a'}"),
         ("redraws", f"--data {image_folder} --runs {name}"),
         ("approximation", f"--data {image_folder} --weights {name}"),

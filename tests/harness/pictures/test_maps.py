@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from pathlib import Path
@@ -19,6 +20,7 @@ from harness.base.errors import UserError
 from harness.config.network import NetworkConfig
 from harness.config.variants import Variant
 from harness.images.bicubic import crop_to_multiple, downscale
+from harness.images.degradation import BICUBIC, GreyNoise, image_generator
 from harness.maps import parse_position
 from harness.network.edsr import to_tensor
 from harness.network.weights import Architecture, TrainedNetwork, load_weights, save_weights
@@ -27,9 +29,10 @@ from harness.pictures.maps import (
     correlation_maps,
     draw,
     features_before,
-    low_resolution,
+    network_input,
 )
-from tests.harness.conftest import Cli
+from harness.pictures.networks import network_labels
+from tests.harness.conftest import TINY_WORDS, Cli, train
 from tests.reference.maps import divided_by_norm, vectors
 
 ROWS, COLS = 11, 14
@@ -126,6 +129,13 @@ def test_panels_say_what_they_are(lr: np.ndarray) -> None:
         ("NLA, run 3", "", "nla"),
         ("NLA, run 4", "", "other"),
     ]
+    heavy = [make(name, Variant(name, {"res_scale": 1.0})) for name in ("nla", "nlsa")]
+    assert network_labels(heavy) == ["NLA", "NLSA-r4"]  # of one weight
+    assert network_labels([*heavy, runs[2]]) == [
+        "NLA (res_scale=1.0)",
+        "NLSA-r4 (res_scale=1.0)",
+        "NLA",
+    ]
 
 
 @given(st.lists(st.floats(0, 1), min_size=6, max_size=6).filter(lambda w: sum(w) > 1e-3))
@@ -164,6 +174,9 @@ def test_drawing(count: int, rows: int, lr: np.ndarray) -> None:
         np.testing.assert_array_equal(ax.images[0].get_array(), m.weights * (ROWS * COLS))
         assert ax.get_xlabel() == f"{m.effective_positions:,.0f} effective positions"
     (norm,) = {ax.images[0].norm for ax in shown[1:]}  # one colour scale for all
+    (bar,) = (ax for ax in figure.axes if ax.get_label() == "<colorbar>")
+    ticks = {label.get_text() for label in bar.get_xticklabels()}
+    assert {"10⁻²", "10⁰"} <= ticks  # no formula, which the style does not set
     assert norm.vmax >= max(w.max() for w in weights) * (ROWS * COLS)
     for ax in shown:
         (ring,) = ax.lines
@@ -175,9 +188,9 @@ def test_positions_of_an_hr_image(height: int, width: int, scale: int, row: int,
     image = np.random.default_rng(height).integers(0, 256, (height, width, 3), dtype=np.uint8)
     if row >= height // scale * scale or col >= width // scale * scale:
         with pytest.raises(UserError, match=f"{row},{col} lies outside a.png"):
-            low_resolution(image, (row, col), "a.png", scale, hr=True)
+            network_input(image, (row, col), "a.png", scale, BICUBIC)
         return
-    lr, (i, j) = low_resolution(image, (row, col), "a.png", scale, hr=True)
+    lr, (i, j) = network_input(image, (row, col), "a.png", scale, BICUBIC)
     np.testing.assert_array_equal(lr, downscale(crop_to_multiple(image, scale), scale))
     assert (i, j) == (row // scale, col // scale)
 
@@ -356,3 +369,28 @@ def test_a_module_of_another_network_is_refused(lr: np.ndarray) -> None:
     used = one.network.attention_modules[0]
     features_before(one.network, used, lr)
     assert not used._forward_pre_hooks  # the hook is taken away again
+
+
+def test_a_network_of_another_task_on_images_gets_its_input(
+    cli: Cli, tmp_path: Path, image_folder: Path
+) -> None:
+    line = " ".join([*TINY_WORDS, "--attn nla --blocks 4 --patch 8"])
+    train(
+        tmp_path, f"{line} --task denoise --sigma 25", f"{line} --skip-latency", data=image_folder
+    )
+    denoise, sr = (
+        next(path.name for path in (tmp_path / "runs").glob(pattern))
+        for pattern in ("nla-denoise*", "nla-quick*")
+    )
+    image = image_folder / "Tiny" / "HR" / "e0.png"
+    drawn = ("--results", tmp_path, "--output", tmp_path / "map", "--image", image)
+    cli(f"maps --at 3,5 --hr --runs {denoise}", *drawn)
+    found = json.loads((tmp_path / "map.json").read_text())
+    assert (found["task"], found["lr_position"]) == ("denoise (sigma 25)", [3, 5])
+    hr = np.asarray(Image.open(image).convert("RGB"))
+    noisy, _ = GreyNoise(25).pair(hr, None, 1, image_generator("maps", image.name))
+    assert found["lr_sha256"] == hashlib.sha256(noisy.tobytes()).hexdigest()
+    plain, _ = network_input(hr, (3, 5), image.name, 1, None)
+    assert plain is hr  # without --hr the image is the input
+    message = cli.refused(f"maps --at 3,5 --runs {denoise} {sr}", *drawn)
+    assert "are of different scales" in message
