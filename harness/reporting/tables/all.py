@@ -67,7 +67,8 @@ def build(
     of_images = [*settings, *image_task_settings(runs, costs)]
     board = leaderboard_table(runs, costs, latency, of_images)
     overviews = (
-        modules_table(of_images, benches),
+        # Trainings of another task alone are no overview of modules.
+        modules_table(of_images if settings or benches else [], benches),
         methods_table(costs, latency),
         board and mark_joined(board, runs, joined),
     )
