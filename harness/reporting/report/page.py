@@ -68,7 +68,7 @@ MEASURED = (
 )
 MAIN = ("table", "claims", *MEASURED)
 #: Dots per inch and colours of pictures, and methods of the first screen.
-PICTURE_DPI, COLOURS, RANKED = 120, 64, 8
+PICTURE_DPI, COLOURS, RANKED = 108, 64, 8
 #: Most bytes of the page: figures that do not fit are named instead.
 MOST_BYTES = 2_900_000
 _KINDS = {

@@ -19,7 +19,7 @@ from scipy import stats
 from ...config.variants import Variant
 from ...records.origin import plural
 from ...records.shapes import CONFIDENCE
-from ..cells import caption, difference_cell, fixed, setting_notes
+from ..cells import caption, difference_cell, fixed, measured_header, setting_notes
 from ..settings import Setting, paper_table
 from ..statistics import (
     FloatArray,
@@ -278,7 +278,7 @@ def claims_table(setting: Setting) -> Table | None:
                 else "The paper's differences are of super-resolution. "
             )
             + "Not decided is neither.",
-            f"Differences in PSNR on {setting.test_set} ×{setting.config.scale} are paired over "
+            f"Differences in PSNR on {measured_header(setting)} are paired over "
             "the same images and seeds; the paper's are on Urban100 ×4. Brackets hold the 95 % "
             "interval of the crossed bootstrap over images and seeds, or of Student's t of the "
             "seeds' or the images' means where it reaches further.",

@@ -117,7 +117,7 @@ def _recorded(
         variant: module
         for source in sources
         for variant, module in source.recorded.items()
-        if module.built_in and not variant.options
+        if module.built_in and not module.changed
     }
     return {variant: found[variant] for variant in sorted(found, key=lambda v: v.name)}
 
