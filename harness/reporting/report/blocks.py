@@ -26,7 +26,7 @@ from .captions import CAPTIONS
 Tags = Mapping[str, Sequence[str]]
 
 # Most pixels of a picture's width, and the quality of one with photographs.
-_PIXELS, _QUALITY = 900, 85
+_PIXELS, _QUALITY = 800, 75
 #: Most columns of a table with letters of the usual size.
 WIDE = 9
 #: Characters of a cell from which on its column wraps.

@@ -30,7 +30,13 @@ from harness.reporting.figures.all import Drawn, draw_all
 from harness.reporting.figures.style import figure_bytes
 from harness.reporting.report.latex import latex_table
 from harness.reporting.report.measuring import measuring_text
-from harness.reporting.report.page import build_page, render_page, write_report
+from harness.reporting.report.page import (
+    COLOURS,
+    PICTURE_DPI,
+    build_page,
+    render_page,
+    write_report,
+)
 from harness.reporting.report.svg import plot_svg
 from harness.reporting.settings import find_settings
 from harness.reporting.tables.all import all_tables
@@ -170,7 +176,9 @@ def test_every_figure_is_in_the_page(drawn: list[Drawn], root: Element) -> None:
     drawn = [d for d in drawn if d.kind != "pareto-latency" or d.stem.parent == main]
     inline = [d for d in drawn if d.plot is not None]
     assert shown == {
-        pixels(figure_bytes(d.figure, "png", dpi=120, colours=64)) for d in drawn if d not in inline
+        pixels(figure_bytes(d.figure, "png", dpi=PICTURE_DPI, colours=COLOURS))
+        for d in drawn
+        if d not in inline
     }
     assert len(images) == len(shown) > 3
     assert len(root.all("svg")) == len(inline) > 1
