@@ -38,8 +38,7 @@ class Preset:
     tile: int | None = None
 
 
-#: Name of the preset in which attention shows on photographs (docs/photographs.md); of the tasks
-#: that have it.
+#: Name of the preset of some tasks in which attention shows on photographs (docs/photographs.md).
 PHOTOGRAPHS = "photographs"
 
 PRESETS = {

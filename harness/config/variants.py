@@ -110,6 +110,11 @@ class Variant:
         return f"{self.name}:{','.join(words)}" if self.changed else self.name
 
     @property
+    def without_weight(self) -> Variant:
+        """The variant without ``res_scale`` among its options: with the usual weight."""
+        return Variant(self.name, {o: v for o, v in self.options.items() if o != "res_scale"})
+
+    @property
     def file_name(self) -> str:
         """The label as part of file names: small letters, digits, dot, dash and underscore.
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..config.labels import numbered, row_labels
-from ..config.variants import Variant
 from ..network.weights import TrainedNetwork
 
 
@@ -17,10 +16,6 @@ def network_labels(networks: Sequence[TrainedNetwork]) -> list[str]:
     variants = [network.architecture.variant for network in networks]
     weights = {v.resolved["res_scale"] for v in variants if "res_scale" in v.resolved}
     if len(weights) == 1:
-        variants = [_without_weight(variant) for variant in variants]
+        variants = [variant.without_weight for variant in variants]
     labels = row_labels(variants)
     return numbered([labels[variant] for variant in variants])
-
-
-def _without_weight(variant: Variant) -> Variant:
-    return Variant(variant.name, {o: v for o, v in variant.options.items() if o != "res_scale"})

@@ -18,9 +18,6 @@ from ..records.shapes import UNSET, RecordedVariant, Run
 from .settings import PAPER_SET, Setting
 from .statistics import Summary
 
-# Weight of the modules of attention_zoo, unless one is given.
-_RES_SCALE = 0.1
-
 PAPER_PSNR = f"{PAPER_SET} ×4 (paper)"
 
 
@@ -65,14 +62,15 @@ def setting_text(setting: Setting) -> str:
 
 
 def _attention_text(setting: Setting) -> str:
-    """``2 modules of weight 1, ``; nothing of what is usual: five modules of weight 0.1."""
+    """``2 modules of weight 1, ``; nothing of what is usual: five modules of their own weight."""
     config, weight = setting.config, setting.res_scale
+    given = {(run.variant.changed or {}).get("res_scale") for run in setting.runs} - {None}
     places = config.positions if config.task is UNSET else config.task.positions
     usual = UNSET if config.task is UNSET else [*quarters(config.blocks)]
     parts = [] if places == usual else [plural(len(places or ()), "module")]
     if config.learn_res_scale is True:
         parts.append(f"learned weight from {weight:g}" if weight else "learned weight")
-    elif weight not in (None, _RES_SCALE):
+    elif weight in given:
         parts.append(f"{'of ' if parts else 'modules of '}weight {weight:g}")
     if config.attention_rate is not UNSET:
         parts.append(f"rate of the modules ×{config.attention_rate:g}")

@@ -43,8 +43,7 @@ def find_findings(profile: Profile, photos: Setting | None = None) -> list[Findi
     return [
         *_laws(profile),
         *_effects(profile),
-        *_orders(profile),
-        *(_order_on_photographs(profile, photos) if photos else ()),
+        *_orders(profile, photos),
         *(checked(profile, "requirement", one) for one in REQUIREMENTS),
         *(checked(profile, "prediction", one) for one in (*PREDICTIONS, SAME_ORDER)),
     ]
@@ -139,43 +138,36 @@ def _effects(profile: Profile) -> Iterator[Finding]:
             yield Finding("effect", what, NOT_MEASURED, "no two rows differ in it alone")
 
 
-#: Scores of the profile that orders compare with something else.
-_MEASURES: dict[str, Callable[[ProfileRow], Estimate | None]] = {
-    f"{_D4} at 2n": lambda row: row.score(_D4, 1),
-    "aggregate": lambda row: row.aggregate,
-}
+def _orders(profile: Profile, photos: Setting | None) -> Iterator[Finding]:
+    """Agreement with the paper's orders and, where it was measured, with that of photographs."""
+    measures: dict[str, Callable[[ProfileRow], Estimate | None]] = {
+        f"{_D4} at 2n": lambda row: row.score(_D4, 1),
+        "aggregate": lambda row: row.aggregate,
+    }
+    orders = {
+        f"PSNR on {PAPER_SET} ×4 of the paper's Table {number}": _paper_psnr(number)
+        for number in (4, 6)
+    }
+    if photos:  # does probing predict what a module gains?
+        orders[f"gain on {photographs_header(photos)}"] = _gains(photos)
+    for order, values in orders.items():
+        for what, measure in measures.items():
+            rows = [
+                (found, values[row.variant])
+                for row in profile.rows
+                if row.variant in values and (found := measure(row))
+            ]
+            statement = f"Kendall's tau: {what} and {order}"
+            yield _tau("order", statement, [one for one, _ in rows], [value for _, value in rows])
 
 
-def _order_on_photographs(profile: Profile, photos: Setting) -> Iterator[Finding]:
-    """Whether probing predicts what a module gains on photographs."""
-    gains = {
+def _gains(photos: Setting) -> dict[Variant, float]:
+    """PSNR in dB over the baseline's on the paper's test set."""
+    return {
         variant: summary.difference
         for variant in photos.runs_of
         if (summary := photos.summary(variant, PAPER_SET)) and summary.difference is not None
     }
-    for what, measure in _MEASURES.items():
-        rows = [
-            (found, gains[row.variant])
-            for row in profile.rows
-            if row.variant in gains and (found := measure(row))
-        ]
-        statement = f"Kendall's tau: {what} and gain on {photographs_header(photos)}"
-        yield _tau("order", statement, [one for one, _ in rows], [gain for _, gain in rows])
-
-
-def _orders(profile: Profile) -> Iterator[Finding]:
-    """Agreement with the paper's orders, and of the two D."""
-    for number, printed in ((4, _paper_psnr(4)), (6, _paper_psnr(6))):
-        for what, measure in _MEASURES.items():
-            rows = [
-                (found, printed[row.variant])
-                for row in profile.rows
-                if row.variant in printed and (found := measure(row))
-            ]
-            statement = (
-                f"Kendall's tau: {what} and PSNR on Urban100 ×4 of the paper's Table {number}"
-            )
-            yield _tau("order", statement, [one for one, _ in rows], [psnr for _, psnr in rows])
 
 
 def _tau(topic: str, statement: str, x: Sequence[Estimate], y: Sequence[float]) -> Finding:

@@ -51,10 +51,13 @@ def task_variant(recorded: RecordedVariant, res_scale: float = RES_SCALE) -> Var
 
     Modules without that option are as they are.
     """
-    options = {o: v for o, v in variant_of(recorded).options.items() if o != "res_scale"}
-    if recorded.options.get("res_scale", res_scale) != res_scale:
-        options["res_scale"] = recorded.options["res_scale"]
-    return Variant(recorded.name, options)
+    plain = variant_of(recorded).without_weight
+    weight = recorded.options.get("res_scale", res_scale)
+    return (
+        plain
+        if weight == res_scale
+        else Variant(plain.name, {**plain.options, "res_scale": weight})
+    )
 
 
 def task_labels(

@@ -297,11 +297,11 @@ def row_costs(
     float32; of several the newest.
     """
     gflops = {
-        _unscaled(variant): cost.parts.core.paper_gflops
+        variant.without_weight: cost.parts.core.paper_gflops
         for variant, cost in paper_costs(by_age(costs)).items()
     }
     rows = list(rows)
-    wanted = {_unscaled(row.variant) for row in rows}
+    wanted = {row.variant.without_weight for row in rows}
     timed: dict[Variant, tuple[float, Latency]] = {}
     for record in by_age(latency):
         session = {
@@ -311,13 +311,13 @@ def row_costs(
             == ("core", "forward", "cpu", "float32")
             and (row.height, row.width, row.batch, row.channels) == (SIDE, SIDE, 1, CORE_CHANNELS)
             and row.mean_ms is not None
-            and (key := _unscaled(variant_of(row.variant))) in wanted
+            and (key := variant_of(row.variant).without_weight) in wanted
         }
         if len(session) >= max(1, len(timed)):
             timed = session
     found = {}
     for row in rows:
-        key = _unscaled(row.variant)
+        key = row.variant.without_weight
         found[row.variant] = RowCost(gflops.get(key), *timed.get(key, (None, None)))
     return found
 
@@ -370,7 +370,7 @@ def _rows(settings: Mapping[str, Sequence[Run]]) -> list[ProfileRow]:
     order = table_rows("profile")
 
     def place(row: ProfileRow) -> tuple[int, bool, list[tuple[str, int]]]:
-        plain = _unscaled(row.variant)
+        plain = row.variant.without_weight
         return (
             order.index(plain) if plain in order else len(order),
             row.variant != plain,
@@ -378,11 +378,6 @@ def _rows(settings: Mapping[str, Sequence[Run]]) -> list[ProfileRow]:
         )
 
     return sorted(rows, key=place)
-
-
-def _unscaled(variant: Variant) -> Variant:
-    options = {o: v for o, v in variant.options.items() if o != "res_scale"}
-    return Variant(variant.name, options)
 
 
 def _pairs(rows: Iterable[Sequence[float]]) -> list[tuple[int, float]]:

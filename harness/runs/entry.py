@@ -225,8 +225,7 @@ def _through_json(value: Any) -> Any:
 
 def _variant(recorded: RecordedVariant) -> Variant:
     """The variant as a user names it: the tasks set ``res_scale``."""
-    options = {o: v for o, v in (recorded.changed or {}).items() if o != "res_scale"}
-    return Variant(recorded.name, options)
+    return Variant(recorded.name, recorded.changed or {}).without_weight
 
 
 def _timed(session: Latency) -> set[Variant]:

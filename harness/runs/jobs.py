@@ -11,11 +11,11 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -132,7 +132,7 @@ def job_names(variants: Sequence[Variant], res_scale: float | None) -> dict[Vari
     """Row label of each variant; a weight that task or preset gives all modules is not shown."""
     if res_scale is None:
         return row_labels(variants)
-    plain = {v: Variant(v.name, _without_weight(v.options)) for v in variants}
+    plain = {variant: variant.without_weight for variant in variants}
     labels = row_labels(plain.values())
     return {variant: labels[one] for variant, one in plain.items()}
 
@@ -175,10 +175,6 @@ def task_words(task: AnyTask) -> list[str]:
             values = value if isinstance(value, (tuple, list)) else (value,)
             words += [_flag(name), *map(str, values)]
     return words
-
-
-def _without_weight(options: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in options.items() if name != "res_scale"}
 
 
 def option_words(variant: Variant) -> list[str]:

@@ -40,14 +40,12 @@ class Denoise(ImageTask):
         name: replace(PRESETS[name], patch={1: 48}, batch=batch)
         for name, batch in (("quick", 8), ("small", 8), ("base", 16))
     } | {
-        PHOTOGRAPHS: Preset(
+        PHOTOGRAPHS: replace(
+            PRESETS["small"],
             network=NetworkConfig(blocks=4, channels=32),
             patch={1: 48},
             batch=8,
             steps=3000,
-            steps_per_epoch=100,
-            learning_rate=1e-3,
-            schedule="one-cycle",
             purpose="a real image folder: attention shows within minutes of a core",
             modules=2,
             res_scale=1.0,
