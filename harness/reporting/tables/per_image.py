@@ -24,10 +24,12 @@ from ..published import (
 from ..settings import Setting
 from ..statistics import (
     Correlation,
+    Estimate,
     FloatArray,
     by_seed,
     compare,
     difference_interval,
+    estimate,
     paired_differences,
     rank_correlation,
     shared_images,
@@ -82,6 +84,7 @@ class _Row:
     rule: str | None
     chosen: _Mean
     correlation: Correlation | None
+    over_seeds: Estimate | None
     share: float | None
     part: _Mean
     rest: _Mean
@@ -112,6 +115,7 @@ def per_image_table(setting: Setting) -> Table | None:
         setting, [], variants=[row.variant for row in rows]
     )
     groups = {
+        "seeds": any(row.seeds > 1 for row in rows),
         "part": any(row.part.images for row in rows),
         "lost": any(row.lost_as_mean.images for row in rows),
     }
@@ -123,6 +127,7 @@ def per_image_table(setting: Setting) -> Table | None:
         headers=[
             *(("", header) for header in ("Method", "Test set")),
             ("Difference to baseline (dB)", "all images"),
+            *(("Difference to baseline (dB)", "over seeds") for _ in range(groups["seeds"])),
             ("Difference to baseline (dB)", f"where {SEARCHING} is better"),
             ("Rank correlation", f"with {_GAIN}"),
             *(
@@ -183,6 +188,7 @@ def _row(setting: Setting, label: str, variant: Variant, test_set: str) -> _Row:
         rule=rule,
         chosen=_Mean.of(table[:, [i in chosen for i in names]] if names else table),
         correlation=correlation,
+        over_seeds=estimate(table.mean(axis=1)) if table.size else None,
         share=float(np.mean(share)) if share else None,
         part=part,
         rest=rest,
@@ -241,6 +247,10 @@ def _cell(value: float | None, low: float | None, high: float | None) -> str:
     return text if low is None else f"{text} [{fixed(low, 3, '+')}, {fixed(high, 3, '+')}]"
 
 
+def _reach_cell(found: Estimate | None) -> str:
+    return "" if found is None or found.high is None else f"± {fixed(found.reach, 3)}"
+
+
 def _cells(row: _Row, groups: Mapping[str, bool]) -> list[str]:
     count = f"({row.chosen.images})" if row.rule else ""
     found = row.correlation
@@ -249,6 +259,7 @@ def _cells(row: _Row, groups: Mapping[str, bool]) -> list[str]:
         row.label,
         row.test_set,
         row.everywhere.cell,
+        *([_reach_cell(row.over_seeds)] if groups["seeds"] else []),
         f"{row.chosen.cell} {count}".strip(),
         correlation,
         *([row.part.cell, row.rest.cell] if groups["part"] else []),
@@ -263,6 +274,8 @@ def _columns(setting: Setting, row: _Row) -> dict[str, Any]:
         **variant_columns(row.label, setting.recorded[row.variant]),
         "test_set": row.test_set,
         **row.everywhere.columns("difference"),
+        "difference_over_seeds_low_db": row.over_seeds and row.over_seeds.low,
+        "difference_over_seeds_high_db": row.over_seeds and row.over_seeds.high,
         "rule": row.rule,
         **row.chosen.columns("difference_chosen"),
         "rank_correlation": found and found.value,
@@ -282,6 +295,11 @@ def _notes(setting: Setting, rows: Sequence[_Row], groups: Mapping[str, bool]) -
     """How to read the table, the shortest first."""
     rules = {row.rule for row in rows}
     notes = ["Differences in PSNR are paired over images and seeds, with 95 % intervals."]
+    if groups["seeds"]:
+        notes.append(
+            "Over seeds: how far the 95 % interval of Student's t of the seeds' means reaches, for "
+            "these images alone. Another training may differ by so much, other images by more."
+        )
     if BASELINE_RULE in rules:
         notes.append(
             f"Where {SEARCHING} is better: images on which its published PSNR exceeds the mean of "

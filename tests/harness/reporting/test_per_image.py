@@ -150,6 +150,21 @@ def test_gains_where_searching_is_better_than_the_baseline() -> None:
     assert row["lost_as_mean_db"] == row["difference_self_similar_db"] == ""
 
 
+def test_over_seeds_is_students_t_of_the_seeds_means_on_these_images() -> None:
+    table = per_image_table(Setting(two_seeds(), []))
+    (row,) = csv_rows(table)
+    mean, reach = float(row["difference_db"]), 12.7062 * 0.005  # t of one degree of freedom
+    assert float(row["difference_over_seeds_low_db"]) == pytest.approx(mean - reach, abs=1e-5)
+    assert float(row["difference_over_seeds_high_db"]) == pytest.approx(mean + reach, abs=1e-5)
+    assert table is not None
+    assert "over seeds" in [header for _, header in table.headers]
+    assert f"± {reach:.3f}" in table.rows[0]
+    few = per_image_table(Setting(two_seeds()[:2], []))
+    assert few is not None
+    assert "over seeds" not in [header for _, header in few.headers]
+    assert csv_rows(few)[0]["difference_over_seeds_low_db"] == ""
+
+
 def test_of_other_tasks_the_images_are_those_of_x4() -> None:
     (row,) = csv_rows(per_image_table(Setting(two_seeds(**DENOISE), [])))
     better = [i for i in NAMES if GAIN[i] > 0]
