@@ -22,6 +22,7 @@ from ..records.shapes import ImageQuality
 from .quality import restore
 from .recurrence import self_similar
 from .tasks import attention_as_mean
+from .windows import batches
 
 #: Least share of an image that must be self-similar for a PSNR of that part.
 LEAST_SHARE = 0.01
@@ -132,45 +133,17 @@ def confined(module: Callable[[Tensor], Tensor], x: Tensor, reach: int) -> Tenso
 
     Args:
         module: ``[B, C, H, W]`` to the same shape, any B, H and W.
-        x: ``[1, C, H, W]``.
+        x: ``[B, C, H, W]``.
         reach: in height and in width, at least 1.
 
     Returns:
-        ``[1, C, H, W]``.
+        ``[B, C, H, W]``.
     """
-    height, width = x.shape[2:]
-    groups: dict[tuple[int, int], list[tuple[_Cut, _Cut]]] = {}
-    for rows in _cuts(height, reach):
-        for columns in _cuts(width, reach):
-            size = (rows.stop - rows.start, columns.stop - columns.start)
-            groups.setdefault(size, []).append((rows, columns))
-    y = torch.empty_like(x)
-    for (tall, wide), windows in groups.items():
-        step = max(1, _POSITIONS // (tall * wide))
-        for start in range(0, len(windows), step):
-            batch = windows[start : start + step]
-            parts = [x[0, :, r.start : r.stop, c.start : c.stop] for r, c in batch]
-            for (r, c), found in zip(batch, module(torch.stack(parts)), strict=True):
-                y[0, :, r.first : r.last, c.first : c.last] = found[
-                    :, r.first - r.start : r.last - r.start, c.first - c.start : c.last - c.start
-                ]
-    return y
-
-
-@dataclass(frozen=True)
-class _Cut:
-    """A tile ``first … last`` along one side, and its window ``start … stop``."""
-
-    first: int
-    last: int
-    start: int
-    stop: int
-
-
-def _cuts(size: int, reach: int) -> list[_Cut]:
+    images, _, height, width = x.shape
     tile = max(1, reach // 2)
-    halo = reach - tile + 1
-    return [
-        _Cut(first, last := min(first + tile, size), max(0, first - halo), min(size, last + halo))
-        for first in range(0, size, tile)
-    ]
+    y = torch.empty_like(x)
+    for batch in batches(height, width, tile, reach - tile + 1, _POSITIONS // images):
+        parts = torch.cat([x[:, :, r.window, c.window] for r, c in batch])
+        for (r, c), found in zip(batch, module(parts).split(images), strict=True):
+            y[:, :, r.tile(), c.tile()] = found[:, :, r.inside(), c.inside()]
+    return y

@@ -88,6 +88,14 @@ def test_batches_of_windows_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> No
         torch.testing.assert_close(confined(module, x, 6), wanted)
 
 
+def test_images_of_a_batch_are_confined_one_by_one() -> None:
+    torch.manual_seed(0)
+    module, x = create_attention("nla", channels=4), torch.randn(3, 4, 20, 17)
+    with torch.no_grad():
+        wanted = torch.cat([confined(module, image[None], 6) for image in x])
+        torch.testing.assert_close(confined(module, x, 6), wanted)
+
+
 def test_a_network_without_attention_uses_none(monkeypatch: pytest.MonkeyPatch) -> None:
     network, image = build_network(Variant("none"), SIZE, 1), make_image()
     output, _ = analysis.restore(network, image, 1)

@@ -63,6 +63,26 @@ def test_pixels_go_through_unchanged(
     assert np.array_equal(found, lr.repeat(4, 0).repeat(4, 1))
 
 
+@pytest.mark.parametrize("name", ["none", "nla", "nlsa", "enlca"])
+def test_batches_of_tiles_do_not_matter(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiles that pass the network together give the pixels of tiles that pass one by one."""
+    torch.manual_seed(0)
+    network, lr = (
+        build_network(Variant(name), NetworkConfig(blocks=4, channels=16), 2),
+        random_image(90, 59),
+    )
+    seen = []
+    network.register_forward_pre_hook(lambda _, inputs: seen.append(tuple(inputs[0].shape)))
+    together = super_resolve(network, lr, 2, tile=16)
+    assert sorted(seen)[-1] == (8, 3, 32, 32)  # all inner tiles
+    assert sum(shape[0] for shape in seen) == 6 * 4
+    seen.clear()
+    monkeypatch.setattr("harness.measuring.quality._POSITIONS", 1)
+    alone = super_resolve(network, lr, 2, tile=16)
+    assert [shape[0] for shape in seen] == [1] * 24
+    assert np.abs(together.astype(int) - alone).max() <= 1
+
+
 def test_output_is_clipped_and_rounded() -> None:
     lr = np.full((4, 4, 3), 200, np.uint8)
     assert super_resolve(Nearest(2.0), lr, 4).max() == 255
