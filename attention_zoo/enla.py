@@ -208,6 +208,7 @@ class EfficientNonLocalAttention(Attention):
         eps: added to each exponential; 0 gives the unbiased estimator.
         redraw_every: training forwards between redraws, 0 for none (released code: 640).
         res_scale: weight of the attention in ``y = x + res_scale · attention``.
+        shared: one 3x3 convolution serves as query and key, as in NLSA.
     """
 
     label_format: ClassVar[str] = "ENLA-m{m}"
@@ -227,6 +228,7 @@ class EfficientNonLocalAttention(Attention):
         eps: float = 1e-4,
         redraw_every: int = 0,
         res_scale: float = 0.1,
+        shared: bool = False,
     ) -> None:
         super().__init__(channels, res_scale=res_scale)
         require_features(m)
@@ -237,8 +239,12 @@ class EfficientNonLocalAttention(Attention):
             raise AttentionError(f"eps must be a finite number, at least 0, got {eps}")
         self.m, self.k, self.eps, self.redraw_every = m, k, eps, redraw_every
         self.embedding = embedding_channels(channels, reduction)
-        self.query = nn.Conv2d(channels, self.embedding, 1)
-        self.key = nn.Conv2d(channels, self.embedding, 1)
+        self.shared = shared
+        if shared:
+            self.match = nn.Conv2d(channels, self.embedding, 3, padding=1)
+        else:
+            self.query = nn.Conv2d(channels, self.embedding, 1)
+            self.key = nn.Conv2d(channels, self.embedding, 1)
         self.value = nn.Conv2d(channels, channels, 1)
         draw = orthogonal_gaussian(m, self.embedding).to(torch.get_default_device())
         self.register_buffer("projection", draw)
@@ -250,7 +256,10 @@ class EfficientNonLocalAttention(Attention):
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """``[B, C, H, W]`` to raw q, k ``[B, C/reduction, H, W]`` and v ``[B, C, H, W]``."""
-        return call_together(x, self.query, self.key, self.value)
+        if not self.shared:
+            return call_together(x, self.query, self.key, self.value)
+        match = self.match(x)
+        return match, match, self.value(x)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Normalise q and k (Eq. 3), then :func:`random_feature_attention`."""
@@ -260,7 +269,10 @@ class EfficientNonLocalAttention(Attention):
         """As the base's; the values' projection maps m sums instead of N values if that is less."""
         if not projects_sums(self, EfficientNonLocalAttention, self.m, x.shape[2] * x.shape[3]):
             return super().attended(x)
-        q, k = call_together(x, self.query, self.key)
+        if self.shared:
+            q = k = self.match(x)
+        else:
+            q, k = call_together(x, self.query, self.key)
         value_map = weight_and_bias(self.value)
         return q, k, random_feature_attention(q, k, x, self.projection, self.eps, self.k, value_map)
 
@@ -296,7 +308,7 @@ class EfficientNonLocalAttention(Attention):
         sums = projects_sums(self, EfficientNonLocalAttention, self.m, n)
         products = 2 * n * self.m * (c + c_out)
         return Cost(
-            projections=n * self.channels * (2 * c + c_out),
+            projections=n * self.channels * ((9 if self.shared else 2) * c + c_out),
             core=products + n * self.m / 2,
             executed=products + n * self.m,
             saved=(n - self.m) * c_out * self.channels if sums else 0,

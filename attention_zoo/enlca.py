@@ -103,6 +103,7 @@ class EfficientNonLocalContrastiveAttention(EfficientNonLocalAttention):
         eps: added to each exponential; 0 gives the unbiased estimator.
         redraw_every: training forwards between redraws, 0 for none (released code: 640).
         res_scale: weight of the attention in ``y = x + res_scale · attention``.
+        shared: one 3x3 convolution serves as query and key, as in NLSA.
     """
 
     label_format: ClassVar[str] = "ENLCA-m{m}"
@@ -122,6 +123,7 @@ class EfficientNonLocalContrastiveAttention(EfficientNonLocalAttention):
         eps: float = 1e-4,
         redraw_every: int = 0,
         res_scale: float = 0.1,
+        shared: bool = False,
     ) -> None:
         super().__init__(
             channels,
@@ -131,6 +133,7 @@ class EfficientNonLocalContrastiveAttention(EfficientNonLocalAttention):
             eps=eps,
             redraw_every=redraw_every,
             res_scale=res_scale,
+            shared=shared,
         )
         if not 0 < n1 < math.inf:
             raise AttentionError(f"n1 must be above 0 (a share of N, or a count), got {n1}")

@@ -7,9 +7,20 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from .base import Attention, Cost, check_qkv, embedding_channels, no_autocast, weighted_sum
+from .base import (
+    Attention,
+    AttentionError,
+    Cost,
+    check_qkv,
+    embedding_channels,
+    no_autocast,
+    to_map,
+    to_rows,
+    weighted_sum,
+)
 from .implementations import run
 from .layers import call_together
+from .nlsa import normalise_keys
 from .registry import register_attention
 
 #: Up to this width the fused CPU kernel gets queries, keys and values of one width, see
@@ -54,6 +65,11 @@ class NonLocalAttention(Attention):
         res_scale: weight of the attention in ``y = x + res_scale · attention``.
         released: the form in the released NLSN code: PReLU after each projection, and the scale
             on the input, ``y = attention + res_scale · x``.
+        shared: the embeddings of NLSA: one 3x3 convolution serves as query and key, and keys are
+            divided by their norm. The module is then what NLSA computes within its chunks.
+
+    Raises:
+        AttentionError: ``shared`` and ``released`` together, or an option is out of range.
     """
 
     label_format: ClassVar[str] = "NLA"
@@ -67,17 +83,27 @@ class NonLocalAttention(Attention):
         reduction: int = 4,
         res_scale: float = 0.1,
         released: bool = False,
+        shared: bool = False,
     ) -> None:
         super().__init__(channels, res_scale=res_scale)
+        if shared and released:
+            raise AttentionError("shared and released exclude each other: the released has no such")
         self.embedding = embedding_channels(channels, reduction)
-        self.released = released
-        self.query = _projection(channels, self.embedding, released)
-        self.key = _projection(channels, self.embedding, released)
+        self.released, self.shared = released, shared
+        if shared:
+            self.match = nn.Conv2d(channels, self.embedding, 3, padding=1)
+        else:
+            self.query = _projection(channels, self.embedding, released)
+            self.key = _projection(channels, self.embedding, released)
         self.value = _projection(channels, channels, released)
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """``[B, C, H, W]`` to q, k ``[B, C/reduction, H, W]`` and v ``[B, C, H, W]``."""
-        return call_together(x, self.query, self.key, self.value)
+        if not self.shared:
+            return call_together(x, self.query, self.key, self.value)
+        match = self.match(x)
+        keys = to_map(normalise_keys(to_rows(match)), match).to(match.dtype)
+        return match, keys, self.value(x)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """:func:`non_local_attention`."""
@@ -93,10 +119,10 @@ class NonLocalAttention(Attention):
         return softmax_weights(q, k, row, col)
 
     def cost(self, height: int, width: int) -> Cost:
-        """Core N² (c + c_out) MACs; projections N C (2c + C)."""
+        """Core N² (c + c_out) MACs; projections N C (2c + C), shared N C (9c + C)."""
         n, c = height * width, self.embedding
         return Cost(
-            projections=n * self.channels * (2 * c + self.channels),
+            projections=n * self.channels * ((9 if self.shared else 2) * c + self.channels),
             core=n**2 * (c + self.channels),
             executed=softmax_macs(n, n, c, self.channels),
         )

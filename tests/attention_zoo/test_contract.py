@@ -13,12 +13,18 @@ from torch import Tensor, nn
 from attention_zoo import Attention, Cost, list_attentions
 from attention_zoo.contract import CHECKS, NotApplicable, Subject, judge
 
+#: Every module as it is, and those whose options change what it learns.
+SUBJECTS = [
+    *(Subject(name) for name in list_attentions()),
+    *(Subject(name, {"shared": True}) for name in ("nla", "enlca")),
+]
+
 
 @pytest.mark.parametrize("check", CHECKS)
-@pytest.mark.parametrize("name", list_attentions())
-def test_modules_keep_to_the_contract(name: str, check: str) -> None:
+@pytest.mark.parametrize("subject", SUBJECTS, ids=lambda s: "-".join([s.name, *s.options]))
+def test_modules_keep_to_the_contract(subject: Subject, check: str) -> None:
     try:
-        CHECKS[check](Subject(name))
+        CHECKS[check](subject)
     except NotApplicable as reason:
         pytest.skip(str(reason))
 

@@ -316,3 +316,22 @@ def test_executed_operations_are_those_of_any_processor(k: float) -> None:
     with FlopCounterMode(display=False) as counter:
         module.attend(*qkv)
     assert counter.get_total_flops() == 2 * module.cost(13, 11).executed
+
+
+def test_shared_takes_one_embedding_as_query_and_key() -> None:
+    module = create_attention("enla", 8, m=6, shared=True, res_scale=0.3).double()
+    projection, k, eps = module.projection, module.k, module.eps
+
+    def wanted(x: Tensor) -> Tensor:
+        match, v = normalise(module.match(x), k), module.value(x)
+        return x + 0.3 * oracle.random_feature_attention(match, match, v, projection, eps)
+
+    assert {name for name, _ in module.named_parameters()} == {
+        "match.weight",
+        "match.bias",
+        "value.weight",
+        "value.bias",
+    }
+    assert module.match.weight.shape == (2, 8, 3, 3)
+    for size in ((2, 2), (4, 5)):  # N < m, and N > m, where the sums are projected
+        assert_module_agrees(module, wanted, random_map(0, 8, size))
