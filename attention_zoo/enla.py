@@ -214,6 +214,7 @@ class EfficientNonLocalAttention(Attention):
     label_format: ClassVar[str] = "ENLA-m{m}"
     source: ClassVar[str] = "ENLCA, Xia et al., AAAI 2022, Eq. 3–7"
     complexity: ClassVar[str] = "O(N)"
+    later_options: ClassVar[frozenset[str]] = frozenset({"shared"})
 
     projection: Tensor
     forwards: Tensor

@@ -75,6 +75,7 @@ class NonLocalAttention(Attention):
     label_format: ClassVar[str] = "NLA"
     source: ClassVar[str] = "Non-local Neural Networks, Wang et al., CVPR 2018; ENLCA, Eq. 1–2"
     complexity: ClassVar[str] = "O(N²)"
+    later_options: ClassVar[frozenset[str]] = frozenset({"shared"})
 
     def __init__(
         self,

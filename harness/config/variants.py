@@ -198,8 +198,13 @@ class Variant:
             raise AttentionError(f"{entry}: {text}") from error
 
     def to_dict(self) -> dict[str, Any]:
-        """``{"name", "label", "options"}``, on which run ids depend."""
-        return {"name": self.name, "label": self.label, "options": self.resolved}
+        """``{"name", "label", "options"}``, on which run ids depend.
+
+        All options with their values, but for later ones at their defaults: an id stays the same.
+        """
+        unnamed = _class(self.name).later_options - self.changed.keys()
+        options = {o: value for o, value in self.resolved.items() if o not in unnamed}
+        return {"name": self.name, "label": self.label, "options": options}
 
     def describe(self) -> dict[str, Any]:
         """:meth:`to_dict`, and what tables say of the module: see ``records.shapes``."""
