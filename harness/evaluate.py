@@ -56,7 +56,8 @@ class Options:
     test_sets: tuple[str, ...] = ()
     """Test sets to evaluate on; all by default."""
     tile: int | None = None
-    """Cut images into tiles of this many LR pixels; whole images by default."""
+    """Cut images into tiles of this many LR pixels, 0 for whole images. By default as the run of
+    --weights was evaluated."""
     chop: bool = False
     """Cut every image into overlapping quarters, as the released NLSN and ENLCN are evaluated."""
     psnr: Literal["rounded", "released"] = "rounded"
@@ -104,7 +105,7 @@ _OF_SR = ("chop", "psnr")
 def main() -> None:
     """Entry point of ``python -m harness.evaluate``."""
     options, chosen = _parse(sys.argv[1:])
-    if options.tile is not None and (options.chop or options.tile < 16):
+    if options.tile and (options.chop or options.tile < 16):
         wrong = "and --chop exclude each other" if options.chop else "must be at least 16 LR pixels"
         raise UserError(f"--tile {wrong}")
     if options.analyses and (options.chop or options.psnr == "released"):
@@ -116,7 +117,7 @@ def main() -> None:
         raise UserError(f"--save-images {options.save_images} is a file: give a folder")
     device = machine.pick_device(options.device)
     machine.use_threads(options.threads)
-    trained, own = _load(options, chosen)
+    trained, own, tile = _load(options, chosen)
     from .runs.stored import StoredTask
     from .tasks.images import ImageTask
     from .tasks.registry import DEFAULT, find_task
@@ -125,7 +126,7 @@ def main() -> None:
     cls = find_task(task.name)
     if issubclass(cls, ImageTask):
         _check_scale(trained, task.name, (cls.fixed_scale,) if cls.fixed_scale else (2, 3, 4))
-        _evaluate_images(options, trained, own, task, device)
+        _evaluate_images(options, trained, own, task, tile, device)
     else:
         _evaluate_task(options, trained, own, task.build(), device)
 
@@ -155,9 +156,13 @@ def _evaluate_images(
     trained: TrainedNetwork,
     own: StoredTask | None,
     chosen: StoredTask,
+    tile: int | None,
     device: torch.device,
 ) -> None:
-    """Print and write PSNR and SSIM on test images; ``own`` is the task that was learned."""
+    """Print and write PSNR and SSIM on test images; ``own`` is the task that was learned.
+
+    ``tile`` is that of the run, which ``--tile`` and ``--chop`` replace.
+    """
 
     from .images.sources import find_data
     from .measuring.quality import evaluate
@@ -168,6 +173,10 @@ def _evaluate_images(
     from .tasks.options import refuse
 
     architecture = trained.architecture
+    if options.tile is not None or options.chop:
+        tile = options.tile or None
+    elif tile:
+        print(f"In tiles of {tile}, as the run was evaluated; --tile 0 for whole images")
     source = find_data(options.data)
     task = chosen.build_on(source, architecture.scale)
     if task.grey:
@@ -187,7 +196,7 @@ def _evaluate_images(
                 len(images),
                 architecture.scale,
                 f"{trained.label} on {images.name}",
-                options.tile,
+                tile,
                 chop=options.chop,
                 released_psnr=options.psnr == "released",
                 grey=task.grey,
@@ -199,7 +208,7 @@ def _evaluate_images(
     title = f"{trained.name}: {architecture.description}"
     # The paper's results are of bicubic LR images.
     method = None if task.settings else published_method(architecture)
-    content: dict[str, Any] = {"data": source.name, "tile": options.tile}
+    content: dict[str, Any] = {"data": source.name, "tile": tile}
     if not task.grey:
         content |= {"chop": options.chop, "psnr": options.psnr}
     if own or task.settings:  # files of bicubic super-resolution name no task
@@ -388,19 +397,22 @@ def _write(
     print(f"{what}: {options.output}")
 
 
-def _load(options: Options, chosen: StoredTask | None) -> tuple[TrainedNetwork, StoredTask | None]:
-    """The network, and the task that it was trained on; None for bicubic super-resolution.
+def _load(
+    options: Options, chosen: StoredTask | None
+) -> tuple[TrainedNetwork, StoredTask | None, int | None]:
+    """The network, the task that it was trained on, and the tiles in which it was evaluated.
 
-    It may be unknown if the command says what to measure.
+    The task is None for bicubic super-resolution. It may be unknown if the command says what to
+    measure. Tiles are None for whole images.
     """
     from .network.official import load_official
     from .network.weights import find_weights, load_weights
-    from .runs.stored import task_of
+    from .runs.stored import task_of, tile_of
 
     if (options.official is None) == (options.weights is None):
         raise UserError("give one of --official FILE and --weights RUN-OR-FILE")
     if options.official is not None:
-        return load_official(options.official, block_res_scale=options.block_res_scale), None
+        return load_official(options.official, block_res_scale=options.block_res_scale), None, None
     if options.block_res_scale is not None:
         raise UserError("--block-res-scale is read from the file of --weights: leave it out")
     path = find_weights(options.weights or "", options.results)
@@ -411,7 +423,7 @@ def _load(options: Options, chosen: StoredTask | None) -> tuple[TrainedNetwork, 
     except UserError:
         if chosen is None:
             raise
-    return trained, own
+    return trained, own, tile_of(trained, path, options.results)
 
 
 if __name__ == "__main__":

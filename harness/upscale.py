@@ -45,8 +45,8 @@ class Options:
     official: Path | None = None
     """Instead, the authors' file of EDSR, NLSN or ENLCN."""
     tile: int | None = None
-    """Cut images into tiles of this many LR pixels; whole images by default, and smaller tiles
-    where memory is too small."""
+    """Cut images into tiles of this many LR pixels, 0 for whole images. By default as the run was
+    evaluated, and smaller tiles where memory is too small."""
     overwrite: bool = False
     """Replace results that exist."""
     device: str = "auto"
@@ -66,7 +66,7 @@ def main() -> None:
         )
     if len(options.paths) < 2:
         raise UserError("give images and where the results go: python -m harness.upscale IN OUT")
-    if options.tile is not None and options.tile < 16:
+    if options.tile and options.tile < 16:
         raise UserError("--tile must be at least 16 LR pixels")
     if (options.official is None) == (options.weights is None):
         raise UserError("give one of --weights RUN-OR-FILE and --official FILE")
@@ -78,7 +78,7 @@ def main() -> None:
         refuse_taken(plan.values(), "place")
     device = machine.pick_device(options.device)
     machine.use_threads(options.threads)
-    trained, grey = _load(options)
+    trained, grey, tile = _load(options)
     from .base.progress import progress_bar
     from .images.degradation import grey as luma
     from .images.sources import TestImage
@@ -97,7 +97,7 @@ def main() -> None:
                 failed.append(str(error))
             else:
                 image = TestImage(source.name, pixels, pixels)
-                restored, _ = restore(network, image, scale, options.tile, grey=grey)
+                restored, _ = restore(network, image, scale, tile, grey=grey)
                 save_png(target, restored[..., 0] if grey else restored)
             progress.advance(bar)
     print(f"{len(plan) - len(failed)} of {len(plan)} images restored: {output}")
@@ -114,30 +114,31 @@ def _in_grey(image: Pixels) -> Pixels:
     return np.repeat(image[..., None], 3, axis=-1)
 
 
-def _load(options: Options) -> tuple[TrainedNetwork, bool]:
-    """The network, and whether it takes and gives grey images.
+def _load(options: Options) -> tuple[TrainedNetwork, bool, int | None]:
+    """The network, whether it takes and gives grey images, and the tiles: None for whole images.
 
     Raises:
         UserError: the weights cannot be read, or are of a task that is not on image files.
     """
     from .network.official import load_official
     from .network.weights import find_weights, load_weights
-    from .runs.stored import task_of
+    from .runs.stored import task_of, tile_of
     from .tasks.images import ImageTask
     from .tasks.registry import find_task
 
     if options.official is not None:
-        return load_official(options.official), False
+        return load_official(options.official), False, options.tile or None
     takes = "harness.upscale takes networks of super-resolution or denoising"
     path = find_weights(options.weights or "", options.results)
     trained = load_weights(path)
     learned = task_of(trained, path, options.results, takes)
+    tile = options.tile if options.tile is not None else tile_of(trained, path, options.results)
     if learned is None:
-        return trained, False
+        return trained, False, tile or None
     task = find_task(learned.name)
     if not issubclass(task, ImageTask):
         raise UserError(f"{trained.name} learned task {learned.label}: {takes}")
-    return trained, task.grey
+    return trained, task.grey, tile or None
 
 
 if __name__ == "__main__":

@@ -125,6 +125,25 @@ def task_of(
     return None
 
 
+def tile_of(trained: TrainedNetwork, weights: Path, results: Path) -> int | None:
+    """Side of the tiles in which the run was evaluated; None for whole images, or if nothing says.
+
+    Args:
+        trained, weights, results: as for :func:`task_of`.
+
+    Raises:
+        UserError: the record is damaged.
+    """
+    if find_record(results, Run, trained.name).exists():
+        tile = load_record(results, Run, trained.name).config.tile
+    elif (path := weights.parent / "config.json").exists():
+        config = read_json(path).get("config")
+        tile = config.get("tile") if isinstance(config, dict) else None
+    else:
+        return None
+    return tile if isinstance(tile, int) else None
+
+
 def _of_another_task(trained: TrainedNetwork) -> bool:
     """Whether the network alone shows that it learned another task than bicubic super-resolution.
 

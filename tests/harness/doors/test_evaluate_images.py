@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 from PIL import Image
 
 from harness.config.network import NetworkConfig, quarters
@@ -16,11 +17,11 @@ from harness.config.variants import Variant
 from harness.images import metrics
 from harness.images.degradation import grey
 from harness.images.files import read_image
-from harness.images.sources import find_data
-from harness.measuring.quality import evaluate
+from harness.images.sources import TestImage, find_data
+from harness.measuring.quality import evaluate, restore
 from harness.network.weights import Architecture, load_weights, save_weights
 from harness.records.shapes import Run, untyped
-from harness.records.store import load_record
+from harness.records.store import load_record, save_record
 from harness.tasks.denoise import Denoise
 from harness.tasks.images import ImageTask
 from harness.tasks.sr import SuperResolution
@@ -93,6 +94,42 @@ def test_without_a_task_it_is_the_runs_own_with_the_same_quality(
     else:
         assert "task sr (degradation nearest, noise 10)" in printed
         assert f"{beside.bicubic_psnr:.2f} / {beside.bicubic_ssim:.4f}" in printed
+
+
+@pytest.mark.parametrize("source", ["the record", "config.json"])
+def test_tiles_are_those_of_the_run_unless_others_are_named(
+    source: str, cli: Cli, results: Path, image_folder: Path
+) -> None:
+    name = identifier(results, "denoise")
+    whole = load_record(results, Run, name)
+    if source == "the record":
+        config = replace(whole.config, tile=16)
+        save_record(results, replace(whole, config=config), replace=True)
+    else:
+        (results / "records" / "runs" / f"{name}.json").unlink()
+        path = results / "runs" / name / "config.json"
+        content = json.loads(path.read_text())
+        content["config"]["tile"] = 16
+        path.write_text(json.dumps(content))
+    network = load_weights(results / "runs" / name / "weights.safetensors").network
+    images = list(Denoise(None, find_data(image_folder), 1, sigma=25.0).test_set("Tiny"))
+    expected = evaluate(network, images, len(images), 1, "test", 16, grey=True)
+    assert any(row.tile == 16 for row in expected.images)
+    found, printed = evaluated(cli, results, image_folder, f"--weights {name}")
+    assert (found["tile"], found["quality"]) == (16, {"Tiny": untyped(expected)})
+    assert "In tiles of 16, as the run was evaluated" in printed
+    found, printed = evaluated(cli, results, image_folder, f"--weights {name} --tile 0")
+    assert found["tile"] is None
+    assert found["quality"] == {one: untyped(x) for one, x in whole.quality.items()}
+    assert "In tiles" not in printed
+    picture = image_folder / "Tiny" / "HR" / "e0.png"
+    for word, tile in (("", 16), ("--tile 0", None)):
+        out = results / f"{tile}.png"
+        cli("upscale", picture, out, *f"--weights {name} {word} --results {results}".split())
+        pixels = np.repeat(grey(read_image(picture))[..., None], 3, axis=-1)
+        image = TestImage("e0", pixels, pixels)
+        wanted, _ = restore(network, image, 1, tile, grey=True)
+        assert np.array_equal(read_image(out), wanted)
 
 
 @pytest.mark.parametrize(
