@@ -55,6 +55,8 @@ class Options:
     """Folder of images (docs/data.md); else SR_DATA, else images that ship with scikit-image."""
     test_sets: tuple[str, ...] = ()
     """Test sets to evaluate on; all by default."""
+    every: int = 1
+    """Take only every so-many-th image of each set, from the first."""
     tile: int | None = None
     """Cut images into tiles of this many LR pixels, 0 for whole images. By default as the run of
     --weights was evaluated."""
@@ -96,7 +98,10 @@ class Options:
 
 
 #: Options that a synthetic task has no use for.
-_OF_IMAGES = ("data", "tile", "save_images", "overwrite", "self_similar", "non_local_use")
+_OF_IMAGES = (
+    *("data", "every", "tile", "save_images", "overwrite"),
+    *("self_similar", "non_local_use"),
+)
 #: Those of super-resolution alone.
 _OF_SR = ("chop", "psnr")
 
@@ -108,6 +113,8 @@ def main() -> None:
     if options.tile and (options.chop or options.tile < 16):
         wrong = "and --chop exclude each other" if options.chop else "must be at least 16 LR pixels"
         raise UserError(f"--tile {wrong}")
+    if options.every < 1:
+        raise UserError(f"--every must be at least 1, got {options.every}")
     if options.analyses and (options.chop or options.psnr == "released"):
         wrong = "--chop" if options.chop else "--psnr released"
         raise UserError(f"{wrong} excludes --self-similar and --non-local-use")
@@ -188,27 +195,29 @@ def _evaluate_images(
     keep = _saver(options, test_sets, task.grey)
     network = trained.network.to(device)
     analyse = _analysis(options, trained, task.grey)
+    results: dict[str, Quality] = {}
     with machine.use_tf32(False):
-        results: dict[str, Quality] = {
-            images.name: evaluate(
+        for test_set in test_sets:
+            count, images = test_set.every(options.every)
+            results[test_set.name] = evaluate(
                 network,
                 images,
-                len(images),
+                count,
                 architecture.scale,
-                f"{trained.label} on {images.name}",
+                f"{trained.label} on {test_set.name}",
                 tile,
                 chop=options.chop,
                 released_psnr=options.psnr == "released",
                 grey=task.grey,
-                keep=keep(images.name) if keep else None,
+                keep=keep(test_set.name) if keep else None,
                 analyse=analyse,
             )
-            for images in test_sets
-        }
     title = f"{trained.name}: {architecture.description}"
     # The paper's results are of bicubic LR images.
     method = None if task.settings else published_method(architecture)
     content: dict[str, Any] = {"data": source.name, "tile": tile}
+    if options.every > 1:
+        content["every"] = options.every
     if not task.grey:
         content |= {"chop": options.chop, "psnr": options.psnr}
     if own or task.settings:  # files of bicubic super-resolution name no task

@@ -96,6 +96,11 @@ class TestSet:
     def __iter__(self) -> Iterator[TestImage]:
         return map(self._load, self.images.paths)
 
+    def every(self, step: int) -> tuple[int, Iterator[TestImage]]:
+        """How many images are left of every ``step``-th, from the first, and these."""
+        paths = self.images.paths[::step]
+        return len(paths), map(self._load, paths)
+
     @functools.cached_property
     def names(self) -> dict[Path, str]:
         """Name of each image: the file's stem, with the folder's name where folders share stems.

@@ -24,8 +24,9 @@ def add_analysis(
 ) -> tuple[bool, str]:
     """Add what was measured of a run's weights to its record, on the test sets that it has.
 
-    The record is written to ``results``, also if it was read from a folder behind. Its numbers
-    stay as they are; of an earlier analysis those that were not measured again stay.
+    Of a set some images may have been measured: the others keep what they have. The record is
+    written to ``results``, also if it was read from a folder behind. Its numbers stay as they are;
+    of an earlier analysis those that were not measured again stay.
 
     Args:
         results: folder of the records.
@@ -52,8 +53,9 @@ def add_analysis(
                 continue
             if problem := _problem(quality[name], one):
                 return False, f"{problem} in the record of {identifier} ({name})"
-            rows = zip(quality[name].images, one.images, strict=True)
-            quality[name] = replace(quality[name], images=[_with(*pair) for pair in rows])
+            rows = {image.name: image for image in one.images}
+            images = [_with(row, rows.get(row.name)) for row in quality[name].images]
+            quality[name] = replace(quality[name], images=images)
         if record.analysed and not analysed.rule:
             analysed = replace(analysed, rule=record.analysed.rule)
         record = replace(record, quality=quality, analysed=analysed)
@@ -63,17 +65,19 @@ def add_analysis(
 
 
 def _problem(known: Quality, found: Quality) -> str | None:
-    """Why two evaluations of a test set are not of the same images and weights."""
-    if [image.name for image in known.images] != [image.name for image in found.images]:
+    """Why what was found is not of the same weights, and of these images or some of them."""
+    rows = {image.name: image for image in known.images}
+    if not rows.keys() >= {image.name for image in found.images}:
         return "there are other images"
-    if UNSET not in (known.sha256, found.sha256):
+    if UNSET not in (known.sha256, found.sha256) and len(rows) == len(found.images):
         same = known.sha256 == found.sha256
     else:
         ours, theirs = input_qualities(found), input_qualities(known)
         same = not any(differ(ours[name], theirs[name]) for name in ours)
     if not same:
         return "the images have other pixels"
-    for one, other in zip(known.images, found.images, strict=True):
+    for other in found.images:
+        one = rows[other.name]
         if one.tile != other.tile:
             return f"{one.name} has tiles of {one.tile} and here {other.tile}"
         if abs(one.psnr - other.psnr) > _MOST:
@@ -81,7 +85,9 @@ def _problem(known: Quality, found: Quality) -> str | None:
     return None
 
 
-def _with(known: ImageQuality, found: ImageQuality) -> ImageQuality:
-    """The record's row with what was measured now."""
+def _with(known: ImageQuality, found: ImageQuality | None) -> ImageQuality:
+    """The record's row with what was measured now, if it was."""
+    if found is None:
+        return known
     added: dict[str, Any] = {name: getattr(found, name) for name in ADDED}
     return replace(known, **{name: value for name, value in added.items() if value is not UNSET})

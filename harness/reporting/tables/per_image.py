@@ -63,6 +63,11 @@ class _Mean:
         """As the cells of differences."""
         return _cell(self.value, self.low, self.high)
 
+    @property
+    def counted_cell(self) -> str:
+        """The same with the number of images."""
+        return f"{self.cell} ({self.images})" if self.images else ""
+
     def columns(self, name: str) -> dict[str, Any]:
         """CSV columns."""
         return {
@@ -262,8 +267,12 @@ def _cells(row: _Row, groups: Mapping[str, bool]) -> list[str]:
         *([_reach_cell(row.over_seeds)] if groups["seeds"] else []),
         f"{row.chosen.cell} {count}".strip(),
         correlation,
-        *([row.part.cell, row.rest.cell] if groups["part"] else []),
-        *([row.lost_as_mean.cell, row.lost_confined.cell] if groups["lost"] else []),
+        *([row.part.counted_cell, row.rest.counted_cell] if groups["part"] else []),
+        *(
+            [row.lost_as_mean.counted_cell, row.lost_confined.counted_cell]
+            if groups["lost"]
+            else []
+        ),
         str(row.seeds),
     ]
 
@@ -327,11 +336,13 @@ def _notes(setting: Setting, rows: Sequence[_Row], groups: Mapping[str, bool]) -
     if groups["part"]:
         notes.append(
             "Self-similar part: pixels whose patch recurs beyond the reach of the convolutions, in "
-            "images where it is 1 % or more; elsewhere: the rest of the same images."
+            "images where it is 1 % or more (their number in brackets); elsewhere: the rest of the "
+            "same images."
         )
     if groups["lost"]:
         notes.append(
             "Non-local use: PSNR that the trained network loses when every module's attention is "
-            "replaced by the mean of its values, or confined to the reach of the convolutions."
+            "replaced by the mean of its values, or confined to the reach of the convolutions; in "
+            "brackets the number of images on which it was measured."
         )
     return notes

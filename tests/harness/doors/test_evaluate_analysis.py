@@ -90,6 +90,29 @@ def test_a_second_analysis_adds_to_the_first(cli: Cli, results: Path, image_fold
     assert "--non-local-use" in record.analysed.command
 
 
+def test_some_images_can_be_measured_and_the_others_keep_what_they_have(
+    cli: Cli, results: Path, image_folder: Path
+) -> None:
+    name = identifier(results, "nla")
+    words = ("--results", results, "--data", image_folder)
+    cli(f"evaluate --weights {name} --self-similar", *words)
+    before = load_record(results, Run, name).quality["Tiny"]
+    found = results / "out.json"
+    line = f"evaluate --weights {name} --non-local-use --every 2 --output {found}"
+    assert "Recorded" in cli(line, *words).out
+    after = load_record(results, Run, name).quality["Tiny"]
+    assert len(before.images) >= 2
+    assert all(row.self_similar_psnr is not UNSET for row in after.images)
+    lost = [row.lost_confined is not UNSET for row in after.images]
+    assert lost == [i % 2 == 0 for i in range(len(lost))]
+    content = json.loads(found.read_text())
+    assert content["every"] == 2
+    assert [row["name"] for row in content["quality"]["Tiny"]["images"]] == [
+        row.name for row in before.images[::2]
+    ]
+    assert "--every must be at least 1" in cli.refused(f"{line} --every 0", *words)
+
+
 @pytest.mark.parametrize("case", ["no record", "pixels", "psnr", "tile", "task", "set"])
 def test_what_is_not_of_the_record_is_not_recorded(
     case: str, cli: Cli, results: Path, image_folder: Path
