@@ -78,7 +78,8 @@ class Attention(nn.Module):
     source: ClassVar[str] = ""
     #: Growth with N as the method's authors state it, e.g. ``"O(N)"``.
     complexity: ClassVar[str] = ""
-    #: Options that came after runs were published: at their defaults, run ids leave them out.
+    #: Options of this class's own ``__init__`` that came after runs were published: at their
+    #: defaults, run ids leave them out.
     later_options: ClassVar[frozenset[str]] = frozenset()
     #: Options as they were given.
     _given: dict[str, Any]

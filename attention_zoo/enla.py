@@ -216,6 +216,8 @@ class EfficientNonLocalAttention(Attention):
     complexity: ClassVar[str] = "O(N)"
     later_options: ClassVar[frozenset[str]] = frozenset({"shared"})
 
+    shared: bool = False  # also of a subclass whose own ``__init__`` makes the projections
+
     projection: Tensor
     forwards: Tensor
 

@@ -108,6 +108,7 @@ class EfficientNonLocalContrastiveAttention(EfficientNonLocalAttention):
 
     label_format: ClassVar[str] = "ENLCA-m{m}"
     source: ClassVar[str] = "ENLCA, Xia et al., AAAI 2022, Eq. 3–10"
+    later_options: ClassVar[frozenset[str]] = frozenset({"shared"})
 
     def __init__(
         self,

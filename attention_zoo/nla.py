@@ -77,6 +77,8 @@ class NonLocalAttention(Attention):
     complexity: ClassVar[str] = "O(N²)"
     later_options: ClassVar[frozenset[str]] = frozenset({"shared"})
 
+    shared: bool = False  # also of a subclass whose own ``__init__`` makes the projections
+
     def __init__(
         self,
         channels: int,
@@ -88,7 +90,7 @@ class NonLocalAttention(Attention):
     ) -> None:
         super().__init__(channels, res_scale=res_scale)
         if shared and released:
-            raise AttentionError("shared and released exclude each other: the released has no such")
+            raise AttentionError("shared and released exclude each other: give one of them")
         self.embedding = embedding_channels(channels, reduction)
         self.released, self.shared = released, shared
         if shared:

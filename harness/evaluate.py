@@ -213,10 +213,12 @@ def _evaluate_images(
                 analyse=analyse,
             )
     title = f"{trained.name}: {architecture.description}"
-    # The paper's results are of bicubic LR images.
-    method = None if task.settings else published_method(architecture)
+    # The paper's results are of bicubic LR images, and of all of them.
+    of_all = options.every == 1
+    method = published_method(architecture) if of_all and not task.settings else None
     content: dict[str, Any] = {"data": source.name, "tile": tile}
-    if options.every > 1:
+    if not of_all:
+        title = f"{title}; one image in {options.every}"
         content["every"] = options.every
     if not task.grey:
         content |= {"chop": options.chop, "psnr": options.psnr}
@@ -287,7 +289,9 @@ def _record(
         reach=trained.architecture.network.reach,
         rule=dataclasses.asdict(RULE) if options.self_similar else {},
     )
-    done, what = add_analysis(options.results, trained.name, results, analysed)
+    done, what = add_analysis(
+        options.results, trained.name, results, analysed, some=options.every > 1
+    )
     print(
         f"Recorded: {what}" if done else f"Not recorded: {what}", file=None if done else sys.stderr
     )
@@ -313,7 +317,11 @@ def _saver(
         return folder / test_set / f"{image}.png"
 
     if not options.overwrite:
-        files = (path(s.name, file.stem) for s in test_sets for file in s.images.paths)
+        files = (
+            path(test_set.name, file.stem)
+            for test_set in test_sets
+            for file in test_set.images.paths[:: options.every]
+        )
         refuse_taken(files, "--save-images")
 
     def save(test_set: str, image: TestImage, output: Pixels) -> None:
@@ -426,13 +434,15 @@ def _load(
         raise UserError("--block-res-scale is read from the file of --weights: leave it out")
     path = find_weights(options.weights or "", options.results)
     trained = load_weights(path)
-    own = None
+    own = tile = None
     try:
         own = task_of(trained, path, options.results)
+        if options.tile is None and not options.chop:
+            tile = tile_of(trained, path, options.results)
     except UserError:
         if chosen is None:
             raise
-    return trained, own, tile_of(trained, path, options.results)
+    return trained, own, tile
 
 
 if __name__ == "__main__":

@@ -175,7 +175,7 @@ def _measure(
     network = find_preset("quick").network  # as harness.run times by default
     try:
         for variant in variants:
-            key = variant.name, canonical_json(variant.resolved)
+            key = variant.name, canonical_json(variant.recorded)
             if variant.source_sha256 is not None or key not in counted:
                 measure_cost(variant, results, command)
         return measure_latency(timed, network, SCALE, device, results, command)

@@ -34,6 +34,7 @@ class FlashNonLocalAttention(NonLocalAttention):
         res_scale: weight of the attention in ``y = x + res_scale · attention``.
         released: the form in the released NLSN code: PReLU after each projection, and the scale
             on the input, ``y = attention + res_scale · x``.
+        shared: one 3x3 convolution serves as query and key, and keys are divided by their norm.
     """
 
     label_format: ClassVar[str] = "NLA (flash)"

@@ -141,6 +141,12 @@ class Variant:
         return _defaults(self.name) | dict(self.options)
 
     @property
+    def recorded(self) -> dict[str, Any]:
+        """The options of a record, all but later ones at their defaults: an id stays the same."""
+        unnamed = _later_options(_class(self.name)) - self.changed.keys()
+        return {o: value for o, value in self.resolved.items() if o not in unnamed}
+
+    @property
     def changed(self) -> dict[str, Any]:
         """Options that are not at their defaults."""
         defaults = _defaults(self.name)
@@ -198,13 +204,8 @@ class Variant:
             raise AttentionError(f"{entry}: {text}") from error
 
     def to_dict(self) -> dict[str, Any]:
-        """``{"name", "label", "options"}``, on which run ids depend.
-
-        All options with their values, but for later ones at their defaults: an id stays the same.
-        """
-        unnamed = _class(self.name).later_options - self.changed.keys()
-        options = {o: value for o, value in self.resolved.items() if o not in unnamed}
-        return {"name": self.name, "label": self.label, "options": options}
+        """``{"name", "label", "options"}``, on which run ids depend."""
+        return {"name": self.name, "label": self.label, "options": self.recorded}
 
     def describe(self) -> dict[str, Any]:
         """:meth:`to_dict`, and what tables say of the module: see ``records.shapes``."""
@@ -263,6 +264,13 @@ def _class(name: str) -> type[Attention]:
 
 def _defaults(name: str) -> dict[str, Any]:
     return {option: p.default for option, p in _class(name).options().items()}
+
+
+def _later_options(cls: type[Attention]) -> frozenset[str]:
+    """Those of the class whose ``__init__`` has the options: a subclass may have its own."""
+    owner = next(one for one in cls.__mro__ if "__init__" in vars(one))
+    found: frozenset[str] = vars(owner).get("later_options", frozenset())
+    return found
 
 
 def _is_built_in_label(label: str) -> bool:

@@ -33,7 +33,13 @@ _POSITIONS = 20_000
 
 @torch.inference_mode()
 def super_resolve(
-    network: nn.Module, lr: np.ndarray, scale: int, tile: int | None = None, chop: bool = False
+    network: nn.Module,
+    lr: np.ndarray,
+    scale: int,
+    tile: int | None = None,
+    chop: bool = False,
+    *,
+    one_by_one: bool = False,
 ) -> np.ndarray:
     """LR ``[H, W, 3]``, uint8 or float32 in 0…1, to SR uint8 ``[scale·H, scale·W, 3]``.
 
@@ -45,6 +51,7 @@ def super_resolve(
             pass the network in batches.
         chop: in quarters, as the released NLSN and ENLCN are evaluated (their ``forward_chop``),
             instead of tiles.
+        one_by_one: no batches of tiles, which takes less memory.
     """
     network.eval()
     if chop:
@@ -53,7 +60,7 @@ def super_resolve(
     if tile is None or max(height, width) <= tile:
         return _forward(network, lr[None])[0]
     sr = np.empty((scale * height, scale * width, 3), np.uint8)
-    for batch in batches(height, width, tile, _OVERLAP, _POSITIONS):
+    for batch in batches(height, width, tile, _OVERLAP, 1 if one_by_one else _POSITIONS):
         windows = [lr[rows.window, columns.window] for rows, columns in batch]
         parts = _forward(network, np.stack(windows))
         for (rows, columns), part in zip(batch, parts, strict=True):
@@ -96,20 +103,26 @@ def within_memory(
 ) -> tuple[np.ndarray, int | None]:
     """:func:`super_resolve`, with tiles of half the side as long as memory is too small.
 
+    Tiles that do not fit together are tried one by one first.
+
     Returns:
         The SR image, and the side of its tiles; None for a whole image.
 
     Raises:
         UserError: not even the smallest tiles fit, or the image does not fit with ``chop``.
     """
+    one_by_one = False
     while True:
         try:
-            sr = super_resolve(network, image.lr, scale, tile, chop)
+            sr = super_resolve(network, image.lr, scale, tile, chop, one_by_one=one_by_one)
             return sr, tile if tile is not None and max(image.lr.shape[:2]) > tile else None
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             # Leaving this block frees the memory of the failed pass.
+        if tile is not None and not one_by_one:
+            one_by_one = True
+            continue
         height, width = image.lr.shape[:2]
         what = f"{image.name} (LR {width}x{height}) does not fit into memory"
         smaller = min(tile or max(height, width), max(height, width)) // 2

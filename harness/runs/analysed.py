@@ -20,19 +20,24 @@ _MOST = 0.01
 
 
 def add_analysis(
-    results: Path, identifier: str, found: Mapping[str, Quality], analysed: Analysed
+    results: Path,
+    identifier: str,
+    found: Mapping[str, Quality],
+    analysed: Analysed,
+    *,
+    some: bool = False,
 ) -> tuple[bool, str]:
     """Add what was measured of a run's weights to its record, on the test sets that it has.
 
-    Of a set some images may have been measured: the others keep what they have. The record is
-    written to ``results``, also if it was read from a folder behind. Its numbers stay as they are;
-    of an earlier analysis those that were not measured again stay.
+    The record is written to ``results``, also if it was read from a folder behind. Its numbers
+    stay as they are; of an earlier analysis those that were not measured again stay.
 
     Args:
         results: folder of the records.
         identifier: the run's id.
         found: quality by test set, in the task of the run.
         analysed: when, where and how.
+        some: only some images of each set were measured; the others keep what they have.
 
     Returns:
         Whether the record was written, and its path or what speaks against it.
@@ -51,11 +56,14 @@ def add_analysis(
         for name, one in found.items():
             if name in left_out:
                 continue
-            if problem := _problem(quality[name], one):
+            if problem := _problem(quality[name], one, some):
                 return False, f"{problem} in the record of {identifier} ({name})"
             rows = {image.name: image for image in one.images}
             images = [_with(row, rows.get(row.name)) for row in quality[name].images]
             quality[name] = replace(quality[name], images=images)
+        earlier = record.analysed.rule if record.analysed else {}
+        if some and analysed.rule and earlier not in ({}, analysed.rule):
+            return False, f"the self-similar part in the record of {identifier} has another rule"
         if record.analysed and not analysed.rule:
             analysed = replace(analysed, rule=record.analysed.rule)
         record = replace(record, quality=quality, analysed=analysed)
@@ -64,12 +72,13 @@ def add_analysis(
     return True, f"{record_path(results, Run, identifier)}{without}"
 
 
-def _problem(known: Quality, found: Quality) -> str | None:
-    """Why what was found is not of the same weights, and of these images or some of them."""
+def _problem(known: Quality, found: Quality, some: bool) -> str | None:
+    """Why what was found is not of these images (or ``some`` of them) and weights."""
     rows = {image.name: image for image in known.images}
-    if not rows.keys() >= {image.name for image in found.images}:
+    names = [image.name for image in found.images]
+    if not rows.keys() >= {*names} or (not some and names != [*rows]):
         return "there are other images"
-    if UNSET not in (known.sha256, found.sha256) and len(rows) == len(found.images):
+    if not some and UNSET not in (known.sha256, found.sha256):
         same = known.sha256 == found.sha256
     else:
         ours, theirs = input_qualities(found), input_qualities(known)

@@ -160,7 +160,7 @@ class Entry:
     def _is_of(self, job: Job) -> bool:
         """Whether a record holds the run that its id, a hash of all this, names."""
         record = load_record(self.folder, Run, job.config.run_id)
-        wanted, options = _through_json([job.config.setting, job.config.variant.resolved])
+        wanted, options = _through_json([job.config.setting, job.config.variant.recorded])
         named = (record.variant.name, record.variant.options)
         return record.config == msgspec.convert(wanted, Config) and named == (self.module, options)
 

@@ -132,16 +132,19 @@ def tile_of(trained: TrainedNetwork, weights: Path, results: Path) -> int | None
         trained, weights, results: as for :func:`task_of`.
 
     Raises:
-        UserError: the record is damaged.
+        UserError: a file is damaged.
     """
+    path = weights.parent / "config.json"
+    tile: Any = None
     if find_record(results, Run, trained.name).exists():
         tile = load_record(results, Run, trained.name).config.tile
-    elif (path := weights.parent / "config.json").exists():
-        config = read_json(path).get("config")
-        tile = config.get("tile") if isinstance(config, dict) else None
-    else:
-        return None
-    return tile if isinstance(tile, int) else None
+    elif path.exists():
+        content = read_json(path)
+        try:
+            tile = content["config"].get("tile")
+        except (KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{path} does not say how the run was evaluated: {error!r}") from error
+    return tile if type(tile) is int and tile >= 16 else None
 
 
 def _of_another_task(trained: TrainedNetwork) -> bool:

@@ -222,7 +222,11 @@ def _parts(runs: Sequence[Run], baseline: Sequence[Run], test_set: str) -> tuple
     """Paired differences on the self-similar part, and on the rest of the same images."""
     part = [by_seed(some, test_set, "self_similar_psnr") for some in (runs, baseline)]
     rest = [_elsewhere(some, test_set) for some in (runs, baseline)]
-    return _Mean.of(paired_differences(*part)), _Mean.of(paired_differences(*rest))
+    whole, elsewhere = (
+        paired_differences(*({seed: v for seed, v in one.items() if v} for one in both))
+        for both in (part, rest)
+    )
+    return _Mean.of(whole), _Mean.of(elsewhere)
 
 
 def _elsewhere(runs: Sequence[Run], test_set: str) -> dict[int, dict[str, float]]:

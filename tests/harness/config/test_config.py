@@ -17,7 +17,7 @@ from harness.config.presets import PRESETS, find_preset
 from harness.config.rows import rows_to_run, table_rows
 from harness.config.run import DataConfig, RunConfig, StartConfig, TaskConfig
 from harness.config.variants import Variant
-from harness.records.shapes import Run, untyped
+from harness.records.shapes import Cost, Run, untyped
 from harness.records.store import load_records
 from harness.training.trainer import learning_rate
 from tests.harness.tiny import make_config
@@ -230,6 +230,13 @@ def test_published_runs_keep_their_ids() -> None:
         config = configuration(run)
         setting = json.loads(json.dumps(config.setting))  # it has no tuples
         assert (config.run_id, setting) == (run.id, untyped(run.config))
+
+
+def test_options_of_records_are_those_that_would_be_recorded() -> None:
+    """So a published variant is found, and not counted again."""
+    for record in (*load_records(PUBLISHED, Run), *load_records(PUBLISHED, Cost)):
+        one = record.variant
+        assert Variant.of(one.name, one.options).recorded == one.options
 
 
 def test_what_concerns_modules_is_recorded_unless_it_is_the_default() -> None:

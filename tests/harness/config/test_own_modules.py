@@ -56,6 +56,22 @@ def write(import_folder: Path) -> Write:
     return written
 
 
+def test_a_later_option_is_the_one_of_the_class_that_has_it(import_folder: Path) -> None:
+    """A subclass that inherits NLA's options records them as NLA; its own are its own."""
+    (import_folder / "own_later.py").write_text(
+        "from attention_zoo.nla import NonLocalAttention\n"
+        "class Same(NonLocalAttention): pass\n"
+        "class Other(NonLocalAttention):\n"
+        "    def __init__(self, channels, *, shared=False):\n"
+        "        super().__init__(channels)\n"
+    )
+    for name in ("nla", "nla-flash", "own_later:Same"):
+        assert "shared" not in Variant(name).recorded
+        assert Variant(name, {"shared": True}).recorded["shared"] is True
+        assert Variant(name).resolved["shared"] is False
+    assert Variant("own_later:Other").recorded == {"shared": False}
+
+
 @pytest.fixture
 def job(tiny: list[str]) -> list[str]:
     return [*tiny, "--skip-latency"]

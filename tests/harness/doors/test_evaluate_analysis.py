@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -111,6 +112,30 @@ def test_some_images_can_be_measured_and_the_others_keep_what_they_have(
         row.name for row in before.images[::2]
     ]
     assert "--every must be at least 1" in cli.refused(f"{line} --every 0", *words)
+
+
+def test_fewer_images_are_not_recorded_unless_they_are_asked_for(
+    cli: Cli, results: Path, image_folder: Path, tmp_path: Path
+) -> None:
+    name = identifier(results, "nla")
+    shutil.copytree(image_folder, tmp_path / "images")
+    names = [row.name for row in load_record(results, Run, name).quality["Tiny"].images]
+    (tmp_path / "images" / "Tiny" / "HR" / f"{names[-1]}.png").unlink()
+    line = f"evaluate --weights {name} --non-local-use --data {tmp_path / 'images'}"
+    assert "there are other images" in cli(line, "--results", results).err
+
+
+def test_a_part_by_another_rule_is_not_mixed_in(
+    cli: Cli, results: Path, image_folder: Path
+) -> None:
+    name = identifier(results, "nla")
+    words = (*f"--weights {name} --self-similar --results {results} --data".split(), image_folder)
+    cli("evaluate", *words)
+    record = load_record(results, Run, name)
+    assert record.analysed is not None
+    earlier = replace(record.analysed, rule=record.analysed.rule | {"side": 5})
+    save_record(results, replace(record, analysed=earlier), replace=True)
+    assert "has another rule" in cli("evaluate", *words, "--every", "2").err
 
 
 @pytest.mark.parametrize("case", ["no record", "pixels", "psnr", "tile", "task", "set"])

@@ -133,6 +133,36 @@ def test_tiles_are_those_of_the_run_unless_others_are_named(
 
 
 @pytest.mark.parametrize(
+    "text", ["[]", "{}", '"x"', "{", '{"config": 3}', '{"config": {"tile": 5}}']
+)
+def test_a_task_can_be_named_whatever_stands_beside_the_weights(
+    text: str, cli: Cli, results: Path, image_folder: Path
+) -> None:
+    name = identifier(results, "denoise")
+    whole = load_record(results, Run, name)
+    (results / "records" / "runs" / f"{name}.json").unlink()
+    (results / "runs" / name / "config.json").write_text(text)
+    line = f"--weights {name} --task denoise --sigma 25"
+    found, _ = evaluated(cli, results, image_folder, line)
+    assert found["tile"] is None
+    assert found["quality"] == {one: untyped(x) for one, x in whole.quality.items()}
+
+
+def test_saved_images_are_those_that_are_evaluated(
+    cli: Cli, trained: Path, image_folder: Path, tmp_path: Path
+) -> None:
+    name = identifier(trained, "denoise")
+    words = ("--results", trained, "--data", image_folder, "--save-images", tmp_path)
+    first, second = (row.name for row in load_record(trained, Run, name).quality["Tiny"].images)
+    (tmp_path / "Tiny").mkdir()
+    (tmp_path / "Tiny" / f"{second}.png").write_text("mine")
+    printed = cli(f"evaluate --weights {name} --every 2", *words).out
+    assert "one image in 2" in " ".join(printed.split())
+    assert {path.stem for path in (tmp_path / "Tiny").iterdir()} == {first, second}
+    assert (tmp_path / "Tiny" / f"{second}.png").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
     ("label", "line", "options"),
     [
         ("denoise", "--task denoise --sigma 60", {"sigma": 60.0}),

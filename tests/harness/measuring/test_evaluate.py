@@ -98,7 +98,7 @@ class Small(Nearest):
         self.pixels = pixels
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if x.shape[2] * x.shape[3] > self.pixels:
+        if x.shape[0] * x.shape[2] * x.shape[3] > self.pixels:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         return super().forward(x)
 
@@ -121,6 +121,17 @@ def test_an_image_too_large_for_the_gpu_is_cut_into_tiles(
     for line, tried, size in zip(told, ("whole", "in tiles of 75"), (75, 37), strict=True):
         assert line.startswith("warning: wall (LR 150x140) does not fit")
         assert f" {tried}: using tiles of {size} LR pixels" in line
+
+
+def test_tiles_that_fit_one_by_one_stay_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    """Too little memory for a batch makes no tile smaller: the record would have other pixels."""
+    image = gradient_image(100, 90)
+    found, wanted = (
+        evaluate(network, [image], 1, 4, "test", 32) for network in (Small(48 * 48), Nearest())
+    )
+    assert found == wanted
+    assert [row.tile for row in found.images] == [32]
+    assert "warning" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

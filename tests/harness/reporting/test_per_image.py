@@ -218,6 +218,25 @@ def test_the_self_similar_part_and_elsewhere() -> None:
     assert len(table.headers) == len(table.rows[0]) == 8
 
 
+def test_parts_are_those_of_the_seeds_that_were_measured() -> None:
+    """Weights of seed 0 alone are published: the other seeds do not hide its parts."""
+    added: dict[str, list[Any]] = {
+        "self_similar_psnr": [20.0] * 25 + [None] * 75,
+        "self_similar_share": [0.25] * 100,
+    }
+    values = dict.fromkeys(NAMES, 21.0)
+    runs = [
+        on_urban(name, seed, values, added if seed == 0 else {})
+        for seed in (0, 1)
+        for name in ("Baseline", "NLA")
+    ]
+    (row,) = csv_rows(per_image_table(Setting(runs, [])))
+    assert row["paired_seeds"] == "2"
+    for part in ("self_similar", "elsewhere"):
+        assert row[f"difference_{part}_images"] == "25"
+        assert float(row[f"difference_{part}_db"]) == 0
+
+
 def test_non_local_use_needs_no_published_images() -> None:
     runs = [synthetic.run(sets=["Own"]), synthetic.run("NLA", sets=["Own"])]
 
