@@ -148,7 +148,7 @@ def test_table2(ablation: Setting) -> None:
     assert ", ".join(rows) == names
     for row, mean, variant in zip(csv_rows(table), means, table_rows("table2"), strict=True):
         assert float(row["psnr_db_measured"]) == pytest.approx(mean)
-        assert (row["variant"], json.loads(row["options"])) == (variant.name, variant.resolved)
+        assert (row["variant"], json.loads(row["options"])) == (variant.name, variant.recorded)
 
 
 def test_table2_leaves_empty_what_was_not_trained() -> None:
