@@ -37,6 +37,7 @@ the shape wanted. There is no second derivative, and no gradient for F.
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -54,7 +55,7 @@ from .base import (
     to_rows,
 )
 from .implementations import outside_graphs, run
-from .layers import call_together, projects_sums, weight_and_bias
+from .layers import add_embeddings, embed, projects_sums, weight_and_bias
 from .nla import softmax_weights
 from .registry import register_attention
 
@@ -215,7 +216,6 @@ class EfficientNonLocalAttention(Attention):
     source: ClassVar[str] = "ENLCA, Xia et al., AAAI 2022, Eq. 3–7"
     complexity: ClassVar[str] = "O(N)"
     later_options: ClassVar[frozenset[str]] = frozenset({"shared"})
-
     shared: bool = False  # also of a subclass whose own ``__init__`` makes the projections
 
     projection: Tensor
@@ -242,12 +242,7 @@ class EfficientNonLocalAttention(Attention):
             raise AttentionError(f"eps must be a finite number, at least 0, got {eps}")
         self.m, self.k, self.eps, self.redraw_every = m, k, eps, redraw_every
         self.embedding = embedding_channels(channels, reduction)
-        self.shared = shared
-        if shared:
-            self.match = nn.Conv2d(channels, self.embedding, 3, padding=1)
-        else:
-            self.query = nn.Conv2d(channels, self.embedding, 1)
-            self.key = nn.Conv2d(channels, self.embedding, 1)
+        add_embeddings(self, self.embedding, shared, partial(nn.Conv2d, kernel_size=1))
         self.value = nn.Conv2d(channels, channels, 1)
         draw = orthogonal_gaussian(m, self.embedding).to(torch.get_default_device())
         self.register_buffer("projection", draw)
@@ -259,10 +254,7 @@ class EfficientNonLocalAttention(Attention):
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """``[B, C, H, W]`` to raw q, k ``[B, C/reduction, H, W]`` and v ``[B, C, H, W]``."""
-        if not self.shared:
-            return call_together(x, self.query, self.key, self.value)
-        match = self.match(x)
-        return match, match, self.value(x)
+        return embed(self, x, self.value)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Normalise q and k (Eq. 3), then :func:`random_feature_attention`."""
@@ -272,10 +264,7 @@ class EfficientNonLocalAttention(Attention):
         """As the base's; the values' projection maps m sums instead of N values if that is less."""
         if not projects_sums(self, EfficientNonLocalAttention, self.m, x.shape[2] * x.shape[3]):
             return super().attended(x)
-        if self.shared:
-            q = k = self.match(x)
-        else:
-            q, k = call_together(x, self.query, self.key)
+        q, k = embed(self, x)
         value_map = weight_and_bias(self.value)
         return q, k, random_feature_attention(q, k, x, self.projection, self.eps, self.k, value_map)
 

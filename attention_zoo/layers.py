@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import overload
+from collections.abc import Callable, Sequence
+from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
@@ -99,6 +99,49 @@ def _call_together(x: Tensor, layers: Sequence[nn.Module]) -> tuple[Tensor, ...]
     tensors = (t for layer in layers for t in weight_and_bias(layer))  # type: ignore[arg-type]
     outs: tuple[Tensor, ...] = run("projections", x, *tensors)
     return outs
+
+
+def add_embeddings(
+    owner: Any, width: int, shared: bool, layer: Callable[[int, int], nn.Module]
+) -> None:
+    """Give a module the layers that :func:`embed` calls: ``query`` and ``key``, or ``match``.
+
+    Args:
+        owner: for maps of C channels.
+        width: channels c of query and key.
+        shared: one 3x3 convolution, ``match``, serves as both, as in NLSA.
+        layer: makes query and key, each from C and c.
+    """
+    owner.shared = shared
+    if shared:
+        owner.match = nn.Conv2d(owner.channels, width, 3, padding=1)
+    else:
+        owner.query, owner.key = layer(owner.channels, width), layer(owner.channels, width)
+
+
+@overload
+def embed(owner: Any, x: Tensor, /) -> tuple[Tensor, Tensor]: ...
+@overload
+def embed(owner: Any, x: Tensor, value: nn.Module, /) -> tuple[Tensor, Tensor, Tensor]: ...
+def embed(owner: Any, x: Tensor, *others: nn.Module) -> tuple[Tensor, ...]:
+    """Queries, keys and what the other layers give, by :func:`call_together` if not shared.
+
+    Args:
+        owner: a module with the layers of :func:`add_embeddings`.
+        x: ``[B, C, H, W]``.
+        others: the layer of the values, or none.
+
+    Returns:
+        q and k ``[B, c, H, W]``, one tensor if shared, and v ``[B, c_out, H, W]``.
+
+    Raises:
+        AttentionError: as :func:`call_together`.
+    """
+    if owner.shared:
+        match = owner.match(x)
+        return match, match, *(layer(x) for layer in others)
+    layers: tuple[Any, ...] = (owner.query, owner.key, *others)
+    return call_together(x, *layers)
 
 
 def weight_and_bias(convolution: nn.Conv2d) -> tuple[Tensor, Tensor]:

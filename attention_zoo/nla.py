@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -19,7 +20,7 @@ from .base import (
     weighted_sum,
 )
 from .implementations import run
-from .layers import call_together
+from .layers import add_embeddings, embed
 from .nlsa import normalise_keys
 from .registry import register_attention
 
@@ -76,7 +77,6 @@ class NonLocalAttention(Attention):
     source: ClassVar[str] = "Non-local Neural Networks, Wang et al., CVPR 2018; ENLCA, Eq. 1–2"
     complexity: ClassVar[str] = "O(N²)"
     later_options: ClassVar[frozenset[str]] = frozenset({"shared"})
-
     shared: bool = False  # also of a subclass whose own ``__init__`` makes the projections
 
     def __init__(
@@ -92,21 +92,16 @@ class NonLocalAttention(Attention):
         if shared and released:
             raise AttentionError("shared and released exclude each other: give one of them")
         self.embedding = embedding_channels(channels, reduction)
-        self.released, self.shared = released, shared
-        if shared:
-            self.match = nn.Conv2d(channels, self.embedding, 3, padding=1)
-        else:
-            self.query = _projection(channels, self.embedding, released)
-            self.key = _projection(channels, self.embedding, released)
+        self.released = released
+        add_embeddings(self, self.embedding, shared, partial(_projection, activation=released))
         self.value = _projection(channels, channels, released)
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """``[B, C, H, W]`` to q, k ``[B, C/reduction, H, W]`` and v ``[B, C, H, W]``."""
-        if not self.shared:
-            return call_together(x, self.query, self.key, self.value)
-        match = self.match(x)
-        keys = to_map(normalise_keys(to_rows(match)), match).to(match.dtype)
-        return match, keys, self.value(x)
+        q, k, v = embed(self, x, self.value)
+        if self.shared:
+            k = to_map(normalise_keys(to_rows(k)), k).to(k.dtype)
+        return q, k, v
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """:func:`non_local_attention`."""

@@ -56,7 +56,7 @@ class Options:
     test_sets: tuple[str, ...] = ()
     """Test sets to evaluate on; all by default."""
     every: int = 1
-    """Take only every so-many-th image of each set, from the first."""
+    """Evaluate one image in so many of each set, from the first."""
     tile: int | None = None
     """Cut images into tiles of this many LR pixels, 0 for whole images. By default as the run of
     --weights was evaluated."""
@@ -99,8 +99,13 @@ class Options:
 
 #: Options that a synthetic task has no use for.
 _OF_IMAGES = (
-    *("data", "every", "tile", "save_images", "overwrite"),
-    *("self_similar", "non_local_use"),
+    "data",
+    "every",
+    "tile",
+    "save_images",
+    "overwrite",
+    "self_similar",
+    "non_local_use",
 )
 #: Those of super-resolution alone.
 _OF_SR = ("chop", "psnr")
@@ -166,9 +171,12 @@ def _evaluate_images(
     tile: int | None,
     device: torch.device,
 ) -> None:
-    """Print and write PSNR and SSIM on test images; ``own`` is the task that was learned.
+    """Print and write PSNR and SSIM on test images.
 
-    ``tile`` is that of the run, which ``--tile`` and ``--chop`` replace.
+    Args:
+        own: the task that was learned, if it is known and not bicubic super-resolution.
+        chosen: the task to evaluate on.
+        tile: side of the tiles, None for whole images or quarters.
     """
 
     from .images.sources import find_data
@@ -180,9 +188,7 @@ def _evaluate_images(
     from .tasks.options import refuse
 
     architecture = trained.architecture
-    if options.tile is not None or options.chop:
-        tile = options.tile or None
-    elif tile:
+    if tile and options.tile is None:
         print(f"In tiles of {tile}, as the run was evaluated; --tile 0 for whole images")
     source = find_data(options.data)
     task = chosen.build_on(source, architecture.scale)
@@ -417,10 +423,10 @@ def _write(
 def _load(
     options: Options, chosen: StoredTask | None
 ) -> tuple[TrainedNetwork, StoredTask | None, int | None]:
-    """The network, the task that it was trained on, and the tiles in which it was evaluated.
+    """The network, the task that it was trained on, and the side of the tiles.
 
     The task is None for bicubic super-resolution. It may be unknown if the command says what to
-    measure. Tiles are None for whole images.
+    measure. Tiles are None for whole images or quarters.
     """
     from .network.official import load_official
     from .network.weights import find_weights, load_weights
@@ -428,13 +434,14 @@ def _load(
 
     if (options.official is None) == (options.weights is None):
         raise UserError("give one of --official FILE and --weights RUN-OR-FILE")
+    tile = options.tile or None
     if options.official is not None:
-        return load_official(options.official, block_res_scale=options.block_res_scale), None, None
+        return load_official(options.official, block_res_scale=options.block_res_scale), None, tile
     if options.block_res_scale is not None:
         raise UserError("--block-res-scale is read from the file of --weights: leave it out")
     path = find_weights(options.weights or "", options.results)
     trained = load_weights(path)
-    own = tile = None
+    own = None
     try:
         own = task_of(trained, path, options.results)
         if options.tile is None and not options.chop:

@@ -21,6 +21,8 @@ SCHEDULES: tuple[str, ...] = get_args(Schedule)
 PRECISIONS: tuple[str, ...] = get_args(Precision)
 #: The paper's weight of the contrastive loss, and share of the steps before it sets in.
 AUXILIARY_WEIGHT, AUXILIARY_WARMUP = 1e-3, 0.15
+#: Smallest tile of an evaluation, in LR pixels.
+LEAST_TILE = 16
 #: Seconds between checkpoints of a training.
 SAVE_EVERY = 60.0
 #: ``attention_zoo.implementations.AUTO``, which would import torch.
@@ -175,8 +177,8 @@ class RunConfig:
             )
         _check_choice("schedule", self.schedule, SCHEDULES)
         _check_choice("precision", self.precision, PRECISIONS)
-        if self.tile is not None and self.tile < 16:
-            raise UserError(f"tile must be at least 16 LR pixels, got {self.tile}")
+        if self.tile is not None and self.tile < LEAST_TILE:
+            raise UserError(f"tile must be at least {LEAST_TILE} LR pixels, got {self.tile}")
 
     @property
     def places(self) -> tuple[int, ...] | None:

@@ -19,7 +19,7 @@ from ..network.edsr import to_tensor
 from ..records.shapes import UNSET, ImageQuality, Quality
 from .evaluated import EvaluatedImages
 from .references import with_references
-from .windows import batches
+from .windows import Cut, batches
 
 #: Largest quarter, in LR pixels, that :func:`super_resolve` with ``chop`` does not cut again.
 CHOP_PIXELS = 120_000
@@ -76,19 +76,20 @@ def _in_quarters(network: nn.Module, lr: np.ndarray, scale: int) -> np.ndarray:
     h, w = (n // 2 + 10 for n in (height, width))
     h, w = min(h + 4 - h % 4, height), min(w + 8 - w % 8, width)
     sr = np.empty((scale * height, scale * width, 3), np.uint8)
-    for top, rows in ((0, slice(0, height // 2)), (height - h, slice(height // 2, height))):
-        for left, columns in ((0, slice(0, width // 2)), (width - w, slice(width // 2, width))):
-            part = lr[top : top + h, left : left + w]
+    for rows in _halves(height, h):
+        for columns in _halves(width, w):
+            part = lr[rows.window, columns.window]
             whole = h * w < CHOP_PIXELS
             done = _forward(network, part[None])[0] if whole else _in_quarters(network, part, scale)
-            sr[_scaled(rows, scale), _scaled(columns, scale)] = done[
-                _scaled(rows, scale, top), _scaled(columns, scale, left)
+            sr[rows.tile(scale), columns.tile(scale)] = done[
+                rows.inside(scale), columns.inside(scale)
             ]
     return sr
 
 
-def _scaled(part: slice, scale: int, start: int = 0) -> slice:
-    return slice(scale * (part.start - start), scale * (part.stop - start))
+def _halves(size: int, window: int) -> tuple[Cut, Cut]:
+    """Two halves of a side, each with a window from its end of the side."""
+    return Cut(0, size // 2, 0, window), Cut(size // 2, size, size - window, size)
 
 
 def _forward(network: nn.Module, lr: np.ndarray) -> np.ndarray:

@@ -11,6 +11,7 @@ from typing import Any
 from ..base.errors import UserError
 from ..base.files import read_json
 from ..config.network import quarters
+from ..config.run import LEAST_TILE
 from ..images.sources import DataSource
 from ..measuring.references import refuse_oracle
 from ..network.weights import TrainedNetwork, find_weights, load_weights
@@ -144,7 +145,7 @@ def tile_of(trained: TrainedNetwork, weights: Path, results: Path) -> int | None
             tile = content["config"].get("tile")
         except (KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{path} does not say how the run was evaluated: {error!r}") from error
-    return tile if type(tile) is int and tile >= 16 else None
+    return tile if type(tile) is int and tile >= LEAST_TILE else None
 
 
 def _of_another_task(trained: TrainedNetwork) -> bool:

@@ -347,6 +347,6 @@ def _notes(setting: Setting, rows: Sequence[_Row], groups: Mapping[str, bool]) -
         notes.append(
             "Non-local use: PSNR that the trained network loses when every module's attention is "
             "replaced by the mean of its values, or confined to the reach of the convolutions; in "
-            "brackets the number of images on which it was measured."
+            "brackets the number of images on which it was measured, of the seeds for which it was."
         )
     return notes

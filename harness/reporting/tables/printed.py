@@ -168,10 +168,9 @@ def latency_tables(record: Latency) -> Iterator[RichTable]:
         for heading in ("Median ms", "Mean", "IQR", "Min", "Runs", "Peak MB", "NLA / it"):
             table.add_column(heading, justify="right")
         members = list(rows)
-        # The plain one, of several.
         exact = [row for row in members if row.variant.name == "nla"]
-        exact.sort(key=lambda row: len(variant_of(row.variant).options))
-        nla = exact[0].median_ms if exact else None
+        plain = min(exact, key=lambda row: len(variant_of(row.variant).options), default=None)
+        nla = plain and plain.median_ms
         for row in members:
             times = (row.median_ms, row.mean_ms, row.iqr_ms, row.min_ms)
             table.add_row(
