@@ -40,7 +40,7 @@ class Options:
     only: tuple[str, ...] = ()
     """Cases whose names begin so, e.g. core-nla or step; all by default."""
     implementations: bool = False
-    """Instead: all implementations of the paper's cores side by side, but for the released ones."""
+    """Instead: all implementations of every core side by side, but for the released ones."""
     sides: tuple[int, ...] = (32, 64, 100, 150, 256)
     """Height and width of the maps, with --implementations."""
     seconds: float = 10.0

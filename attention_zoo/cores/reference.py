@@ -13,6 +13,7 @@ from ..base import no_autocast, sum_dtype, to_map, to_rows
 from ..enla import normalise, stable_features
 from ..implementations import implementation
 from ..nlsa import normalise_keys, padded_order, sort_positions
+from .largest import Rule
 
 
 @implementation("nla", "reference")
@@ -83,6 +84,15 @@ def random_feature_attention(
         sums = torch.matmul(phi_q, torch.matmul(phi_k.mT, values))
         normaliser = torch.matmul(phi_q, phi_k.sum(1).unsqueeze(-1))
         return to_map((sums / normaliser).to(v.dtype), like=v)
+
+
+@implementation("largest", "reference")
+def attend_to_largest(q: Tensor, k: Tensor, v: Tensor, count: int, rule: Rule) -> Tensor:
+    """Of rows: two N x N matrices, scores and weights, of which most are 0."""
+    scores = torch.matmul(q, k.mT)
+    values, at = scores.topk(min(count, scores.shape[-1]), dim=-1)
+    weights = torch.zeros_like(scores).scatter(-1, at, rule.weigh(values))
+    return torch.matmul(weights, v)
 
 
 @implementation("projections", "released")

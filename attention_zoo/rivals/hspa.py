@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..base import check_qkv, require_at_least
 from ..cores.largest import Rule, attend_to_largest
-from ..implementations import outside_graphs, refuse_transforms
+from ..implementations import outside_graphs
 from ..registry import register_attention
 from .top_k import TopKAttention
 
@@ -41,7 +41,6 @@ def high_similarity_attention(q: Tensor, k: Tensor, v: Tensor, count: int = 128)
     Raises:
         AttentionError: the shapes do not fit together, or count is below 1.
     """
-    refuse_transforms("hspa")
     check_qkv(q, k, v)
     require_at_least("count", count, 1)
     return attend_to_largest(q, k, v, count, _SPARSEMAX)

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from ..base import Cost, check_qkv, require_at_least
-from ..cores.largest import Rule, attend_to_largest, executed_macs, weights_of_largest
-from ..implementations import outside_graphs, refuse_transforms
+from ..cores.largest import Rule, attend_to_largest, weights_of_largest
+from ..implementations import outside_graphs
 from ..nla import NonLocalAttention, position_scores
 from ..registry import register_attention
 
@@ -39,7 +39,6 @@ def top_k_attention(q: Tensor, k: Tensor, v: Tensor, count: int = 32) -> Tensor:
     Raises:
         AttentionError: the shapes do not fit together, or count is below 1.
     """
-    refuse_transforms("top-k")
     check_qkv(q, k, v)
     require_at_least("count", count, 1)
     return attend_to_largest(q, k, v, count, _SOFTMAX)
@@ -99,10 +98,10 @@ class TopKAttention(NonLocalAttention):
         return weights_of_largest(position_scores(q, k, row, col), self.k, self.rule)
 
     def cost(self, height: int, width: int) -> Cost:
-        """Core N² c + N min(k, N) C MACs; executed: N (c + C) for each key, in whole eights."""
+        """Core N² c + N min(k, N) C MACs; executed: N² (c + C)."""
         n, c, channels = height * width, self.embedding, self.channels
         return Cost(
             projections=super().cost(height, width).projections,
             core=n * (n * c + min(self.k, n) * channels),
-            executed=executed_macs(n, c, channels),
+            executed=n * n * (c + channels),
         )

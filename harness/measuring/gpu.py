@@ -259,7 +259,7 @@ def _flash(conditions: Conditions) -> Rows:
 
 
 def _implementations(conditions: Conditions, dtype: str) -> Rows:
-    """Every implementation of the paper's cores, in turn: the records that ``auto`` follows.
+    """Every implementation of every core, in turn: the records that ``auto`` follows.
 
     Median times in ms by implementation, of a call and of its CUDA graph.
     """

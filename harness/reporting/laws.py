@@ -74,9 +74,11 @@ def fit_law(m: Sequence[float], scores: Sequence[float]) -> Law:
 
     bounds = ([0.0, np.log2(_M50[0]) - 1, 0.1], [1.0, np.log2(_M50[-1]) + 1, 10.0])
     start = [np.clip(limit, 0.001, 0.999), np.log2(m50), power]
-    best = optimize.least_squares(errors, start, bounds=bounds)
+    best = optimize.least_squares(errors, start, bounds=bounds, xtol=1e-15, ftol=1e-15, gtol=1e-15)
     limit, log, power = (float(value) for value in best.x)
-    return Law(limit, 2**log, power, float(np.sqrt(np.mean(best.fun**2))))
+    residual = float(np.sqrt(np.mean(best.fun**2)))
+    # The last digits of a minimum differ between processors: tables must not.
+    return Law(*(float(f"{value:.6g}") for value in (limit, 2**log, power, residual)))
 
 
 def fit_with_intervals(

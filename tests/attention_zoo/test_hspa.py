@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from attention_zoo import AttentionError
+from attention_zoo.implementations import use_implementation
 from attention_zoo.rivals.hspa import high_similarity_attention, sparsemax
 from attention_zoo.rivals.top_k import top_k_attention
 from tests.attention_zoo.table import assert_attend_agrees, build_with_inputs
@@ -17,9 +18,10 @@ from tests.reference.cases import SIZES, assert_close, random_qkv
 @pytest.mark.parametrize("few", [1, 10**6])
 def test_agrees_over_several_tiles(few: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Vectors gathered, and dense products."""
-    monkeypatch.setattr("attention_zoo.cores.largest._FEW", few)
+    monkeypatch.setattr("attention_zoo.cores.largest_tiled._FEW", few)
     monkeypatch.setattr("attention_zoo.cores.softmax.CPU_TILE", 500)
-    assert_attend_agrees("hspa", (9, 12), batch=1, k=8)
+    with use_implementation("largest=tiled"):
+        assert_attend_agrees("hspa", (9, 12), batch=1, k=8)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import torch
 
 from attention_zoo import AttentionError
 from attention_zoo.cores.largest import largest
+from attention_zoo.implementations import use_implementation
 from attention_zoo.nla import non_local_attention
 from attention_zoo.rivals.top_k import top_k_attention
 from tests.attention_zoo.table import assert_attend_agrees
@@ -21,9 +22,10 @@ def test_agrees_over_several_tiles(
     dtype: torch.dtype, few: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Vectors gathered, and dense products; maxima of groups of scores decide among groups."""
-    monkeypatch.setattr("attention_zoo.cores.largest._FEW", few)
+    monkeypatch.setattr("attention_zoo.cores.largest_tiled._FEW", few)
     monkeypatch.setattr("attention_zoo.cores.softmax.CPU_TILE", 500)
-    assert_attend_agrees("top-k", (9, 12), dtype=dtype, k=4)
+    with use_implementation("largest=tiled"):
+        assert_attend_agrees("top-k", (9, 12), dtype=dtype, k=4)
 
 
 @pytest.mark.parametrize("size", SIZES)

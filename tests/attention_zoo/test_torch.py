@@ -290,13 +290,14 @@ ONE_GRAPH = {
 }
 #: Modules that have only tiles: no implementation of plain operations.
 TILES_ONLY = {
-    *("atd", "cluster-landmarks", "hspa", "neighbourhood", "nlrn", "overlap-window", "patch-knn"),
-    *("permuted-window", "shifted-window", "token-cluster", "top-k", "window"),
+    *("atd", "cluster-landmarks", "neighbourhood", "nlrn", "overlap-window", "patch-knn"),
+    *("permuted-window", "shifted-window", "token-cluster", "window"),
 }
 #: For torch.func.
 NO_PLAIN_FORM = TILES_ONLY | {"csnln", "nla-flash"}
 OWN_BACKWARD = {
-    *("criss-cross", "differential", "enla", "enlca", "nla", "nlsa", "performer", "region", "rnan"),
+    *("criss-cross", "differential", "enla", "enlca", "hspa", "nla", "nlsa", "performer", "region"),
+    *("rnan", "top-k"),
 }
 PAPER = ["nla", "nlsa", "criss-cross", "enla", "enlca"]
 #: All modules, those of the paper first; the others take a minute together.
@@ -367,7 +368,7 @@ def test_exported_modules_are_equal(name: str) -> None:
         with pytest.raises(AttentionError, match=r"^torch\.export takes plain operations[^\n]*$"):
             torch.export.export(module, (x,))
         return
-    if name in {"nlsa", "criss-cross", "enla", "enlca", "performer"}:
+    if name in {"nlsa", "criss-cross", "enla", "enlca", "performer", "top-k", "hspa"}:
         with pytest.raises(AttentionError, match=r"use_implementation\('reference'\)$"):
             torch.export.export(module, (x,))
     with use_implementation("reference"):

@@ -98,7 +98,7 @@ def _flash_notes(pieces: _Named) -> list[str]:
 
 
 def _implementations(gpu: str, pieces: _Named) -> Table | None:
-    """Every implementation of the paper's cores, in turn."""
+    """Every implementation of every core, in turn."""
     records = _of(pieces, "implementations-")
     rows = [(row, record) for record in records for row in record.rows]
     names = list(
@@ -113,7 +113,7 @@ def _implementations(gpu: str, pieces: _Named) -> Table | None:
         return None
     return Table(
         name=f"gpu-implementations-{slug(gpu).lower()}",
-        caption=f"Implementations of the paper's cores on an {gpu}: ms (median) of a call / of its "
+        caption=f"Implementations of the cores on an {gpu}: ms (median) of a call / of its "
         "CUDA graph",
         notes=[
             "All implementations of a row run in turn, in one process, batch 1, 64 channels. A "

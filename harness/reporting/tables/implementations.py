@@ -1,4 +1,4 @@
-"""Implementations of the paper's cores side by side: what ``auto`` follows on each processor."""
+"""Implementations of the cores side by side: what ``auto`` follows on each processor."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def implementation_table(record: Implementations) -> Table:
     limits = record.machine_limits
     return Table(
         name=f"implementations-{_place(record)}",
-        caption=f"Implementations of the paper's cores on {describe_machine(record)}: ms (median)",
+        caption=f"Implementations of the cores on {describe_machine(record)}: ms (median)",
         notes=[
             "All implementations of a row run in turn, in one process, float32, batch 1, 64 "
             "channels. Auto over best is the time of the implementation that `auto` takes over "

@@ -83,7 +83,7 @@ def test_the_newest_record_of_each_number_of_threads(monkeypatch: pytest.MonkeyP
 
 def test_the_command(cli: Cli, tmp_path: Path) -> None:
     line = "speed --implementations --sides 4 --seconds 0.01 --threads 1 --results"
-    assert "Implementations of the paper's cores" in cli(line, tmp_path).out
+    assert "Implementations of the cores" in cli(line, tmp_path).out
     (record,) = load_records(tmp_path, Implementations)
     assert "MALLOC_TRIM_THRESHOLD_" in str(record.machine.torch and record.machine.torch.allocator)
 
