@@ -54,7 +54,10 @@ class Variant:
         """
         variant = cls(name, options)
         variant.check()
-        return cls(name, variant.changed)
+        defaults = _defaults(name)
+        # 0 and 1 for a switch are no variants of their own.
+        given = {o: bool(v) if _is_switch(defaults[o], v) else v for o, v in options.items()}
+        return cls(name, cls(name, given).changed)
 
     def check(self) -> None:
         """Ask the module whether it has these options.
@@ -264,6 +267,10 @@ def _class(name: str) -> type[Attention]:
 
 def _defaults(name: str) -> dict[str, Any]:
     return {option: p.default for option, p in _class(name).options().items()}
+
+
+def _is_switch(default: Any, value: Any) -> bool:
+    return isinstance(default, bool) and isinstance(value, (int, float)) and value in (0, 1)
 
 
 def _later_options(cls: type[Attention]) -> frozenset[str]:

@@ -137,8 +137,8 @@ class TrainedNetwork:
 
     @property
     def label(self) -> str:
-        """Row label of the variant."""
-        return self.architecture.variant.label
+        """Row label of the variant, which names it alone."""
+        return self.architecture.variant.row_label
 
 
 def save_weights(

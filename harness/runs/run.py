@@ -86,7 +86,7 @@ def run(
             disk is at fault.
     """
     phases = phases or Phases()
-    what = f"{config.variant.label} seed {config.seed}"
+    what = f"{config.variant.row_label} seed {config.seed}"
     if not distributed.agree(_is_known(config, task, results)):
         with hold(results, config.run_id, what):
             # Another process may have finished it.
@@ -229,7 +229,7 @@ def _qualities(
             images,
             len(images),
             config.scale,
-            f"{config.variant.label} on {name}",
+            f"{config.variant.row_label} on {name}",
             config.tile,
             grey=task.grey,
             evaluated=evaluated,
@@ -285,7 +285,7 @@ def train(
     if isinstance(task, SyntheticTask):
         validate = validation(task, config.network.reach)
     trainer = Trainer(config, network, task, folder, save_every, validate)
-    trainer.train(f"{config.variant.label} seed {config.seed}")
+    trainer.train(f"{config.variant.row_label} seed {config.seed}")
     if distributed.is_main():
         save_weights(
             folder / "weights.safetensors", network, Architecture.of(config), config.run_id

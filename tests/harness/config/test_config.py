@@ -117,6 +117,13 @@ def test_variant_resolves_its_options() -> None:
     assert variant.create(8, m=4).m == 4
 
 
+@pytest.mark.parametrize("on", [False, True])
+def test_numbers_for_a_switch_are_no_variants_of_their_own(on: bool) -> None:
+    variants = {Variant.of("nla", {"shared": value}) for value in (on, int(on), float(on))}
+    assert variants == {Variant("nla", {"shared": True} if on else {})}
+    assert Variant.of("enlca", {"m": 2, "k": 1.0}).options == {"m": 2, "k": 1.0}
+
+
 def test_the_paper_preset_is_the_papers() -> None:
     paper = find_preset("paper")
     assert paper.network == NetworkConfig(32, 256, 0.1)
