@@ -1,11 +1,12 @@
 """Attention to the largest scores by kernels in C: a row of scores is read where it was made.
 
-No row is sorted whole, see ``native/largest.c``. Only what was chosen is read again: no product is
-dense. ``auto`` takes it wherever it can run, else tiles.
+No row is sorted whole, see ``native/largest.c``. Only what was chosen is read again: besides the
+scores no product is dense. ``auto`` takes it wherever it can run, else tiles.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +19,7 @@ from .largest import Rule
 from .native import WIDTH, float_rows, padded, why_not_native
 from .native import largest as native
 from .softmax import refuse_second_derivative, tile_workers
-from .tiles import scratch
+from .tiles import added_up, num_workers, pieces_of_image, scratch, share_tiles
 
 # Scores that a tile holds at once, and its most rows: they stay in the second-level cache.
 _TILE = 2**17
@@ -26,6 +27,8 @@ _MOST_ROWS = 48
 # Ranking what is chosen takes its square; reading one by one pays where few are.
 _MOST_CHOSEN = 512
 _FEW = 4
+# Of so many numbers torch's operations take no second thread.
+_FEW_NUMBERS = 2**11
 
 
 def why_not(q: Tensor, k: Tensor, v: Tensor, count: int, _: Rule) -> str | None:
@@ -39,11 +42,12 @@ def why_not(q: Tensor, k: Tensor, v: Tensor, count: int, _: Rule) -> str | None:
 def attend_rows(q: Tensor, k: Tensor, v: Tensor, count: int, rule: Rule) -> Tensor:
     """Of rows ``[B, N, ·]``."""
     out: Tensor = _Largest.apply(q, k, v, count, rule)
-    return out
+    width = v.shape[2]
+    return out if out.shape[2] == width else out[..., :width].contiguous()
 
 
 class _Largest(torch.autograd.Function):
-    """Rows ``[B, N, ·]`` in float32."""
+    """Rows ``[B, N, ·]`` in float32; the output is as wide as the kernels take it."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, count: int, rule: Rule) -> Tensor:
@@ -58,29 +62,49 @@ class _Largest(torch.autograd.Function):
         sizes = {"images": batch, "n": n, "m": m, "c": c, "count": count, "rows": rows}
         job = native.Selection.of(**of, **sizes, workers=workers)
         native.select(job, scratch("native", q, workers * native.workspace_size(rows, m, count)))
-        weights = rule.weigh(scores)
+        weights = _by_tiles(rule.weigh, scores)
         out = torch.empty_like(values)
         _share(native.sums, weights, at, out, keys=values)
         ctx.save_for_backward(q, k, values, weights, at)
         ctx.rule = rule
-        return out[..., : v.shape[2]]
+        ctx.c_out = v.shape[2]
+        return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         refuse_second_derivative("attend_to_largest")
-        q, k, v, weights, at = ctx.saved_tensors
-        c, c_out = q.shape[2], grads[0].shape[2]
+        q, k, v, weights, at = (t.contiguous() for t in ctx.saved_tensors)  # hooks may change it
+        c = q.shape[2]
         q, grad = (float_rows(t, WIDTH) for t in (q, grads[0]))
         grad_weights, grad_q = torch.empty_like(weights), torch.empty_like(q)
         _share(native.dots, weights, at, grad_weights, queries=grad, keys=v)
-        grad_scores = ctx.rule.gradient(weights, grad_weights)
+        grad_scores = _by_tiles(ctx.rule.gradient, weights, grad_weights)
         _share(native.sums, grad_scores, at, grad_q, keys=k)
         # Rows share their keys: each worker has sums of its own.
-        workers = _workers(weights)
-        sum_k, sum_v = (t.new_zeros(workers, *t.shape) for t in (k, v))
+        sum_k, sum_v = (t.new_zeros(_workers(weights), *t.shape) for t in (k, v))
         _share(native.spread, grad_scores, at, sum_k, queries=q)
         _share(native.spread, weights, at, sum_v, queries=grad)
-        return grad_q[..., :c], sum_k.sum(0)[..., :c], sum_v.sum(0)[..., :c_out], None, None
+        grad_k, grad_v = added_up([[*pair] for pair in zip(sum_k, sum_v, strict=True)])
+        return grad_q[..., :c], grad_k[..., :c], grad_v[..., : ctx.c_out], None, None
+
+
+def _by_tiles(function: Callable[..., Tensor], *rows: Tensor) -> Tensor:
+    """Of ``[B, N, count]``, by threads of our own: torch's would have to wake up."""
+    first = rows[0]
+    batch, n, _ = first.shape
+    out = torch.empty_like(first)
+    workers = num_workers(first.device, own_threads=True) if first.numel() > _FEW_NUMBERS else 1
+    size = math.ceil(n / pieces_of_image(batch, workers))
+    tiles = [(b, slice(i, i + size)) for b in range(batch) for i in range(0, n, size)]
+
+    def worker(_: int) -> Callable[[tuple[int, slice]], None]:
+        def work(tile: tuple[int, slice]) -> None:
+            out[tile] = function(*(t[tile] for t in rows))
+
+        return work
+
+    share_tiles(tiles, first.device, worker, own_threads=True)
+    return out
 
 
 def _share(
@@ -91,12 +115,12 @@ def _share(
     **vectors: Tensor,
 ) -> None:
     """Call it for all rows; the vectors are queries, keys or both."""
-    weights = weights.contiguous()
     batch, n, count = weights.shape
     d = next(iter(vectors.values())).shape[2]
     of = {"weights": weights, "at": at, "out": out, **vectors}
     sizes = {"images": batch, "n": n, "d": d, "count": count, "rows": _MOST_ROWS}
-    function(native.Chosen.of(**of, **sizes, workers=_workers(weights)))
+    workers = len(out) if function is native.spread else _workers(weights)
+    function(native.Chosen.of(**of, **sizes, workers=workers))
 
 
 def _workers(weights: Tensor) -> int:

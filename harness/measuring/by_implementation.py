@@ -15,8 +15,12 @@ if TYPE_CHECKING:
     from .latency import Case
 
 #: Cores with several implementations, and the modules that have them.
-CORES = {"nla": "nla", "nlsa": "nlsa", "enla": "enlca", "criss-cross": "criss-cross"} | {
-    "largest": "top-k"
+CORES = {
+    "nla": "nla",
+    "nlsa": "nlsa",
+    "enla": "enlca",
+    "criss-cross": "criss-cross",
+    "largest": "top-k",
 }
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import multiprocessing
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -12,12 +14,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from attention_zoo import AttentionError
+from attention_zoo.cores.largest_native import attend_rows
 from attention_zoo.cores.native import largest as native
 from attention_zoo.cores.native import padded, why_not_native
 from attention_zoo.cores.tiles import scratch
 from attention_zoo.implementations import use_implementation, watch_implementations
 from attention_zoo.rivals.hspa import high_similarity_attention
-from attention_zoo.rivals.top_k import top_k_attention
+from attention_zoo.rivals.top_k import TopKAttention, top_k_attention
 from tests.reference.cases import FORMATS, assert_agrees, assert_close, random_qkv
 
 _REASON = why_not_native(torch.zeros(1))
@@ -138,6 +141,39 @@ def test_any_number_of_threads_gives_the_same(function: Function, batch: int) ->
         for a, b in zip(one[2:], other[2:], strict=True):
             assert_close(a, b, 1e-5)
     assert all(map(torch.equal, two, again))
+
+
+@needs_compiler
+@pytest.mark.parametrize("c_out", [5, 16])
+def test_the_output_may_be_changed_in_place(c_out: int) -> None:
+    inputs = random_qkv(3, (6, 7), c=6, c_out=c_out, dtype=torch.float32)
+    out = _by(top_k_attention, 9, "native")(*inputs)
+    wanted = torch.autograd.grad(2 * out.sum(), inputs)
+    again = _by(top_k_attention, 9, "native")(*inputs).mul_(2)
+    assert all(map(torch.equal, torch.autograd.grad(again.sum(), inputs), wanted))
+
+
+@needs_compiler
+def test_a_forked_process_chooses_too() -> None:
+    """It lacks the threads of OpenMP, which torch's own operations would wait for."""
+    rows = [torch.randn(1, 900, 16, generator=torch.Generator().manual_seed(i)) for i in range(3)]
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        expected = attend_rows(*rows, 20, TopKAttention.rule)
+        receive, send = multiprocessing.Pipe(duplex=False)
+        child = multiprocessing.get_context("fork").Process(target=_in_child, args=(rows, send))
+        child.start()
+        assert receive.poll(60)
+        found = receive.recv()
+        child.join()
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(torch.tensor(found, dtype=torch.float32), expected)
+
+
+def _in_child(rows: list[Tensor], send: Any) -> None:
+    send.send(attend_rows(*rows, 20, TopKAttention.rule).tolist())
 
 
 @needs_compiler

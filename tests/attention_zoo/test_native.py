@@ -548,8 +548,11 @@ def test_saved_tensors_may_come_back_in_another_layout() -> None:
     def turned(t: Tensor) -> Tensor:
         return t.transpose(-1, -2).contiguous().transpose(-1, -2) if t.dim() > 1 else t
 
-    for name in ("nla", "enlca", "criss-cross"):
-        module = create_attention(name, channels=16).to(torch.float32).eval()
+    for name, options in (
+        *(("nla", {}), ("enlca", {}), ("criss-cross", {})),
+        *(("top-k", {"k": 7}), ("hspa", {"k": 7})),
+    ):
+        module = create_attention(name, channels=16, **options).to(torch.float32).eval()
         x = _map(1, 16, 6, 5).requires_grad_()
         inputs = [x, module.query.weight]
         wanted = torch.autograd.grad(module(x).square().sum(), inputs)

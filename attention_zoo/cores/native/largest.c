@@ -3,7 +3,7 @@
 
 struct selection {
     const float *q, *k; /* [images][n][c]; turned, [images][c][m] with any columns from n on */
-    float *values;      /* [images][n][count], descending, of equal scores the first; NAN where a score of the row is */
+    float *values;      /* [images][n][count], descending, of equal ones the first, 0 before -0; NAN where a score is */
     int32_t *at;        /* where they are */
     size images, n, m, c, count, rows, workers; /* m is a multiple of W; rows of a tile; count is at most n */
 };
@@ -19,6 +19,8 @@ struct chosen {
 
 /* A row's scores fall into so many groups for each that is chosen; so many vectors are worked on at once. */
 enum { GROUPS = 8, AT_ONCE = 4 };
+/* Below all numbers, also less 1. */
+enum { LEAST = INT32_MIN + 1 };
 
 /* Floats in the order of integers, and the way back. */
 INLINE ivec ordered(vec x) {
@@ -217,7 +219,7 @@ static void select_row(const float *scores, size m, size count, float *values, i
     ivec place = count_up();
     for (size j = 0; j < m; j += W, place += W) n = append(load(scores + j), float_bound, place, places, n);
     for (size j = 0; j < n; j++) numbers[j] = (ordered(all(scores[places[j]])))[0];
-    for (size j = n; j % W; j++) numbers[j] = INT32_MIN;
+    for (size j = n; j % W; j++) numbers[j] = LEAST;
     if (n > most) {
         bound = threshold(numbers, (n + W - 1) / W, count, most, &reach);
         size left = reach, kept = 0; /* left: of those that equal the bound */
@@ -231,7 +233,7 @@ static void select_row(const float *scores, size m, size count, float *values, i
             places[kept++] = places[j];
         }
         n = kept;
-        for (size j = n; j % W; j++) numbers[j] = INT32_MIN;
+        for (size j = n; j % W; j++) numbers[j] = LEAST;
     }
     rank(numbers, places, n, count, values, at);
 }
