@@ -85,16 +85,25 @@ class HighSimilarityPassAttention(TopKAttention):
         k: positions that pass at most (128 in the released code).
         reduction: query and key have C / reduction channels (2 in the released code).
         res_scale: weight of the attention in ``y = x + res_scale · attention``.
+        shared: as in ``top-k``.
     """
 
     rule: ClassVar[Rule] = _SPARSEMAX
     label_format: ClassVar[str] = "HSPA-k{k}"
     source: ClassVar[str] = "High-Similarity-Pass Attention, Su et al., IEEE TIP 2024"
 
+    later_options: ClassVar[frozenset[str]] = frozenset({"shared"})
+
     def __init__(
-        self, channels: int, *, k: int = 128, reduction: int = 4, res_scale: float = 0.1
+        self,
+        channels: int,
+        *,
+        k: int = 128,
+        reduction: int = 4,
+        res_scale: float = 0.1,
+        shared: bool = False,
     ) -> None:
-        super().__init__(channels, k=k, reduction=reduction, res_scale=res_scale)
+        super().__init__(channels, k=k, reduction=reduction, res_scale=res_scale, shared=shared)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """:func:`high_similarity_attention`."""

@@ -71,6 +71,7 @@ class TopKAttention(NonLocalAttention):
             down to 16 in the last).
         reduction: query and key have C / reduction channels.
         res_scale: weight of the attention in ``y = x + res_scale · attention``.
+        shared: the embeddings of NLSA, as in ``nla``: one 3x3 convolution serves as query and key.
     """
 
     #: How the k largest scores become weights.
@@ -81,11 +82,18 @@ class TopKAttention(NonLocalAttention):
         "Progressive Focused Transformer (PFT-SR), Long et al., CVPR 2025"
     )
     complexity: ClassVar[str] = "O(N²)"
+    later_options: ClassVar[frozenset[str]] = frozenset({"shared"})
 
     def __init__(
-        self, channels: int, *, k: int = 32, reduction: int = 4, res_scale: float = 0.1
+        self,
+        channels: int,
+        *,
+        k: int = 32,
+        reduction: int = 4,
+        res_scale: float = 0.1,
+        shared: bool = False,
     ) -> None:
-        super().__init__(channels, reduction=reduction, res_scale=res_scale)
+        super().__init__(channels, reduction=reduction, res_scale=res_scale, shared=shared)
         require_at_least("k", k, 1)
         self.k = k
 

@@ -16,7 +16,7 @@ from attention_zoo.contract import CHECKS, NotApplicable, Subject, judge
 #: Every module as it is, and those whose options change what it learns.
 SUBJECTS = [
     *(Subject(name) for name in list_attentions()),
-    *(Subject(name, {"shared": True}) for name in ("nla", "enlca")),
+    *(Subject(name, {"shared": True}) for name in ("nla", "enlca", "top-k")),
 ]
 
 

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from attention_zoo import AttentionError
+from attention_zoo import AttentionError, create_attention
 from attention_zoo.cores.largest import largest
 from attention_zoo.implementations import use_implementation
 from attention_zoo.nla import non_local_attention
@@ -34,6 +34,15 @@ def test_all_positions_are_non_local_attention(size: tuple[int, int]) -> None:
         return top_k_attention(*qkv, count=size[0] * size[1])
 
     assert_agrees(attend, non_local_attention, random_qkv(4, size))
+
+
+def test_shared_embeddings_of_all_positions_are_those_of_nla() -> None:
+    ours = create_attention("top-k", 8, k=35, shared=True).double()
+    theirs = create_attention("nla", 8, shared=True).double()
+    theirs.load_state_dict(ours.state_dict())
+    x = torch.randn(2, 8, 5, 7, dtype=torch.float64)
+    torch.testing.assert_close(ours(x), theirs(x))
+    assert ours.cost(5, 7).projections == theirs.cost(5, 7).projections
 
 
 def test_one_position_is_the_most_similar() -> None:
