@@ -23,11 +23,12 @@ TEXT = " ".join(NOTE.split())
 #: Rows of the note's tables by the label of the published ones.
 NAMES = {
     "Conv": "`conv`",
+    "Mean": "`mean`",
     "NLA": "`nla`",
     "NLSA-r4": "`nlsa`",
-    "ENLCA-m256": "`enlca` m = 256",
-    "ENLCA-m128": "`enlca` m = 128",
-    "ENLCA-m16": "`enlca` m = 16",
+    "Criss-Cross": "`criss-cross`",
+    **{f"ENLCA-m{m}": f"`enlca` m = {m}" for m in (256, 128, 64, 32, 16, 8, 4, 2)},
+    "Top-32": "`top-k` k = 32",
 }
 SHARED = " (shared=True)"
 
@@ -92,6 +93,27 @@ def test_nlsa_is_above_a_convolution_by_a_tenth_of_a_decibel(runs: dict[str, lis
     assert found.low > 0.1
     values = shown(found.difference), shown(found.low), shown(found.high)
     assert "above `conv`, by {} [{}, {}] dB".format(*values) in TEXT
+
+
+def test_a_plain_mean_gains_what_nla_gains(runs: dict[str, list[Run]]) -> None:
+    values = [
+        shown(gain(runs, name, test_set).difference or 0.0)
+        for test_set in (PAPER_SET, "B100")
+        for name in ("mean", "nla")
+    ]
+    assert "({} and {} dB on Urban100, {} and {} on B100)".format(*values) in TEXT
+
+
+def test_the_profile_does_not_predict_the_gains() -> None:
+    with (RESULTS / "tables" / "profile-findings.csv").open(encoding="utf-8", newline="") as file:
+        (found,) = (
+            row
+            for row in csv.DictReader(file)
+            if row["statement"].startswith("Kendall's tau: aggregate and gain on Urban100, denoise")
+        )
+    tau, low, high = (shown(found[name], 2) for name in ("value", "low", "high"))
+    rows = found["numbers"].rpartition(" ")[2]
+    assert f"gain on Urban100 is {tau} [{low}, {high}] over {rows} rows: not decided" in TEXT
 
 
 def test_embedding_or_buckets(runs: dict[str, list[Run]]) -> None:
