@@ -121,6 +121,7 @@ def test_embedding_or_buckets(runs: dict[str, list[Run]]) -> None:
         ("nla", "nla:shared=True", "`nla`"),
         ("enlca", "enlca:shared=True", "`enlca` m = 128"),
         ("enlca:m=16", "enlca:m=16,shared=True", "`enlca` m = 16"),
+        ("top-k", "top-k:shared=True", "`top-k` k = 32"),
     ):
         cells = [
             shown(gain(runs, one, test_set).difference or 0.0)
@@ -128,6 +129,11 @@ def test_embedding_or_buckets(runs: dict[str, list[Run]]) -> None:
             for one in (name, shared)
         ]
         assert f"| {label} | {' | '.join(cells)} |" in NOTE
+    top, own, best = (
+        gain(runs, name, PAPER_SET).difference or 0.0
+        for name in ("top-k:shared=True", "top-k", "nlsa")
+    )
+    assert f"with NLSA's {top - own:.2f} dB more, which is {top - best:.2f} dB above NLSA" in TEXT
     nlsa = [shown(gain(runs, "nlsa", one).difference or 0.0) for one in (PAPER_SET, "B100")]
     assert "| `nlsa` | | {} | | {} |".format(*nlsa) in NOTE
 
