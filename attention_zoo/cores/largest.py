@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils import _python_dispatch
 
 from ..base import no_autocast, sum_dtype, to_map, to_rows
 from ..implementations import run
+from .tiles import is_watched
 
 # Scores of a row that share a maximum.
 _GROUP = 8
@@ -113,8 +113,3 @@ def has_vector_sort() -> bool:
     except ImportError:
         return False
     return int(numpy.__version__.split(".")[0]) >= 2
-
-
-def is_watched() -> bool:
-    """Whether somebody counts or records operations, and sees only torch's, on every device."""
-    return torch.jit.is_tracing() or _python_dispatch._get_current_dispatch_mode() is not None

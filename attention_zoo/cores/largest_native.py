@@ -64,7 +64,7 @@ class _Largest(torch.autograd.Function):
         native.select(job, scratch("native", q, workers * native.workspace_size(rows, m, count)))
         weights = _by_tiles(rule.weigh, scores)
         out = torch.empty_like(values)
-        _share(native.sums, weights, at, out, keys=values)
+        _share(native.sums, _workers(weights), weights, at, out, keys=values)
         ctx.save_for_backward(q, k, values, weights, at)
         ctx.rule = rule
         ctx.c_out = v.shape[2]
@@ -73,23 +73,29 @@ class _Largest(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         refuse_second_derivative("attend_to_largest")
-        q, k, v, weights, at = (t.contiguous() for t in ctx.saved_tensors)  # hooks may change it
+        q, k, v, weights, at = (
+            t.contiguous() for t in ctx.saved_tensors
+        )  # hooks may change layouts
         c = q.shape[2]
         q, grad = (float_rows(t, WIDTH) for t in (q, grads[0]))
         grad_weights, grad_q = torch.empty_like(weights), torch.empty_like(q)
-        _share(native.dots, weights, at, grad_weights, queries=grad, keys=v)
+        workers = _workers(weights)
+        _share(native.dots, workers, weights, at, grad_weights, queries=grad, keys=v)
         grad_scores = _by_tiles(ctx.rule.gradient, weights, grad_weights)
-        _share(native.sums, grad_scores, at, grad_q, keys=k)
+        _share(native.sums, workers, grad_scores, at, grad_q, keys=k)
         # Rows share their keys: each worker has sums of its own.
-        sum_k, sum_v = (t.new_zeros(_workers(weights), *t.shape) for t in (k, v))
-        _share(native.spread, grad_scores, at, sum_k, queries=q)
-        _share(native.spread, weights, at, sum_v, queries=grad)
+        sum_k, sum_v = (t.new_zeros(workers, *t.shape) for t in (k, v))
+        _share(native.spread, workers, grad_scores, at, sum_k, queries=q)
+        _share(native.spread, workers, weights, at, sum_v, queries=grad)
         grad_k, grad_v = added_up([[*pair] for pair in zip(sum_k, sum_v, strict=True)])
         return grad_q[..., :c], grad_k[..., :c], grad_v[..., : ctx.c_out], None, None
 
 
 def _by_tiles(function: Callable[..., Tensor], *rows: Tensor) -> Tensor:
-    """Of ``[B, N, count]``, by threads of our own: torch's would have to wake up."""
+    """The function of rows ``[B, N, count]``, by threads of our own.
+
+    Torch's would have to wake up, and a forked process has none.
+    """
     first = rows[0]
     batch, n, _ = first.shape
     out = torch.empty_like(first)
@@ -109,6 +115,7 @@ def _by_tiles(function: Callable[..., Tensor], *rows: Tensor) -> Tensor:
 
 def _share(
     function: Callable[[native.Chosen], None],
+    workers: int,
     weights: Tensor,
     at: Tensor,
     out: Tensor,
@@ -119,7 +126,6 @@ def _share(
     d = next(iter(vectors.values())).shape[2]
     of = {"weights": weights, "at": at, "out": out, **vectors}
     sizes = {"images": batch, "n": n, "d": d, "count": count, "rows": _MOST_ROWS}
-    workers = len(out) if function is native.spread else _workers(weights)
     function(native.Chosen.of(**of, **sizes, workers=workers))
 
 

@@ -10,16 +10,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..implementations import implementation
-from .largest import Rule, is_watched, largest
+from .largest import Rule, largest
 from .softmax import refuse_second_derivative, tile_size, tile_workers
-from .tiles import added_up, num_workers, scratch, share_tiles, split_tiles
+from .tiles import added_up, is_watched, num_workers, scratch, share_tiles, split_tiles
 
 # The CPU gathers vectors where at most one of so many positions is chosen.
 _FEW = 16
@@ -33,6 +33,19 @@ def attend_rows(q: Tensor, k: Tensor, v: Tensor, count: int, rule: Rule) -> Tens
 
 
 _Tile = tuple[slice, slice]
+
+
+class _Part(NamedTuple):
+    """What the gradients of a tile are made of: rows of its queries, and of the images' keys."""
+
+    q: Tensor
+    grad: Tensor
+    weights: Tensor
+    at: Tensor
+    k: Tensor
+    v: Tensor
+    sum_k: Tensor
+    sum_v: Tensor
 
 
 class _Largest(torch.autograd.Function):
@@ -89,11 +102,11 @@ class _Largest(torch.autograd.Function):
             def add(tile: _Tile) -> None:
                 b, i = tile
                 of_queries = (q[b, i], grad[b, i], weights[b, i], chosen[b, i].to(torch.int64))
-                of_keys = (k[b], v[b], sum_k[b], sum_v[b])
+                part = _Part(*of_queries, k[b], v[b], sum_k[b], sum_v[b])
                 if workspace is None:
-                    grad_q[b, i] = _gathered_gradients(*of_queries, *of_keys, ctx.rule)
+                    grad_q[b, i] = _gathered_gradients(part, ctx.rule)
                 else:
-                    grad_q[b, i] = _dense_gradients(*of_queries, *of_keys, ctx.rule, workspace)
+                    grad_q[b, i] = _dense_gradients(part, ctx.rule, workspace)
 
             return add
 
@@ -102,40 +115,20 @@ class _Largest(torch.autograd.Function):
         return grad_q, grad_k, grad_v, None, None
 
 
-def _dense_gradients(
-    q: Tensor,
-    grad: Tensor,
-    weights: Tensor,
-    at: Tensor,
-    k: Tensor,
-    v: Tensor,
-    sum_k: Tensor,
-    sum_v: Tensor,
-    rule: Rule,
-    workspace: Tensor,
-) -> Tensor:
+def _dense_gradients(part: _Part, rule: Rule, workspace: Tensor) -> Tensor:
     """Gradient of a tile's queries; those of keys and values are added to their sums."""
-    pairs = _products(grad, v, workspace)
-    grad_scores = rule.gradient(weights, pairs.gather(-1, at))
-    _spread(weights, at, pairs)
-    torch.baddbmm(sum_v, pairs.mT, grad, out=sum_v)
-    _spread(grad_scores, at, pairs)
-    torch.baddbmm(sum_k, pairs.mT, q, out=sum_k)
-    return torch.bmm(pairs, k)
+    pairs = _products(part.grad, part.v, workspace)
+    grad_scores = rule.gradient(part.weights, pairs.gather(-1, part.at))
+    _spread(part.weights, part.at, pairs)
+    torch.baddbmm(part.sum_v, pairs.mT, part.grad, out=part.sum_v)
+    _spread(grad_scores, part.at, pairs)
+    torch.baddbmm(part.sum_k, pairs.mT, part.q, out=part.sum_k)
+    return torch.bmm(pairs, part.k)
 
 
-def _gathered_gradients(
-    q: Tensor,
-    grad: Tensor,
-    weights: Tensor,
-    at: Tensor,
-    k: Tensor,
-    v: Tensor,
-    sum_k: Tensor,
-    sum_v: Tensor,
-    rule: Rule,
-) -> Tensor:
+def _gathered_gradients(part: _Part, rule: Rule) -> Tensor:
     """As :func:`_dense_gradients`, from the vectors of the chosen positions alone."""
+    q, grad, weights, at, k, v, sum_k, sum_v = part
     rows = _flat(at, v).flatten()
     values = v.flatten(0, 1).index_select(0, rows).view(-1, at.shape[2], v.shape[2])
     grad_weights = torch.bmm(grad.reshape(-1, 1, grad.shape[2]), values.mT).view(at.shape)

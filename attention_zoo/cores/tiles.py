@@ -227,9 +227,13 @@ def num_workers(device: torch.device, own_threads: bool = False) -> int:
     """Largest number of workers that :func:`share_tiles` uses with the same arguments."""
     if device.type != "cpu" or (_THREADS_SPIN and not own_threads):
         return 1
-    # Counters, tracers, fake tensors and the like see the operations of their own thread only.
-    watched = torch.jit.is_tracing() or _python_dispatch._get_current_dispatch_mode() is not None
-    return 1 if watched else torch.get_num_threads()
+    # Whoever watches sees the operations of his own thread only.
+    return 1 if is_watched() else torch.get_num_threads()
+
+
+def is_watched() -> bool:
+    """Whether a counter, tracer, fake tensor or the like looks on, which sees only torch's."""
+    return torch.jit.is_tracing() or _python_dispatch._get_current_dispatch_mode() is not None
 
 
 _Job = tuple[Callable[[range], None], int, "SimpleQueue[tuple[int, BaseException | None]]"]

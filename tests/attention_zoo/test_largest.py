@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import multiprocessing
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
@@ -14,14 +12,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from attention_zoo import AttentionError
-from attention_zoo.cores.largest_native import attend_rows
 from attention_zoo.cores.native import largest as native
 from attention_zoo.cores.native import padded, why_not_native
 from attention_zoo.cores.tiles import scratch
 from attention_zoo.implementations import use_implementation, watch_implementations
 from attention_zoo.rivals.hspa import high_similarity_attention
-from attention_zoo.rivals.top_k import TopKAttention, top_k_attention
-from tests.reference.cases import FORMATS, assert_agrees, assert_close, random_qkv
+from attention_zoo.rivals.top_k import top_k_attention
+from tests.reference.cases import FORMATS, assert_agrees, assert_close, by_threads, random_qkv
 
 _REASON = why_not_native(torch.zeros(1))
 needs_compiler = pytest.mark.skipif(_REASON is not None, reason=str(_REASON))
@@ -126,16 +123,8 @@ def test_agrees_with_the_reference_in_float64(
 def test_any_number_of_threads_gives_the_same(function: Function, batch: int) -> None:
     """Outputs and gradients of queries to the last bit; others are sums in another order."""
     inputs = random_qkv(3, (40, 30), c=6, c_out=7, batch=batch, dtype=torch.float32)
-    threads = torch.get_num_threads()
-    found = []
-    try:
-        for count in (1, 2, 3, 2):
-            torch.set_num_threads(count)
-            out = _by(function, 40, "native")(*inputs)
-            found.append([out, *torch.autograd.grad(out.square().sum(), inputs)])
-    finally:
-        torch.set_num_threads(threads)
-    one, two, three, again = found
+    attend = _by(function, 40, "native")
+    one, two, three, again = by_threads((1, 2, 3, 2), attend, inputs)
     for other in (two, three):
         assert all(map(torch.equal, one[:2], other[:2]))
         for a, b in zip(one[2:], other[2:], strict=True):
@@ -151,29 +140,6 @@ def test_the_output_may_be_changed_in_place(c_out: int) -> None:
     wanted = torch.autograd.grad(2 * out.sum(), inputs)
     again = _by(top_k_attention, 9, "native")(*inputs).mul_(2)
     assert all(map(torch.equal, torch.autograd.grad(again.sum(), inputs), wanted))
-
-
-@needs_compiler
-def test_a_forked_process_chooses_too() -> None:
-    """It lacks the threads of OpenMP, which torch's own operations would wait for."""
-    rows = [torch.randn(1, 900, 16, generator=torch.Generator().manual_seed(i)) for i in range(3)]
-    threads = torch.get_num_threads()
-    try:
-        torch.set_num_threads(2)
-        expected = attend_rows(*rows, 20, TopKAttention.rule)
-        receive, send = multiprocessing.Pipe(duplex=False)
-        child = multiprocessing.get_context("fork").Process(target=_in_child, args=(rows, send))
-        child.start()
-        assert receive.poll(60)
-        found = receive.recv()
-        child.join()
-    finally:
-        torch.set_num_threads(threads)
-    assert torch.equal(torch.tensor(found, dtype=torch.float32), expected)
-
-
-def _in_child(rows: list[Tensor], send: Any) -> None:
-    send.send(attend_rows(*rows, 20, TopKAttention.rule).tolist())
 
 
 @needs_compiler

@@ -21,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from attention_zoo import AttentionError, create_attention
 from attention_zoo.cores import native, nlsa_native, projections_native
+from attention_zoo.cores.largest_native import attend_rows
 from attention_zoo.cores.softmax_rows import softmax_attention_native
 from attention_zoo.criss_cross import criss_cross_attention
 from attention_zoo.enla import orthogonal_gaussian, random_feature_attention
@@ -29,8 +30,9 @@ from attention_zoo.implementations import use_implementation, watch_implementati
 from attention_zoo.layers import call_together
 from attention_zoo.nla import non_local_attention
 from attention_zoo.nlsa import hash_codes, sparse_attention
+from attention_zoo.rivals.top_k import TopKAttention
 from tests.reference import softmax as oracle
-from tests.reference.cases import FORMATS, assert_agrees, assert_close, random_qkv
+from tests.reference.cases import FORMATS, assert_agrees, assert_close, by_threads, random_qkv
 
 _REASON = native.why_not_native(torch.zeros(1))
 needs_compiler = pytest.mark.skipif(_REASON is not None, reason=str(_REASON))
@@ -81,15 +83,7 @@ def test_agrees_with_the_reference_in_float64(
 def test_any_number_of_threads_gives_the_same(core: str, batch: int) -> None:
     """Of enough positions that threads share them; sums are taken in another order at most."""
     inputs = random_qkv(3, (40, 30), c=6, c_out=7, batch=batch, dtype=torch.float32)
-    threads = torch.get_num_threads()
-    found = []
-    try:
-        for count in (1, 2, 3):
-            torch.set_num_threads(count)
-            out = _by(core, "native", 6)(*inputs)
-            found.append([out, *torch.autograd.grad(out.square().sum(), inputs)])
-    finally:
-        torch.set_num_threads(threads)
+    found = by_threads((1, 2, 3), _by(core, "native", 6), inputs)
     for other in found[1:]:
         for one, two in zip(found[0], other, strict=True):
             assert_close(two, one, 1e-5)
@@ -348,18 +342,23 @@ def test_contrastive_loss_of_a_batch_is_that_of_its_images() -> None:
         assert_close(whole[place], torch.cat([part[place] for part in parts]) / 3, 1e-7)
 
 
+def _top_k(*rows: Tensor) -> Tensor:
+    return attend_rows(*rows, 20, TopKAttention.rule)
+
+
 @needs_compiler
-def test_threads_of_a_forked_process_are_its_own() -> None:
+@pytest.mark.parametrize("attend", [softmax_attention_native, _top_k])
+def test_threads_of_a_forked_process_are_its_own(attend: Callable[..., Tensor]) -> None:
     """A child has the memory of threads that it does not have; it must start its own."""
     # In rows already: a child must not run what OpenMP's threads, which it lacks too, would share.
     rows = [torch.randn(1, 1200, 16, generator=torch.Generator().manual_seed(i)) for i in range(3)]
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(2)
-        expected = softmax_attention_native(*rows)
+        expected = attend(*rows)
         receive, send = multiprocessing.Pipe(duplex=False)
         context = multiprocessing.get_context("fork")
-        child = context.Process(target=_in_child, args=(rows, send))
+        child = context.Process(target=lambda: send.send(attend(*rows).tolist()))
         child.start()
         assert receive.poll(60)
         found = receive.recv()
@@ -367,10 +366,6 @@ def test_threads_of_a_forked_process_are_its_own() -> None:
     finally:
         torch.set_num_threads(threads)
     assert torch.equal(torch.tensor(found), expected)
-
-
-def _in_child(rows: list[Tensor], send: Any) -> None:
-    send.send(softmax_attention_native(*rows).tolist())
 
 
 def _layer(channels: int, width: int, size: int = 1) -> nn.Conv2d:

@@ -165,3 +165,18 @@ def counted_macs(name: str, channels: int, height: int, width: int, **options: A
                 run()
             counts.append(counter.get_total_flops() / 2)
     return counts
+
+
+def by_threads(
+    counts: Sequence[int], function: Callable[..., Tensor], inputs: Sequence[Tensor]
+) -> list[list[Tensor]]:
+    """Output and gradients with each number of threads."""
+    threads, found = torch.get_num_threads(), []
+    try:
+        for count in counts:
+            torch.set_num_threads(count)
+            out = function(*inputs)
+            found.append([out, *torch.autograd.grad(out.square().sum(), inputs)])
+    finally:
+        torch.set_num_threads(threads)
+    return found
